@@ -1,0 +1,23 @@
+"""Logging under MPI: rank 0 speaks, the others only when something is wrong, and say who they are."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+
+def set_up(rank: int, quiet: bool) -> None:
+    """Sends the package's log to standard error.
+
+    Args:
+        rank: of this process.
+        quiet: only warnings from rank 0 as well.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    prefix = f"rank {rank}: " if rank else ""
+    handler.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
+    logger = logging.getLogger("mpi_ntkdfl")
+    logger.handlers = [handler]
+    logger.propagate = False
+    # Ranks other than 0 derive the same graphs and would repeat rank 0's warnings.
+    logger.setLevel(logging.ERROR if rank else logging.WARNING if quiet else logging.INFO)
