@@ -1,0 +1,1 @@
+"""Which samples exist, and whose they are."""

@@ -1,0 +1,115 @@
+"""Reader of federated EMNIST (FEMNIST) in the HDF5 layout that TensorFlow Federated publishes.
+
+A training and a test file, each with one group a writer:
+
+    /examples/<writer>/pixels   [n, 28, 28] float32 in [0, 1], white paper 1, black ink 0
+    /examples/<writer>/label    [n] integer
+
+Unlike MNIST the background is the large value. The files of all 62 classes are
+`fed_emnist_train.h5` and `fed_emnist_test.h5`, those of the ten digits
+`fed_emnist_digitsonly_train.h5` and `fed_emnist_digitsonly_test.h5`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from mpi_ntkdfl.data.idx import MAX_INFLATION
+from mpi_ntkdfl.errors import InputError
+
+PIXELS = 28 * 28
+
+# File name prefix and number of classes; the first whose two files are there is taken.
+VARIANTS = {"fed_emnist": 62, "fed_emnist_digitsonly": 10}
+
+
+@dataclass(frozen=True)
+class Part:
+    """The samples of one file, writer after writer, writers in the order of their sorted names.
+
+    Attributes:
+        pixels: [n, 784] float32.
+        labels: [n] int64.
+        writers: [n] int64, which writer, counted from 0 over the writers that have samples.
+    """
+
+    pixels: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    writers: npt.NDArray[np.int64]
+
+
+def find(folder: Path) -> dict[str, Path] | None:
+    """The `train` and `test` file in `folder`, or None if there is no complete pair."""
+    for prefix in VARIANTS:
+        paths = {part: folder / f"{prefix}_{part}.h5" for part in ("train", "test")}
+        if all(path.is_file() for path in paths.values()):
+            return paths
+    return None
+
+
+def classes(path: Path) -> int:
+    """Number of classes, told by the name of the file."""
+    return VARIANTS[path.stem.rpartition("_")[0]]
+
+
+def read(path: Path) -> Part:
+    """Reads the training or the test file.
+
+    Raises:
+        InputError: if the file cannot be read, is damaged or has another layout.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            return _read_writers(file, path)
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001 - over a damaged file h5py raises almost anything
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is no sound HDF5 file: {reason}; get the file again") from error
+
+
+def _read_writers(file: h5py.File, path: Path) -> Part:
+    examples = file.get("examples")
+    if not isinstance(examples, h5py.Group):
+        raise InputError(f"{path}: must have a group /examples with one group a writer, got none")
+    names = sorted(examples)
+    counts = [_count(examples.get(name), f"{path}: /examples/{name!r}") for name in names]
+    total = sum(counts)
+    # Checked before allocating, because a damaged shape may ask for more memory than there is.
+    if total * PIXELS > MAX_INFLATION * path.stat().st_size:
+        raise InputError(f"{path}: promises {total} images, more than its size allows")
+    pixels = np.empty((total, PIXELS), np.float32)
+    labels = np.empty(total, np.int64)
+    stop = 0
+    for name, count in zip(names, counts, strict=True):
+        start, stop = stop, stop + count
+        # A value beyond float32 becomes infinite here, and is refused with all others of its kind.
+        with np.errstate(over="ignore"):
+            pixels[start:stop] = examples[name]["pixels"][()].reshape(count, PIXELS)
+        labels[start:stop] = examples[name]["label"][()]
+    filled = [count for count in counts if count]
+    return Part(pixels, labels, np.repeat(np.arange(len(filled)), filled).astype(np.int64))
+
+
+def _count(writer: Any, where: str) -> int:
+    """Number of samples of a writer, once the layout of its group is known to be right."""
+    members = writer if isinstance(writer, h5py.Group) else {}
+    pixels, label = members.get("pixels"), members.get("label")
+    if not (isinstance(pixels, h5py.Dataset) and isinstance(label, h5py.Dataset)):
+        raise InputError(f"{where} must be a group with data sets pixels and label")
+    if pixels.dtype.kind != "f" or pixels.shape[1:] != (28, 28):
+        raise InputError(
+            f"{where}/pixels must be [n, 28, 28] floats, got {pixels.shape} {pixels.dtype}"
+        )
+    if label.dtype.kind not in "iu" or label.shape != pixels.shape[:1]:
+        raise InputError(
+            f"{where}/label must be {pixels.shape[:1]} integers, one an image, "
+            f"got {label.shape} {label.dtype}"
+        )
+    return int(pixels.shape[0])

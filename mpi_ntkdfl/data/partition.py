@@ -1,0 +1,245 @@
+"""Who holds which training samples.
+
+A partition is a function of its settings, the labels and the run's seed. Clients may overlap
+(dirichlet, file) and need not cover the data set; none is ever empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from mpi_ntkdfl import config, seeds
+from mpi_ntkdfl.errors import InputError
+
+Indices: TypeAlias = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Training samples of all clients, one client after the other.
+
+    Attributes:
+        offsets: [M+1] int64; client i holds `indices[offsets[i]:offsets[i + 1]]`.
+        indices: [offsets[M]] int64, positions in the training set.
+    """
+
+    offsets: Indices
+    indices: Indices
+
+    def client(self, i: int) -> Indices:
+        """Positions [sizes[i]] in the training set of the samples of client i."""
+        return self.indices[self.offsets[i] : self.offsets[i + 1]]
+
+    @property
+    def sizes(self) -> Indices:
+        """Number of samples [M] of each client."""
+        return np.diff(self.offsets)
+
+
+def make(
+    settings: config.Partition,
+    labels: Indices,
+    clients: int,
+    seed: int,
+    writers: Indices | None = None,
+) -> Partition:
+    """Divides the training samples among the clients.
+
+    Args:
+        settings: which rule, and its parameters.
+        labels: [n] class of each training sample.
+        clients: number of clients M, >= 1.
+        seed: the run's seed.
+        writers: [n] writer of each training sample, counted from 0, if the data set knows them.
+
+    Raises:
+        InputError: if the rule cannot serve that many clients, or the partition file is wrong.
+    """
+    match settings:
+        case config.IidPartition():
+            return _iid(len(labels), clients, seed)
+        case config.DirichletPartition():
+            return _dirichlet(settings, labels, clients, seed)
+        case config.ShardsPartition():
+            return _shards(settings.per_client, labels, clients, seed)
+        case config.WriterPartition():
+            return _by_writer(writers, clients)
+        case config.FilePartition():
+            return _from_file(Path(settings.path).expanduser(), clients, len(labels))
+
+
+def _join(shares: Sequence[Indices]) -> Partition:
+    offsets = np.cumsum([0, *map(len, shares)], dtype=np.int64)
+    return Partition(offsets, np.concatenate(shares).astype(np.int64, copy=False))
+
+
+def _iid(n: int, clients: int, seed: int) -> Partition:
+    """Cuts one permutation into shares whose sizes differ by at most one."""
+    if n < clients:
+        raise InputError(f"iid needs a sample a client, got {n} samples for {clients} clients")
+    return _join(np.array_split(seeds.generator(seed, "partition").permutation(n), clients))
+
+
+def _shards(per_client: int, labels: Indices, clients: int, seed: int) -> Partition:
+    """Sorts by label (stably), cuts into shards, deals `per_client` to each client at random."""
+    count, n = clients * per_client, len(labels)
+    if n < count:
+        raise InputError(
+            f"shards needs a sample a shard, got {n} samples for {clients} clients * {per_client} "
+            "shards: lower clients or partition.per_client"
+        )
+    shards = np.array_split(np.argsort(labels, kind="stable"), count)
+    deal = seeds.generator(seed, "partition").permutation(count).reshape(clients, per_client)
+    return _join([np.concatenate([shards[shard] for shard in sorted(hand)]) for hand in deal])
+
+
+# ---------------------------------------------------------------------------------------- dirichlet
+
+
+def _dirichlet(
+    settings: config.DirichletPartition, labels: Indices, clients: int, seed: int
+) -> Partition:
+    """The recipe of the NTK-DFL authors: every client draws for itself.
+
+    A client draws class proportions p ~ Dir(alpha, ..., alpha) over the classes that occur in
+    `labels` and takes floor(p_c * samples) samples of each class c without replacement, or the
+    whole class if it has fewer; one sample of the likeliest class if that leaves it nothing. So
+    clients overlap, most hold a few samples less than `samples`, and client i's share does not
+    depend on the number of clients once `samples` is given. Classes ascend within a client.
+    """
+    samples = settings.samples or len(labels) // clients
+    if not samples:
+        raise InputError(
+            f"dirichlet gives each client training samples / clients samples, got {len(labels)} / "
+            f"{clients} < 1: set partition.samples or lower clients"
+        )
+    order = np.argsort(labels, kind="stable")
+    _, starts = np.unique(labels[order], return_index=True)
+    members = np.split(order, starts[1:])
+    return _join(
+        [
+            _draw_client(members, settings.alpha, samples, seeds.generator(seed, "partition", i))
+            for i in range(clients)
+        ]
+    )
+
+
+def _draw_client(
+    members: Sequence[Indices], alpha: float, samples: int, random: np.random.Generator
+) -> Indices:
+    proportions = _draw_proportions(alpha, len(members), random)
+    available = [len(member) for member in members]
+    counts = np.minimum(np.floor(proportions * samples).astype(np.int64), available)
+    if not counts.any():
+        counts[np.argmax(proportions)] = 1
+    return np.concatenate(
+        [random.choice(m, size=k, replace=False) for m, k in zip(members, counts, strict=True)]
+    )
+
+
+def _draw_proportions(
+    alpha: float, count: int, random: np.random.Generator
+) -> npt.NDArray[np.float64]:
+    """Draws [count] proportions from the symmetric Dirichlet distribution.
+
+    A Dirichlet draw is a vector of Gamma(alpha) draws over its sum. For small alpha all of them
+    fall below the smallest double, and the quotient is 0 / 0; so they are drawn as logarithms, by
+    Gamma(alpha) = Gamma(alpha + 1) * U^(1 / alpha), less the largest log(U) / alpha.
+    """
+    log_uniform = -random.standard_exponential(count)
+    log_gamma = np.log(random.standard_gamma(alpha + 1.0, count))
+    # Overflow to minus infinity is right here: such a class has proportion 0.
+    with np.errstate(over="ignore"):
+        log_gamma += (log_uniform - log_uniform.max()) / alpha
+    gamma = np.exp(log_gamma - log_gamma.max())
+    return np.asarray(gamma / gamma.sum())
+
+
+# -------------------------------------------------------------------------------- writers and files
+
+
+def _by_writer(writers: Indices | None, clients: int) -> Partition:
+    """Client i holds the samples of writer i; writers from `clients` on are left out."""
+    if writers is None:
+        raise InputError(
+            "partition writer needs a data set that knows its writers, got one that does not: "
+            "use dataset femnist or another partition"
+        )
+    count = int(writers.max(initial=-1)) + 1
+    if clients > count:
+        raise InputError(
+            f"partition writer has one client a writer, got {clients} clients for {count} writers: "
+            "lower clients"
+        )
+    order = np.argsort(writers, kind="stable")
+    offsets = np.searchsorted(writers[order], np.arange(clients + 1)).astype(np.int64)
+    if (np.diff(offsets) == 0).any():
+        raise InputError(f"writer {_first(np.diff(offsets) == 0)} has no training samples")
+    return Partition(offsets, order[: offsets[-1]].astype(np.int64))
+
+
+def _from_file(path: Path, clients: int, n: int) -> Partition:
+    """Reads `offsets [M+1]` and `indices` of any integer type from an npz file, and checks them."""
+    offsets, indices = _read_npz(path)
+    if len(offsets) != clients + 1:
+        raise InputError(
+            f"{path}: offsets must have clients + 1 = {clients + 1} entries, got {len(offsets)}: "
+            f"set clients to {len(offsets) - 1} or use another file"
+        )
+    if offsets[0] != 0:
+        raise InputError(f"{path}: offsets must start with 0, got {offsets[0]}")
+    # Compared, not subtracted: differences of unsigned integers wrap around.
+    if (shrinking := offsets[1:] < offsets[:-1]).any():
+        i = _first(shrinking)
+        raise InputError(
+            f"{path}: offsets must ascend, got {offsets[i]} then {offsets[i + 1]} at client {i}"
+        )
+    if offsets[-1] != len(indices):
+        raise InputError(
+            f"{path}: the last offset must be the number of indices, {len(indices)}, "
+            f"got {offsets[-1]}"
+        )
+    if (empty := offsets[1:] == offsets[:-1]).any():
+        raise InputError(
+            f"{path}: every client needs a sample, got none for client {_first(empty)}"
+        )
+    if (outside := (indices < 0) | (indices >= n)).any():
+        i = _first(outside)
+        client = int(np.searchsorted(offsets, i, side="right")) - 1
+        raise InputError(
+            f"{path}: indices must be in 0..{n - 1}, the training samples, got {indices[i]} at "
+            f"position {i}, client {client}: is the file for another data set?"
+        )
+    return Partition(offsets.astype(np.int64), indices.astype(np.int64))
+
+
+def _read_npz(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            found = {key: arrays[key] for key in ("offsets", "indices") if key in arrays}
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # noqa: BLE001 - over a damaged file NumPy raises almost anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"{path} is no sound npz file with arrays offsets and indices: {reason}"
+        ) from error
+    for key in ("offsets", "indices"):
+        if key not in found:
+            raise InputError(f"{path}: must have arrays offsets and indices, got no {key}")
+        array = found[key]
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise InputError(
+                f"{path}: {key} must be a list of integers, got {array.dtype} {array.shape}"
+            )
+    return found["offsets"], found["indices"]
+
+
+def _first(mask: npt.NDArray[np.bool_]) -> int:
+    return int(np.argmax(mask))
