@@ -1,0 +1,417 @@
+"""Communication graphs: their representation, the ways to draw one, and how fast they mix.
+
+Clients are the integers 0 to M-1. A graph is undirected and simple. Equal settings and an equally
+seeded generator give an equal graph, whatever rank or process draws it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mpi_ntkdfl import seeds
+from mpi_ntkdfl.config import (
+    CompleteTopology,
+    ErdosRenyiTopology,
+    FileTopology,
+    GridTopology,
+    RegularTopology,
+    RingTopology,
+    SmallWorldTopology,
+    StarTopology,
+    Topology,
+)
+from mpi_ntkdfl.errors import InputError
+
+if TYPE_CHECKING:
+    import networkx
+
+Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+_DENSE_LIMIT = 1500
+_LANCZOS_STEPS = 600
+_LANCZOS_TOLERANCE = 1e-10
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Undirected simple graph of the clients 0 to M-1; `from_pairs` brings any pairs into its form.
+
+    Attributes:
+        clients: number M of clients, >= 1.
+        edges: [E, 2] int64, each row i < j, rows unique and in lexicographic order; read-only.
+
+    Raises:
+        ValueError: if `edges` is not of that form.
+    """
+
+    clients: int
+    edges: Integers
+
+    def __post_init__(self) -> None:
+        edges = np.asarray(self.edges, dtype=np.int64).reshape(-1, 2).view()
+        low, high = edges.T
+        if len(edges) and not (
+            low.min() >= 0
+            and high.max() < self.clients
+            and (low < high).all()
+            and (np.diff(low * self.clients + high) > 0).all()
+        ):
+            raise ValueError(
+                f"edges must be sorted unique rows i < j of clients 0 to {self.clients - 1}, got "
+                "others; use Graph.from_pairs"
+            )
+        edges.flags.writeable = False
+        object.__setattr__(self, "edges", edges)
+
+    @classmethod
+    def from_pairs(cls, clients: int, pairs: npt.ArrayLike) -> Graph:
+        """Builds the graph from pairs [K, 2] in any order and direction, repeats allowed.
+
+        Raises:
+            ValueError: for a pair of a client with itself or a client that does not exist.
+        """
+        given = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
+        if given.size and (given.min() < 0 or given.max() >= clients):
+            raise ValueError(
+                f"pairs must be of clients 0 to {clients - 1}, got {given.min()} to {given.max()}"
+            )
+        if (given[:, 0] == given[:, 1]).any():
+            raise ValueError("pairs must be of two different clients, got a client with itself")
+        keys = np.unique(given.min(axis=1) * clients + given.max(axis=1))
+        return cls(clients, np.stack(np.divmod(keys, clients), axis=1))
+
+    @cached_property
+    def _closed(self) -> tuple[Integers, Integers]:
+        every = np.arange(self.clients, dtype=np.int64)
+        low, high = self.edges.T
+        rows, columns = np.concatenate([low, high, every]), np.concatenate([high, low, every])
+        # One sort of combined keys orders rows and columns at once, faster than a lexsort.
+        keys = rows * self.clients + columns
+        keys.sort()
+        members = keys % self.clients
+        offsets = np.zeros(self.clients + 1, dtype=np.int64)
+        np.cumsum(np.bincount(rows, minlength=self.clients), out=offsets[1:])
+        members.flags.writeable = offsets.flags.writeable = False
+        return offsets, members
+
+    @property
+    def offsets(self) -> Integers:
+        """[M+1]: the closed neighbourhood of i is `members[offsets[i]:offsets[i + 1]]`."""
+        return self._closed[0]
+
+    @property
+    def members(self) -> Integers:
+        """[M+2E]: the closed neighbourhoods of all clients one after the other, each ascending."""
+        return self._closed[1]
+
+    @cached_property
+    def degrees(self) -> Integers:
+        """[M] number of neighbours, the client itself not counted."""
+        degrees: Integers = np.diff(self.offsets) - 1
+        return degrees
+
+    def closed(self, client: int) -> Integers:
+        """Neighbours of `client` and itself, [degree+1], ascending; a read-only view."""
+        return self.members[self.offsets[client] : self.offsets[client + 1]]
+
+    def neighbours(self, client: int) -> Integers:
+        """Neighbours of `client`, [degree], ascending."""
+        closed = self.closed(client)
+        others: Integers = closed[closed != client]
+        return others
+
+
+# ----------------------------------------------------------------------------------------- drawing
+
+
+def draw(settings: Topology, clients: int, generator: np.random.Generator) -> Graph:
+    """Draws one graph.
+
+    Kinds of fixed shape (ring, complete, star, grid, file) use the generator only if dynamic, to
+    seat the clients anew. Random kinds hand networkx an integer seed from the generator, so that
+    their graphs stay the same only across networkx versions that draw alike.
+
+    Args:
+        settings: which kind, already validated against `clients` by `Config`.
+        clients: number M of clients.
+        generator: source of all randomness.
+
+    Raises:
+        InputError: if a graph file cannot be used.
+    """
+    shape = fixed_shape(settings, clients)
+    if shape is None:
+        return _draw_random(settings, clients, int(generator.integers(2**63)))
+    return reseat(shape, generator) if settings.dynamic else shape
+
+
+def fixed_shape(settings: Topology, clients: int) -> Graph | None:
+    """The graph of a kind that leaves only the seating to chance; None for the random kinds.
+
+    Raises:
+        InputError: if a graph file cannot be used.
+    """
+    every = np.arange(clients, dtype=np.int64)
+    match settings:
+        case RingTopology():
+            return Graph.from_pairs(clients, np.stack([every, np.roll(every, -1)], axis=1))
+        case CompleteTopology():
+            return _complete(clients)
+        case StarTopology():
+            return Graph(clients, np.stack([np.zeros_like(every), every], axis=1)[1:])
+        case GridTopology():
+            return _grid(clients)
+        case FileTopology():
+            return read_graph(settings.path, clients)
+        case _:
+            return None
+
+
+def reseat(shape: Graph, generator: np.random.Generator) -> Graph:
+    """The same shape with the clients' places permuted at random."""
+    return Graph.from_pairs(shape.clients, generator.permutation(shape.clients)[shape.edges])
+
+
+def _complete(clients: int) -> Graph:
+    return Graph(clients, np.stack(np.triu_indices(clients, 1), axis=1))
+
+
+def _grid(clients: int) -> Graph:
+    """Full rows x columns grid, row by row; a prime number of clients leaves only a path."""
+    rows = next(r for r in range(math.isqrt(clients), 0, -1) if clients % r == 0)
+    seats = np.arange(clients, dtype=np.int64).reshape(rows, -1)
+    across = np.stack([seats[:, :-1].ravel(), seats[:, 1:].ravel()], axis=1)
+    down = np.stack([seats[:-1].ravel(), seats[1:].ravel()], axis=1)
+    return Graph.from_pairs(clients, np.concatenate([across, down]))
+
+
+def _draw_random(settings: Topology, clients: int, seed: int) -> Graph:
+    import networkx as nx
+
+    match settings:
+        case RegularTopology(degree=degree):
+            return _random_regular(degree, clients, seed)
+        case ErdosRenyiTopology(p=p):
+            # networkx divides by log(1 - p), which rounds to zero for the tiniest p.
+            if 1.0 - p == 1.0:
+                return Graph.from_pairs(clients, [])
+            drawn = nx.fast_gnp_random_graph(clients, p, seed=seed)
+        case SmallWorldTopology(degree=degree, p=p):
+            drawn = nx.watts_strogatz_graph(clients, degree, p, seed=seed)
+        case _:
+            raise TypeError(f"topology must be one of the known kinds, got {settings!r}")
+    return Graph.from_pairs(clients, list(drawn.edges()))
+
+
+def _random_regular(degree: int, clients: int, seed: int) -> Graph:
+    import networkx as nx
+
+    # networkx pairs stubs and starts over when stuck, which near the complete graph is practically
+    # always. The missing edges form a regular graph as well, and a sparse one.
+    by_complement = 2 * degree > clients - 1
+    sought = clients - 1 - degree if by_complement else degree
+    drawn = nx.random_regular_graph(sought, clients, seed=seed)
+    graph = Graph.from_pairs(clients, list(drawn.edges()))
+    if not by_complement:
+        return graph
+    wanted = np.triu(np.ones((clients, clients), dtype=bool), 1)
+    wanted[graph.edges[:, 0], graph.edges[:, 1]] = False
+    return Graph(clients, np.argwhere(wanted))
+
+
+# ------------------------------------------------------------------------------------------- files
+
+
+def read_graph(path: str, clients: int) -> Graph:
+    """Reads a graph of the clients 0 to M-1; clients the file leaves out have no neighbours.
+
+    A name ending in .graphml or .xml holds GraphML, without a DOCTYPE; if directed, with every edge
+    in both directions. Any other file is an edge list: one undirected edge "i j" a line, "#" starts
+    a comment. Repeated edges count once, attributes such as weights in GraphML are ignored.
+
+    Raises:
+        InputError: if the file cannot be read, is malformed, or has a self-loop or a node that is
+            not one of the clients.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            f"topology.path must name a readable UTF-8 file, got {path!r} ({reason}); "
+            "give an edge list or a .graphml file"
+        ) from error
+    if path.lower().endswith((".graphml", ".xml")):
+        return Graph.from_pairs(clients, _graphml_pairs(text, path, clients))
+    return Graph.from_pairs(clients, _edge_list_pairs(text, path, clients))
+
+
+def _edge_list_pairs(text: str, path: str, clients: int) -> list[tuple[int, int]]:
+    pairs = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        words = line.partition("#")[0].split()
+        where = f"{path}, line {number}"
+        if len(words) == 2:
+            pairs.append(_edge(words[0], words[1], clients, where))
+        elif words:
+            raise InputError(
+                f'{where}: an edge must be two clients "i j", got {line.strip()[:60]!r}; '
+                "give one edge a line and no weights"
+            )
+    return pairs
+
+
+def _graphml_pairs(text: str, path: str, clients: int) -> list[tuple[int, int]]:
+    parsed = _parse_graphml(text, path)
+    for name in parsed.nodes():
+        _client(name, clients, f"{path}, node {name[:40]!r}")
+    pairs = [_edge(a, b, clients, f"{path}, edge {a!r} to {b!r}") for a, b in parsed.edges()]
+    if parsed.is_directed():
+        known = set(pairs)
+        for a, b in pairs:
+            if (b, a) not in known:
+                raise InputError(
+                    f"{path}: a directed graph must have every edge both ways, got {a} to {b} "
+                    'without its reverse; add it or set edgedefault="undirected"'
+                )
+    return pairs
+
+
+def _parse_graphml(text: str, path: str) -> networkx.Graph[Any]:
+    import networkx as nx
+
+    # Entities can expand to gigabytes or read other files; GraphML has no need of them.
+    if re.search(r"<!\s*(DOCTYPE|ENTITY)", text, re.IGNORECASE):
+        raise InputError(
+            f"{path}: GraphML must not declare a DOCTYPE or ENTITY, got one; remove the declaration"
+        )
+    # networkx reads the first of several graphs, and only the outermost of nested ones.
+    graphs = len(re.findall(r"<(?:[\w.-]+:)?graph[\s/>]", text))
+    if graphs != 1:
+        raise InputError(f"{path} must hold one GraphML graph, got {graphs}; keep one of them")
+    # The reader meets odd documents with whatever its own code happens to raise.
+    odd = (nx.NetworkXError, SyntaxError, LookupError, ValueError, TypeError, AttributeError)
+    try:
+        return nx.parse_graphml(text)
+    except odd as error:
+        problem = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"{path} must be valid GraphML, got: {problem}; mend it or give an edge list"
+        ) from error
+
+
+def _edge(source: str, target: str, clients: int, where: str) -> tuple[int, int]:
+    pair = _client(source, clients, where), _client(target, clients, where)
+    if pair[0] == pair[1]:
+        raise InputError(
+            f"{where}: an edge must join two different clients, got {pair[0]} twice; remove it, "
+            "every client averages itself in anyway"
+        )
+    return pair
+
+
+def _client(word: str, clients: int, where: str) -> int:
+    # A single spelling for each client: "01" could otherwise be a second node 1 in GraphML.
+    if not re.fullmatch(r"0|[1-9][0-9]{0,17}", word) or int(word) >= clients:
+        raise InputError(
+            f"{where}: a node must be an integer from 0 to {clients - 1}, got {word[:40]!r}; "
+            "renumber the nodes or set clients to their number"
+        )
+    return int(word)
+
+
+# ---------------------------------------------------------------------------------------- analysis
+
+
+def components(graph: Graph) -> int:
+    """Number of connected components, isolated clients counted."""
+    roots = np.arange(graph.clients, dtype=np.int64)
+    while True:
+        ends = roots[graph.edges]
+        low, high = ends.min(axis=1), ends.max(axis=1)
+        if np.array_equal(low, high):
+            return len(np.unique(roots))
+        # Each root joins the lowest neighbouring component; pointers to lower roots form no cycle.
+        np.minimum.at(roots, high, low)
+        while not np.array_equal(roots, roots[roots]):
+            roots = roots[roots]
+
+
+def is_connected(graph: Graph) -> bool:
+    """Whether every client can reach every other."""
+    return components(graph) == 1
+
+
+def spectral_gap(graph: Graph) -> float:
+    r"""1 - max(|lambda_2|, |lambda_M|) of plain averaging, in [0, 1]; larger mixes faster.
+
+    Averaging is W_ij = 1 / (1 + deg_i) for j in the closed neighbourhood of i. With D = 1 + deg it
+    equals D^{-1} (A + I) and is similar to the symmetric S = D^{-1/2} (A + I) D^{-1/2}, whose
+    eigenvalues are taken; 1 is among them, with the eigenvector D^{1/2} 1.
+
+    Up to 1,500 clients the eigenvalues are computed densely, to about 1e-14. Above, a Lanczos
+    iteration from a fixed start runs until the residual is below 1e-10, at most 600 steps. Random
+    graphs get there; on graphs that mix very slowly, such as rings, the steps run out and the gap
+    comes out too large by about 1e-5. A disconnected graph has gap 0 exactly.
+    """
+    if graph.clients == 1:
+        return 1.0
+    if not is_connected(graph):
+        return 0.0
+    second = _second_dense(graph) if graph.clients <= _DENSE_LIMIT else _second_lanczos(graph)
+    return min(max(1.0 - second, 0.0), 1.0)
+
+
+def _second_dense(graph: Graph) -> float:
+    scale = 1.0 / np.sqrt(1.0 + graph.degrees)
+    rows = np.repeat(np.arange(graph.clients), graph.degrees + 1)
+    matrix = np.zeros((graph.clients, graph.clients))
+    matrix[rows, graph.members] = scale[rows] * scale[graph.members]
+    values = np.linalg.eigvalsh(matrix)
+    return float(max(abs(values[0]), abs(values[-2])))
+
+
+def _second_lanczos(graph: Graph) -> float:
+    """Largest absolute Ritz value of S on the complement of its known first eigenvector."""
+    root = np.sqrt(1.0 + graph.degrees)
+    basis = np.zeros((_LANCZOS_STEPS + 2, graph.clients))
+    basis[0] = root / np.linalg.norm(root)
+    vector = seeds.generator(0, "spectral gap").standard_normal(graph.clients)
+    diagonal, below, second = np.zeros(_LANCZOS_STEPS), np.zeros(_LANCZOS_STEPS), 0.0
+    vector, norm = _orthogonalised(vector, basis[:1])
+    for step in range(_LANCZOS_STEPS):
+        basis[step + 1] = vector / norm
+        vector = np.add.reduceat((basis[step + 1] / root)[graph.members], graph.offsets[:-1]) / root
+        diagonal[step] = vector @ basis[step + 1]
+        vector, norm = _orthogonalised(vector, basis[: step + 2])
+        below[step] = norm
+        exhausted = norm < _LANCZOS_TOLERANCE
+        if exhausted or step % 50 == 49:
+            second, residual = _largest_ritz(diagonal[: step + 1], below[: step + 1])
+            if exhausted or residual < _LANCZOS_TOLERANCE:
+                break
+    return second
+
+
+def _orthogonalised(vector: Floats, basis: Floats) -> tuple[Floats, float]:
+    # Twice: one pass alone loses orthogonality as the Ritz values converge.
+    for _ in range(2):
+        vector = vector - (basis @ vector) @ basis
+    return vector, float(np.linalg.norm(vector))
+
+
+def _largest_ritz(diagonal: Floats, below: Floats) -> tuple[float, float]:
+    """Largest absolute eigenvalue of the tridiagonal projection, and the residual of its vector."""
+    off = below[:-1]
+    values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1))
+    best = int(np.argmax(np.abs(values)))
+    return float(abs(values[best])), float(below[-1] * abs(vectors[-1, best]))

@@ -1,0 +1,115 @@
+"""Which rank owns which client, and what crosses from rank to rank along a graph.
+
+Everything follows from (graph, placement): sender and receiver derive equal lists without talking.
+A rank's cost is proportional to the edges of its own clients, once the graph's rows are built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+
+from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.topology.graphs import Graph, Integers
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Contiguous shares of the clients, the first M % R ranks owning one more than the others.
+
+    Attributes:
+        clients: number M of clients.
+        ranks: number R of ranks, 1 <= R <= M.
+
+    Raises:
+        InputError: if there are more ranks than clients.
+        ValueError: if there is no rank.
+    """
+
+    clients: int
+    ranks: int
+
+    def __post_init__(self) -> None:
+        if self.ranks < 1:
+            raise ValueError(f"ranks must be at least 1, got {self.ranks}")
+        if self.ranks > self.clients:
+            raise InputError(
+                f"more ranks than clients: got {self.ranks} ranks for {self.clients} clients; "
+                f"start at most {self.clients} ranks"
+            )
+
+    @cached_property
+    def offsets(self) -> Integers:
+        """[R+1] int64: rank r owns the clients from `offsets[r]` up to, not including, the next."""
+        share, extra = divmod(self.clients, self.ranks)
+        rank = np.arange(self.ranks + 1, dtype=np.int64)
+        offsets = rank * share + np.minimum(rank, extra)
+        offsets.flags.writeable = False
+        return offsets
+
+    def owned(self, rank: int) -> range:
+        """The clients of a rank, never empty."""
+        return range(int(self.offsets[rank]), int(self.offsets[rank + 1]))
+
+    @overload
+    def owner(self, client: int) -> int: ...
+    @overload
+    def owner(self, client: Integers) -> Integers: ...
+    def owner(self, client: int | Integers) -> int | Integers:
+        """The rank that owns a client, 0 to M-1; for an array of clients, an array of its shape."""
+        ranks: Integers = np.searchsorted(self.offsets, client, side="right") - 1
+        return ranks if isinstance(client, np.ndarray) else int(ranks)
+
+
+def neighbour_ranks(graph: Graph, placement: Placement, rank: int) -> Integers:
+    """Other ranks that share an edge with `rank`, ascending; a symmetric relation."""
+    _, others = _own_edges(graph, placement, rank)
+    found = np.unique(placement.owner(others))
+    others_only: Integers = found[found != rank]
+    return others_only
+
+
+def send_clients(graph: Graph, placement: Placement, rank: int, to: int) -> Integers:
+    """Clients of `rank` with a neighbour on the other rank `to`, ascending: each crosses once."""
+    own, others = _own_edges(graph, placement, rank)
+    return np.unique(own[_owned_by(others, placement, to)])
+
+
+def receive_clients(graph: Graph, placement: Placement, rank: int, source: int) -> Integers:
+    """Clients of the other rank `source` with a neighbour on `rank`, ascending.
+
+    Equals `send_clients(graph, placement, source, rank)`, derived from the edges of `rank` instead.
+    """
+    _, others = _own_edges(graph, placement, rank)
+    return np.unique(others[_owned_by(others, placement, source)])
+
+
+def pairs(graph: Graph, placement: Placement, source_rank: int, target_rank: int) -> Integers:
+    """Directed edges from the clients of one rank to those of another, or of the same, rank.
+
+    Returns:
+        [K, 2] int64, sorted rows (target client i, source client j): i of `target_rank`, j of
+        `source_rank`, {i, j} an edge. A client's pair with itself is never among them.
+    """
+    targets, sources = _own_edges(graph, placement, target_rank)
+    kept = _owned_by(sources, placement, source_rank)
+    return np.stack([targets[kept], sources[kept]], axis=1)
+
+
+def _own_edges(graph: Graph, placement: Placement, rank: int) -> tuple[Integers, Integers]:
+    """Clients of `rank` [K] and their neighbours [K], sorted by both, loops left out."""
+    owned = placement.owned(rank)
+    starts = graph.offsets[owned.start : owned.stop + 1]
+    others = graph.members[starts[0] : starts[-1]]
+    own = np.repeat(np.arange(owned.start, owned.stop, dtype=np.int64), np.diff(starts))
+    proper = own != others
+    return own[proper], others[proper]
+
+
+def _owned_by(clients: Integers, placement: Placement, rank: int) -> npt.NDArray[np.bool_]:
+    owned = placement.owned(rank)
+    return (clients >= owned.start) & (clients < owned.stop)

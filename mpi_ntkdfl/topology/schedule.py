@@ -1,0 +1,62 @@
+"""Which graph holds in which round, from the settings, the seed and the round's number alone."""
+
+from __future__ import annotations
+
+import logging
+
+from mpi_ntkdfl import seeds
+from mpi_ntkdfl.config import Topology
+from mpi_ntkdfl.topology.graphs import Graph, components, draw, fixed_shape, reseat
+
+_log = logging.getLogger(__name__)
+
+
+class Schedule:
+    """The graphs of a run, in any order of rounds; a static run has the same graph object in all.
+
+    Args:
+        settings: which kind of graph, and whether it is dynamic, that is, drawn anew every round.
+        clients: number M of clients.
+        seed: the run's seed.
+
+    Raises:
+        InputError: if a graph file cannot be used; it is read here, once.
+    """
+
+    def __init__(self, settings: Topology, clients: int, seed: int) -> None:
+        self._settings = settings
+        self._clients = clients
+        self._seed = seed
+        self._shape = fixed_shape(settings, clients)
+        self._last: tuple[int, Graph] | None = None
+        self._warned = False
+
+    def graph(self, round: int) -> Graph:
+        """The graph of a round, >= 0; that of the last call is kept.
+
+        Logs one warning a run, at the first disconnected graph.
+        """
+        key = round if self._settings.dynamic else 0
+        if self._last is None or self._last[0] != key:
+            self._last = key, self._draw(key)
+            if not self._warned:
+                self._warned = self._warn_if_disconnected(self._last[1], round)
+        return self._last[1]
+
+    def _draw(self, key: int) -> Graph:
+        generator = seeds.generator(self._seed, "graph", key)
+        if self._shape is None:
+            return draw(self._settings, self._clients, generator)
+        # `draw` would read a graph file again, and it may have changed since the run began.
+        return reseat(self._shape, generator) if self._settings.dynamic else self._shape
+
+    def _warn_if_disconnected(self, graph: Graph, round: int) -> bool:
+        parts = components(graph)
+        if parts > 1:
+            _log.warning(
+                "the graph of round %d has %d components: averages cannot mix across components%s",
+                round,
+                parts,
+                "; later rounds are not reported" if self._settings.dynamic else "",
+            )
+        return parts > 1

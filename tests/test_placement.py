@@ -1,0 +1,171 @@
+"""Which rank owns whom, and what crosses between ranks."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.topology.graphs import Graph
+from mpi_ntkdfl.topology.placement import (
+    Placement,
+    neighbour_ranks,
+    pairs,
+    receive_clients,
+    send_clients,
+)
+
+
+@st.composite
+def placements(draw_from: st.DrawFn) -> Placement:
+    clients = draw_from(st.integers(1, 25))
+    return Placement(clients, draw_from(st.integers(1, clients)))
+
+
+@st.composite
+def placed_graphs(draw_from: st.DrawFn) -> tuple[Graph, Placement]:
+    placement = draw_from(placements())
+    client = st.integers(0, placement.clients - 1)
+    drawn = draw_from(st.lists(st.tuples(client, client), max_size=60))
+    graph = Graph.from_pairs(placement.clients, [(i, j) for i, j in drawn if i != j])
+    return graph, placement
+
+
+def both_ways(graph: Graph) -> list[tuple[int, int]]:
+    return sorted((i, j) for a, b in graph.edges.tolist() for i, j in [(a, b), (b, a)])
+
+
+# --------------------------------------------------------------------------------------- ownership
+
+
+@given(placements())
+def test_every_client_has_one_owner_and_shares_are_nearly_equal(placement: Placement) -> None:
+    shares = [placement.owned(rank) for rank in range(placement.ranks)]
+    assert [client for share in shares for client in share] == list(range(placement.clients))
+    share, extra = divmod(placement.clients, placement.ranks)
+    assert [len(s) for s in shares] == [share + (rank < extra) for rank in range(placement.ranks)]
+
+
+@given(placements())
+def test_owner_is_who_owns(placement: Placement) -> None:
+    expected = [rank for rank in range(placement.ranks) for _ in placement.owned(rank)]
+    every = np.arange(placement.clients)
+    assert placement.owner(every).tolist() == expected
+    assert [placement.owner(client) for client in range(placement.clients)] == expected
+    assert placement.owner(every.reshape(1, -1)).shape == (1, placement.clients)
+    assert type(placement.owner(0)) is int
+
+
+def test_more_ranks_than_clients_are_refused() -> None:
+    with pytest.raises(InputError) as caught:
+        Placement(3, 4)
+    assert str(caught.value) == (
+        "more ranks than clients: got 4 ranks for 3 clients; start at most 3 ranks"
+    )
+    assert Placement(3, 3).offsets.tolist() == [0, 1, 2, 3]
+
+
+def test_no_rank_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        Placement(3, 0)
+
+
+# ---------------------------------------------------------------------------------------- crossing
+
+
+def test_an_example_by_hand() -> None:
+    """Ranks own {0, 1}, {2, 3}, {4}; client 1 has two neighbours on rank 1 and crosses once."""
+    graph, placement = Graph.from_pairs(5, [(0, 1), (1, 2), (1, 3), (3, 4)]), Placement(5, 3)
+    assert neighbour_ranks(graph, placement, 0).tolist() == [1]
+    assert neighbour_ranks(graph, placement, 1).tolist() == [0, 2]
+    assert send_clients(graph, placement, 0, 1).tolist() == [1]
+    assert send_clients(graph, placement, 1, 0).tolist() == [2, 3]
+    assert send_clients(graph, placement, 0, 2).tolist() == []
+    assert pairs(graph, placement, 0, 1).tolist() == [[2, 1], [3, 1]]
+    assert pairs(graph, placement, 1, 0).tolist() == [[1, 2], [1, 3]]
+    assert pairs(graph, placement, 0, 0).tolist() == [[0, 1], [1, 0]]
+    assert pairs(graph, placement, 1, 1).tolist() == []
+    assert pairs(graph, placement, 2, 0).shape == (0, 2)
+
+
+@given(placed_graphs())
+def test_neighbour_ranks_are_those_an_edge_joins(placed: tuple[Graph, Placement]) -> None:
+    graph, placement = placed
+    joined = {(placement.owner(i), placement.owner(j)) for i, j in both_ways(graph)}
+    for r in range(placement.ranks):
+        expected = sorted(s for a, s in joined if a == r and s != r)
+        assert neighbour_ranks(graph, placement, r).tolist() == expected
+
+
+@given(placed_graphs())
+def test_sender_and_receiver_derive_the_same_list(placed: tuple[Graph, Placement]) -> None:
+    graph, placement = placed
+    for r in range(placement.ranks):
+        for s in set(range(placement.ranks)) - {r}:
+            sent = send_clients(graph, placement, r, s).tolist()
+            crossing = {
+                i
+                for i, j in both_ways(graph)
+                if i in placement.owned(r) and j in placement.owned(s)
+            }
+            assert sent == sorted(crossing)
+            assert receive_clients(graph, placement, s, r).tolist() == sent
+            assert bool(sent) == (s in neighbour_ranks(graph, placement, r))
+
+
+@given(placed_graphs())
+def test_own_and_received_clients_are_all_a_rank_averages(
+    placed: tuple[Graph, Placement],
+) -> None:
+    graph, placement = placed
+    for r in range(placement.ranks):
+        at_hand = set(placement.owned(r))
+        for s in neighbour_ranks(graph, placement, r).tolist():
+            at_hand |= set(send_clients(graph, placement, s, r).tolist())
+        needed = {j for i in placement.owned(r) for j in graph.closed(i).tolist()}
+        assert at_hand == needed | set(placement.owned(r))
+
+
+@given(placed_graphs())
+def test_pairs_cover_every_directed_edge_once_for_any_number_of_ranks(
+    placed: tuple[Graph, Placement],
+) -> None:
+    graph, placement = placed
+    ranks = range(placement.ranks)
+    covered: list[tuple[int, int]] = []
+    for source in ranks:
+        for target in ranks:
+            found = pairs(graph, placement, source, target)
+            rows = [(i, j) for i, j in found.tolist()]
+            assert rows == sorted(rows)
+            assert found.dtype == np.int64
+            assert all(i in placement.owned(target) for i, _ in rows)
+            assert all(j in placement.owned(source) for _, j in rows)
+            covered += rows
+    assert sorted(covered) == both_ways(graph)
+
+
+# ------------------------------------------------------------------------------------------- speed
+
+
+@pytest.mark.parametrize(
+    ("clients", "edges"),
+    [
+        (5000, [(i, (i + step) % 5000) for step in (1, 7, 100) for i in range(5000)]),
+        (500, [(i, j) for i in range(500) for j in range(i)]),
+    ],
+    ids=["5000 sparse", "500 complete"],
+)
+def test_one_rank_is_quick(clients: int, edges: list[tuple[int, int]]) -> None:
+    """Milliseconds each on a quiet machine; the limit only catches loops over all pairs."""
+    graph, placement = Graph.from_pairs(clients, edges), Placement(clients, 16)
+    start = time.process_time()
+    for other in neighbour_ranks(graph, placement, 3).tolist():
+        send_clients(graph, placement, 3, other)
+        receive_clients(graph, placement, 3, other)
+        pairs(graph, placement, other, 3)
+    assert time.process_time() - start < 1
