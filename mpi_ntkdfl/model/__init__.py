@@ -1,0 +1,1 @@
+"""The network as a function of a flat parameter vector."""

@@ -1,0 +1,32 @@
+"""Losses on network outputs, and their gradients with respect to the outputs.
+
+Cross-entropy: `L = mean_n -log softmax(f_n)[y_n]`. Squared: `L = mean_n 1/2 ||f_n - Y_n||^2`. Both have
+the output gradient `(prediction(f) - Y) / N` that NTK evolution follows, with prediction = softmax or
+the identity.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+Loss = Literal["cross-entropy", "squared"]
+
+
+def one_hot(labels: torch.Tensor, classes: int, dtype: torch.dtype) -> torch.Tensor:
+    """Targets Y `[sample, output]` of integer `labels` `[sample]`."""
+    return torch.nn.functional.one_hot(labels.long(), classes).to(dtype)
+
+
+def loss_value(outputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> torch.Tensor:
+    """The loss, a scalar tensor, of `outputs` `[sample, output]` against integer labels `[sample]`."""
+    if loss == "cross-entropy":
+        return torch.nn.functional.cross_entropy(outputs, labels.long())
+    targets = one_hot(labels, outputs.shape[1], outputs.dtype)
+    return 0.5 * (outputs - targets).square().sum(1).mean()
+
+
+def correct(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Number of samples whose largest output is at the label, an integer scalar tensor."""
+    return (outputs.argmax(1) == labels).sum()

@@ -1,0 +1,100 @@
+"""Networks as functions of a flat parameter vector.
+
+Axis convention of the whole package: inputs `[sample, feature]`, outputs `[sample, output]`, parameters
+`[P]`, Jacobians `[sample, output, param]`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from mpi_ntkdfl.config import ModelSettings
+from mpi_ntkdfl.model.params import Layout, aligned
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What one forward pass leaves behind.
+
+    Attributes:
+        inputs: input of each layer, `[sample, fan_in]`; the first is the network's own input.
+        outputs: the network's outputs before the softmax, `[sample, output]`.
+    """
+
+    inputs: list[torch.Tensor]
+    outputs: torch.Tensor
+
+
+@dataclass(frozen=True)
+class MLP:
+    """A multilayer perceptron with ReLU between its layers.
+
+    Attributes:
+        widths: features, hidden widths, outputs; the paper's network is (784, 100, 10).
+    """
+
+    widths: tuple[int, ...]
+
+    @property
+    def layers(self) -> int:
+        """Number of weight matrices."""
+        return len(self.widths) - 1
+
+    @cached_property
+    def layout(self) -> Layout:
+        """`fc1.weight [fan_out, fan_in], fc1.bias [fan_out], fc2.weight, ...` as torch lays it out."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer, (fan_in, fan_out) in enumerate(
+            zip(self.widths, self.widths[1:], strict=False), 1
+        ):
+            shapes[f"fc{layer}.weight"] = (fan_out, fan_in)
+            shapes[f"fc{layer}.bias"] = (fan_out,)
+        return Layout(shapes)
+
+    def weights_and_biases(self, params: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """`(W [fan_out, fan_in], b [fan_out])` of each layer, views of `params` `[P]`."""
+        tensors = list(self.layout.unflatten(params).values())
+        return list(zip(tensors[::2], tensors[1::2], strict=True))
+
+    def activations(self, params: torch.Tensor, inputs: torch.Tensor) -> Activations:
+        """Forward pass that keeps every layer's input.
+
+        Args:
+            params: `[P]`.
+            inputs: `[sample, feature]`.
+        """
+        here, kept = inputs, []
+        stages = self.weights_and_biases(aligned(params))
+        for weight, bias in stages[:-1]:
+            kept.append(here)
+            here = torch.nn.functional.linear(here, weight, bias).relu_()
+        kept.append(here)
+        return Activations(kept, torch.nn.functional.linear(here, *stages[-1]))
+
+    def outputs(self, params: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        """Outputs `[sample, output]` of the network with `params` `[P]` at `inputs`."""
+        return self.activations(params, inputs).outputs
+
+    def initial(self, generator: np.random.Generator) -> np.ndarray:
+        """Kaiming-normal weights (deviation sqrt(2 / fan_in)) and zero biases, `[P]` float64.
+
+        The source is He et al., "Delving deep into rectifiers", ICCV 2015; the start of the
+        NTK-DFL paper.
+        """
+        pieces = [
+            generator.standard_normal(size) * math.sqrt(2 / shape[1])
+            if len(shape) == 2
+            else np.zeros(size)
+            for size, shape in zip(self.layout.sizes, self.layout.shapes.values(), strict=True)
+        ]
+        return np.concatenate(pieces)
+
+
+def build(settings: ModelSettings, features: int, classes: int) -> MLP:
+    """The network the settings ask for, with as many inputs and outputs as the data set has."""
+    return MLP((features, *settings.hidden, classes))

@@ -1,0 +1,91 @@
+"""Parameters as one flat vector `[P]`, and its views under the names of a torch state_dict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+
+from mpi_ntkdfl.errors import InputError
+
+# Matrix products may round differently when an operand does not start on a cache line, so the rows
+# of a parameter matrix, whose length is no multiple of this, are copied before they are used.
+ALIGNMENT = 64
+
+
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns `tensor`, or a copy of it whose memory starts on an `ALIGNMENT`-byte boundary.
+
+    Every operand of a product whose bits must not depend on where a client's row happens to lie
+    (and so on how many clients share the rank) goes through here.
+    """
+    if tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of the tensors that make up a flat vector, in order.
+
+    Attributes:
+        shapes: shape of each tensor by name; the vector concatenates them in this order.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of elements of each tensor."""
+        return tuple(math.prod(shape) for shape in self.shapes.values())
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Start of each tensor in the vector, and the end: one entry more than tensors."""
+        return (0, *accumulate(self.sizes))
+
+    @property
+    def size(self) -> int:
+        """P, the length of the flat vector."""
+        return self.offsets[-1]
+
+    def unflatten(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Views of `flat` `[P]` by name.
+
+        Raises:
+            ValueError: if `flat` has another length than P.
+        """
+        if flat.shape != (self.size,):
+            raise ValueError(
+                f"expected a vector of {self.size} parameters, got shape {tuple(flat.shape)}"
+            )
+        pieces = torch.split(flat, list(self.sizes))
+        return {
+            name: piece.view(shape)
+            for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
+        }
+
+    def flatten(self, state: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Concatenates a state_dict into a vector `[P]`.
+
+        Raises:
+            InputError: for missing or additional names, another shape, or values that are not finite.
+        """
+        if sorted(map(str, state)) != sorted(self.shapes):
+            raise InputError(
+                f"weights: expected the tensors {', '.join(self.shapes)}; "
+                f"got {', '.join(map(str, state))}"
+            )
+        for name, shape in self.shapes.items():
+            if tuple(state[name].shape) != shape:
+                raise InputError(
+                    f"weights: {name} must have shape {list(shape)} for this model and data set, "
+                    f"got {list(state[name].shape)}"
+                )
+            if not bool(torch.isfinite(state[name]).all()):
+                raise InputError(f"weights: {name} holds values that are not finite")
+        return torch.cat([state[name].reshape(-1) for name in self.shapes])

@@ -1,0 +1,1 @@
+"""The mathematics: Jacobians, kernel, evolution, update. No MPI."""

@@ -1,0 +1,17 @@
+"""The empirical neural tangent kernel of a neighbourhood (Thompson et al., NTK-DFL, step 4)."""
+
+from __future__ import annotations
+
+import torch
+
+from mpi_ntkdfl.ntk.jacobian import Jacobian
+
+
+def trace_kernel(jacobian: Jacobian, outputs: int) -> torch.Tensor:
+    """`K = (1/C) sum_c J_c J_c^T`, `[sample, sample]`, over the stacked samples of a neighbourhood.
+
+    Args:
+        jacobian: Jacobian of the N stacked samples.
+        outputs: C, the number of outputs.
+    """
+    return jacobian.trace_gram().div_(outputs)

@@ -1,0 +1,127 @@
+"""The method written out as slowly and plainly as possible: loops, autograd, float64.
+
+Tests compare the package with this. Nothing here is shared with the package but torch.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def unflatten(params: torch.Tensor, widths: tuple[int, ...]) -> list[torch.Tensor]:
+    """W1, b1, W2, b2, ... of a flat vector."""
+    tensors, start = [], 0
+    for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+        tensors.append(params[start : start + fan_in * fan_out].view(fan_out, fan_in))
+        start += fan_in * fan_out
+        tensors.append(params[start : start + fan_out])
+        start += fan_out
+    return tensors
+
+
+def network(params: torch.Tensor, x: torch.Tensor, widths: tuple[int, ...]) -> torch.Tensor:
+    """Outputs [sample, output]."""
+    tensors = unflatten(params, widths)
+    for index in range(0, len(tensors), 2):
+        if index:
+            x = torch.relu(x)
+        x = x @ tensors[index].T + tensors[index + 1]
+    return x
+
+
+def jacobian(params: torch.Tensor, x: torch.Tensor, widths: tuple[int, ...]) -> torch.Tensor:
+    """J [sample, output, param], one gradient at a time."""
+    rows = []
+    for sample in x:
+        for output in range(widths[-1]):
+            point = params.detach().clone().requires_grad_()
+            value = network(point, sample[None], widths)[0, output]
+            rows.append(torch.autograd.grad(value, point)[0])
+    return torch.stack(rows).view(len(x), widths[-1], len(params))
+
+
+def kernel(j: torch.Tensor) -> torch.Tensor:
+    """(1/C) sum_c J_c J_c^T, entry by entry."""
+    samples, outputs, _ = j.shape
+    k = torch.zeros(samples, samples, dtype=j.dtype)
+    for a in range(samples):
+        for b in range(samples):
+            for c in range(outputs):
+                k[a, b] += torch.dot(j[a, c], j[b, c]) / outputs
+    return k
+
+
+def left_sums(
+    k: torch.Tensor, f: torch.Tensor, y: torch.Tensor, lr: float, taus: list[int], loss: str
+) -> dict[int, torch.Tensor]:
+    """sum_{u<tau} (prediction(f(u lr)) - Y) along df/dt = -K (prediction - Y) / N, by small RK4 steps."""
+
+    def residual(z: torch.Tensor) -> torch.Tensor:
+        return (torch.softmax(z, 1) if loss == "cross-entropy" else z) - y
+
+    def slope(z: torch.Tensor) -> torch.Tensor:
+        return -k @ residual(z) / len(z)
+
+    stiffness = float(torch.linalg.eigvalsh(k)[-1]) / len(f) * lr
+    substeps = max(10, int(10 * stiffness) + 1)
+    h, total, found = lr / substeps, torch.zeros_like(f), {}
+    for u in range(1, max(taus) + 1):
+        total = total + residual(f)
+        for _ in range(substeps):
+            k1 = slope(f)
+            k2 = slope(f + h / 2 * k1)
+            k3 = slope(f + h / 2 * k2)
+            k4 = slope(f + h * k3)
+            f = f + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        if u in taus:
+            found[u] = total
+    return found
+
+
+def loss_of(outputs: torch.Tensor, labels: torch.Tensor, loss: str) -> float:
+    """Mean loss."""
+    total = 0.0
+    for f, label in zip(outputs, labels.tolist(), strict=True):
+        if loss == "cross-entropy":
+            total += float(torch.logsumexp(f, 0) - f[label])
+        else:
+            target = torch.zeros_like(f)
+            target[label] = 1
+            total += 0.5 * float(((f - target) ** 2).sum())
+    return total / len(labels)
+
+
+def ntk_dfl_round(
+    weights: list[torch.Tensor],
+    data: list[tuple[torch.Tensor, torch.Tensor]],
+    edges: set[tuple[int, int]],
+    widths: tuple[int, ...],
+    lr: float,
+    taus: list[int],
+    loss: str = "cross-entropy",
+    by_samples: bool = False,
+) -> tuple[list[torch.Tensor], list[int]]:
+    """One round of NTK-DFL for all clients; tau by the loss of the network."""
+    clients = range(len(weights))
+    closed = [[j for j in clients if j == i or (min(i, j), max(i, j)) in edges] for i in clients]
+    averages = []
+    for i in clients:
+        share = {j: float(len(data[j][1])) if by_samples else 1.0 for j in closed[i]}
+        averages.append(sum(share[j] * weights[j] for j in closed[i]) / sum(share.values()))
+    new, chosen = [], []
+    for i in clients:
+        x = torch.cat([data[j][0] for j in closed[i]])
+        labels = torch.cat([data[j][1] for j in closed[i]])
+        y = torch.eye(widths[-1], dtype=x.dtype)[labels]
+        j_all = jacobian(averages[i], x, widths)
+        sums = left_sums(kernel(j_all), network(averages[i], x, widths), y, lr, taus, loss)
+        best = None
+        for tau in taus:
+            step = torch.einsum("ncp,nc->p", j_all, sums[tau])
+            candidate = averages[i] - lr / len(x) * step
+            value = loss_of(network(candidate, x, widths), labels, loss)
+            if best is None or value < best[0]:
+                best = value, candidate, tau
+        new.append(best[1])
+        chosen.append(best[2])
+    return new, chosen

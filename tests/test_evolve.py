@@ -1,0 +1,313 @@
+"""The evolution against a slow independent integration and against closed forms.
+
+Arrays are [sample, output]; errors of S are measured as the update feels them,
+``sqrt(e^T K e / S^T K S)``.
+"""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from mpi_ntkdfl.ntk import evolve as module
+from mpi_ntkdfl.ntk.evolve import DEFAULT_TOLERANCE, evolve
+
+Problem = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+LONG = (100, 200, 400, 600, 800)
+
+
+def make_problem(
+    samples: int, outputs: int, top: float = 250.0, decay: float = 1.0, seed: int = 0
+) -> Problem:
+    """Kernel with eigenvalues ``N top k^-decay``, k = 1.., outputs f(0) and one-hot targets."""
+    generator = torch.Generator().manual_seed(seed)
+    square = torch.randn(samples, samples, generator=generator, dtype=torch.float64)
+    vectors = torch.linalg.qr(square)[0]
+    order = torch.arange(1, samples + 1, dtype=torch.float64)
+    kernel = (vectors * (samples * top * order**-decay)) @ vectors.T
+    initial = torch.randn(samples, outputs, generator=generator, dtype=torch.float64)
+    labels = torch.randint(outputs, (samples,), generator=generator)
+    return (kernel + kernel.T) / 2, initial, torch.eye(outputs, dtype=torch.float64)[labels]
+
+
+def integrate(problem: Problem, lr: float, taus: Sequence[int], parts: int) -> list[Problem]:
+    """Left sums and outputs by classical Runge-Kutta steps of 1 / parts, in float64.
+
+    Four times finer up to u = 30, where the fast directions still move.
+
+    Returns:
+        (S(tau), f(tau), f(tau) - f(0)) for every tau.
+    """
+    kernel, initial, targets = problem
+    matrix = -lr / kernel.shape[0] * kernel
+    outputs, total, found = initial.clone(), torch.zeros_like(initial), []
+
+    def slope(state: torch.Tensor) -> torch.Tensor:
+        return matrix @ (torch.softmax(state, 1) - targets)
+
+    for step in range(taus[-1]):
+        total += torch.softmax(outputs, 1) - targets
+        count = parts * (4 if step < 30 else 1)
+        for _ in range(count):
+            first = slope(outputs)
+            second = slope(outputs + first / (2 * count))
+            third = slope(outputs + second / (2 * count))
+            fourth = slope(outputs + third / count)
+            outputs = outputs + (first + 2 * second + 2 * third + fourth) / (6 * count)
+        if step + 1 in taus:
+            found.append((total.clone(), outputs, outputs - initial))
+    return found
+
+
+def update_error(kernel: torch.Tensor, found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Relative error of the update that S causes."""
+    error = found.double() - expected
+    return math.sqrt((error * (kernel @ error)).sum() / (expected * (kernel @ expected)).sum())
+
+
+def errors(
+    problem: Problem,
+    lr: float,
+    taus: Sequence[int],
+    parts: int,
+    kind: torch.dtype = torch.float64,
+    tolerance: float = DEFAULT_TOLERANCE,
+) -> tuple[float, float]:
+    """Largest errors over taus: of the update, and of f relative to its change."""
+    kernel, initial, targets = (array.to(kind) for array in problem)
+    result = evolve(kernel, initial, targets, lr, taus, tolerance=tolerance)
+    assert result.taus == tuple(taus)
+    assert result.residual_sums.dtype == result.outputs.dtype == kind
+    updates, states = [], []
+    for index, (total, outputs, change) in enumerate(integrate(problem, lr, taus, parts)):
+        updates.append(update_error(problem[0], result.residual_sums[index], total))
+        states.append(((result.outputs[index].double() - outputs).norm() / change.norm()).item())
+    return max(updates), max(states)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_long_evolution_keeps_the_default_bound(kind: torch.dtype, seed: int) -> None:
+    problem = make_problem(60, 10, seed=seed)
+    update, outputs = errors(problem, 0.01, LONG, 4, kind)
+    assert update <= DEFAULT_TOLERANCE
+    assert outputs <= 1e-4
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize("lr", [1e-4, 0.01, 0.1])
+@pytest.mark.parametrize("taus", [(1, 2, 5), (1,), (40,)])
+def test_few_steps_at_any_rate(kind: torch.dtype, lr: float, taus: tuple[int, ...]) -> None:
+    problem = make_problem(50, 3, seed=2)
+    update, outputs = errors(problem, lr, taus, 25 if lr > 0.01 else 8, kind)
+    assert update <= DEFAULT_TOLERANCE
+    assert outputs <= 1e-4
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-5, 1e-7])
+def test_error_stays_below_the_tolerance(tolerance: float) -> None:
+    problem = make_problem(70, 4, decay=0.7, seed=3)
+    update, _ = errors(problem, 0.01, (3, 20, 60), 16, tolerance=tolerance)
+    assert update <= tolerance
+
+
+def test_flat_spectrum_beyond_the_factor() -> None:
+    """Most of K lies outside the factor: the outer steps alone must hold the bound."""
+    problem = make_problem(80, 3, top=60.0, decay=0.1, seed=4)
+    update, _ = errors(problem, 0.01, (30,), 16)
+    assert update <= DEFAULT_TOLERANCE
+
+
+def test_intermediate_taus_do_not_change_the_last() -> None:
+    problem = make_problem(60, 5, seed=5)
+    alone = evolve(*problem, 0.01, (100,)).residual_sums[0]
+    among = evolve(*problem, 0.01, (1, 7, 50, 100)).residual_sums[3]
+    assert update_error(problem[0], alone, among) <= 2 * DEFAULT_TOLERANCE
+
+
+def test_same_input_gives_the_same_bits_whatever_the_global_generator() -> None:
+    problem = make_problem(50, 4)
+    torch.manual_seed(1)
+    first = evolve(*problem, 0.01, (50,))
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    second = evolve(*problem, 0.01, (50,))
+    assert torch.equal(first.residual_sums, second.residual_sums)
+    assert torch.equal(first.outputs, second.outputs)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_products_stay_few_on_a_decaying_spectrum() -> None:
+    kernel, outputs, targets = (array.float() for array in make_problem(400, 10, decay=1.3))
+    assert evolve(kernel, outputs, targets, 0.01, LONG).products <= 200
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "squared"])
+def test_zero_kernel_moves_nothing(loss: str) -> None:
+    _, outputs, targets = make_problem(6, 3)
+    result = evolve(torch.zeros(6, 6, dtype=torch.float64), outputs, targets, 0.1, (1, 30), loss)
+    head = torch.softmax(outputs, 1) if loss == "cross-entropy" else outputs
+    residual = head - targets
+    assert torch.allclose(result.outputs, outputs.expand(2, 6, 3), rtol=0, atol=1e-14)
+    expected = torch.stack([residual, 30 * residual])
+    assert torch.allclose(result.residual_sums, expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("outputs", [2, 7])
+def test_one_sample(outputs: int) -> None:
+    update, _ = errors(make_problem(1, outputs, top=40.0), 0.01, (1, 10, 90), 8)
+    assert update <= DEFAULT_TOLERANCE
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize("lr", [1e-3, 0.01])
+def test_squared_loss_sums_the_flow(kind: torch.dtype, lr: float) -> None:
+    """S(tau) is the plain sum of f(u) - Y with f(u) by the matrix exponential."""
+    kernel, outputs, targets = make_problem(30, 3)
+    kernel[:, 5] = kernel[5]  # keeps it symmetric; the next line makes a null direction
+    kernel[5, :] = kernel[:, 5] = 0.0
+    step = torch.linalg.matrix_exp(-lr / 30 * kernel)
+    taus, state, total = (1, 2, 90), outputs, torch.zeros_like(outputs)
+    result = evolve(kernel.to(kind), outputs.to(kind), targets.to(kind), lr, taus, "squared")
+    bound = 1e-5 if kind == torch.float32 else 1e-11
+    for tau in range(1, 91):
+        total += state - targets
+        state = targets + step @ (state - targets)
+        if tau in taus:
+            index = taus.index(tau)
+            assert update_error(kernel, result.residual_sums[index], total) <= bound
+            assert (result.outputs[index] - state).abs().max() <= 10 * bound
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (2.25, 9.5), (3.0, 40.0), (6.9, 7.01)])
+def test_left_sum_is_exact_for_a_quintic_integral(start: float, end: float) -> None:
+    z = (0.3, -1.0, 2.0, 0.7, -0.2, 0.05)
+
+    def derivative(order: int, u: float) -> float:
+        powers = range(order, 6)
+        return sum(z[k] * math.perm(k, order) * (u - start) ** (k - order) for k in powers)
+
+    weights = module._left_sum_weights(start, end)
+    assert weights is not None
+    data = (
+        derivative(0, end) - derivative(0, start),
+        *(derivative(order, u) for order in (1, 2) for u in (start, end)),
+    )
+    expected = sum(derivative(1, u) for u in range(math.ceil(start), math.ceil(end)))
+    found = sum(weight * value for weight, value in zip(weights, data, strict=True))
+    scale = sum(abs(weight * value) for weight, value in zip(weights, data, strict=True))
+    assert abs(found - expected) <= 1e-12 * scale
+
+
+def test_no_integer_in_the_step_gives_no_left_sum() -> None:
+    assert module._left_sum_weights(4.1, 5.0) is None
+    assert module._left_sum_weights(5.0, 5.5) is not None
+
+
+def test_an_integer_end_belongs_to_the_next_step() -> None:
+    """Whatever the start, which is no sum of representable steps."""
+    _, initial, targets = make_problem(4, 3)
+    system = module._Multirate(torch.zeros(4, 4, dtype=torch.float64), initial, targets, 0.1, 1e-5)
+    residual = (torch.softmax(initial, 1) - targets).T
+    for start in (0.0, 1 / 7, 31.1, 99.0, 99.9):
+        sums = torch.zeros_like(residual)
+        system.flow.run(system.state, system._path(), start, 100.0, sums)
+        expected = (100 - math.ceil(start)) * residual
+        assert torch.allclose(sums, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_factor_takes_the_top_and_leaves_a_semidefinite_rest() -> None:
+    kernel = make_problem(120, 2)[0]
+    factor = module._nystroem_factor(kernel)
+    rest = torch.linalg.eigvalsh(kernel - factor.T @ factor)
+    values = torch.linalg.eigvalsh(kernel)
+    assert factor.shape == (module._RANK, 120)
+    assert rest[0] >= -1e-10 * values[-1]
+    assert rest[-1] <= 2 * values[-module._RANK - 1]
+
+
+def pair_error(step: float) -> float:
+    """Error at u = 0.4 of the inner pair with fixed steps, all of K in the factor."""
+    kernel, initial, targets = make_problem(5, 3, top=40.0)
+    system = module._Multirate(kernel, initial, targets, 0.05, 1e-3)
+    system.flow.bound, state = math.inf, system.state
+    sums, path = (
+        torch.zeros_like(system.sums),
+        system._path() * torch.tensor([[1.0], [0], [0], [0]]),
+    )
+    for index in range(round(0.4 / step)):
+        system.flow.step = system.flow.longest = step
+        state = system.flow.run(state, path, index * step, (index + 1) * step, sums)
+    expected = integrate((kernel, initial, targets), 0.05 * 0.4, (1,), 100)[0][1].T
+    return float((state.outputs - expected).norm())
+
+
+def test_inner_pair_has_order_five() -> None:
+    coarse, fine = pair_error(0.1), pair_error(0.05)
+    assert 24 <= coarse / fine <= 48
+
+
+def test_inner_pair_is_stable_at_its_step_bound() -> None:
+    """|P(-x)| < 1 up to the bound with its margin for the power iteration."""
+    for point in torch.linspace(0.05, 1.3 * module._STABLE, 60).tolist():
+        slopes = [1.0]
+        for row in module._STAGES:
+            stage = 1.0 - point * sum(a * k for a, k in zip(row, slopes, strict=True))
+            slopes.append(stage)
+        assert abs(slopes[-1]) < 1.0
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("loss", ["cross-entropy", "squared"])
+def test_input_that_is_not_finite_raises(which: int, value: float, loss: str) -> None:
+    arrays = list(make_problem(8, 3))
+    arrays[which][2, 1] = value
+    with pytest.raises(ArithmeticError, match="not finite"):
+        evolve(arrays[0], arrays[1], arrays[2], 0.01, (10,), loss)
+
+
+def test_overflow_raises_and_ends() -> None:
+    kernel, outputs, targets = (array.float() for array in make_problem(8, 3))
+    with pytest.raises(ArithmeticError):
+        evolve(kernel / kernel.abs().max() * 3e38, outputs, targets, 0.1, (10,))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kernel": torch.zeros(8, 7)}, r"expected kernel \(8, 8\), got \(8, 7\)"),
+        ({"targets": torch.zeros(8, 2)}, r"expected targets \(8, 3\), got \(8, 2\)"),
+        ({"outputs": torch.zeros(8, 1)}, r"expected outputs .* got \(8, 1\)"),
+        (
+            {"kernel": torch.zeros(8, 8).half()},
+            "expected kernel torch.float32 .* got torch.float16",
+        ),
+        ({"lr": 0.0}, "expected lr positive and finite, got 0.0"),
+        ({"lr": math.nan}, "expected lr positive and finite, got nan"),
+        ({"tolerance": -1.0}, "expected tolerance positive and finite, got -1.0"),
+        ({"taus": []}, "expected positive ascending taus"),
+        ({"taus": [0, 3]}, "expected positive ascending taus"),
+        ({"taus": [5, 5]}, "expected positive ascending taus"),
+        ({"loss": "hinge"}, 'expected loss "cross-entropy" or "squared", got \'hinge\''),
+    ],
+)
+def test_misfits_are_named(change: dict[str, object], message: str) -> None:
+    kernel, outputs, targets = (array.float() for array in make_problem(8, 3))
+    good = {"kernel": kernel, "outputs": outputs, "targets": targets, "lr": 0.01, "taus": [3]}
+    with pytest.raises(ValueError, match=message):
+        evolve(**{**good, **change})  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("loss", ["cross-entropy", "squared"])
+def test_cuda_agrees_with_the_cpu(loss: str) -> None:
+    problem = make_problem(200, 10)
+    here = evolve(*problem, 0.01, LONG, loss)
+    kernel, outputs, targets = (array.cuda() for array in problem)
+    there = evolve(kernel, outputs, targets, 0.01, LONG, loss)
+    assert there.residual_sums.device.type == there.outputs.device.type == "cuda"
+    for index in range(len(LONG)):
+        found, expected = there.residual_sums[index].cpu(), here.residual_sums[index]
+        assert update_error(problem[0], found, expected) <= DEFAULT_TOLERANCE
