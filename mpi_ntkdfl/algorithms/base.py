@@ -1,0 +1,76 @@
+"""What a method is: settings, and a round as a function of weights and an `Exchange`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from mpi_ntkdfl.comm.exchange import Exchange, Federation
+from mpi_ntkdfl.comm.messages import MessageFormat
+from mpi_ntkdfl.config import MethodSettings
+from mpi_ntkdfl.model.losses import Loss
+from mpi_ntkdfl.model.nets import MLP
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What a round leaves behind on one rank.
+
+    Attributes:
+        weights: of the rank's clients, carried into the next round, `[owned, param]`.
+        taus: evolution steps each of them chose, `[owned]`; zeros for methods that know no tau.
+    """
+
+    weights: torch.Tensor
+    taus: list[int]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a round of a method sends and holds, for planning.
+
+    Attributes:
+        vectors: ledger phases in which every client sends a parameter vector to its neighbours.
+        blocks: formats of the messages every client sends for its samples to each neighbour.
+        dense: whether the blocks are dense Jacobians, which travel in slices.
+        taus: residual sums a client multiplies by at once.
+    """
+
+    vectors: tuple[str, ...] = ()
+    blocks: tuple[MessageFormat, ...] = ()
+    dense: bool = False
+    taus: int = 0
+
+
+class Method(ABC):
+    """A decentralized learning method. One file each; it never sees MPI.
+
+    Attributes:
+        Settings: the `algorithm:` section it understands.
+        loss: which loss the record reports.
+    """
+
+    Settings: ClassVar[type[MethodSettings]]
+    loss: Loss = "cross-entropy"
+
+    @staticmethod
+    @abstractmethod
+    def needs(settings: MethodSettings, network: MLP, dtype: torch.dtype) -> Needs:
+        """What a round will send and hold; MPI and data are not needed to say it."""
+
+    @abstractmethod
+    def __init__(self, settings: MethodSettings, federation: Federation) -> None:
+        """Prepares the method for the clients of `federation`."""
+
+    @abstractmethod
+    def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
+        """One round for all clients of this rank.
+
+        Args:
+            weights: `[owned, param]`.
+            number: of the round, from 0.
+            exchange: the round's messages.
+        """

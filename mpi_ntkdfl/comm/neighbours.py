@@ -1,0 +1,81 @@
+"""Neighbourhood collectives on a distributed-graph communicator.
+
+One nonblocking `Ineighbor_alltoallw` moves everything a rank has for its neighbours. Alltoallw, not
+alltoallv, because its displacements are in bytes and wide enough for buffers above 2 GiB on both Open
+MPI and MPICH; its counts are 32 bit, so messages are counted in units of 64 bytes, which allows 137 GB a
+neighbour and leaves every array in a message on a cache line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from mpi4py import MPI
+
+from mpi_ntkdfl.comm.world import Pending
+from mpi_ntkdfl.model.params import ALIGNMENT as UNIT
+
+
+class GraphChannel:
+    """See `Channel`. Holds a communicator, so `close` it: MPI libraries allow about 2,000."""
+
+    def __init__(self, comm: Any, neighbours: Sequence[int]) -> None:
+        """Opens the channel; all ranks of `comm` take part.
+
+        Args:
+            comm: mpi4py communicator of the ranks.
+            neighbours: other ranks, ascending; the relation is symmetric.
+        """
+        self.neighbours = tuple(int(rank) for rank in neighbours)
+        # reorder=True hangs on some Open MPI releases, and ranks are bound to devices already.
+        self._graph = comm.Create_dist_graph_adjacent(
+            self.neighbours, self.neighbours, reorder=False
+        )
+        self._unit = MPI.BYTE.Create_contiguous(UNIT).Commit()
+
+    def start(
+        self, send: torch.Tensor, send_bytes: Sequence[int], receive_bytes: Sequence[int]
+    ) -> Pending:
+        """Starts one exchange; see `Channel.start`.
+
+        Raises:
+            ValueError: if a size is no multiple of 64, or the sizes do not fit the neighbours.
+        """
+        sizes = (*send_bytes, *receive_bytes)
+        if len(sizes) != 2 * len(self.neighbours) or any(size % UNIT for size in sizes):
+            raise ValueError(
+                f"expected sizes in multiples of {UNIT} bytes for {len(self.neighbours)} neighbours, "
+                f"got {list(send_bytes)} and {list(receive_bytes)}"
+            )
+        received = torch.empty(sum(receive_bytes), dtype=torch.uint8, pin_memory=send.is_pinned())
+        request = self._graph.Ineighbor_alltoallw(
+            self._message(send, send_bytes), self._message(received, receive_bytes)
+        )
+        return _Started(request, send, received)
+
+    def _message(self, buffer: torch.Tensor, sizes: Sequence[int]) -> list[Any]:
+        displacements = list(accumulate(sizes, initial=0))[:-1]
+        counts = [size // UNIT for size in sizes]
+        return [buffer.numpy(), counts, displacements, [self._unit] * len(counts)]
+
+    def close(self) -> None:
+        """Frees the communicator."""
+        self._unit.Free()
+        self._graph.Free()
+
+
+class _Started:
+    """A request together with the buffers it needs alive."""
+
+    def __init__(self, request: Any, send: torch.Tensor, received: torch.Tensor) -> None:
+        self._request, self._send, self._received = request, send, received
+
+    def poke(self) -> None:
+        self._request.Test()
+
+    def wait(self) -> torch.Tensor:
+        self._request.Wait()
+        return self._received

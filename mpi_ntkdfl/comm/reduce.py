@@ -1,0 +1,46 @@
+"""A mean over all clients whose bits depend on nothing but the values.
+
+Floating-point addition rounds, so a sum over ranks depends on who adds what first. Integers do not:
+every number is scaled by a power of two, rounded once to a 64-bit integer, and integers are summed,
+in any order and by any tree. The scale leaves 52 bits below the largest magnitude for up to 1,024
+clients (one bit less for every doubling), so the mean of float32 numbers is exact to about 2e-16 of the
+largest of them, and cheaper than gathering all clients on one rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from mpi_ntkdfl.comm.world import World
+
+
+def exact_mean(world: World, rows: torch.Tensor, clients: int) -> torch.Tensor:
+    """Plain mean over all clients of the world, on every rank.
+
+    Args:
+        world: the ranks.
+        rows: this rank's clients' vectors, `[owned, param]`; finite.
+        clients: M, the clients of all ranks.
+
+    Returns:
+        `[param]`, of the rows' dtype and device.
+    """
+    largest = world.largest(float(rows.abs().max()) if rows.numel() else 0.0)
+    # 2^62 leaves the sign and one bit; M numbers of at most 2^exponent fit below it.
+    exponent = 62 - math.ceil(math.log2(clients)) - math.frexp(largest)[1]
+    total = world.total(_scaled_sum(rows, exponent))
+    mean = np.ldexp(total.astype(np.float64), -exponent) / clients
+    return torch.from_numpy(mean).to(dtype=rows.dtype, device=rows.device)
+
+
+def _scaled_sum(rows: Iterable[torch.Tensor], exponent: int) -> np.ndarray:
+    total = np.zeros(0, dtype=np.int64)
+    for row in rows:
+        scaled = np.ldexp(row.cpu().numpy().astype(np.float64), exponent)
+        term = np.rint(scaled).astype(np.int64)
+        total = total + term if total.size else term
+    return total

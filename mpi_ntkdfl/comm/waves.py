@@ -1,0 +1,134 @@
+"""How a rank works through its clients within its memory: waves, and slices of dense Jacobians.
+
+A rank's working memory is what it holds beyond its clients' data and weights: messages, stacked
+Jacobians, kernels, evolutions. `compute.memory_limit` bounds it. Every rank computes everybody's waves
+from the graph and the sample counts, so senders know what receivers ask for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpi_ntkdfl.topology.graphs import Graph
+from mpi_ntkdfl.topology.placement import Placement
+
+DEFAULT_LIMIT = 256 * 2**20
+"""Working memory of a rank in bytes when the user sets no limit."""
+
+_EVOLUTION_COPIES = 40
+"""Arrays `[sample, output]` an evolution holds at most (stages, sums, outputs)."""
+
+
+@dataclass(frozen=True)
+class WorkingSet:
+    """Sizes that decide a rank's working memory.
+
+    Attributes:
+        layer_widths: input widths of the network's layers.
+        outputs: C.
+        params: P.
+        taus: number of candidate taus.
+        itemsize: bytes of a floating-point number.
+    """
+
+    layer_widths: tuple[int, ...]
+    outputs: int
+    params: int
+    taus: int
+    itemsize: int
+
+    def one_client(self, samples: int) -> int:
+        """Bytes to process one client with N = `samples` in its neighbourhood.
+
+        Two copies of the stacked layer inputs and of each layer's signals, three kernels, the
+        evolution, and the candidate weights with their products.
+        """
+        stacked = 4 * samples * sum(self.layer_widths)
+        deep = samples * self.outputs * sum(self.layer_widths[1:-1]) * 2
+        kernels = 3 * samples * samples
+        evolution = (_EVOLUTION_COPIES + 2 * self.taus) * samples * self.outputs
+        return self.itemsize * (stacked + deep + kernels + evolution + 3 * self.taus * self.params)
+
+
+def neighbourhood_sums(graph: Graph, values: np.ndarray) -> np.ndarray:
+    """For each client the sum of `values` `[client]` over its neighbours (itself not included)."""
+    first, second = graph.edges.T
+    return np.bincount(first, values[second], graph.clients).astype(np.int64) + np.bincount(
+        second, values[first], graph.clients
+    ).astype(np.int64)
+
+
+def factored_waves(
+    graph: Graph,
+    placement: Placement,
+    sizes: np.ndarray,
+    message_bytes: np.ndarray,
+    work: WorkingSet,
+    limit: int | None,
+) -> list[list[range]]:
+    """Cuts every rank's clients into waves that fit the working memory.
+
+    Args:
+        graph: the round's graph.
+        placement: who owns whom.
+        sizes: samples of each client, `[client]`.
+        message_bytes: bytes of a Jacobian's message from each client, `[client]`.
+        work: sizes of the computation.
+        limit: working memory of a rank in bytes, None for the default.
+
+    Returns:
+        For each rank its waves, ranges of client ids; all ranks have equally many, the last ones
+        possibly empty, because every rank takes part in every exchange.
+    """
+    # A wave's messages are held while the next wave's arrive, and sent messages weigh about as much.
+    held = 4 * neighbourhood_sums(graph, message_bytes)
+    largest = work.one_client(int((neighbourhood_sums(graph, sizes) + sizes).max()))
+    room = max((limit or DEFAULT_LIMIT) - largest, 0)
+    waves = [_cut(placement.owned(rank), held, room) for rank in range(placement.ranks)]
+    most = max(map(len, waves))
+    return [own + [range(0)] * (most - len(own)) for own in waves]
+
+
+def _cut(clients: range, held: np.ndarray, room: int) -> list[range]:
+    """Consecutive ranges of `clients` whose `held` bytes add up to at most `room`, or single ones."""
+    cuts, start, filled = [], clients.start, 0
+    for client in clients:
+        if client > start and filled + held[client] > room:
+            cuts.append(range(start, client))
+            start, filled = client, 0
+        filled += int(held[client])
+    return [*cuts, range(start, clients.stop)]
+
+
+def slice_width(graph: Graph, sizes: np.ndarray, work: WorkingSet, limit: int | None) -> int:
+    """Parameters a slice of the dense Jacobians may have.
+
+    It follows from the graph and the limit alone, never from the ranks, because sums over slices
+    round differently for another width.
+    """
+    samples = int((neighbourhood_sums(graph, sizes) + sizes).max())
+    # Received, sent, stacked, and the product's flattened copy.
+    column = 4 * samples * work.outputs * work.itemsize
+    fixed = work.one_client(samples)
+    room = (limit or max(DEFAULT_LIMIT, 2 * fixed)) - fixed
+    return int(min(max(room // column, 1), work.params))
+
+
+def smallest_limit(
+    graph: Graph, sizes: np.ndarray, message_bytes: np.ndarray | None, work: WorkingSet
+) -> int:
+    """Working memory in bytes below which not even one client a wave fits.
+
+    Args:
+        graph: the round's graph.
+        sizes: samples of each client, `[client]`.
+        message_bytes: bytes of a factored Jacobian's message from each client, `[client]`; None for
+            dense Jacobians, which can be cut down to one parameter a slice.
+        work: sizes of the computation.
+    """
+    samples = int((neighbourhood_sums(graph, sizes) + sizes).max())
+    if message_bytes is None:
+        return work.one_client(samples) + 4 * samples * work.outputs * work.itemsize
+    return work.one_client(samples) + 4 * int(neighbourhood_sums(graph, message_bytes).max())

@@ -1,0 +1,166 @@
+"""What the simulator asks of a set of ranks, and the twin that is a single process.
+
+`World` and `Channel` are the whole surface between the simulator and message passing: `mpi.py` has the
+MPI implementation, `SoloWorld` the in-process one that tests and analyses use. Code above this folder
+has no branch on "parallel or not".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+
+T = TypeVar("T")
+
+
+class Pending(Protocol):
+    """A started exchange."""
+
+    def poke(self) -> None:
+        """Lets the message-passing library make progress; returns at once."""
+        ...
+
+    def wait(self) -> torch.Tensor:
+        """Blocks until done; returns the received bytes, `[bytes]` uint8 on the host."""
+        ...
+
+
+class Channel(Protocol):
+    """Neighbourhood collectives with a fixed, symmetric set of other ranks."""
+
+    neighbours: tuple[int, ...]
+
+    def start(
+        self, send: torch.Tensor, send_bytes: Sequence[int], receive_bytes: Sequence[int]
+    ) -> Pending:
+        """Starts one exchange; all ranks of the world take part, in the same order.
+
+        Args:
+            send: `[sum(send_bytes)]` uint8 on the host, the parts for each neighbour one after another.
+            send_bytes: bytes for each neighbour, multiples of 64.
+            receive_bytes: bytes from each neighbour, multiples of 64.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees what the channel holds; all ranks take part."""
+        ...
+
+
+class World(Protocol):
+    """A set of ranks."""
+
+    rank: int
+    size: int
+    hosts: tuple[str, ...]
+    local_rank: int
+    library: str
+
+    def on_root(self, task: Callable[[], T]) -> T:
+        """Runs `task` on rank 0 and returns its (small) result on every rank.
+
+        Raises:
+            InputError: on every rank if `task` raised it on rank 0; only rank 0's carries the message.
+        """
+        ...
+
+    def agree(self, task: Callable[[], T]) -> T:
+        """Runs `task` on every rank; returns each rank's own result.
+
+        Raises:
+            InputError: on every rank if any raised it; only the first such rank's has the message.
+        """
+        ...
+
+    def broadcast(self, array: np.ndarray | None) -> np.ndarray:
+        """Gives rank 0's array to every rank."""
+        ...
+
+    def scatter(self, parts: Callable[[int], np.ndarray]) -> np.ndarray:
+        """Gives `parts(rank)`, evaluated on rank 0, to each rank."""
+        ...
+
+    def collect(self, array: np.ndarray) -> Iterator[np.ndarray]:
+        """On rank 0 yields every rank's array in rank order, one in memory at a time; else nothing."""
+        ...
+
+    def total(self, array: np.ndarray) -> np.ndarray:
+        """Sum over ranks, on every rank; integers only, so that no order of addition shows."""
+        ...
+
+    def largest(self, value: float) -> float:
+        """Maximum over ranks, on every rank."""
+        ...
+
+    def channel(self, neighbours: Sequence[int]) -> Channel:
+        """Opens a channel with `neighbours`; all ranks take part."""
+        ...
+
+
+class _Done:
+    def poke(self) -> None:
+        pass
+
+    def wait(self) -> torch.Tensor:
+        return torch.empty(0, dtype=torch.uint8)
+
+
+class SoloChannel:
+    """A channel without neighbours."""
+
+    neighbours: tuple[int, ...] = ()
+
+    def start(
+        self, send: torch.Tensor, send_bytes: Sequence[int], receive_bytes: Sequence[int]
+    ) -> Pending:
+        """Nothing to do."""
+        return _Done()
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class SoloWorld:
+    """One process that owns every client: no MPI, same verbs."""
+
+    rank = 0
+    size = 1
+    hosts: tuple[str, ...] = ("localhost",)
+    local_rank = 0
+    library = "none (one process)"
+
+    def on_root(self, task: Callable[[], T]) -> T:
+        """Runs `task`."""
+        return task()
+
+    def agree(self, task: Callable[[], T]) -> T:
+        """Runs `task`."""
+        return task()
+
+    def broadcast(self, array: np.ndarray | None) -> np.ndarray:
+        """Returns `array`."""
+        assert array is not None
+        return array
+
+    def scatter(self, parts: Callable[[int], np.ndarray]) -> np.ndarray:
+        """Returns the only part."""
+        return parts(0)
+
+    def collect(self, array: np.ndarray) -> Iterator[np.ndarray]:
+        """Yields `array`."""
+        yield array
+
+    def total(self, array: np.ndarray) -> np.ndarray:
+        """Returns `array`."""
+        return array
+
+    def largest(self, value: float) -> float:
+        """Returns `value`."""
+        return value
+
+    def channel(self, neighbours: Sequence[int]) -> Channel:
+        """A channel with nobody."""
+        return SoloChannel()

