@@ -1,0 +1,5 @@
+"""`python -m mpi_ntkdfl`."""
+
+from mpi_ntkdfl.cli import main
+
+main()

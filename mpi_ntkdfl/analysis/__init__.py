@@ -1,0 +1,1 @@
+"""Reads records and makes tables of them; knows neither MPI nor torch."""

@@ -1,0 +1,140 @@
+"""Reads records and tells what is in them, as text. No MPI, no torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import yaml
+
+from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.units import duration, readable
+
+
+@dataclass(frozen=True)
+class Run:
+    """A record in memory; see `record` for the axes.
+
+    Attributes:
+        attributes: of the root.
+        rounds: rounds done at each row.
+        accuracy, loss, tau: `[row, client]`.
+        model_accuracy, model_loss, gradient_norm, deviation: `[row]`.
+        protocol_bytes, mpi_bytes: `[round, phase]`.
+        traffic_phases: their phases.
+        seconds: `[round, rank, phase]`.
+        time_phases: its phases.
+    """
+
+    attributes: dict[str, str]
+    rounds: np.ndarray
+    accuracy: np.ndarray
+    loss: np.ndarray
+    tau: np.ndarray
+    model_accuracy: np.ndarray
+    model_loss: np.ndarray
+    gradient_norm: np.ndarray
+    deviation: np.ndarray
+    protocol_bytes: np.ndarray
+    mpi_bytes: np.ndarray
+    traffic_phases: list[str]
+    seconds: np.ndarray
+    time_phases: list[str]
+
+
+def read(path: Path) -> Run:
+    """Reads a record; rows that a killed run had not finished are left out.
+
+    Raises:
+        InputError: if it is missing, damaged, or no record.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            rows = min(len(file["rounds/round"]), len(file["deviation"]))
+            rounds = min(len(file["traffic/mpi_bytes"]), len(file["time/seconds"]))
+            return Run(
+                attributes={key: str(value) for key, value in file.attrs.items()},
+                rounds=file["rounds/round"][:rows],
+                accuracy=file["clients/accuracy"][:rows],
+                loss=file["clients/loss"][:rows],
+                tau=file["clients/tau"][:rows],
+                model_accuracy=file["model/accuracy"][:rows],
+                model_loss=file["model/loss"][:rows],
+                gradient_norm=file["model/gradient_norm"][:rows],
+                deviation=file["deviation"][:rows],
+                protocol_bytes=file["traffic/protocol_bytes"][:rounds],
+                mpi_bytes=file["traffic/mpi_bytes"][:rounds],
+                traffic_phases=list(file["traffic"].attrs["phases"]),
+                seconds=file["time/seconds"][:rounds],
+                time_phases=list(file["time"].attrs["phases"]),
+            )
+    except FileNotFoundError as error:
+        raise InputError(f"no record at {path}") from error
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path} is no readable record: {error}") from error
+
+
+def summary(run: Run) -> str:
+    """What ran, the final numbers, traffic a round, and time by phase."""
+    return "\n".join([*_what_ran(run), "", *_numbers(run), "", *_traffic(run), "", *_time(run)])
+
+
+def _what_ran(run: Run) -> list[str]:
+    a = run.attributes
+    config = yaml.safe_load(a["config"])
+    graph = ", ".join(f"{key} {value}" for key, value in config["topology"].items())
+    share = ", ".join(f"{key} {value}" for key, value in config["partition"].items())
+    hosts = len(set(json.loads(a["hosts"])))
+    return [
+        f"{config['algorithm']['name']} on {config['dataset']['name']}, {config['clients']} clients, "
+        f"seed {config['seed']}",
+        f"partition: {share}",
+        f"topology:  {graph}",
+        f"{a['ranks']} ranks on {hosts} host(s), {a['device']}, torch {a['torch']}, {a['mpi']}",
+        f"mpi_ntkdfl {a['version']} ({a['commit'][:12]}), started {a['created']}",
+    ]
+
+
+def _numbers(run: Run) -> list[str]:
+    if not len(run.rounds):
+        return ["not a single evaluation is finished"]
+    lines = ["round  average  mean client  worst client   loss  deviation  mean tau"]
+    shown = sorted({0, *range(0, len(run.rounds), -(-len(run.rounds) // 10)), len(run.rounds) - 1})
+    for row in shown:
+        lines.append(
+            f"{run.rounds[row]:5d}  {run.model_accuracy[row]:7.4f}  {run.accuracy[row].mean():11.4f}"
+            f"  {run.accuracy[row].min():12.4f}  {run.model_loss[row]:5.3f}"
+            f"  {run.deviation[row]:9.4f}  {run.tau[row].mean():8.0f}"
+        )
+    return lines
+
+
+def _traffic(run: Run) -> list[str]:
+    if not len(run.mpi_bytes):
+        return ["no round is finished"]
+    lines = [f"{'bytes a round':16}{'protocol':>12}{'MPI':>12}"]
+    for phase, name in enumerate(run.traffic_phases):
+        protocol, moved = run.protocol_bytes[:, phase].mean(), run.mpi_bytes[:, phase].mean()
+        if protocol or moved:
+            lines.append(f"{name:16}{readable(protocol):>12}{readable(moved):>12}")
+    protocol, moved = run.protocol_bytes.sum(), run.mpi_bytes.sum()
+    return [*lines, f"{'whole run':16}{readable(protocol):>12}{readable(moved):>12}"]
+
+
+def _time(run: Run) -> list[str]:
+    if not len(run.seconds):
+        return []
+    by_phase = run.seconds.sum(axis=0).mean(axis=0)
+    lines = [
+        f"{name:12}{seconds:9.1f} s {100 * seconds / by_phase.sum():5.1f} %"
+        for name, seconds in zip(run.time_phases, by_phase, strict=True)
+        if seconds
+    ]
+    total = run.seconds.sum(axis=(0, 2)).max()
+    return [
+        f"time, mean over ranks (slowest rank {duration(total)}, {len(run.seconds)} rounds)",
+        *lines,
+    ]

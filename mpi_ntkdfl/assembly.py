@@ -1,0 +1,218 @@
+"""From a configuration to clients on ranks: reads on rank 0, checks everything, ships the shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mpi_ntkdfl import seeds
+from mpi_ntkdfl.algorithms import METHODS
+from mpi_ntkdfl.clock import Clock
+from mpi_ntkdfl.comm.exchange import Federation, Samples
+from mpi_ntkdfl.comm.ledger import Ledger
+from mpi_ntkdfl.comm.world import World
+from mpi_ntkdfl.config import Config
+from mpi_ntkdfl.data import partition, sources
+from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.model import nets
+from mpi_ntkdfl.model.params import Layout
+from mpi_ntkdfl.plan import Plan, make_plan
+from mpi_ntkdfl.topology.placement import Placement
+from mpi_ntkdfl.topology.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything a configuration names, read and checked, in one process.
+
+    Attributes:
+        dataset: all samples.
+        partition: whose they are.
+        schedule: the graphs.
+        network: the model.
+        start: starting weights from `model.weights`, `[param]` float64, or None to draw them.
+        plan: the first round in numbers.
+    """
+
+    dataset: sources.Dataset
+    partition: partition.Partition
+    schedule: Schedule
+    network: nets.MLP
+    start: np.ndarray | None
+    plan: Plan
+
+
+def prepare(config: Config, ranks: int) -> Problem:
+    """Reads and checks everything a run with `ranks` ranks needs.
+
+    Raises:
+        InputError: for anything that would stop the run later.
+    """
+    placement = Placement(config.clients, ranks)
+    dataset = sources.load(config.dataset)
+    shares = partition.make(
+        config.partition, dataset.train_labels, config.clients, config.seed, dataset.writers
+    )
+    schedule = Schedule(config.topology, config.clients, config.seed)
+    network = nets.build(config.model, dataset.train_inputs.shape[1], dataset.classes)
+    start = None
+    if config.model.weights is not None:
+        start = read_weights(Path(config.model.weights), network.layout).double().numpy()
+    plan = make_plan(
+        config,
+        METHODS[config.algorithm.name],
+        network,
+        shares.sizes,
+        len(dataset.test_labels),
+        schedule.graph(0),
+        placement,
+    )
+    return Problem(dataset, shares, schedule, network, start, plan)
+
+
+def read_weights(path: Path, layout: Layout) -> torch.Tensor:
+    """Reads a torch state_dict as a flat vector `[param]`.
+
+    Raises:
+        InputError: if it is missing, is no plain state_dict, or does not fit the model.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can raise nearly anything from the unpickler
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise InputError(f"model.weights: {path} is no readable state_dict: {reason}") from error
+    if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
+        raise InputError(f"model.weights: {path} must hold a mapping of names to tensors")
+    return layout.flatten(state)
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """One rank's part of a run, ready to go.
+
+    Attributes:
+        federation: the clients and how they compute.
+        schedule: the graphs.
+        weights: starting weights of this rank's clients, `[owned, param]`.
+        test: the test set.
+        shares: offsets and indices of the partition, on rank 0.
+    """
+
+    federation: Federation
+    schedule: Schedule
+    weights: torch.Tensor
+    test: Samples
+    shares: tuple[np.ndarray, np.ndarray] | None
+
+
+def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
+    """Ships rank 0's `problem` to all ranks; they take part together.
+
+    Args:
+        config: the run.
+        world: the ranks.
+        problem: from `prepare`, on rank 0; None elsewhere.
+
+    Raises:
+        InputError: if a rank lacks the device asked for.
+    """
+    device = world.agree(lambda: choose_device(config.compute.device, world.local_rank))
+    torch.set_num_threads(config.compute.threads)
+    # TF32 would keep 10 bits of the mantissa, too few for the kernel.
+    torch.set_float32_matmul_precision("highest")
+    dtype = getattr(torch, config.compute.dtype)
+    placement = Placement(config.clients, world.size)
+
+    def told() -> tuple[nets.MLP, Schedule, sources.Scaling, np.ndarray]:
+        assert problem is not None
+        p = problem
+        return p.network, p.schedule, p.dataset.scaling, p.partition.sizes
+
+    network, schedule, scaling, sizes = world.on_root(told)
+
+    def ship(stored: np.ndarray, labels: np.ndarray) -> Samples:
+        inputs = torch.tensor(scaling.apply(stored, config.compute.dtype))
+        return Samples(inputs.to(device), torch.tensor(labels).to(device))
+
+    stored, labels = _own_samples(world, placement, problem)
+    owned = placement.owned(world.rank)
+    cuts = np.cumsum(sizes[owned.start : owned.stop])[:-1]
+    samples = {
+        client: ship(x, y)
+        for client, x, y in zip(owned, np.split(stored, cuts), np.split(labels, cuts), strict=True)
+    }
+    data = problem.dataset if problem else None
+    test = ship(
+        world.broadcast(data.test_inputs if data else None),
+        world.broadcast(data.test_labels if data else None),
+    )
+    start = problem.start if problem else None
+    if config.model.weights is not None:
+        start = world.broadcast(start)
+    weights = starting_weights(config, network, owned, start).to(device=device, dtype=dtype)
+    federation = Federation(
+        world=world,
+        placement=placement,
+        network=network,
+        samples=samples,
+        sizes=sizes,
+        device=device,
+        dtype=dtype,
+        memory_limit=config.compute.memory_bytes,
+        ledger=Ledger(),
+        clock=Clock(),
+    )
+    shares = (problem.partition.offsets, problem.partition.indices) if problem else None
+    return Assembly(federation, schedule, weights, test, shares)
+
+
+def choose_device(wanted: str, local_rank: int) -> torch.device:
+    """The device of a rank: `auto` and `cuda` deal the node's GPUs out by local rank.
+
+    Raises:
+        InputError: if a GPU is asked for and this rank sees none.
+    """
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "cpu" or (wanted == "auto" and not found):
+        return torch.device("cpu")
+    index = int(wanted.removeprefix("cuda:")) if ":" in wanted else local_rank % max(found, 1)
+    if index >= found:
+        raise InputError(
+            f"compute.device {wanted} needs a CUDA device on every rank, this one sees {found}; "
+            "use compute.device=cpu, or check the driver and CUDA_VISIBLE_DEVICES"
+        )
+    return torch.device("cuda", index)
+
+
+def _own_samples(
+    world: World, placement: Placement, problem: Problem | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Stored inputs and labels of this rank's clients, one client after another."""
+
+    def indices(rank: int) -> np.ndarray:
+        assert problem is not None
+        owned, shares = placement.owned(rank), problem.partition
+        return shares.indices[shares.offsets[owned.start] : shares.offsets[owned.stop]]
+
+    def taken(name: str, rank: int) -> np.ndarray:
+        assert problem is not None
+        return np.asarray(getattr(problem.dataset, name)[indices(rank)])
+
+    inputs = world.scatter(partial(taken, "train_inputs"))
+    return inputs, world.scatter(partial(taken, "train_labels"))
+
+
+def starting_weights(
+    config: Config, network: nets.MLP, clients: range, start: np.ndarray | None
+) -> torch.Tensor:
+    """Starting weights of `clients`, `[client, param]` float64: given, drawn once, or one each."""
+    if start is None and config.model.init == "per-client":
+        draws = [network.initial(seeds.generator(config.seed, "weights", c)) for c in clients]
+        return torch.from_numpy(np.stack(draws))
+    if start is None:
+        start = network.initial(seeds.generator(config.seed, "weights"))
+    return torch.from_numpy(start).repeat(len(clients), 1)

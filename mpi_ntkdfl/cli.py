@@ -1,0 +1,282 @@
+"""The command line: parses, sets up logging, calls, and turns failures into messages and exit codes.
+
+Exit codes: 0 done, 1 the computation failed, 2 bad input. Heavy imports happen inside the commands that
+need them, so that `presets` and `show` answer at once and only `run` and `doctor` start MPI.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from mpi_ntkdfl import __version__, config, logs
+from mpi_ntkdfl.comm.mpi import Elsewhere, MpiWorld, launched_rank, open_world
+from mpi_ntkdfl.errors import InputError, MpiNtkdflError
+from mpi_ntkdfl.units import readable
+
+if TYPE_CHECKING:
+    from mpi_ntkdfl.assembly import Problem
+
+_SOURCE = click.argument("source", metavar="PRESET_OR_YAML", default="quickstart")
+_SET = click.option(
+    "--set",
+    "overrides",
+    metavar="SECTION.KEY=VALUE",
+    multiple=True,
+    help="Override one setting; the value is read as YAML. Repeatable.",
+)
+_RECORD = click.argument("record", metavar="RUN.h5", type=click.Path(path_type=Path))
+
+
+def main() -> NoReturn:
+    """Entry point of `python -m mpi_ntkdfl`; never returns."""
+    try:
+        code = cli.main(standalone_mode=False, prog_name="python -m mpi_ntkdfl")
+    except click.ClickException as error:
+        # Every rank parses the same words; one message is enough.
+        if launched_rank() == 0:
+            error.show()
+        code = error.exit_code
+    except InputError as error:
+        # Before MPI starts every rank meets the same error; afterwards one has it, others `Elsewhere`.
+        if not isinstance(error, Elsewhere) and (error.agreed or launched_rank() == 0):
+            _complain(error)
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    sys.exit(code)
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="mpi_ntkdfl")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    r"""Decentralized federated learning with neural tangent kernels, on MPI ranks.
+
+    Without a command: run quickstart.
+
+    \b
+        mpirun -n 4 python -m mpi_ntkdfl
+        mpirun -n 32 python -m mpi_ntkdfl run paper-fashion-mnist -o paper.h5
+    """
+    if context.invoked_subcommand is None:
+        context.invoke(run, source="quickstart")
+
+
+# ------------------------------------------------------------------------------------------- running
+
+
+@cli.command()
+@_SOURCE
+@_SET
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The record to write.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing record and its checkpoint.")
+@click.option("-q", "--quiet", is_flag=True, help="Only warnings and the summary.")
+def run(
+    source: str,
+    overrides: tuple[str, ...] = (),
+    output: Path | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Run a preset or a YAML file; start it under mpirun or srun for several ranks.
+
+    The record goes to RUN.h5 (-o; by default named after the configuration, with a number if the
+    name is taken) and the weights of all clients to RUN.ckpt.h5 beside it.
+    """
+    world = open_world()
+    logs.set_up(world.rank, quiet)
+    with _failing_together(world):
+        from mpi_ntkdfl import progress, simulation
+        from mpi_ntkdfl.record import output_path, refuse_output
+
+        def decide() -> tuple[config.Config, Path]:
+            found = _read(source, overrides)
+            return found, output_path(output, Path(source).stem)
+
+        settings, path = world.on_root(decide)
+        with progress.reporter(quiet or world.rank > 0) as report:
+            simulation.run(settings, world, path, report, lambda: refuse_output(path, overwrite))
+        if world.rank == 0:
+            _say_goodbye(path)
+
+
+@cli.command()
+@_SOURCE
+@_SET
+@click.option("--ranks", type=click.IntRange(1), default=1, help="Ranks to plan for.")
+def check(source: str, overrides: tuple[str, ...], ranks: int) -> None:
+    """Validate a configuration with its data and print the plan; starts no MPI."""
+    from mpi_ntkdfl.assembly import prepare
+
+    logs.set_up(0, quiet=False)
+    settings = _read(source, overrides)
+    click.echo(_plan_text(settings, prepare(settings, ranks), ranks))
+
+
+@cli.command()
+@click.argument("name", required=False)
+def presets(name: str | None) -> None:
+    """List the presets, or print one as YAML."""
+    if name is not None:
+        click.echo(config.preset_text(name), nl=False)
+        return
+    for each in config.preset_names():
+        click.echo(f"{each:24}{config.preset_text(each).splitlines()[0].removeprefix('# ')}")
+
+
+# ----------------------------------------------------------------------------------- looking at runs
+
+
+@cli.command()
+@_RECORD
+def show(record: Path) -> None:
+    """Tell what ran, the final numbers, the traffic, and the time by phase."""
+    from mpi_ntkdfl.analysis import tables
+
+    click.echo(tables.summary(tables.read(record)))
+
+
+@cli.command()
+@_RECORD
+@click.option("--client", type=click.IntRange(0), help="Export this client's weights.")
+@click.option("--average", is_flag=True, help="Export the average of all clients.")
+@click.argument("target", metavar="OUT.pt", type=click.Path(path_type=Path))
+def export(record: Path, client: int | None, average: bool, target: Path) -> None:
+    """Write weights from a run's checkpoint as a torch state_dict."""
+    from mpi_ntkdfl.checkpoint import checkpoint_path, export_weights, read
+
+    if (client is None) == (not average):
+        raise click.UsageError("choose one of --client I and --average")
+    export_weights(read(checkpoint_path(record)), client, target)
+
+
+# ---------------------------------------------------------------------------------- data and machine
+
+
+@cli.group()
+def data() -> None:
+    """List, download or locate data sets."""
+
+
+@data.command("list")
+def data_list() -> None:
+    """List the data sets and where they are."""
+    from mpi_ntkdfl.data import sources
+
+    for e in sources.catalogue():
+        size = f"{e.train_samples} + {e.test_samples} samples, {e.features} features, {e.classes} classes"
+        click.echo(f"{e.name:16}{size}\n{'':16}{'found: ' if e.found else ''}{e.where}")
+
+
+@data.command("fetch")
+@click.argument("name")
+def data_fetch(name: str) -> None:
+    """Download a data set into the cache folder, checked by hash."""
+    from mpi_ntkdfl.data import sources
+
+    click.echo(sources.fetch(name))
+
+
+@data.command("path")
+@click.argument("name")
+def data_path(name: str) -> None:
+    """Print where the files of a data set are."""
+    from mpi_ntkdfl.data import sources
+
+    settings = config.dataset_settings(name)
+    files = sources.locate(settings)
+    if not files:
+        click.echo(f"{name} comes inside scikit-learn and has no file of its own")
+    for path in files.values():
+        click.echo(path)
+
+
+@cli.command()
+def doctor() -> None:
+    """Tell what MPI, launcher, devices, threads, HDF5 and data look like; works under mpirun."""
+    from mpi_ntkdfl import doctor as examination
+
+    world = open_world()
+    with _failing_together(world):
+        lines = world.comm.gather(examination.rank_line())
+        if world.rank == 0:
+            click.echo(examination.report(world, lines))
+
+
+# -------------------------------------------------------------------------------------------- helpers
+
+
+def _read(source: str, overrides: tuple[str, ...]) -> config.Config:
+    from mpi_ntkdfl.algorithms import METHODS
+
+    layers = [config.read_source(source), config.read_overrides(overrides)]
+    return config.parse(layers, {name: method.Settings for name, method in METHODS.items()})
+
+
+@contextlib.contextmanager
+def _failing_together(world: MpiWorld) -> Iterator[None]:
+    """Ends all ranks when one fails, with its message; lets agreed bad input pass to `main`."""
+    try:
+        yield
+    except InputError as error:
+        if not (error.agreed or world.size == 1):
+            _complain(error, world.rank)
+            world.abort(error.exit_code)
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        _complain(error, world.rank)
+        if world.size > 1:
+            world.abort(1)
+        sys.exit(1)
+
+
+def _complain(error: BaseException, rank: int | None = None) -> None:
+    """Prints one message; a traceback only for what should not happen."""
+    if not isinstance(error, MpiNtkdflError):
+        traceback.print_exception(error)
+    where = [f"rank {rank}"] if rank is not None else []
+    where += getattr(error, "__notes__", [])
+    message = str(error) or type(error).__name__
+    click.echo(f"error: {message}" + (f" ({', '.join(where)})" if where else ""), err=True)
+    sys.stderr.flush()
+
+
+def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
+    from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
+
+    plan, sizes = problem.plan, problem.partition.sizes
+    lines = [
+        f"{settings.algorithm.name} on {settings.dataset.name}: {settings.clients} clients with "
+        f"{sizes.min()} to {sizes.max()} samples, {settings.rounds} rounds, {ranks} ranks",
+        f"model: {' - '.join(map(str, problem.network.widths))}, {plan.params} parameters",
+        f"graph: {settings.topology.kind}, {len(problem.schedule.graph(0).edges)} edges in round 0, "
+        f"largest neighbourhood {plan.largest} samples",
+        f"exchanges of Jacobians a round: {plan.waves} waves"
+        + (f", in slices of {plan.slices} parameters" if plan.slices else ""),
+        "bytes in round 0, all clients:",
+    ]
+    for phase, protocol, moved in zip(TRAFFIC_PHASES, *plan.traffic, strict=True):
+        if protocol:
+            lines.append(f"  {phase:12}{readable(protocol):>10} protocol{readable(moved):>10} MPI")
+    protocol, moved = plan.traffic.sum(axis=1)
+    lines.append(f"  {'total':12}{readable(protocol):>10} protocol{readable(moved):>10} MPI")
+    lines.append("memory of the largest rank:")
+    lines += [f"  {purpose:22}{readable(count):>10}" for purpose, count in plan.memory.items()]
+    lines.append(f"  {'total':22}{readable(sum(plan.memory.values())):>10}")
+    return "\n".join(lines)
+
+
+def _say_goodbye(path: Path) -> None:
+    from mpi_ntkdfl.analysis import tables
+    from mpi_ntkdfl.checkpoint import checkpoint_path
+
+    run_read: Any = tables.read(path)
+    click.echo(tables.summary(run_read))
+    click.echo(f"\nrecord:  {path}\nweights: {checkpoint_path(path)}")

@@ -1,0 +1,156 @@
+"""What a run will take, before it runs: bytes a round and memory a rank. Starts no MPI.
+
+The numbers come from the same formats and waves the exchange uses, so the ledger of the real run has
+to agree with them; a test holds it to that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mpi_ntkdfl.algorithms.base import Method, Needs
+from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
+from mpi_ntkdfl.comm.messages import Field, MessageFormat
+from mpi_ntkdfl.comm.waves import (
+    DEFAULT_LIMIT,
+    WorkingSet,
+    factored_waves,
+    slice_width,
+    smallest_limit,
+)
+from mpi_ntkdfl.config import Config
+from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.topology.graphs import Graph
+from mpi_ntkdfl.topology.placement import Placement
+from mpi_ntkdfl.units import readable
+
+LIBRARIES = 350 * 10**6
+"""Memory of one rank's interpreter and libraries before it holds anything, bytes (measured, CPU)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The first round of a run, in numbers.
+
+    Attributes:
+        params: P.
+        largest: samples of the largest neighbourhood.
+        traffic: protocol and MPI bytes of the round, `[2, phase]`, without statistics.
+        waves: exchanges of Jacobians a round.
+        slices: parameters a slice of dense Jacobians, 0 for factored ones.
+        memory: bytes a rank holds by purpose, the largest rank's.
+    """
+
+    params: int
+    largest: int
+    traffic: np.ndarray
+    waves: int
+    slices: int
+    memory: dict[str, int]
+
+
+def make_plan(
+    config: Config,
+    method: type[Method],
+    network: MLP,
+    sizes: np.ndarray,
+    test_samples: int,
+    graph: Graph,
+    placement: Placement,
+) -> Plan:
+    """Plans the first round.
+
+    Raises:
+        InputError: if `compute.memory_limit` cannot hold a single client's neighbourhood.
+    """
+    dtype = getattr(torch, config.compute.dtype)
+    needs = method.needs(config.algorithm, network, dtype)
+    work = WorkingSet(
+        network.widths[:-1],
+        network.widths[-1],
+        network.layout.size,
+        needs.taus,
+        dtype.itemsize,
+    )
+    limit = config.compute.memory_bytes
+    message_bytes = None
+    waves, slices = max(len(placement.owned(rank)) for rank in range(placement.ranks)), 0
+    if needs.dense:
+        slices = slice_width(graph, sizes, work, limit)
+    elif needs.blocks:
+        message_bytes = np.array([needs.blocks[0].nbytes(int(n)) for n in sizes])
+        waves = len(factored_waves(graph, placement, sizes, message_bytes, work, limit)[0])
+    smallest = smallest_limit(graph, sizes, message_bytes, work)
+    if limit is not None and limit < smallest:
+        raise InputError(
+            "compute.memory_limit must hold at least one client's neighbourhood, "
+            f"{readable(smallest)}; got {readable(limit)}; raise it, or lower the degree or the "
+            "samples a client"
+        )
+    return Plan(
+        params=network.layout.size,
+        largest=int(np.add.reduceat(sizes[graph.members], graph.offsets[:-1]).max()),
+        traffic=_traffic(needs, network, dtype, sizes, graph, placement),
+        waves=waves,
+        slices=slices,
+        memory=_memory(network, dtype, sizes, test_samples, placement, limit, smallest),
+    )
+
+
+def _traffic(
+    needs: Needs,
+    network: MLP,
+    dtype: torch.dtype,
+    sizes: np.ndarray,
+    graph: Graph,
+    placement: Placement,
+) -> np.ndarray:
+    """Protocol and MPI bytes of a round by phase, `[2, phase]`."""
+    both = np.concatenate([graph.edges, graph.edges[:, ::-1]])
+    targets = np.asarray(placement.owner(both[:, 0]))
+    crossing = targets != np.asarray(placement.owner(both[:, 1]))
+    ghosts = len(np.unique(both[crossing, 1] * placement.ranks + targets[crossing]))
+    sources = np.bincount(both[crossing, 1], minlength=placement.clients)
+    found = np.zeros((2, len(TRAFFIC_PHASES)), dtype=np.int64)
+
+    def book(kind: int, counts: dict[str, int], times: int) -> None:
+        for phase, count in counts.items():
+            found[kind, TRAFFIC_PHASES.index(phase)] += count * times
+
+    for phase in needs.vectors:
+        form = MessageFormat({"vector": Field(phase, (network.layout.size,), dtype)})
+        book(0, form.by_phase(1, travelling=False), len(both))
+        book(1, form.by_phase(1, travelling=True), ghosts)
+    for form in needs.blocks:
+        book(0, form.by_phase(int(graph.degrees @ sizes), travelling=False), 1)
+        for samples, times in zip(sizes.tolist(), sources.tolist(), strict=True):
+            book(1, form.by_phase(samples, travelling=True), times)
+    return found
+
+
+def _memory(
+    network: MLP,
+    dtype: torch.dtype,
+    sizes: np.ndarray,
+    test_samples: int,
+    placement: Placement,
+    limit: int | None,
+    smallest: int,
+) -> dict[str, int]:
+    owned = [placement.owned(rank) for rank in range(placement.ranks)]
+    features, params = network.widths[0], network.layout.size
+    item = dtype.itemsize
+    return {
+        "libraries": LIBRARIES,
+        "own samples": max(int(sizes[own.start : own.stop].sum()) for own in owned)
+        * features
+        * item,
+        "test set": test_samples * features * item,
+        # Weights, averages, new weights, and the neighbours' copies of the first two, at most.
+        "weights": 5 * max(len(own) for own in owned) * params * item,
+        "working set (at most)": max(limit or DEFAULT_LIMIT, smallest),
+    }

@@ -1,0 +1,77 @@
+"""What a run shows while it runs: a live display on a terminal, plain lines in a batch log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import numpy as np
+
+from mpi_ntkdfl.simulation import Progress
+from mpi_ntkdfl.units import duration
+
+_log = logging.getLogger(__name__)
+
+
+class Reporter(Protocol):
+    """Takes the progress of every round."""
+
+    def __call__(self, progress: Progress) -> None:
+        """Shows `progress`."""
+        ...
+
+
+def describe(progress: Progress) -> str:
+    """One line: round, accuracy of the average, mean client, chosen tau, time gone and left."""
+    parts = [f"round {progress.done:>{len(str(progress.rounds))}}/{progress.rounds}"]
+    if progress.evaluation is not None:
+        parts.append(f"average {progress.evaluation.model_accuracy:.4f}")
+        if not np.isnan(progress.evaluation.accuracy).all():
+            parts.append(f"mean client {progress.evaluation.accuracy.mean():.4f}")
+    if progress.done and progress.taus.any():
+        parts.append(f"mean tau {progress.taus.mean():.0f}")
+    parts.append(f"{duration(progress.seconds)} gone")
+    if 0 < progress.done < progress.rounds:
+        left = progress.seconds / progress.done * (progress.rounds - progress.done)
+        parts.append(f"about {duration(left)} left")
+    return "  ".join(parts)
+
+
+@contextmanager
+def reporter(quiet: bool) -> Iterator[Reporter]:
+    """The reporter that suits where standard error goes: silent, live, or lines."""
+    if quiet:
+        yield lambda progress: None
+    elif sys.stderr.isatty():
+        with _live() as live:
+            yield live
+    else:
+        yield lambda progress: _log.info(describe(progress))
+
+
+@contextmanager
+def _live() -> Iterator[Reporter]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Display
+
+    with Display(
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.description}"),
+        console=Console(stderr=True),
+    ) as display:
+        task = display.add_task("starting")
+
+        def show(progress: Progress) -> None:
+            display.update(
+                task,
+                total=progress.rounds,
+                completed=progress.done,
+                description=describe(progress).partition("  ")[2],
+            )
+
+        yield show
