@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,10 @@ from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.data.sources import DEBIAN_FASHION
 from mpi_ntkdfl.model.nets import MLP
 from mpi_ntkdfl.topology.placement import Placement
+
+# Examples are timed by nobody: machines are shared and noisy.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 ROOT = Path(__file__).resolve().parent.parent
 

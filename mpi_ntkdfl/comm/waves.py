@@ -85,7 +85,7 @@ def factored_waves(
     # A wave's messages are held while the next wave's arrive, and sent messages weigh about as much.
     held = 4 * neighbourhood_sums(graph, message_bytes)
     largest = work.one_client(int((neighbourhood_sums(graph, sizes) + sizes).max()))
-    room = max((limit or DEFAULT_LIMIT) - largest, 0)
+    room = max((DEFAULT_LIMIT if limit is None else limit) - largest, 0)
     waves = [_cut(placement.owned(rank), held, room) for rank in range(placement.ranks)]
     most = max(map(len, waves))
     return [own + [range(0)] * (most - len(own)) for own in waves]
@@ -112,7 +112,7 @@ def slice_width(graph: Graph, sizes: np.ndarray, work: WorkingSet, limit: int | 
     # Received, sent, stacked, and the product's flattened copy.
     column = 4 * samples * work.outputs * work.itemsize
     fixed = work.one_client(samples)
-    room = (limit or max(DEFAULT_LIMIT, 2 * fixed)) - fixed
+    room = (max(DEFAULT_LIMIT, 2 * fixed) if limit is None else limit) - fixed
     return int(min(max(room // column, 1), work.params))
 
 

@@ -1,0 +1,135 @@
+"""The shape of the code: layers, dependencies, and what no module may do."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "mpi_ntkdfl"
+
+# A module imports only from its own row and the rows above. This is docs/design.md, "Layers".
+LAYERS = [
+    ["errors", "seeds", "logs", "units", "clock", "__init__"],
+    ["config"],
+    ["data", "topology", "model"],
+    ["ntk"],
+    ["comm"],
+    ["algorithms"],
+    ["evaluate", "record", "checkpoint", "plan"],
+    ["assembly"],
+    ["simulation"],
+    ["analysis", "progress", "doctor"],
+    ["cli"],
+    ["__main__"],
+]
+ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def unit(module: Path) -> str:
+    """The layer's name of a file: its folder below the package, or its own name."""
+    return module.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(module: Path) -> set[str]:
+    """Every module a file imports, wherever in the file, as dotted names."""
+    found = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import"
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_upwards(module):
+    for name in imports(module):
+        parts = name.split(".")
+        if parts[0] == "mpi_ntkdfl" and len(parts) > 1 and parts[1] in ROW:
+            assert ROW[parts[1]] <= ROW[unit(module)], f"{module} imports {name}"
+
+
+def test_every_module_has_a_layer():
+    assert {unit(module) for module in MODULES} == set(ROW)
+
+
+def test_only_comm_imports_mpi():
+    users = {unit(m) for m in MODULES if any(n.split(".")[0] == "mpi4py" for n in imports(m))}
+    assert users == {"comm"}
+
+
+def test_mathematics_and_analysis_know_no_ranks():
+    for module in MODULES:
+        if unit(module) in ("ntk", "model", "topology", "data", "analysis"):
+            assert not any(name.startswith("mpi_ntkdfl.comm") for name in imports(module)), module
+
+
+def test_analysis_needs_no_torch():
+    for module in MODULES:
+        if unit(module) == "analysis":
+            assert "torch" not in {name.split(".")[0] for name in imports(module)}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_global_randomness_device_literal_or_pickle(module):
+    text = module.read_text()
+    assert not re.search(r"np\.random\.(?!Generator|Philox|SeedSequence)\w+\(", text)
+    assert not re.search(r"torch\.manual_seed|\.cuda\(", text)
+    assert not re.search(r"^\s*import pickle|pickle\.load|allow_pickle=True", text, re.MULTILINE)
+    assert "weights_only=False" not in text
+
+
+def requirements(text: str) -> dict[str, str]:
+    """Lower bounds by canonical name in a text that quotes `name>=version`."""
+    found = re.findall(r"([A-Za-z][\w-]*)>=([\d.]+)", text)
+    same = {"pytorch": "torch", "pyyaml": "pyyaml"}
+    return {same.get(name.lower(), name.lower()): version for name, version in found}
+
+
+def test_environment_yml_asks_for_what_setup_py_asks():
+    text = (ROOT / "setup.py").read_text()
+    required = requirements(text[text.index("install_requires") : text.index("extras_require")])
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    conda = requirements("\n".join(line for line in environment if isinstance(line, str)))
+    python = re.search(r'python_requires=">=([\d.]+)"', text)[1]
+    assert conda.pop("python") == python
+    assert conda == required
+
+
+def test_constraints_cover_every_requirement_within_its_bound():
+    bounds = requirements((ROOT / "setup.py").read_text())
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
+    assert pinned["torch"] == "2.13.0"
+    for name, bound in bounds.items():
+        if name == "setuptools":
+            continue
+        numbers = [tuple(map(int, v.split("."))) for v in (pinned[name], bound)]
+        assert numbers[0] >= numbers[1], name
+
+
+def test_every_import_is_a_declared_dependency():
+    declared = set(requirements((ROOT / "setup.py").read_text())) | {"mpi_ntkdfl"}
+    alias = {"yaml": "pyyaml", "sklearn": "scikit-learn"}
+    import sys
+
+    for module in MODULES:
+        for name in {n.split(".")[0] for n in imports(module)} - set(sys.stdlib_module_names):
+            assert alias.get(name, name) in declared, f"{module} imports {name}"
+
+
+def test_files_and_functions_stay_readable():
+    for module in MODULES:
+        text = module.read_text()
+        assert len(text.splitlines()) <= 600, module
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno <= 85, f"{module}: {node.name}"
