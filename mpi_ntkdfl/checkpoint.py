@@ -25,11 +25,14 @@ from mpi_ntkdfl.errors import InputError
 from mpi_ntkdfl.model.params import Layout
 
 SCHEMA = 1
+LIBVER = ("v108", "latest")
+"""The file format of HDF5 1.8: the oldest whose metadata carry checksums, so that damage is noticed
+where the library could otherwise crash; a later one would lock out readers after a kill."""
 
 
 def checkpoint_path(record: Path) -> Path:
     """Where the checkpoint of the run `record` lies: `RUN.h5` has `RUN.ckpt.h5`."""
-    return record.with_name(record.name.removesuffix(".h5") + ".ckpt.h5")
+    return record.parent / (record.name.removesuffix(".h5") + ".ckpt.h5")
 
 
 def write(
@@ -53,20 +56,24 @@ def write(
         done: rounds done.
     """
     temporary = path.with_name(path.name + ".tmp")
-    with h5py.File(temporary, "w") as file:
-        file.attrs["schema"] = SCHEMA
-        file.attrs["config"] = config_yaml
-        file.attrs["layout"] = json.dumps([[name, size] for name, size in layout.shapes.items()])
-        file.attrs["round"] = done
-        params = file.create_dataset("params", shape, dtype)
-        start = 0
-        for block in rows:
-            params[start : start + len(block)] = block
-            start += len(block)
-        file.flush()
-    with temporary.open("rb+") as handle:
-        os.fsync(handle.fileno())
-    temporary.replace(path)
+    try:
+        with h5py.File(temporary, "w", libver=LIBVER) as file:
+            file.attrs["schema"] = SCHEMA
+            file.attrs["config"] = config_yaml
+            file.attrs["layout"] = json.dumps(list(layout.shapes.items()))
+            file.attrs["round"] = done
+            params = file.create_dataset("params", shape, dtype)
+            start = 0
+            for block in rows:
+                params[start : start + len(block)] = block
+                start += len(block)
+            assert start == shape[0], f"{start} of {shape[0]} clients came"
+        with temporary.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     _sync_folder(path.parent)
 
 
@@ -105,9 +112,13 @@ def read(path: Path) -> Checkpoint:
     try:
         with h5py.File(path, "r") as file:
             shapes = {name: tuple(size) for name, size in json.loads(file.attrs["layout"])}
+            layout, params = Layout(shapes), file["params"]
+            # Not compressed: a damaged shape could ask for any amount of memory.
+            if params.nbytes > file.id.get_filesize() or params.shape[1:] != (layout.size,):
+                raise ValueError(f"params of shape {params.shape} do not fit the file or the model")
             return Checkpoint(
-                torch.from_numpy(file["params"][:]),
-                Layout(shapes),
+                torch.from_numpy(params[:]),
+                layout,
                 int(file.attrs["round"]),
                 str(file.attrs["config"]),
             )
@@ -115,7 +126,7 @@ def read(path: Path) -> Checkpoint:
         raise InputError(
             f"no checkpoint at {path}: has the run finished its first round?"
         ) from error
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except Exception as error:  # over a damaged file h5py raises almost anything
         raise InputError(f"{path} is no readable checkpoint: {error}") from error
 
 

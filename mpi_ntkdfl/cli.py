@@ -242,8 +242,8 @@ def _complain(error: BaseException, rank: int | None = None) -> None:
     if not isinstance(error, MpiNtkdflError):
         traceback.print_exception(error)
     where = [f"rank {rank}"] if rank is not None else []
-    where += getattr(error, "__notes__", [])
-    message = str(error) or type(error).__name__
+    where += dict.fromkeys(getattr(error, "__notes__", []))  # both method and loop name the round
+    message = " ".join(str(error).split()) or type(error).__name__
     click.echo(f"error: {message}" + (f" ({', '.join(where)})" if where else ""), err=True)
     sys.stderr.flush()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -216,7 +217,7 @@ class ComputeSettings(Section):
     @field_validator("memory_limit")
     @classmethod
     def _readable_size(cls, size: int | str | None) -> int | str | None:
-        if size is not None and _parse_bytes(size) <= 0:
+        if size is not None and not 0 < _parse_bytes(size) < 2**63:
             raise ValueError(
                 'expected a positive number of bytes, or text such as "2GB" or "512MiB"'
             )
@@ -232,7 +233,7 @@ def _parse_bytes(size: int | str) -> int:
     if isinstance(size, int):
         return size
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMG]i?B)?\s*", size, re.IGNORECASE)
-    return int(float(match[1]) * _BYTES[(match[2] or "").upper()]) if match else 0
+    return int(Decimal(match[1]) * _BYTES[(match[2] or "").upper()]) if match else 0
 
 
 # ------------------------------------------------------------------------------------------ the run
@@ -283,7 +284,7 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """The complete configuration, defaults included, as YAML that `parse` reads back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
 
 # --------------------------------------------------------------------------------- reading and merging
@@ -305,7 +306,23 @@ _DEFAULT_KINDS: dict[str, Any] = {
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number and refuses a key given twice."""
+    """SafeLoader that reads 1e-3 as a number, and refuses keys given twice, aliases and huge integers."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        # A few lines of aliases of aliases can stand for more than any memory holds.
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases are not supported", mark)
+        return super().compose_node(parent, index)
+
+    def construct_number(self, node: yaml.ScalarNode) -> int:
+        number = self.construct_yaml_int(node)
+        # Hexadecimal digits beyond a few thousand make integers that Python refuses to print.
+        if abs(number) >= 2**63:
+            raise yaml.constructor.ConstructorError(
+                None, None, "an integer must be below 2^63", node.start_mark
+            )
+        return number
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -321,10 +338,20 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes text which `_Loader` would take for a number."""
+
+
 # YAML 1.1, which PyYAML follows, takes 1e-3 for text because it lacks a dot.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+for _end in (_Loader, _Dumper):
+    _end.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+        list("-+0123456789"),
+    )
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_number)
 
 
 def read_yaml(text: str, what: str) -> Any:
@@ -335,7 +362,7 @@ def read_yaml(text: str, what: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except Exception as error:  # PyYAML lets others escape, such as KeyError from `!!bool x`
         problem = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{what} is not valid YAML: {problem}") from error
 

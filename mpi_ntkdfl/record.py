@@ -21,6 +21,7 @@ import json
 import os
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,12 +31,16 @@ import h5py
 import numpy as np
 
 from mpi_ntkdfl import __version__
+from mpi_ntkdfl.checkpoint import LIBVER, checkpoint_path
 from mpi_ntkdfl.clock import PHASES
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.errors import InputError, SimulationError
 from mpi_ntkdfl.evaluate import Evaluation
 
 SCHEMA = 1
+
+_PATIENCE = 60.0
+"""Seconds an append waits for somebody who is reading the record."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ class Record:
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with h5py.File(self.path, "w") as file:
+            with h5py.File(self.path, "w", libver=LIBVER) as file:
                 file.attrs.update(attributes)
                 self._lay_out(file, clients, ranks)
                 file["partition/offsets"], file["partition/indices"] = partition
@@ -157,7 +162,7 @@ class Record:
             evaluation: a row, or None if this round was not evaluated.
             round_record: traffic, time and graph, or None at the start.
         """
-        with h5py.File(self.path, "r+") as file:
+        with self._open() as file:
             if round_record is not None:
                 _extend(file["traffic/protocol_bytes"], round_record.traffic[:1])
                 _extend(file["traffic/mpi_bytes"], round_record.traffic[1:])
@@ -174,6 +179,25 @@ class Record:
                 _extend(file["model/gradient_norm"], [evaluation.gradient_norm])
                 _extend(file["deviation"], [evaluation.deviation])
 
+    def _open(self) -> h5py.File:
+        """Opens the file for appending; waits for a reader that holds HDF5's lock to finish.
+
+        Raises:
+            SimulationError: if the file cannot be opened, or is still locked after a minute.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return h5py.File(self.path, "r+")
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise SimulationError(
+                        f"{unwritable(self.path, error)}; it is locked"
+                    ) from error
+                time.sleep(0.1)
+            except OSError as error:
+                raise SimulationError(unwritable(self.path, error)) from error
+
 
 def _extend(dataset: h5py.Dataset, rows: np.ndarray | Sequence[float]) -> None:
     start = len(dataset)
@@ -186,7 +210,7 @@ def output_path(wanted: Path | None, name: str) -> Path:
     if wanted is not None:
         return wanted
     number, path = 1, Path(f"{name}.h5")
-    while path.exists():
+    while path.exists() or checkpoint_path(path).exists():
         number += 1
         path = Path(f"{name}-{number}.h5")
     return path
@@ -195,15 +219,20 @@ def output_path(wanted: Path | None, name: str) -> Path:
 def refuse_output(path: Path, overwrite: bool) -> None:
     """Refuses an output that exists, or that could not be written, before anything is computed.
 
+    The weights beside it count as well: a run would replace them.
+
     Raises:
         InputError: saying which, and the way out.
     """
-    if path.exists() and not (overwrite and path.is_file()):
-        raise InputError(f"{path} exists; choose another -o, or give --overwrite to replace it")
-    folder = path.parent
-    while not folder.exists():
-        folder = folder.parent
     try:
+        for file in (path, checkpoint_path(path)):
+            if file.exists() and not (overwrite and file.is_file()):
+                raise InputError(
+                    f"{file} exists; choose another -o, or give --overwrite to replace it"
+                )
+        folder = path.parent
+        while not folder.exists():
+            folder = folder.parent
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -25,6 +25,8 @@ from mpi_ntkdfl.topology.placement import Placement
 # Examples are timed by nobody: machines are shared and noisy.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+# Threads that wait for each other make small operations slower by orders of magnitude.
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -41,14 +41,8 @@ def jacobian(params: torch.Tensor, x: torch.Tensor, widths: tuple[int, ...]) -> 
 
 
 def kernel(j: torch.Tensor) -> torch.Tensor:
-    """(1/C) sum_c J_c J_c^T, entry by entry."""
-    samples, outputs, _ = j.shape
-    k = torch.zeros(samples, samples, dtype=j.dtype)
-    for a in range(samples):
-        for b in range(samples):
-            for c in range(outputs):
-                k[a, b] += torch.dot(j[a, c], j[b, c]) / outputs
-    return k
+    """(1/C) sum_c J_c J_c^T, output by output."""
+    return sum(j[:, c] @ j[:, c].T for c in range(j.shape[1])) / j.shape[1]
 
 
 def left_sums(
@@ -117,7 +111,7 @@ def ntk_dfl_round(
         sums = left_sums(kernel(j_all), network(averages[i], x, widths), y, lr, taus, loss)
         best = None
         for tau in taus:
-            step = torch.einsum("ncp,nc->p", j_all, sums[tau])
+            step = sum(j_all[:, c].T @ sums[tau][:, c] for c in range(widths[-1]))
             candidate = averages[i] - lr / len(x) * step
             value = loss_of(network(candidate, x, widths), labels, loss)
             if best is None or value < best[0]:

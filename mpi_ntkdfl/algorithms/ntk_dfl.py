@@ -28,6 +28,8 @@ from mpi_ntkdfl.model.nets import MLP
 from mpi_ntkdfl.ntk.evolve import Evolution, evolve
 from mpi_ntkdfl.ntk.update import best, candidate_weights, linearised_losses, network_losses
 
+_WAY_OUT = "lower algorithm.lr or algorithm.taus, or look for extreme values in the data"
+
 
 class NtkDflSettings(MethodSettings):
     """Settings of NTK-DFL; the defaults are the paper's.
@@ -110,7 +112,10 @@ class NtkDfl(Method):
             kernel = hood.kernel()
         with clock("evolve"):
             targets = one_hot(hood.labels, hood.outputs.shape[1], hood.outputs.dtype)
-            return evolve(kernel, hood.outputs, targets, lr, s.taus, s.loss, s.tolerance)
+            try:
+                return evolve(kernel, hood.outputs, targets, lr, s.taus, s.loss, s.tolerance)
+            except ArithmeticError as error:
+                raise SimulationError(f"the evolution failed: {error}; {_WAY_OUT}") from error
 
     def _update(
         self, hood: Neighbourhood, evolution: Evolution, w_bar: torch.Tensor, lr: float
@@ -128,7 +133,5 @@ class NtkDfl(Method):
                 losses = linearised_losses(evolution.outputs, hood.labels, s.loss)
             chosen = best(losses)
         if chosen < 0 or not bool(torch.isfinite(candidates[chosen]).all()):
-            raise SimulationError(
-                "the client's weights or loss became non-finite; lower algorithm.lr or the taus"
-            )
+            raise SimulationError(f"the client's weights or loss became non-finite; {_WAY_OUT}")
         return candidates[chosen], s.taus[chosen]

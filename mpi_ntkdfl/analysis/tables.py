@@ -45,6 +45,23 @@ class Run:
     time_phases: list[str]
 
 
+_BY_EVALUATION = {
+    "rounds": "rounds/round",
+    "accuracy": "clients/accuracy",
+    "loss": "clients/loss",
+    "tau": "clients/tau",
+    "model_accuracy": "model/accuracy",
+    "model_loss": "model/loss",
+    "gradient_norm": "model/gradient_norm",
+    "deviation": "deviation",
+}
+_BY_ROUND = {
+    "protocol_bytes": "traffic/protocol_bytes",
+    "mpi_bytes": "traffic/mpi_bytes",
+    "seconds": "time/seconds",
+}
+
+
 def read(path: Path) -> Run:
     """Reads a record; rows that a killed run had not finished are left out.
 
@@ -53,33 +70,42 @@ def read(path: Path) -> Run:
     """
     try:
         with h5py.File(path, "r") as file:
-            rows = min(len(file["rounds/round"]), len(file["deviation"]))
-            rounds = min(len(file["traffic/mpi_bytes"]), len(file["time/seconds"]))
             return Run(
                 attributes={key: str(value) for key, value in file.attrs.items()},
-                rounds=file["rounds/round"][:rows],
-                accuracy=file["clients/accuracy"][:rows],
-                loss=file["clients/loss"][:rows],
-                tau=file["clients/tau"][:rows],
-                model_accuracy=file["model/accuracy"][:rows],
-                model_loss=file["model/loss"][:rows],
-                gradient_norm=file["model/gradient_norm"][:rows],
-                deviation=file["deviation"][:rows],
-                protocol_bytes=file["traffic/protocol_bytes"][:rounds],
-                mpi_bytes=file["traffic/mpi_bytes"][:rounds],
-                traffic_phases=list(file["traffic"].attrs["phases"]),
-                seconds=file["time/seconds"][:rounds],
-                time_phases=list(file["time"].attrs["phases"]),
+                traffic_phases=[str(phase) for phase in file["traffic"].attrs["phases"]],
+                time_phases=[str(phase) for phase in file["time"].attrs["phases"]],
+                **_series(file, _BY_EVALUATION),
+                **_series(file, _BY_ROUND),
             )
     except FileNotFoundError as error:
         raise InputError(f"no record at {path}") from error
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except Exception as error:  # over a damaged file h5py raises almost anything
         raise InputError(f"{path} is no readable record: {error}") from error
 
 
+def _series(file: h5py.File, names: dict[str, str]) -> dict[str, np.ndarray]:
+    """Datasets that grow together, cut to the rows that all of them have."""
+    datasets = {field: file[name] for field, name in names.items()}
+    for name, dataset in datasets.items():
+        # They are not compressed; a damaged shape could ask for any amount of memory.
+        if dataset.nbytes > file.id.get_filesize():
+            raise ValueError(f"{name} is larger than the file")
+    rows = min(len(dataset) for dataset in datasets.values())
+    return {field: dataset[:rows] for field, dataset in datasets.items()}
+
+
 def summary(run: Run) -> str:
-    """What ran, the final numbers, traffic a round, and time by phase."""
-    return "\n".join([*_what_ran(run), "", *_numbers(run), "", *_traffic(run), "", *_time(run)])
+    """What ran, the final numbers, traffic a round, and time by phase.
+
+    Raises:
+        InputError: if the record lacks what a run writes.
+    """
+    try:
+        parts = [_what_ran(run), _numbers(run), _traffic(run), _time(run)]
+    except Exception as error:  # attributes of a damaged record can hold anything
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"the record is damaged or none of this program: {reason}") from error
+    return "\n\n".join("\n".join(part) for part in parts if part)
 
 
 def _what_ran(run: Run) -> list[str]:
