@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,7 +121,6 @@ def test_constraints_cover_every_requirement_within_its_bound():
 def test_every_import_is_a_declared_dependency():
     declared = set(requirements((ROOT / "setup.py").read_text())) | {"mpi_ntkdfl"}
     alias = {"yaml": "pyyaml", "sklearn": "scikit-learn"}
-    import sys
 
     for module in MODULES:
         for name in {n.split(".")[0] for n in imports(module)} - set(sys.stdlib_module_names):
@@ -133,3 +134,23 @@ def test_files_and_functions_stay_readable():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno <= 85, f"{module}: {node.name}"
+
+
+LOOKERS = ["presets", "presets quickstart", "show missing.h5", "export missing.h5 --average x.pt"]
+
+
+@pytest.mark.parametrize("words", LOOKERS)
+def test_looking_at_runs_starts_no_mpi_and_mostly_no_torch(words):
+    """On a login node MPI may refuse to start, and torch takes seconds to load."""
+    script = (
+        "import sys, atexit\n"
+        "from mpi_ntkdfl.cli import main\n"
+        "atexit.register(lambda: print(*sorted({'torch', 'mpi4py'} & set(sys.modules))))\n"
+        f"sys.argv = ['mpi_ntkdfl', *{words.split()!r}]\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    loaded = done.stdout.splitlines()[-1].split()
+    assert loaded == (["torch"] if words.startswith("export") else []), done.stderr

@@ -8,10 +8,12 @@ has no branch on "parallel or not".
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -105,6 +107,8 @@ class _Done:
         pass
 
     def wait(self) -> torch.Tensor:
+        import torch  # so that commands that look at records start without it
+
         return torch.empty(0, dtype=torch.uint8)
 
 
