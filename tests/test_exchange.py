@@ -179,6 +179,14 @@ def test_equal_weights_average_to_themselves():
         assert torch.equal(exchange.average(weights), weights)
 
 
+def test_mean_over_all_clients_is_a_statistic():
+    federation = make_federation((6, 5, 3), (5, 3, 8, 4))
+    weights = random_weights(federation)
+    with Exchange(federation, Graph.from_pairs(4, [(0, 1)])) as exchange:
+        torch.testing.assert_close(exchange.mean(weights), weights.mean(0))
+    assert not federation.ledger.lap().any()
+
+
 @pytest.mark.parametrize("kind", ["factored", "dense"])
 def test_protocol_bytes_follow_from_the_graph(kind):
     federation = make_federation((6, 5, 3), (5, 3, 8, 4), torch.float32)

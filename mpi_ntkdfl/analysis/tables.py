@@ -111,17 +111,25 @@ def summary(run: Run) -> str:
 def _what_ran(run: Run) -> list[str]:
     a = run.attributes
     config = yaml.safe_load(a["config"])
-    graph = ", ".join(f"{key} {value}" for key, value in config["topology"].items())
-    share = ", ".join(f"{key} {value}" for key, value in config["partition"].items())
     hosts = len(set(json.loads(a["hosts"])))
     return [
         f"{config['algorithm']['name']} on {config['dataset']['name']}, {config['clients']} clients, "
         f"seed {config['seed']}",
-        f"partition: {share}",
-        f"topology:  {graph}",
+        f"partition: {_section(config['partition'])}",
+        f"topology:  {_section(config['topology'])}",
         f"{a['ranks']} ranks on {hosts} host(s), {a['device']}, torch {a['torch']}, {a['mpi']}",
         f"mpi_ntkdfl {a['version']} ({a['commit'][:12]}), started {a['created']}",
     ]
+
+
+def _section(section: dict[str, object]) -> str:
+    """`regular, degree 5, dynamic true` of a section with a kind; what is not set is left out."""
+    keys = {key: value for key, value in section.items() if key != "kind" and value is not None}
+    said = (
+        f"{key} {str(value).lower() if isinstance(value, bool) else value}"
+        for key, value in keys.items()
+    )
+    return ", ".join([str(section["kind"]), *said])
 
 
 def _numbers(run: Run) -> list[str]:

@@ -67,10 +67,9 @@ def open_world() -> MpiWorld:
     comm = MPI.COMM_WORLD
     expected = launched_size()
     if comm.size != expected:
-        library = MPI.Get_library_version().split("\n")[0].split(",")[0].strip("\x00 ")
         raise InputError(
             f"the launcher started {expected} processes but this MPI sees {comm.size}: the launcher "
-            f"belongs to another MPI than the library in use ({library}); use the mpirun that came "
+            f"belongs to another MPI than the library in use ({_library(MPI)}); use the mpirun that came "
             "with it (in a virtual environment: the one in its bin folder), or srun --mpi=pmi2 for "
             "MPICH and --mpi=pmix for Open MPI"
         )
@@ -94,7 +93,7 @@ class MpiWorld:
         self.size: int = comm.size
         self.hosts: tuple[str, ...] = tuple(comm.allgather(socket.gethostname()))
         self.local_rank = self.hosts[: self.rank].count(self.hosts[self.rank])
-        self.library: str = MPI.Get_library_version().split("\n")[0].strip("\x00 ")
+        self.library = _library(MPI)
 
     def on_root(self, task: Callable[[], T]) -> T:
         """Runs `task` on rank 0 and returns its small result everywhere."""
@@ -180,6 +179,12 @@ class MpiWorld:
     def abort(self, code: int) -> None:
         """Ends all ranks at once; does not return."""
         self.comm.Abort(code)
+
+
+def _library(mpi: Any) -> str:
+    """Name and version of the MPI library, from the first line of its self-description."""
+    first = mpi.Get_library_version().strip("\x00").split("\n")[0].split(",")[0]
+    return " ".join(first.split())
 
 
 def _agreed(failure: InputError | None) -> InputError:
