@@ -18,6 +18,5 @@ def set_up(rank: int, quiet: bool) -> None:
     handler.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
     logger = logging.getLogger("mpi_ntkdfl")
     logger.handlers = [handler]
-    logger.propagate = False
     # Ranks other than 0 derive the same graphs and would repeat rank 0's warnings.
     logger.setLevel(logging.ERROR if rank else logging.WARNING if quiet else logging.INFO)

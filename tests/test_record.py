@@ -157,7 +157,7 @@ def test_record_of_a_run_that_never_started(tmp_path):
 def test_summary_tells_what_ran(tmp_path):
     text = tables.summary(tables.read(write_record(tmp_path / "run.h5").path))
     for part in (
-        *("ntk-dfl on digits, 4 clients, seed 0", "kind dirichlet, alpha 0.1", "degree 3"),
+        *("ntk-dfl on digits, 4 clients, seed 0", "partition: dirichlet, alpha 0.1", "degree 3"),
         *("3 ranks on 2 host(s), cpu, torch 2.0, Some MPI", "    2   0.7000", "2 rounds"),
     ):
         assert part in text
