@@ -42,7 +42,7 @@ setup(
             "hypothesis>=6.100",
             "mypy>=1.11",
             "pytest>=8",
-            "pytest-timeout>=2.3",
+            "pytest-timeout>=2.3.1",
             "ruff>=0.9",
             "types-PyYAML>=6.0",
         ],
