@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -21,6 +22,9 @@ T = TypeVar("T")
 
 _CHUNK = 2**30
 """Bytes a point-to-point message or broadcast moves at once: counts must stay below 2^31."""
+
+_NAP = 0.01
+"""Seconds between looks at whether rank 0 is done."""
 
 _LAUNCHED_SIZE = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "PMIX_SIZE")
 _LAUNCHED_RANK = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
@@ -103,10 +107,21 @@ class MpiWorld:
                 result = task()
             except InputError as error:
                 failure = error
+        self._wait_for_root()
         failed, result = self.comm.bcast((failure is not None, result))
         if failed:
             raise _agreed(failure)
         return result  # type: ignore[no-any-return]
+
+    def _wait_for_root(self) -> None:
+        """Returns once rank 0 got here, sleeping meanwhile.
+
+        Blocking MPI calls spin. Where ranks outnumber cores, those that wait would take the cores
+        from rank 0 while it reads the data, and from ranks that are still loading libraries.
+        """
+        request = self.comm.Ibcast([np.zeros(1, np.uint8), self._mpi.BYTE])
+        while not request.Test():
+            time.sleep(_NAP)
 
     def agree(self, task: Callable[[], T]) -> T:
         """Runs `task` everywhere; if it is bad input on any rank, it is on all."""
