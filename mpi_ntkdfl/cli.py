@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -277,6 +277,5 @@ def _say_goodbye(path: Path) -> None:
     from mpi_ntkdfl.analysis import tables
     from mpi_ntkdfl.checkpoint import checkpoint_path
 
-    run_read: Any = tables.read(path)
-    click.echo(tables.summary(run_read))
+    click.echo(tables.summary(tables.read(path)))
     click.echo(f"\nrecord:  {path}\nweights: {checkpoint_path(path)}")

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Sequence
 
 from mpi_ntkdfl import __version__
-from mpi_ntkdfl.comm.mpi import MpiWorld, launched_size
+from mpi_ntkdfl.comm.mpi import MpiWorld, launched_size, local_rank
 from mpi_ntkdfl.data import sources
 
 _PACKAGES = ("torch", "mpi4py", "numpy", "h5py", "networkx", "pydantic", "scikit-learn")
@@ -38,7 +38,8 @@ def report(world: MpiWorld, lines: Sequence[str]) -> str:
 
     versions = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
     ranks = [
-        f"  rank {rank} (local {_local(world, rank)}): {line}" for rank, line in enumerate(lines)
+        f"  rank {rank} (local {local_rank(world.hosts, rank)}): {line}"
+        for rank, line in enumerate(lines)
     ]
     data = [
         f"  {entry.name}: {'found' if entry.found else 'not here'}, {entry.where}"
@@ -56,10 +57,6 @@ def report(world: MpiWorld, lines: Sequence[str]) -> str:
             *data,
         ]
     )
-
-
-def _local(world: MpiWorld, rank: int) -> int:
-    return world.hosts[:rank].count(world.hosts[rank])
 
 
 def _version(name: str) -> str:

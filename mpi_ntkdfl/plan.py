@@ -18,6 +18,7 @@ from mpi_ntkdfl.comm.waves import (
     DEFAULT_LIMIT,
     WorkingSet,
     factored_waves,
+    largest_neighbourhood,
     slice_width,
     smallest_limit,
 )
@@ -69,20 +70,14 @@ def make_plan(
     """
     dtype = getattr(torch, config.compute.dtype)
     needs = method.needs(config.algorithm, network, dtype)
-    work = WorkingSet(
-        network.widths[:-1],
-        network.widths[-1],
-        network.layout.size,
-        needs.taus,
-        dtype.itemsize,
-    )
+    work = WorkingSet.of(network, needs.taus, dtype)
     limit = config.compute.memory_bytes
     message_bytes = None
     waves, slices = max(len(placement.owned(rank)) for rank in range(placement.ranks)), 0
     if needs.dense:
         slices = slice_width(graph, sizes, work, limit)
     elif needs.blocks:
-        message_bytes = np.array([needs.blocks[0].nbytes(int(n)) for n in sizes])
+        message_bytes = needs.blocks[0].nbytes_each(sizes)
         waves = len(factored_waves(graph, placement, sizes, message_bytes, work, limit)[0])
     smallest = smallest_limit(graph, sizes, message_bytes, work)
     if limit is not None and limit < smallest:
@@ -93,7 +88,7 @@ def make_plan(
         )
     return Plan(
         params=network.layout.size,
-        largest=int(np.add.reduceat(sizes[graph.members], graph.offsets[:-1]).max()),
+        largest=largest_neighbourhood(graph, sizes),
         traffic=_traffic(needs, network, dtype, sizes, graph, placement),
         waves=waves,
         slices=slices,

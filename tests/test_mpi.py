@@ -121,6 +121,13 @@ def test_32_ranks(simulate, tmp_path):
         assert file["time/seconds"].shape[:2] == (2, 32)
 
 
+def run_script(mpirun, folder: Path, ranks: int, text: str) -> None:
+    script = folder / "script.py"
+    script.write_text(text)
+    done = mpirun(ranks, script, limit=250)
+    assert done.returncode == 0, done.stderr
+
+
 LARGE = """
 import torch
 from mpi_ntkdfl.comm.mpi import open_world
@@ -142,10 +149,7 @@ def free_memory() -> int:
 
 @pytest.mark.skipif(free_memory() < 16e9, reason="needs 16 GB of free memory")
 def test_messages_of_3_gb(mpirun, tmp_path):
-    script = tmp_path / "large.py"
-    script.write_text(LARGE)
-    done = mpirun(2, script, limit=250)
-    assert done.returncode == 0, done.stderr
+    run_script(mpirun, tmp_path, 2, LARGE)
 
 
 CHANNELS = """
@@ -166,10 +170,7 @@ for turn in range(3000):
 
 
 def test_channels_are_freed_and_a_rank_may_be_alone(mpirun, tmp_path):
-    script = tmp_path / "channels.py"
-    script.write_text(CHANNELS)
-    done = mpirun(3, script, limit=250)
-    assert done.returncode == 0, done.stderr
+    run_script(mpirun, tmp_path, 3, CHANNELS)
 
 
 WORLD = """
@@ -206,7 +207,4 @@ else:
 
 
 def test_world(mpirun, tmp_path):
-    script = tmp_path / "world.py"
-    script.write_text(WORLD)
-    done = mpirun(3, script)
-    assert done.returncode == 0, done.stderr
+    run_script(mpirun, tmp_path, 3, WORLD)

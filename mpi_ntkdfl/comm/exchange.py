@@ -227,13 +227,7 @@ class Exchange:
         """
         at = self.share(w_bar, "averages")
         f = self.federation
-        work = WorkingSet(
-            f.network.widths[:-1],
-            f.network.widths[-1],
-            f.network.layout.size,
-            taus,
-            f.dtype.itemsize,
-        )
+        work = WorkingSet.of(f.network, taus, f.dtype)
         if kind == "factored":
             yield from self._factored(at, work)
         else:
@@ -244,7 +238,7 @@ class Exchange:
     ) -> Iterator[Neighbourhood]:
         f = self.federation
         form = factored_format(f.network, f.dtype)
-        message_bytes = np.array([form.nbytes(int(n)) for n in f.sizes])
+        message_bytes = form.nbytes_each(f.sizes)
         waves = factored_waves(
             self.graph, f.placement, f.sizes, message_bytes, work, f.memory_limit
         )
@@ -464,7 +458,7 @@ class HeldNeighbourhood:
     ) -> None:
         self.client = client
         self.outputs = _stacked(parts, "outputs")
-        self.labels = _stacked([{"labels": part["labels"].long()} for part in parts], "labels")
+        self.labels = _stacked(parts, "labels").long()
         layers = [_stacked(parts, f"layer{index}") for index in range(network.layers)]
         self.inputs: torch.Tensor | None = layers[0]
         self._jacobian = FactoredJacobian(network, params, layers)
@@ -484,7 +478,7 @@ class StreamedNeighbourhood:
     def __init__(self, client: int, parts: list[Arrays], stream: _Stream) -> None:
         self.client = client
         self.outputs = _stacked(parts, "outputs")
-        self.labels = _stacked([{"labels": part["labels"].long()} for part in parts], "labels")
+        self.labels = _stacked(parts, "labels").long()
         self.inputs = _stacked(parts, "inputs") if "inputs" in parts[0] else None
         self._stream = stream
 
@@ -513,6 +507,7 @@ class _Stream:
         self, exchange: Exchange, at: Mapping[int, torch.Tensor], targets: list[range], width: int
     ) -> None:
         self._exchange, self._at, self._targets, self._width = exchange, at, targets, width
+        self._jacobians: dict[Pair, FactoredJacobian] = {}
         self._passes = 0
 
     def slices(self) -> Iterator[DenseJacobian]:
@@ -530,15 +525,21 @@ class _Stream:
             for _ in self.slices():
                 pass
 
+    def _jacobian(self, pair: Pair) -> FactoredJacobian:
+        """Own client j's Jacobian at client i's average; kept, since every slice is cut from it."""
+        if pair not in self._jacobians:
+            f = self._exchange.federation
+            params = aligned(self._at[pair[0]])
+            passed = f.network.activations(params, f.samples[pair[1]].inputs)
+            self._jacobians[pair] = FactoredJacobian(f.network, params, passed.inputs)
+        return self._jacobians[pair]
+
     def _one_slice(self, start: int, stop: int) -> Iterator[DenseJacobian]:
         f, graph = self._exchange.federation, self._exchange.graph
 
         def make(pair: Pair) -> Arrays:
-            params = aligned(self._at[pair[0]])
-            passed = f.network.activations(params, f.samples[pair[1]].inputs)
             with f.clock("jacobian"):
-                jacobian = FactoredJacobian(f.network, params, passed.inputs)
-                return {"entries": jacobian.dense(start, stop)}
+                return {"entries": self._jacobian(pair).dense(start, stop)}
 
         form = dense_entries(f.network, f.dtype, stop - start)
         arrived = self._exchange._transfer(form, self._targets, make).finish()

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from mpi_ntkdfl.model.params import ALIGNMENT
@@ -48,6 +49,10 @@ class MessageFormat:
     def nbytes(self, samples: int) -> int:
         """Bytes of the message as it travels, padding included."""
         return sum(padded(field.nbytes(samples)) for field in self.fields.values())
+
+    def nbytes_each(self, sizes: np.ndarray) -> np.ndarray:
+        """Bytes of the message of each client, given their samples `sizes` `[client]`."""
+        return np.array([self.nbytes(int(samples)) for samples in sizes])
 
     def by_phase(self, samples: int, travelling: bool) -> dict[str, int]:
         """Bytes by ledger phase: as MPI moves them (`travelling`) or payload alone."""

@@ -47,6 +47,11 @@ def launched_size() -> int:
     return _from_environment(_LAUNCHED_SIZE, 1)
 
 
+def local_rank(hosts: Sequence[str], rank: int) -> int:
+    """Number of `rank` among the ranks of its host, given the host of every rank."""
+    return hosts[:rank].count(hosts[rank])
+
+
 class Elsewhere(InputError):
     """Bad input that another rank reports; this one only has to stop."""
 
@@ -96,7 +101,7 @@ class MpiWorld:
         self.rank: int = comm.rank
         self.size: int = comm.size
         self.hosts: tuple[str, ...] = tuple(comm.allgather(socket.gethostname()))
-        self.local_rank = self.hosts[: self.rank].count(self.hosts[self.rank])
+        self.local_rank = local_rank(self.hosts, self.rank)
         self.library = _library(MPI)
 
     def on_root(self, task: Callable[[], T]) -> T:

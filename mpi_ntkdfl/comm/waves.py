@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from mpi_ntkdfl.model.nets import MLP
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.placement import Placement
 
@@ -39,6 +41,12 @@ class WorkingSet:
     taus: int
     itemsize: int
 
+    @classmethod
+    def of(cls, network: MLP, taus: int, dtype: torch.dtype) -> WorkingSet:
+        """The sizes of `network` with `taus` residual sums at once."""
+        widths = network.widths
+        return cls(widths[:-1], widths[-1], network.layout.size, taus, dtype.itemsize)
+
     def one_client(self, samples: int) -> int:
         """Bytes to process one client with N = `samples` in its neighbourhood.
 
@@ -58,6 +66,11 @@ def neighbourhood_sums(graph: Graph, values: np.ndarray) -> np.ndarray:
     return np.bincount(first, values[second], graph.clients).astype(np.int64) + np.bincount(
         second, values[first], graph.clients
     ).astype(np.int64)
+
+
+def largest_neighbourhood(graph: Graph, sizes: np.ndarray) -> int:
+    """Samples of the largest closed neighbourhood, given each client's `sizes` `[client]`."""
+    return int((neighbourhood_sums(graph, sizes) + sizes).max())
 
 
 def factored_waves(
@@ -84,7 +97,7 @@ def factored_waves(
     """
     # A wave's messages are held while the next wave's arrive, and sent messages weigh about as much.
     held = 4 * neighbourhood_sums(graph, message_bytes)
-    largest = work.one_client(int((neighbourhood_sums(graph, sizes) + sizes).max()))
+    largest = work.one_client(largest_neighbourhood(graph, sizes))
     room = max((DEFAULT_LIMIT if limit is None else limit) - largest, 0)
     waves = [_cut(placement.owned(rank), held, room) for rank in range(placement.ranks)]
     most = max(map(len, waves))
@@ -108,7 +121,7 @@ def slice_width(graph: Graph, sizes: np.ndarray, work: WorkingSet, limit: int | 
     It follows from the graph and the limit alone, never from the ranks, because sums over slices
     round differently for another width.
     """
-    samples = int((neighbourhood_sums(graph, sizes) + sizes).max())
+    samples = largest_neighbourhood(graph, sizes)
     # Received, sent, stacked, and the product's flattened copy.
     column = 4 * samples * work.outputs * work.itemsize
     fixed = work.one_client(samples)
@@ -128,7 +141,7 @@ def smallest_limit(
             dense Jacobians, which can be cut down to one parameter a slice.
         work: sizes of the computation.
     """
-    samples = int((neighbourhood_sums(graph, sizes) + sizes).max())
+    samples = largest_neighbourhood(graph, sizes)
     if message_bytes is None:
         return work.one_client(samples) + 4 * samples * work.outputs * work.itemsize
     return work.one_client(samples) + 4 * int(neighbourhood_sums(graph, message_bytes).max())

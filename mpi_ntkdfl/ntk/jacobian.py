@@ -82,9 +82,13 @@ class Signals(Protocol):
 
 @dataclass(frozen=True)
 class UnitSignals:
-    """Signals of the output layer, where `z` is the output itself: `s_c = e_c`."""
+    """Signals of the output layer, where `z` is the output itself: `s_c = e_c`.
 
-    samples: int
+    Attributes:
+        outputs: their number.
+        like: any array `[sample, ...]` of the samples, for their number, type and device.
+    """
+
     outputs: int
     like: torch.Tensor
 
@@ -99,7 +103,7 @@ class UnitSignals:
     def dense(self) -> torch.Tensor:
         """The identity for every sample."""
         eye = torch.eye(self.outputs, dtype=self.like.dtype, device=self.like.device)
-        return eye.expand(self.samples, -1, -1)
+        return eye.expand(self.like.shape[0], -1, -1)
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ def _signals(network: MLP, params: torch.Tensor, inputs: Sequence[torch.Tensor])
     """Backpropagates from the outputs to every layer; returns one `Signals` a layer, first to last."""
     weights = [weight for weight, _ in network.weights_and_biases(aligned(params))]
     outputs = network.widths[-1]
-    found: list[Signals] = [UnitSignals(inputs[0].shape[0], outputs, inputs[0])]
+    found: list[Signals] = [UnitSignals(outputs, inputs[0])]
     for weight, above in zip(weights[:0:-1], reversed(inputs[1:]), strict=True):
         gates = (above > 0).to(above.dtype)
         if isinstance(found[0], UnitSignals):
