@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -74,3 +75,19 @@ class Method(ABC):
             number: of the round, from 0.
             exchange: the round's messages.
         """
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What it carries from round to round beside the weights, by name: arrays `[owned, ...]`.
+
+        Momentum, masks and the like; the checkpoint keeps them, by client. Names, types and shapes
+        beyond the first axis stay the same for a whole run.
+        """
+        return {}
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Takes back what `state` gave, for the clients of this rank, on any device.
+
+        Called before the first round of a resumed run, which then goes on with the same bits.
+        """
+        if state:
+            raise ValueError(f"this method carries no state, got {', '.join(state)}")
