@@ -6,7 +6,8 @@ killed leaves every finished round readable and others can read it while it grow
     /            attributes: schema, config (YAML), version, commit, created, seed, ranks, hosts, mpi,
                  torch, device
     /rounds      round [row]                               rounds done; row 0 is the start
-    /clients     accuracy, loss, tau [row, client]         what each client carries into the next round
+    /clients     accuracy, loss, own_accuracy, tau [row, client]
+                                                           what each client carries into the next round
     /model       accuracy, loss, gradient_norm [row]       of the average of all clients
     /deviation   [row]                                     mean over clients of ||w_i - mean w||_2
     /traffic     protocol_bytes, mpi_bytes [round, phase]  attribute phases
@@ -134,7 +135,7 @@ class Record:
             file.create_dataset(name, (rows, *shape), dtype, maxshape=(None, *shape), chunks=True)
 
         grows("rounds/round", "i8")
-        for name in ("accuracy", "loss"):
+        for name in ("accuracy", "loss", "own_accuracy"):
             grows(f"clients/{name}", "f8", clients)
         grows("clients/tau", "i8", clients)
         for name in ("model/accuracy", "model/loss", "model/gradient_norm", "deviation"):
@@ -173,6 +174,7 @@ class Record:
                 _extend(file["rounds/round"], [done])
                 _extend(file["clients/accuracy"], evaluation.accuracy[None])
                 _extend(file["clients/loss"], evaluation.loss[None])
+                _extend(file["clients/own_accuracy"], evaluation.own_accuracy[None])
                 _extend(file["clients/tau"], taus[None])
                 _extend(file["model/accuracy"], [evaluation.model_accuracy])
                 _extend(file["model/loss"], [evaluation.model_loss])

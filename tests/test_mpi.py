@@ -19,6 +19,7 @@ INVARIANT = (
     "rounds/round",
     "clients/accuracy",
     "clients/loss",
+    "clients/own_accuracy",
     "clients/tau",
     "model/accuracy",
     "model/loss",

@@ -39,7 +39,9 @@ def config_text():
 
 def evaluation(done):
     rows = np.arange(CLIENTS) / 10 + done / 100
-    return Evaluation(rows, rows + 1, 0.5 + done / 10, 2.0 - done / 10, 0.25 * done, 0.125 * done)
+    return Evaluation(
+        rows, rows + 1, rows + 2, 0.5 + done / 10, 2.0 - done / 10, 0.25 * done, 0.125 * done
+    )
 
 
 def round_record(done):
@@ -92,6 +94,8 @@ def test_rows_come_back(tmp_path):
         assert run.model_loss[row] == expected.model_loss
         assert run.gradient_norm[row] == expected.gradient_norm
         assert run.deviation[row] == expected.deviation
+        with h5py.File(tmp_path / "run.h5") as file:
+            assert np.array_equal(file["clients/own_accuracy"][row], expected.own_accuracy)
         assert run.tau[row].tolist() == [100 * row] * CLIENTS
     for row, expected in enumerate(map(round_record, range(1, 4))):
         assert np.array_equal(run.protocol_bytes[row], expected.traffic[0])
