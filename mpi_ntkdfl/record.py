@@ -11,6 +11,7 @@ killed leaves every finished round readable and others can read it while it grow
     /model       accuracy, loss, gradient_norm [row]       of the average of all clients
     /deviation   [row]                                     mean over clients of ||w_i - mean w||_2
     /traffic     protocol_bytes, mpi_bytes [round, phase]  attribute phases
+                 busiest_bytes [round]                     protocol bytes through the busiest node
     /time        seconds [round, rank, phase]              attribute phases
     /topology    edges [edge, 2], offsets [round + 1]      round k: edges[offsets[k]:offsets[k+1]]
     /partition   offsets [client + 1], indices             into the training set
@@ -52,11 +53,13 @@ class RoundRecord:
         edges: of the round's graph, `[edge, 2]`.
         traffic: protocol and MPI bytes, `[2, phase]`.
         seconds: by rank and phase, `[rank, phase]`.
+        busiest: protocol bytes in plus out of the busiest node.
     """
 
     edges: np.ndarray
     traffic: np.ndarray
     seconds: np.ndarray
+    busiest: int
 
 
 def provenance(
@@ -142,6 +145,7 @@ class Record:
             grows(name, "f8")
         for name in ("protocol_bytes", "mpi_bytes"):
             grows(f"traffic/{name}", "i8", len(TRAFFIC_PHASES))
+        grows("traffic/busiest_bytes", "i8")
         grows("time/seconds", "f8", ranks, len(PHASES))
         grows("topology/edges", "i4", 2)
         grows("topology/offsets", "i8", rows=1)
@@ -167,6 +171,7 @@ class Record:
             if round_record is not None:
                 _extend(file["traffic/protocol_bytes"], round_record.traffic[:1])
                 _extend(file["traffic/mpi_bytes"], round_record.traffic[1:])
+                _extend(file["traffic/busiest_bytes"], [round_record.busiest])
                 _extend(file["time/seconds"], round_record.seconds[None])
                 _extend(file["topology/edges"], round_record.edges)
                 _extend(file["topology/offsets"], [len(file["topology/edges"])])

@@ -130,9 +130,9 @@ class Simulation:
         ledger, clock = self.federation.ledger, self.federation.clock
         round_record = None
         if graph is not None:
-            traffic = self.world.total(ledger.lap())
+            busiest, traffic = ledger.busiest, self.world.total(ledger.lap())
             seconds = self._gather(np.array([clock.lap()]))
-            round_record = RoundRecord(graph.edges, traffic, seconds)
+            round_record = RoundRecord(graph.edges, traffic, seconds, busiest)
         else:
             ledger.lap()  # evaluating the start belongs to no round
             clock.lap()

@@ -26,6 +26,7 @@ INVARIANT = (
     "model/gradient_norm",
     "deviation",
     "traffic/protocol_bytes",
+    "traffic/busiest_bytes",
     "topology/edges",
     "topology/offsets",
     "partition/offsets",

@@ -47,7 +47,7 @@ def evaluation(done):
 def round_record(done):
     edges = np.array([[0, 1], [1, 2], [2, 3]])[: done + 1]
     traffic = np.arange(2 * len(TRAFFIC_PHASES)).reshape(2, -1) + 10 * done
-    return RoundRecord(edges, traffic, np.full((RANKS, len(PHASES)), done / 4))
+    return RoundRecord(edges, traffic, np.full((RANKS, len(PHASES)), done / 4), 7 * done)
 
 
 def write_record(path, rounds=2):
@@ -101,6 +101,8 @@ def test_rows_come_back(tmp_path):
         assert np.array_equal(run.protocol_bytes[row], expected.traffic[0])
         assert np.array_equal(run.mpi_bytes[row], expected.traffic[1])
         assert np.array_equal(run.seconds[row], expected.seconds)
+        with h5py.File(tmp_path / "run.h5") as file:
+            assert file["traffic/busiest_bytes"][row] == expected.busiest
     assert tuple(run.traffic_phases) == TRAFFIC_PHASES
     assert tuple(run.time_phases) == PHASES
 
