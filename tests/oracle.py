@@ -85,6 +85,29 @@ def loss_of(outputs: torch.Tensor, labels: torch.Tensor, loss: str) -> float:
     return total / len(labels)
 
 
+def ntk_step(
+    w: torch.Tensor,
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    widths: tuple[int, ...],
+    lr: float,
+    taus: list[int],
+    loss: str,
+) -> tuple[torch.Tensor, int]:
+    """Weights evolved from `w` with the kernel of `x`, and their tau, by the loss of the network."""
+    y = torch.eye(widths[-1], dtype=x.dtype)[labels]
+    j = jacobian(w, x, widths)
+    sums = left_sums(kernel(j), network(w, x, widths), y, lr, taus, loss)
+    best = None
+    for tau in taus:
+        step = sum(j[:, c].T @ sums[tau][:, c] for c in range(widths[-1]))
+        candidate = w - lr / len(x) * step
+        value = loss_of(network(candidate, x, widths), labels, loss)
+        if best is None or value < best[0]:
+            best = value, candidate, tau
+    return best[1], best[2]
+
+
 def ntk_dfl_round(
     weights: list[torch.Tensor],
     data: list[tuple[torch.Tensor, torch.Tensor]],
@@ -106,16 +129,7 @@ def ntk_dfl_round(
     for i in clients:
         x = torch.cat([data[j][0] for j in closed[i]])
         labels = torch.cat([data[j][1] for j in closed[i]])
-        y = torch.eye(widths[-1], dtype=x.dtype)[labels]
-        j_all = jacobian(averages[i], x, widths)
-        sums = left_sums(kernel(j_all), network(averages[i], x, widths), y, lr, taus, loss)
-        best = None
-        for tau in taus:
-            step = sum(j_all[:, c].T @ sums[tau][:, c] for c in range(widths[-1]))
-            candidate = averages[i] - lr / len(x) * step
-            value = loss_of(network(candidate, x, widths), labels, loss)
-            if best is None or value < best[0]:
-                best = value, candidate, tau
-        new.append(best[1])
-        chosen.append(best[2])
+        evolved, tau = ntk_step(averages[i], x, labels, widths, lr, taus, loss)
+        new.append(evolved)
+        chosen.append(tau)
     return new, chosen
