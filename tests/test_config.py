@@ -127,7 +127,7 @@ def test_keys_of_the_former_kind_are_unknown_to_the_new_one():
         ("algorithm.taus=[]", "algorithm.taus: "),
         ("algorithm.taus=[5, 5]", "algorithm.taus: expected ascending"),
         ("algorithm.taus=[0, 5]", "algorithm.taus.0: "),
-        ("algorithm.name=sgd", "unknown method 'sgd'; there are: ntk-dfl"),
+        ("algorithm.name=sgd", "unknown method 'sgd'; there are: average-gd"),
         ("algorithm=[1]", "algorithm: unknown method"),
         ("model.hidden=[0]", "model.hidden.0: "),
         ("model.hidden=wide", "model.hidden: "),
