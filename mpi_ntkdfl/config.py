@@ -194,9 +194,43 @@ class EvaluationSettings(Section):
 
 
 class OutputSettings(Section):
-    """Checkpoint after every `checkpoint_every` rounds and after the last."""
+    """Checkpoints and the run's wall-clock time.
+
+    A checkpoint is written after every `checkpoint_every` rounds, whenever `checkpoint_minutes` have
+    gone by since the last one, and at the end. The run stops with a checkpoint before a round that
+    would not fit into `time_limit` (seconds, or text as "90m", "1.5h", "1:30:00", "2-12:00:00").
+    """
 
     checkpoint_every: int = Field(default=1, ge=1)
+    checkpoint_minutes: float | None = Field(default=None, gt=0)
+    time_limit: int | float | str | None = None
+
+    @field_validator("time_limit")
+    @classmethod
+    def _readable_time(cls, limit: int | float | str | None) -> int | float | str | None:
+        if limit is not None and not 0 < _parse_seconds(limit) < 2**63:
+            raise ValueError(
+                'expected a positive number of seconds, or text such as "90m", "1.5h", "1:30:00" or '
+                '"2-12:00:00"'
+            )
+        return limit
+
+    @property
+    def seconds(self) -> float | None:
+        """`time_limit` in seconds, None for no limit."""
+        return None if self.time_limit is None else _parse_seconds(self.time_limit)
+
+
+def _parse_seconds(limit: float | str) -> float:
+    """Seconds, 0 for what is no time."""
+    if isinstance(limit, int | float):
+        return limit
+    if match := re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([smhd])\s*", limit):
+        return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+    if match := re.fullmatch(r"\s*(?:(\d+)-)?(\d+):([0-5]?\d):([0-5]?\d)\s*", limit):
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+    return 0.0
 
 
 class ComputeSettings(Section):
@@ -240,11 +274,16 @@ def _parse_bytes(size: int | str) -> int:
 
 
 class Config(Section):
-    """A whole run; equal configurations give equal results."""
+    """A whole run; equal configurations give equal results.
+
+    `on_divergence` says what happens when a client's weights become non-finite: the run stops, or
+    the client keeps its weights of the round before and the run continues.
+    """
 
     seed: int = Field(default=0, ge=0, lt=2**63)
     rounds: int = Field(default=30, ge=1)
     clients: int = Field(default=300, ge=1)
+    on_divergence: Literal["stop", "continue"] = "stop"
     dataset: DatasetSettings
     partition: Partition
     topology: Topology

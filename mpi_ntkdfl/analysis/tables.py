@@ -25,7 +25,7 @@ class Run:
         model_accuracy, model_loss, gradient_norm, deviation: `[row]`.
         protocol_bytes, mpi_bytes: `[round, phase]`.
         traffic_phases: their phases.
-        seconds: `[round, rank, phase]`.
+        seconds: `[round, rank, phase]`, NaN for ranks that a round did not have.
         time_phases: its phases.
     """
 
@@ -69,7 +69,7 @@ def read(path: Path) -> Run:
         InputError: if it is missing, damaged, or no record.
     """
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             return Run(
                 attributes={key: str(value) for key, value in file.attrs.items()},
                 traffic_phases=[str(phase) for phase in file["traffic"].attrs["phases"]],
@@ -94,6 +94,18 @@ def _series(file: h5py.File, names: dict[str, str]) -> dict[str, np.ndarray]:
     return {field: dataset[:rows] for field, dataset in datasets.items()}
 
 
+def rounds_of(run: Run) -> tuple[int, int]:
+    """Rounds in the record, and rounds the run is to have.
+
+    Raises:
+        InputError: if the record lacks what a run writes.
+    """
+    try:
+        return len(run.seconds), int(yaml.safe_load(run.attributes["config"])["rounds"])
+    except Exception as error:  # attributes of a damaged record can hold anything
+        raise InputError(f"the record is damaged or none of this program: {error}") from error
+
+
 def summary(run: Run) -> str:
     """What ran, the final numbers, traffic a round, and time by phase.
 
@@ -112,6 +124,10 @@ def _what_ran(run: Run) -> list[str]:
     a = run.attributes
     config = yaml.safe_load(a["config"])
     hosts = len(set(json.loads(a["hosts"])))
+    again = [
+        f"resumed after round {start['round']} by {start['ranks']} ranks, {start['created']}"
+        for start in json.loads(a["resumed"])
+    ]
     return [
         f"{config['algorithm']['name']} on {config['dataset']['name']}, {config['clients']} clients, "
         f"seed {config['seed']}",
@@ -119,6 +135,7 @@ def _what_ran(run: Run) -> list[str]:
         f"topology:  {_section(config['topology'])}",
         f"{a['ranks']} ranks on {hosts} host(s), {a['device']}, torch {a['torch']}, {a['mpi']}",
         f"mpi_ntkdfl {a['version']} ({a['commit'][:12]}), started {a['created']}",
+        *again,
     ]
 
 
@@ -161,14 +178,14 @@ def _traffic(run: Run) -> list[str]:
 def _time(run: Run) -> list[str]:
     if not len(run.seconds):
         return []
-    by_phase = run.seconds.sum(axis=0).mean(axis=0)
+    by_phase = np.nanmean(run.seconds, axis=1).sum(axis=0)
     lines = [
         f"{name:12}{seconds:9.1f} s {100 * seconds / by_phase.sum():5.1f} %"
         for name, seconds in zip(run.time_phases, by_phase, strict=True)
         if seconds
     ]
-    total = run.seconds.sum(axis=(0, 2)).max()
+    total = np.nansum(run.seconds, axis=2).max(axis=1).sum()
     return [
-        f"time, mean over ranks (slowest rank {duration(total)}, {len(run.seconds)} rounds)",
+        f"time, mean over ranks (slowest ranks {duration(total)}, {len(run.seconds)} rounds)",
         *lines,
     ]
