@@ -22,6 +22,7 @@ class Evaluation:
     Attributes:
         accuracy: of each client's weights on the test set, NaN where not evaluated.
         loss: their test loss, likewise.
+        own_accuracy: accuracy on a test set with the client's own label distribution, likewise.
         model_accuracy: of the average of all clients on the test set.
         model_loss: its test loss.
         gradient_norm: Euclidean norm, at the average, of the gradient of the mean over clients of the
@@ -31,6 +32,7 @@ class Evaluation:
 
     accuracy: np.ndarray
     loss: np.ndarray
+    own_accuracy: np.ndarray
     model_accuracy: float
     model_loss: float
     gradient_norm: float
@@ -39,15 +41,35 @@ class Evaluation:
 
 def score(
     network: MLP, params: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor, loss: Loss
-) -> tuple[float, float]:
-    """Accuracy and mean loss of `params` `[param]` on `inputs` `[sample, feature]`."""
-    right, total = 0, 0.0
+) -> tuple[np.ndarray, float]:
+    """Of `params` `[param]` on `inputs` `[sample, feature]`: correct ones `[class]`, and mean loss."""
+    right, total = np.zeros(network.widths[-1], np.int64), 0.0
     for start in range(0, len(labels), _CHUNK):
         chunk = labels[start : start + _CHUNK]
         outputs = network.outputs(params, inputs[start : start + _CHUNK])
-        right += int(correct(outputs, chunk))
+        right += correct(outputs, chunk).cpu().numpy()
         total += float(loss_value(outputs, chunk, loss)) * len(chunk)
-    return right / len(labels), total / len(labels)
+    return right, total / len(labels)
+
+
+def own_accuracy(right: np.ndarray, present: np.ndarray, own: np.ndarray) -> float:
+    """Accuracy if the test set had a client's label distribution: `sum_c p(c) right(c) / present(c)`.
+
+    Classes without test samples are left out of the client's distribution p.
+
+    Args:
+        right: test samples of each class the client gets right, `[class]`.
+        present: test samples of each class, `[class]`.
+        own: the client's training samples of each class, `[class]`.
+
+    Returns:
+        The accuracy, NaN if the test set has none of the client's classes.
+    """
+    known = (present > 0) & (own > 0)
+    if not known.any():
+        return float("nan")
+    rates = right[known] / present[known]
+    return float((own[known] * rates).sum() / own[known].sum())
 
 
 class Evaluator:
@@ -72,6 +94,7 @@ class Evaluator:
         """
         self._federation = federation
         self._inputs, self._labels, self._loss, self._clients = inputs, labels, loss, clients
+        self._present = self._by_class(labels)
 
     def __call__(self, weights: torch.Tensor) -> Evaluation:
         """Evaluates `weights` `[owned, param]`; all ranks take part."""
@@ -79,23 +102,37 @@ class Evaluator:
         with f.clock("evaluate"):
             average = mean_over_clients(f, weights)
             distance = torch.linalg.vector_norm((weights - average).double(), dim=1)
-            columns = np.full((len(weights), 3), np.nan)
-            columns[:, 2] = distance.cpu().numpy()
+            columns = np.full((len(weights), 4), np.nan)
+            columns[:, 3] = distance.cpu().numpy()
             if self._clients:
-                columns[:, :2] = [self._score(w) for w in weights]
+                columns[:, :3] = [
+                    self._row(w, client) for client, w in zip(f.owned, weights, strict=True)
+                ]
             gathered = list(f.world.collect(columns))
             every = np.concatenate(gathered) if gathered else columns
-            accuracy, loss = self._score(average) if f.world.rank == 0 else (np.nan, np.nan)
+            right, loss = self._score(average) if f.world.rank == 0 else (np.zeros(0), np.nan)
             return Evaluation(
                 accuracy=every[:, 0],
                 loss=every[:, 1],
-                model_accuracy=accuracy,
+                own_accuracy=every[:, 2],
+                model_accuracy=right.sum() / len(self._labels),
                 model_loss=loss,
                 gradient_norm=self._gradient_norm(average),
-                deviation=float(every[:, 2].mean()),
+                deviation=float(every[:, 3].mean()),
             )
 
-    def _score(self, params: torch.Tensor) -> tuple[float, float]:
+    def _row(self, params: torch.Tensor, client: int) -> tuple[float, float, float]:
+        """Accuracy, loss and own accuracy of a client's `params` `[param]`."""
+        right, loss = self._score(params)
+        own = self._by_class(self._federation.samples[client].labels)
+        return right.sum() / len(self._labels), loss, own_accuracy(right, self._present, own)
+
+    def _by_class(self, labels: torch.Tensor) -> np.ndarray:
+        """How many of `labels` `[sample]` are of each class, `[class]`."""
+        classes = self._federation.network.widths[-1]
+        return np.bincount(labels.cpu().numpy(), minlength=classes)
+
+    def _score(self, params: torch.Tensor) -> tuple[np.ndarray, float]:
         return score(self._federation.network, params, self._inputs, self._labels, self._loss)
 
     def _gradient_norm(self, average: torch.Tensor) -> float:

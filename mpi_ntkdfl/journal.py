@@ -94,11 +94,14 @@ class Journal:
             Tau of every client, on rank 0.
         """
         every_tau = self._gather(np.array(taus))
-        traffic = self._world.total(self._federation.ledger.lap())
+        ledger = self._federation.ledger
+        busiest, traffic = ledger.busiest, self._world.total(ledger.lap())
         seconds = self._gather(np.array([self._clock.lap()]))
         with self._clock("record"):
             if self._world.rank == 0:
-                told = None if graph is None else RoundRecord(graph.edges, traffic, seconds)
+                told = (
+                    None if graph is None else RoundRecord(graph.edges, traffic, seconds, busiest)
+                )
                 self._record.append(done, every_tau, evaluation, told)
         return every_tau
 

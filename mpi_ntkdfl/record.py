@@ -6,10 +6,12 @@ the file, while the run goes on or after it was killed, finds a whole one with e
     /            attributes: schema, config (YAML), version, commit, created, seed, ranks, hosts, mpi,
                  torch, device of the first start; data (sha256); resumed (JSON, later starts)
     /rounds      round [row]                               rounds done; row 0 is the start
-    /clients     accuracy, loss, tau [row, client]         what each client carries into the next round
+    /clients     accuracy, loss, own_accuracy, tau [row, client]
+                                                           what each client carries into the next round
     /model       accuracy, loss, gradient_norm [row]       of the average of all clients
     /deviation   [row]                                     mean over clients of ||w_i - mean w||_2
     /traffic     protocol_bytes, mpi_bytes [round, phase]  attribute phases
+                 busiest_bytes [round]                     protocol bytes through the busiest node
     /time        seconds [round, rank, phase]              attribute phases; NaN for ranks that were not
     /topology    edges [edge, 2], offsets [round + 1]      round k: edges[offsets[k]:offsets[k+1]]
     /partition   offsets [client + 1], indices             into the training set
@@ -42,6 +44,7 @@ BY_EVALUATION = {
     "rounds/round": "i8",
     "clients/accuracy": "f8",
     "clients/loss": "f8",
+    "clients/own_accuracy": "f8",
     "clients/tau": "i8",
     "model/accuracy": "f8",
     "model/loss": "f8",
@@ -50,7 +53,12 @@ BY_EVALUATION = {
 }
 """Datasets that grow by a row an evaluation, and their types; those in `clients` have a column each."""
 
-BY_ROUND = {"traffic/protocol_bytes": "i8", "traffic/mpi_bytes": "i8", "time/seconds": "f8"}
+BY_ROUND = {
+    "traffic/protocol_bytes": "i8",
+    "traffic/mpi_bytes": "i8",
+    "traffic/busiest_bytes": "i8",
+    "time/seconds": "f8",
+}
 """Datasets that grow by a row a round."""
 
 
@@ -62,11 +70,13 @@ class RoundRecord:
         edges: of the round's graph, `[edge, 2]`.
         traffic: protocol and MPI bytes, `[2, phase]`.
         seconds: by rank and phase, `[rank, phase]`.
+        busiest: protocol bytes in plus out of the busiest node.
     """
 
     edges: np.ndarray
     traffic: np.ndarray
     seconds: np.ndarray
+    busiest: int
 
 
 def provenance(world: World, device: str, torch: str) -> dict[str, str | int]:
@@ -174,6 +184,8 @@ class Record:
             if name == "time/seconds":  # another number of ranks may go on with it
                 shapes = {"shape": (0, ranks, phases), "maxshape": (None, None, phases)}
                 file.create_dataset(name, dtype=dtype, chunks=True, fillvalue=np.nan, **shapes)
+            elif name == "traffic/busiest_bytes":
+                grows(name, dtype)
             else:
                 grows(name, dtype, len(TRAFFIC_PHASES))
         grows("topology/edges", "i4", 2)
@@ -203,6 +215,7 @@ class Record:
             if round_record is not None:
                 _extend(file["traffic/protocol_bytes"], round_record.traffic[:1])
                 _extend(file["traffic/mpi_bytes"], round_record.traffic[1:])
+                _extend(file["traffic/busiest_bytes"], [round_record.busiest])
                 seconds = file["time/seconds"]
                 seconds.resize(len(seconds) + 1, axis=0)
                 seconds[-1, : len(round_record.seconds)] = round_record.seconds
@@ -212,6 +225,7 @@ class Record:
                 _extend(file["rounds/round"], [done])
                 _extend(file["clients/accuracy"], evaluation.accuracy[None])
                 _extend(file["clients/loss"], evaluation.loss[None])
+                _extend(file["clients/own_accuracy"], evaluation.own_accuracy[None])
                 _extend(file["clients/tau"], taus[None])
                 _extend(file["model/accuracy"], [evaluation.model_accuracy])
                 _extend(file["model/loss"], [evaluation.model_loss])

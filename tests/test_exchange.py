@@ -194,6 +194,7 @@ def test_protocol_bytes_follow_from_the_graph(kind):
     settings = NtkDflSettings(taus=(5,), jacobian=kind)
     with Exchange(federation, graph) as exchange:
         NtkDfl(settings, federation).round(random_weights(federation), 0, exchange)
+    busiest = federation.ledger.busiest
     booked = dict(zip(TRAFFIC_PHASES, federation.ledger.lap().tolist()[0], strict=True))
     params, edges = federation.network.layout.size, 8
     rows = 2 * 5 + 2 * 3 + 3 * 8 + 1 * 4  # each client's samples to each of its neighbours
@@ -203,6 +204,10 @@ def test_protocol_bytes_follow_from_the_graph(kind):
     assert booked["labels"] == rows * 4
     assert booked["inputs"] == (rows * 6 * 4 if kind == "dense" else 0)
     assert booked["statistics"] == 0
+    # Client 2: two vectors and its 8 samples to three neighbours, the same and their 12 back.
+    a_row = booked["jacobians"] + booked["outputs"] + booked["labels"] + booked["inputs"]
+    assert busiest == 2 * 2 * 3 * params * 4 + (3 * 8 + 5 + 3 + 4) * a_row // rows
+    assert federation.ledger.busiest == 0, "a lap starts anew"
 
 
 def test_a_dense_jacobian_passes_twice_and_no_more():

@@ -34,13 +34,15 @@ def config_text():
 
 def evaluation(done):
     rows = np.arange(CLIENTS) / 10 + done / 100
-    return Evaluation(rows, rows + 1, 0.5 + done / 10, 2.0 - done / 10, 0.25 * done, 0.125 * done)
+    return Evaluation(
+        rows, rows + 1, rows + 2, 0.5 + done / 10, 2.0 - done / 10, 0.25 * done, 0.125 * done
+    )
 
 
 def round_record(done):
     edges = np.array([[0, 1], [1, 2], [2, 3]])[: done + 1]
     traffic = np.arange(2 * len(TRAFFIC_PHASES)).reshape(2, -1) + 10 * done
-    return RoundRecord(edges, traffic, np.full((RANKS, len(PHASES)), done / 4))
+    return RoundRecord(edges, traffic, np.full((RANKS, len(PHASES)), done / 4), 7 * done)
 
 
 def attributes(*hosts):
@@ -97,11 +99,15 @@ def test_rows_come_back(tmp_path):
         assert run.model_loss[row] == expected.model_loss
         assert run.gradient_norm[row] == expected.gradient_norm
         assert run.deviation[row] == expected.deviation
+        with h5py.File(tmp_path / "run.h5") as file:
+            assert np.array_equal(file["clients/own_accuracy"][row], expected.own_accuracy)
         assert run.tau[row].tolist() == [100 * row] * CLIENTS
     for row, expected in enumerate(map(round_record, range(1, 4))):
         assert np.array_equal(run.protocol_bytes[row], expected.traffic[0])
         assert np.array_equal(run.mpi_bytes[row], expected.traffic[1])
         assert np.array_equal(run.seconds[row], expected.seconds)
+        with h5py.File(tmp_path / "run.h5") as file:
+            assert file["traffic/busiest_bytes"][row] == expected.busiest
     assert tuple(run.traffic_phases) == TRAFFIC_PHASES
     assert tuple(run.time_phases) == PHASES
 

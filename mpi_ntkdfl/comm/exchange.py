@@ -20,7 +20,7 @@ from mpi_ntkdfl.clock import Clock
 from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.messages import Field, MessageFormat
 from mpi_ntkdfl.comm.reduce import exact_mean
-from mpi_ntkdfl.comm.waves import WorkingSet, factored_waves, slice_width
+from mpi_ntkdfl.comm.waves import WorkingSet, factored_waves, neighbourhood_sums, slice_width
 from mpi_ntkdfl.comm.world import Channel, Pending, World
 from mpi_ntkdfl.model.nets import MLP
 from mpi_ntkdfl.model.params import aligned
@@ -173,7 +173,7 @@ class Exchange:
             for client in (int(c) for clients in coming for c in clients):
                 known[client] = form.read(received, start, 1)["vector"][0].to(f.device)
                 start += form.nbytes(1)
-        self._book_protocol(form, rows=2 * len(self.graph.edges))
+        self._book_neighbours(form, np.ones(self.graph.clients, np.int64))
         return known
 
     def average(
@@ -246,7 +246,7 @@ class Exchange:
         def make(pair: Pair) -> Arrays:
             return _factored_message(f, at[pair[0]], pair[1])
 
-        self._book_protocol(form, rows=int(self.graph.degrees @ f.sizes))
+        self._book_neighbours(form, f.sizes)
         turns = len(waves[self._rank])
         transfer = self._transfer(form, [wave[0] for wave in waves], make)
         for turn in range(turns):
@@ -267,7 +267,7 @@ class Exchange:
         form = dense_heading(f.network, f.dtype, inputs)
         width = slice_width(self.graph, f.sizes, work, f.memory_limit)
         for part in (form, dense_entries(f.network, f.dtype, work.params)):
-            self._book_protocol(part, rows=int(self.graph.degrees @ f.sizes))
+            self._book_neighbours(part, f.sizes)
         owned = [f.placement.owned(rank) for rank in range(f.world.size)]
         for turn in range(max(map(len, owned))):
             targets = [own[turn : turn + 1] for own in owned]
@@ -315,11 +315,16 @@ class Exchange:
         kept = found[(found[:, 0] >= clients.start) & (found[:, 0] < clients.stop)]
         return [(int(i), int(j)) for i, j in kept]
 
-    def _book_protocol(self, form: MessageFormat, rows: int) -> None:
-        """Books the payload of messages of `rows` rows in all, once for the whole job."""
+    def _book_neighbours(self, form: MessageFormat, rows: np.ndarray) -> None:
+        """Books a message of `rows` `[client]` rows from every client to each of its neighbours."""
+        sent, received = self.graph.degrees * rows, neighbourhood_sums(self.graph, rows)
+        self._book_protocol(form, np.append(sent + received, 0))
+
+    def _book_protocol(self, form: MessageFormat, through: np.ndarray) -> None:
+        """Books payload, once for the whole job: rows in plus out of each node, `[client + 1]`."""
         if self._rank == 0:
-            for phase, count in form.by_phase(rows, travelling=False).items():
-                self.federation.ledger.book_protocol(phase, count)
+            for phase, count in form.by_phase(1, travelling=False).items():
+                self.federation.ledger.book_protocol(phase, count * through)
 
 
 def mean_over_clients(federation: Federation, vectors: torch.Tensor) -> torch.Tensor:

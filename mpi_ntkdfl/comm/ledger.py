@@ -27,16 +27,30 @@ class Ledger:
     def __init__(self) -> None:
         """Starts empty."""
         self._bytes = np.zeros((2, len(TRAFFIC_PHASES)), dtype=np.int64)
+        self._through: np.ndarray = np.zeros(1, dtype=np.int64)
 
-    def book_protocol(self, phase: str, count: int) -> None:
-        """Adds `count` bytes that clients would send to each other."""
-        self._bytes[0, TRAFFIC_PHASES.index(phase)] += count
+    def book_protocol(self, phase: str, through: np.ndarray) -> None:
+        """Adds bytes that nodes, the clients and a server, would send to each other.
+
+        Args:
+            phase: of the messages.
+            through: bytes in plus bytes out of each node, `[client + 1]`, the server last; every
+                byte leaves one node and enters another, so they add up to twice the traffic.
+        """
+        self._bytes[0, TRAFFIC_PHASES.index(phase)] += int(through.sum()) // 2
+        self._through = self._through + through
 
     def book_mpi(self, phase: str, count: int) -> None:
         """Adds `count` bytes that this rank hands to MPI for other ranks."""
         self._bytes[1, TRAFFIC_PHASES.index(phase)] += count
 
+    @property
+    def busiest(self) -> int:
+        """Protocol bytes in plus out of the busiest node since the last lap; on rank 0."""
+        return int(self._through.max())
+
     def lap(self) -> np.ndarray:
         """`[2, phase]` int64: protocol and MPI bytes since the last lap."""
         booked, self._bytes = self._bytes, np.zeros_like(self._bytes)
+        self._through = np.zeros(1, dtype=np.int64)
         return booked

@@ -28,5 +28,6 @@ def loss_value(outputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> torch
 
 
 def correct(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Number of samples whose largest output is at the label, an integer scalar tensor."""
-    return (outputs.argmax(1) == labels).sum()
+    """Samples of each class whose largest output is at their label, `[class]` integers."""
+    hits = labels[outputs.argmax(1) == labels]
+    return torch.bincount(hits, minlength=outputs.shape[1])
