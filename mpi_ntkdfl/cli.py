@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -36,6 +36,9 @@ _SET = click.option(
     help="Override one setting; the value is read as YAML. Repeatable.",
 )
 _RECORD = click.argument("record", metavar="RUN.h5", type=click.Path(path_type=Path))
+_RECORDS = click.argument(
+    "records", metavar="RUN.h5...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
 
 
 def main() -> NoReturn:
@@ -172,6 +175,100 @@ def show(record: Path, follow: bool, interval: float) -> None:
 
 
 @cli.command()
+@_RECORDS
+@click.option(
+    "--target",
+    "targets",
+    type=click.FloatRange(0, 1),
+    multiple=True,
+    default=(0.85,),
+    show_default=True,
+    help="Accuracy of the average to reach. Repeatable.",
+)
+@click.option("--runs", is_flag=True, help="List every run below its configuration.")
+@click.option(
+    "--csv", "table", type=click.Path(path_type=Path), help="Write the numbers as CSV too."
+)
+def compare(
+    records: tuple[Path, ...], targets: tuple[float, ...], runs: bool, table: Path | None
+) -> None:
+    """Tell which rounds, bytes and seconds runs needed to an accuracy, and where they ended.
+
+    Runs that differ in their seed (and partition file) alone become one line: mean and standard
+    deviation.
+    """
+    from mpi_ntkdfl.analysis import compare_text, traces
+    from mpi_ntkdfl.analysis.compare import outcomes
+
+    groups = traces.read(records)
+    found = outcomes(groups, targets, runs)
+    if table is not None:
+        compare_text.write_csv(table, found)
+    click.echo(compare_text.text(found))
+    _warn(traces.warnings(groups))
+
+
+@cli.command()
+@_RECORDS
+@click.option(
+    "-o",
+    "--output",
+    "target_file",
+    metavar="FIGURE.(pdf|png|svg)",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The figure to write.",
+)
+@click.option(
+    "--x",
+    "horizontal",
+    type=click.Choice(["rounds", "bytes", "seconds"]),
+    multiple=True,
+    default=("rounds", "bytes", "seconds"),
+    help="What to draw against, a panel each. Repeatable; default all.",
+)
+@click.option(
+    "--y",
+    "vertical",
+    default="accuracy",
+    show_default=True,
+    help="What to draw.",
+    type=click.Choice(["accuracy", "client-accuracy", "loss", "deviation", "gradient-norm"]),
+)
+@click.option("--ylim", type=float, nargs=2, metavar="LOW HIGH", help="Ends of the vertical axis.")
+@click.option("--target", type=click.FloatRange(0, 1), help="Mark this accuracy.")
+@click.option("--title", help="Above the panels.")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    help="Name in the legend; once for every configuration, in the order of their first records.",
+)
+def plot(
+    records: tuple[Path, ...],
+    target_file: Path,
+    horizontal: tuple[str, ...],
+    vertical: str,
+    ylim: tuple[float, float] | None,
+    target: float | None,
+    title: str | None,
+    labels: tuple[str, ...],
+) -> None:
+    """Draw runs: accuracy of the average against rounds, protocol bytes and seconds.
+
+    Runs that differ in their seed (and partition file) alone become one line, with a band of one
+    standard deviation.
+    """
+    from mpi_ntkdfl.analysis import plots, traces
+
+    groups = traces.read(records)
+    request = plots.Request(horizontal, vertical, ylim, target, title, labels)
+    plots.write(target_file, groups, request)
+    click.echo(target_file)
+    _warn(traces.warnings(groups))
+
+
+@cli.command()
 @_RECORD
 @click.option("--client", type=click.IntRange(0), help="Export this client's weights.")
 @click.option("--average", is_flag=True, help="Export the average of all clients.")
@@ -275,6 +372,11 @@ def _complain(error: BaseException, rank: int | None = None) -> None:
     message = " ".join(str(error).split()) or type(error).__name__
     click.echo(f"error: {message}" + (f" ({', '.join(where)})" if where else ""), err=True)
     sys.stderr.flush()
+
+
+def _warn(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(f"warning: {line}", err=True)
 
 
 def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ class Run:
         traffic_phases: their phases.
         seconds: `[round, rank, phase]`, NaN for ranks that a round did not have.
         time_phases: its phases.
+        partition: fingerprint of the clients' samples, empty if the record has none.
+        own_accuracy: `[row, client]`, on each client's own distribution; None in records without it.
+        busiest_bytes: protocol bytes of the busiest client, `[round]`; None likewise.
     """
 
     attributes: dict[str, str]
@@ -43,6 +47,9 @@ class Run:
     traffic_phases: list[str]
     seconds: np.ndarray
     time_phases: list[str]
+    partition: str = ""
+    own_accuracy: np.ndarray | None = None
+    busiest_bytes: np.ndarray | None = None
 
 
 _BY_EVALUATION = {
@@ -54,12 +61,15 @@ _BY_EVALUATION = {
     "model_loss": "model/loss",
     "gradient_norm": "model/gradient_norm",
     "deviation": "deviation",
+    "own_accuracy": "clients/own_accuracy",
 }
 _BY_ROUND = {
     "protocol_bytes": "traffic/protocol_bytes",
     "mpi_bytes": "traffic/mpi_bytes",
     "seconds": "time/seconds",
+    "busiest_bytes": "traffic/busiest_bytes",
 }
+_OPTIONAL = {"own_accuracy", "busiest_bytes"}
 
 
 def read(path: Path) -> Run:
@@ -74,6 +84,7 @@ def read(path: Path) -> Run:
                 attributes={key: str(value) for key, value in file.attrs.items()},
                 traffic_phases=[str(phase) for phase in file["traffic"].attrs["phases"]],
                 time_phases=[str(phase) for phase in file["time"].attrs["phases"]],
+                partition=_fingerprint(file),
                 **_series(file, _BY_EVALUATION),
                 **_series(file, _BY_ROUND),
             )
@@ -85,13 +96,34 @@ def read(path: Path) -> Run:
 
 def _series(file: h5py.File, names: dict[str, str]) -> dict[str, np.ndarray]:
     """Datasets that grow together, cut to the rows that all of them have."""
-    datasets = {field: file[name] for field, name in names.items()}
-    for name, dataset in datasets.items():
-        # They are not compressed; a damaged shape could ask for any amount of memory.
-        if dataset.nbytes > file.id.get_filesize():
-            raise ValueError(f"{name} is larger than the file")
+    datasets = {
+        field: _sane(file, name)
+        for field, name in names.items()
+        if field not in _OPTIONAL or name in file
+    }
     rows = min(len(dataset) for dataset in datasets.values())
     return {field: dataset[:rows] for field, dataset in datasets.items()}
+
+
+def _sane(file: h5py.File, name: str) -> h5py.Dataset:
+    """A dataset that fits into its file.
+
+    They are not compressed; a damaged shape could ask for any amount of memory.
+    """
+    if file[name].nbytes > file.id.get_filesize():
+        raise ValueError(f"{name} is larger than the file")
+    return file[name]
+
+
+def _fingerprint(file: h5py.File) -> str:
+    """Hash of the partition: equal for equal samples in every client."""
+    if "partition" not in file:
+        return ""
+    parts = [_sane(file, f"partition/{name}")[:] for name in ("offsets", "indices")]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(np.ascontiguousarray(part, dtype=np.int64).tobytes())
+    return digest.hexdigest()
 
 
 def rounds_of(run: Run) -> tuple[int, int]:
@@ -126,7 +158,7 @@ def _what_ran(run: Run) -> list[str]:
     hosts = len(set(json.loads(a["hosts"])))
     again = [
         f"resumed after round {start['round']} by {start['ranks']} ranks, {start['created']}"
-        for start in json.loads(a["resumed"])
+        for start in json.loads(a.get("resumed", "[]"))
     ]
     return [
         f"{config['algorithm']['name']} on {config['dataset']['name']}, {config['clients']} clients, "
