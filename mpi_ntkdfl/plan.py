@@ -27,6 +27,7 @@ from mpi_ntkdfl.errors import InputError
 from mpi_ntkdfl.model.nets import MLP
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.placement import Placement
+from mpi_ntkdfl.topology.schedule import participants
 from mpi_ntkdfl.units import readable
 
 LIBRARIES = 350 * 10**6
@@ -39,9 +40,9 @@ class Plan:
 
     Attributes:
         params: P.
-        largest: samples of the largest neighbourhood.
+        largest: samples of the largest neighbourhood, or the most a server gathers.
         traffic: protocol and MPI bytes of the round, `[2, phase]`, without statistics.
-        waves: exchanges of Jacobians a round.
+        waves: exchanges of Jacobians or samples a round.
         slices: parameters a slice of dense Jacobians, 0 for factored ones.
         memory: bytes a rank holds by purpose, the largest rank's.
     """
@@ -52,6 +53,16 @@ class Plan:
     waves: int
     slices: int
     memory: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Collecting:
+    """How a round's blocks are collected: as in `Plan`, and the least working memory for it in bytes."""
+
+    largest: int
+    waves: int
+    slices: int
+    smallest: int
 
 
 def make_plan(
@@ -66,34 +77,69 @@ def make_plan(
     """Plans the first round.
 
     Raises:
-        InputError: if `compute.memory_limit` cannot hold a single client's neighbourhood.
+        InputError: if `compute.memory_limit` cannot hold a single client's neighbourhood or what a
+            server gathers; if a server should ask more clients than there are, or they start apart.
     """
     dtype = getattr(torch, config.compute.dtype)
     needs = method.needs(config.algorithm, network, dtype)
     work = WorkingSet.of(network, needs.taus, dtype)
     limit = config.compute.memory_bytes
-    message_bytes = None
-    waves, slices = max(len(placement.owned(rank)) for rank in range(placement.ranks)), 0
-    if needs.dense:
-        slices = slice_width(graph, sizes, work, limit)
-    elif needs.blocks:
-        message_bytes = needs.blocks[0].nbytes_each(sizes)
-        waves = len(factored_waves(graph, placement, sizes, message_bytes, work, limit)[0])
-    smallest = smallest_limit(graph, sizes, message_bytes, work)
-    if limit is not None and limit < smallest:
+    if needs.participants:
+        if config.model.init != "shared":
+            raise InputError(
+                f"{config.algorithm.name} holds one model for all clients, so model.init must be "
+                f"shared, got {config.model.init}"
+            )
+        asked = participants(config.clients, needs.participants, config.seed, round=0)
+        traffic = _server_traffic(needs, network, dtype, sizes, asked, placement)
+        collecting = _at_server(needs, work, sizes)
+        whole, way_out = "what the server gathers", "algorithm.clients_per_round"
+    else:
+        traffic = _traffic(needs, network, dtype, sizes, graph, placement)
+        collecting = _by_neighbours(needs, work, sizes, graph, placement, limit)
+        whole, way_out = "one client's neighbourhood", "the degree"
+    if limit is not None and limit < collecting.smallest:
         raise InputError(
-            "compute.memory_limit must hold at least one client's neighbourhood, "
-            f"{readable(smallest)}; got {readable(limit)}; raise it, or lower the degree or the "
-            "samples a client"
+            f"compute.memory_limit must hold at least {whole}, {readable(collecting.smallest)}; "
+            f"got {readable(limit)}; raise it, or lower {way_out} or the samples a client"
         )
+    memory = _memory(network, dtype, sizes, test_samples, placement, limit, collecting.smallest)
     return Plan(
         params=network.layout.size,
-        largest=largest_neighbourhood(graph, sizes),
-        traffic=_traffic(needs, network, dtype, sizes, graph, placement),
-        waves=waves,
-        slices=slices,
-        memory=_memory(network, dtype, sizes, test_samples, placement, limit, smallest),
+        largest=collecting.largest,
+        traffic=traffic,
+        waves=collecting.waves,
+        slices=collecting.slices,
+        memory=memory,
     )
+
+
+def _by_neighbours(
+    needs: Needs,
+    work: WorkingSet,
+    sizes: np.ndarray,
+    graph: Graph,
+    placement: Placement,
+    limit: int | None,
+) -> _Collecting:
+    largest = largest_neighbourhood(graph, sizes)
+    if needs.dense:
+        turns = max(len(placement.owned(rank)) for rank in range(placement.ranks))
+        width = slice_width(graph, sizes, work, limit)
+        return _Collecting(largest, turns, width, smallest_limit(graph, sizes, None, work))
+    if not needs.blocks:
+        return _Collecting(largest, 0, 0, work.one_client(int(sizes.max())))
+    message_bytes = needs.blocks[0].nbytes_each(sizes)
+    waves = len(factored_waves(graph, placement, sizes, message_bytes, work, limit)[0])
+    return _Collecting(largest, waves, 0, smallest_limit(graph, sizes, message_bytes, work))
+
+
+def _at_server(needs: Needs, work: WorkingSet, sizes: np.ndarray) -> _Collecting:
+    # Some round may draw the clients with the most samples.
+    most = np.sort(sizes)[-needs.participants :]
+    received = int(needs.blocks[0].nbytes_each(most).sum())
+    gathered = int(most.sum())
+    return _Collecting(gathered, 1, 0, work.one_client(gathered) + received)
 
 
 def _traffic(
@@ -124,6 +170,31 @@ def _traffic(
         book(0, form.by_phase(int(graph.degrees @ sizes), travelling=False), 1)
         for samples, times in zip(sizes.tolist(), sources.tolist(), strict=True):
             book(1, form.by_phase(samples, travelling=True), times)
+    return found
+
+
+def _server_traffic(
+    needs: Needs,
+    network: MLP,
+    dtype: torch.dtype,
+    sizes: np.ndarray,
+    asked: np.ndarray,
+    placement: Placement,
+) -> np.ndarray:
+    """The same where the clients `asked` send blocks to rank 0, which sends a vector to everybody."""
+    found = np.zeros((2, len(TRAFFIC_PHASES)), dtype=np.int64)
+    for form in needs.blocks:
+        for client in asked.tolist():
+            samples, away = int(sizes[client]), placement.owner(client) > 0
+            for phase, count in form.by_phase(samples, travelling=False).items():
+                found[0, TRAFFIC_PHASES.index(phase)] += count
+            for phase, count in form.by_phase(samples, travelling=True).items():
+                found[1, TRAFFIC_PHASES.index(phase)] += count * away
+    vector = network.layout.size * dtype.itemsize
+    found[:, TRAFFIC_PHASES.index("weights")] = (
+        vector * placement.clients,
+        vector * (placement.ranks > 1),
+    )
     return found
 
 

@@ -41,6 +41,7 @@ SMALL_FASHION = (
     "rounds=3",
     "algorithm.taus=[20, 100]",
 )
+SMALL = ("rounds=2", "clients=8", "topology.degree=3")
 CASES = {
     "dynamic": ("rounds=5",),
     "static": ("rounds=5", "topology.dynamic=false"),
@@ -49,6 +50,12 @@ CASES = {
     "small waves": ("rounds=3", "compute.memory_limit=6MB"),
     "dense": ("rounds=2", "clients=8", "topology.degree=3", "algorithm.jacobian=dense"),
     "per-client starts": ("rounds=2", "model.init=per-client", "algorithm.selection=linearised"),
+    "ntk-fl": (*SMALL, "algorithm={name: ntk-fl, clients_per_round: 5}"),
+    "average-gd": (*SMALL, "algorithm={name: average-gd, taus: [5, 50]}"),
+    "average-gd, shared": (
+        *SMALL,
+        "algorithm={name: average-gd, data: neighbourhood, taus: [5, 50]}",
+    ),
     "fashion-mnist": SMALL_FASHION,
 }
 LAUNCHES = [
@@ -59,6 +66,9 @@ LAUNCHES = [
     ("small waves", 2),
     ("dense", 3),
     ("per-client starts", 3),
+    ("ntk-fl", 3),
+    ("average-gd", 3),
+    ("average-gd, shared", 3),
     *(pytest.param("fashion-mnist", ranks, marks=needs_fashion) for ranks in (2, 3)),
 ]
 
@@ -93,11 +103,21 @@ def test_same_bits_for_any_number_of_ranks(simulate, baselines, tmp_path, case, 
         assert one["params"][:].tobytes() == many["params"][:].tobytes()
 
 
-@pytest.mark.parametrize("jacobian", ["factored", "dense"])
-def test_the_plan_is_what_the_ledger_books(simulate, tmp_path, jacobian):
+@pytest.mark.parametrize(
+    "method",
+    [
+        ("jacobian=factored",),
+        ("jacobian=dense",),
+        ("name=ntk-fl", "clients_per_round=5"),
+        ("name=average-gd",),
+        ("name=average-gd", "data=neighbourhood"),
+    ],
+    ids=" ".join,
+)
+def test_the_plan_is_what_the_ledger_books(simulate, tmp_path, method):
     """`check` and the exchange count with the same formats but not with the same code."""
     path = tmp_path / "run.h5"
-    settings = ("clients=9", "topology.degree=4", "rounds=1", f"algorithm.jacobian={jacobian}")
+    settings = ["clients=9", "topology.degree=4", "rounds=1", *(f"algorithm.{s}" for s in method)]
     overrides = [word for override in settings for word in ("--set", override)]
     assert simulate(3, "run", "quickstart", *overrides, "-o", path, "-q").returncode == 0
     with h5py.File(path) as file:
@@ -108,7 +128,7 @@ def test_the_plan_is_what_the_ledger_books(simulate, tmp_path, jacobian):
         phases = list(file["traffic"].attrs["phases"])
         booked = np.stack([file["traffic/protocol_bytes"][0], file["traffic/mpi_bytes"][0]])
     plan = prepare(config, 3).plan.traffic
-    if jacobian == "dense":
+    if "jacobian=dense" in method:
         # The entries cross twice, slice by slice, each slice padded by itself.
         entries = phases.index("jacobians")
         assert 2 * plan[1, entries] <= booked[1, entries] < 2.02 * plan[1, entries]

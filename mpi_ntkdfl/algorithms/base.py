@@ -35,15 +35,19 @@ class Needs:
 
     Attributes:
         vectors: ledger phases in which every client sends a parameter vector to its neighbours.
-        blocks: formats of the messages every client sends for its samples to each neighbour.
+        blocks: formats of the messages every client sends for its samples to each neighbour; the
+            first is what waves are cut by.
         dense: whether the blocks are dense Jacobians, which travel in slices.
         taus: residual sums a client multiplies by at once.
+        participants: clients a round that send their blocks to a server instead, which then sends
+            a parameter vector to all clients; 0 for methods without a server.
     """
 
     vectors: tuple[str, ...] = ()
     blocks: tuple[MessageFormat, ...] = ()
     dense: bool = False
     taus: int = 0
+    participants: int = 0
 
 
 class Method(ABC):

@@ -1,4 +1,4 @@
-"""The verbs a decentralized method has: share vectors, average, see the neighbours' Jacobians.
+"""The verbs a method has: share vectors, average, see the neighbours' Jacobians, ask a server.
 
 A method sees an `Exchange`, never a rank. Clients that live on one rank exchange by reference; a vector
 that several clients of a rank need crosses once; whatever the placement, a client combines what it got
@@ -11,21 +11,29 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
 
 from mpi_ntkdfl.clock import Clock
 from mpi_ntkdfl.comm.ledger import Ledger
-from mpi_ntkdfl.comm.messages import Field, MessageFormat
+from mpi_ntkdfl.comm.messages import (
+    Field,
+    MessageFormat,
+    dense_entries,
+    dense_heading,
+    factored_format,
+    samples_format,
+)
+from mpi_ntkdfl.comm.neighbourhood import Arrays, HeldNeighbourhood, Neighbourhood, stacked
 from mpi_ntkdfl.comm.reduce import exact_mean
+from mpi_ntkdfl.comm.transfer import Outgoing, Pair, Transfer
 from mpi_ntkdfl.comm.waves import WorkingSet, factored_waves, neighbourhood_sums, slice_width
-from mpi_ntkdfl.comm.world import Channel, Pending, World
+from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.model.nets import MLP
 from mpi_ntkdfl.model.params import aligned
 from mpi_ntkdfl.ntk.jacobian import DenseJacobian, FactoredJacobian
-from mpi_ntkdfl.ntk.kernel import trace_kernel
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.mixing import weights
 from mpi_ntkdfl.topology.placement import (
@@ -37,8 +45,6 @@ from mpi_ntkdfl.topology.placement import (
 )
 
 JacobianKind = Literal["factored", "dense"]
-Arrays = Mapping[str, torch.Tensor]
-Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ class Federation:
         device: where this rank computes.
         dtype: floating-point type of weights and data.
         memory_limit: working memory of a rank in bytes, None for the default.
+        seed: the run's, for randomness keyed by purpose, client and round.
         ledger: books the traffic.
         clock: books the time.
     """
@@ -74,6 +81,7 @@ class Federation:
     device: torch.device
     dtype: torch.dtype
     memory_limit: int | None
+    seed: int
     ledger: Ledger
     clock: Clock
 
@@ -81,32 +89,6 @@ class Federation:
     def owned(self) -> range:
         """Ids of the clients of this rank."""
         return self.placement.owned(self.world.rank)
-
-
-class Neighbourhood(Protocol):
-    """A client with the data its closed neighbourhood sent it; samples stacked in client-id order.
-
-    `kernel` and `transposed_product` may be asked for once each, in this order.
-
-    Attributes:
-        client: whose it is.
-        outputs: of the client's average on all N samples, `[sample, output]`.
-        labels: `[sample]` int64.
-        inputs: raw inputs `[sample, feature]`, None unless asked for.
-    """
-
-    client: int
-    outputs: torch.Tensor
-    labels: torch.Tensor
-    inputs: torch.Tensor | None
-
-    def kernel(self) -> torch.Tensor:
-        """The trace kernel `[sample, sample]`."""
-        ...
-
-    def transposed_product(self, residuals: torch.Tensor) -> torch.Tensor:
-        """`sum_c J_c^T R_c` of `residuals` `[tau, sample, output]`: `[tau, param]`."""
-        ...
 
 
 class Exchange:
@@ -160,7 +142,7 @@ class Exchange:
                 receive_clients(self.graph, f.placement, self._rank, source)
                 for source in channel.neighbours
             ]
-            outgoing = _Outgoing(f)
+            outgoing = Outgoing(f.ledger, f.device)
             for clients in leaving:
                 for client in clients.tolist():
                     outgoing.add(form, 1, partial(_as_message, known[client]))
@@ -173,7 +155,7 @@ class Exchange:
             for client in (int(c) for clients in coming for c in clients):
                 known[client] = form.read(received, start, 1)["vector"][0].to(f.device)
                 start += form.nbytes(1)
-        self._book_neighbours(form, np.ones(self.graph.clients, np.int64))
+        self.book_neighbours(form, np.ones(self.graph.clients, np.int64))
         return known
 
     def average(
@@ -205,7 +187,28 @@ class Exchange:
         """Mean `[param]` over all clients of their `vectors` `[owned, param]`; not a client's message."""
         return mean_over_clients(self.federation, vectors)
 
-    # ------------------------------------------------------------------------------- Jacobians
+    # ----------------------------------------------------------------------- samples, Jacobians
+
+    def samples(self, taus: int) -> Iterator[tuple[int, Samples]]:
+        """Collects the raw samples of every closed neighbourhood.
+
+        Every rank must exhaust the iterator, as with `neighbourhoods`.
+
+        Args:
+            taus: number of weight vectors the caller will hold at once.
+
+        Yields:
+            This rank's clients in id order, with their stacked samples in client-id order.
+        """
+        f = self.federation
+        form = samples_format(f.network, f.dtype)
+
+        def make(pair: Pair) -> Arrays:
+            own = f.samples[pair[1]]
+            return {"inputs": own.inputs, "labels": own.labels}
+
+        for client, parts in self._in_waves(form, WorkingSet.of(f.network, taus, f.dtype), make):
+            yield client, Samples(stacked(parts, "inputs"), stacked(parts, "labels").long())
 
     def neighbourhoods(
         self, w_bar: torch.Tensor, kind: JacobianKind, inputs: bool, taus: int
@@ -238,15 +241,34 @@ class Exchange:
     ) -> Iterator[Neighbourhood]:
         f = self.federation
         form = factored_format(f.network, f.dtype)
-        message_bytes = form.nbytes_each(f.sizes)
-        waves = factored_waves(
-            self.graph, f.placement, f.sizes, message_bytes, work, f.memory_limit
-        )
 
         def make(pair: Pair) -> Arrays:
             return _factored_message(f, at[pair[0]], pair[1])
 
-        self._book_neighbours(form, f.sizes)
+        for client, parts in self._in_waves(form, work, make):
+            with f.clock("jacobian"):
+                neighbourhood = HeldNeighbourhood(f.network, client, at[client], parts)
+            yield neighbourhood
+
+    def _in_waves(
+        self, form: MessageFormat, work: WorkingSet, make: Callable[[Pair], Arrays]
+    ) -> Iterator[tuple[int, list[Arrays]]]:
+        """Collects `make(i, j)` for own clients i from their closed neighbourhoods, within memory.
+
+        Args:
+            form: layout of a message, by the samples of j.
+            work: sizes of what the caller does with a client's messages.
+            make: the message of own client j for client i.
+
+        Yields:
+            Own clients in id order, each with its messages in id order.
+        """
+        f = self.federation
+        message_bytes = form.nbytes_each(f.sizes)
+        waves = factored_waves(
+            self.graph, f.placement, f.sizes, message_bytes, work, f.memory_limit
+        )
+        self.book_neighbours(form, f.sizes)
         turns = len(waves[self._rank])
         transfer = self._transfer(form, [wave[0] for wave in waves], make)
         for turn in range(turns):
@@ -255,10 +277,7 @@ class Exchange:
                 transfer = self._transfer(form, [wave[turn + 1] for wave in waves], make)
             for client in waves[self._rank][turn]:
                 transfer.poke()
-                parts = [arrived(client, j) for j in self.graph.closed(client).tolist()]
-                with f.clock("jacobian"):
-                    neighbourhood = HeldNeighbourhood(f.network, client, at[client], parts)
-                yield neighbourhood
+                yield client, [arrived(client, j) for j in self.graph.closed(client).tolist()]
 
     def _dense(
         self, at: Mapping[int, torch.Tensor], work: WorkingSet, inputs: bool
@@ -267,7 +286,7 @@ class Exchange:
         form = dense_heading(f.network, f.dtype, inputs)
         width = slice_width(self.graph, f.sizes, work, f.memory_limit)
         for part in (form, dense_entries(f.network, f.dtype, work.params)):
-            self._book_neighbours(part, f.sizes)
+            self.book_neighbours(part, f.sizes)
         owned = [f.placement.owned(rank) for rank in range(f.world.size)]
         for turn in range(max(map(len, owned))):
             targets = [own[turn : turn + 1] for own in owned]
@@ -282,7 +301,7 @@ class Exchange:
 
     def _transfer(
         self, form: MessageFormat, targets: list[range], make: Callable[[Pair], Arrays]
-    ) -> _Transfer:
+    ) -> Transfer:
         """Starts sending `make(i, j)` for the targets i of every rank and the clients j of this one.
 
         Args:
@@ -293,7 +312,7 @@ class Exchange:
         f, channel = self.federation, self._channel
         sizes = f.sizes
         with f.clock("exchange"):
-            outgoing, send_bytes = _Outgoing(f), []
+            outgoing, send_bytes = Outgoing(f.ledger, f.device), []
             for to in channel.neighbours:
                 wanted = self._pairs(self._rank, to, targets[to])
                 send_bytes.append(sum(form.nbytes(int(sizes[j])) for _, j in wanted))
@@ -307,7 +326,8 @@ class Exchange:
                 sum(form.nbytes(int(sizes[j])) for _, j in wanted) for wanted in coming
             ]
             pending = outgoing.start(channel, send_bytes, receive_bytes)
-        return _Transfer(f, form, pending, [pair for wanted in coming for pair in wanted], make)
+        order = [pair for wanted in coming for pair in wanted]
+        return Transfer(pending, order, form, sizes, make, f.device, f.clock)
 
     def _pairs(self, source: int, target: int, clients: range) -> list[Pair]:
         """(i, j) for clients i of rank `target` within `clients` and their neighbours j of `source`."""
@@ -315,7 +335,84 @@ class Exchange:
         kept = found[(found[:, 0] >= clients.start) & (found[:, 0] < clients.stop)]
         return [(int(i), int(j)) for i, j in kept]
 
-    def _book_neighbours(self, form: MessageFormat, rows: np.ndarray) -> None:
+    # ----------------------------------------------------------------------------------- server
+
+    def ask_server(
+        self,
+        w: torch.Tensor,
+        participants: np.ndarray,
+        answer: Callable[[Neighbourhood], tuple[torch.Tensor, int]],
+    ) -> tuple[torch.Tensor, int]:
+        """Participants send a server their Jacobians at `w`; its answer goes to all clients.
+
+        The server reaches everybody, whatever the graph. It lives on rank 0; ranks that wait for it
+        sleep.
+
+        Args:
+            w: weights that all clients hold, `[param]`.
+            participants: client ids, ascending.
+            answer: new weights `[param]` and a number (such as tau) that follow from the stacked
+                samples of the participants; called on the server alone.
+
+        Returns:
+            The answer, on every rank.
+        """
+        f = self.federation
+        form = factored_format(f.network, f.dtype)
+        new: np.ndarray | None = None
+
+        def serve() -> int:
+            nonlocal new
+            with f.clock("jacobian"):
+                hood = HeldNeighbourhood(f.network, self.graph.clients, w, parts)
+            parts.clear()
+            weights, number = answer(hood)
+            new = weights.cpu().numpy()
+            return number
+
+        with f.clock("exchange"):
+            parts = self._at_server(form, participants, partial(_factored_message, f, w))
+            number = f.world.on_root(serve)
+            answered = f.world.broadcast(new)
+        self.book_server(form, participants, f.sizes)
+        down = MessageFormat({"vector": Field("weights", w.shape, w.dtype)})
+        everybody = np.arange(self.graph.clients)
+        self.book_server(down, everybody, np.ones_like(everybody))
+        if self._rank == 0 and f.world.size > 1:
+            f.ledger.book_mpi("weights", answered.nbytes)
+        return torch.from_numpy(answered).to(f.device), number
+
+    def _at_server(
+        self, form: MessageFormat, clients: np.ndarray, make: Callable[[int], Arrays]
+    ) -> list[Arrays]:
+        """Messages `make(client)` of `clients`, in id order, on rank 0; elsewhere none."""
+        f = self.federation
+        owners = np.asarray(f.placement.owner(clients))
+        outgoing = Outgoing(f.ledger, f.device)
+        if self._rank:
+            for client in clients[owners == self._rank].tolist():
+                outgoing.add(form, int(f.sizes[client]), partial(make, client))
+        found = []
+        for rank, received in enumerate(f.world.collect(outgoing.pack().numpy())):
+            buffer, position = torch.from_numpy(received), 0
+            for client in clients[owners == rank].tolist():
+                if rank == self._rank:
+                    found.append(make(client))
+                    continue
+                samples = int(f.sizes[client])
+                views = form.read(buffer, position, samples)
+                found.append({name: view.to(f.device) for name, view in views.items()})
+                position += form.nbytes(samples)
+        return found
+
+    def book_server(self, form: MessageFormat, clients: np.ndarray, rows: np.ndarray) -> None:
+        """Books a message of `rows` `[client]` rows between each of `clients` and the server."""
+        through = np.zeros(self.graph.clients + 1, dtype=np.int64)
+        through[clients] = rows[clients]
+        through[-1] = through.sum()
+        self._book_protocol(form, through)
+
+    def book_neighbours(self, form: MessageFormat, rows: np.ndarray) -> None:
         """Books a message of `rows` `[client]` rows from every client to each of its neighbours."""
         sent, received = self.graph.degrees * rows, neighbourhood_sums(self.graph, rows)
         self._book_protocol(form, np.append(sent + received, 0))
@@ -334,34 +431,7 @@ def mean_over_clients(federation: Federation, vectors: torch.Tensor) -> torch.Te
     return exact_mean(federation.world, vectors, federation.placement.clients)
 
 
-# ------------------------------------------------------------------------------- message formats
-
-
-def factored_format(network: MLP, dtype: torch.dtype) -> MessageFormat:
-    """Layer inputs, outputs and labels."""
-    layers = {
-        f"layer{index}": Field("jacobians", (width,), dtype)
-        for index, width in enumerate(network.widths[:-1])
-    }
-    return MessageFormat({**layers, **_results(network, dtype)})
-
-
-def dense_heading(network: MLP, dtype: torch.dtype, inputs: bool) -> MessageFormat:
-    """What goes ahead of the slices of a dense Jacobian: outputs, labels, and inputs if wanted."""
-    raw = {"inputs": Field("inputs", (network.widths[0],), dtype)} if inputs else {}
-    return MessageFormat({**raw, **_results(network, dtype)})
-
-
-def _results(network: MLP, dtype: torch.dtype) -> dict[str, Field]:
-    return {
-        "outputs": Field("outputs", (network.widths[-1],), dtype),
-        "labels": Field("labels", (), torch.int32),
-    }
-
-
-def dense_entries(network: MLP, dtype: torch.dtype, width: int) -> MessageFormat:
-    """Entries of a dense Jacobian for `width` of its parameters."""
-    return MessageFormat({"entries": Field("jacobians", (network.widths[-1], width), dtype)})
+# ------------------------------------------------------------------------ messages of own clients
 
 
 def _factored_message(f: Federation, params: torch.Tensor, source: int) -> Arrays:
@@ -377,104 +447,11 @@ def _dense_heading_message(f: Federation, at: Mapping[int, torch.Tensor], pair: 
     return {**passed, "inputs": passed["layer0"]}
 
 
-# -------------------------------------------------------------------------------------- transfers
-
-
 def _as_message(vector: torch.Tensor) -> Arrays:
     return {"vector": vector[None]}
 
 
-class _Outgoing:
-    """Messages on their way into one host buffer."""
-
-    def __init__(self, f: Federation) -> None:
-        self._f = f
-        self._messages: list[tuple[MessageFormat, int, Callable[[], Arrays]]] = []
-
-    def add(self, form: MessageFormat, samples: int, make: Callable[[], Arrays]) -> None:
-        self._messages.append((form, samples, make))
-
-    def start(self, channel: Channel, send_bytes: list[int], receive_bytes: list[int]) -> Pending:
-        """Writes all messages and hands the buffer to the channel."""
-        buffer = torch.empty(
-            sum(send_bytes), dtype=torch.uint8, pin_memory=self._f.device.type == "cuda"
-        )
-        position = 0
-        for form, samples, make in self._messages:
-            position = form.write(buffer, position, samples, make())
-            for phase, count in form.by_phase(samples, travelling=True).items():
-                self._f.ledger.book_mpi(phase, count)
-        return channel.start(buffer, send_bytes, receive_bytes)
-
-
-class _Transfer:
-    """A started exchange of messages for pairs (i, j)."""
-
-    def __init__(
-        self,
-        f: Federation,
-        form: MessageFormat,
-        pending: Pending,
-        coming: list[Pair],
-        make: Callable[[Pair], Arrays],
-    ) -> None:
-        self._f, self._form, self._pending, self._coming, self._make = (
-            f,
-            form,
-            pending,
-            coming,
-            make,
-        )
-
-    def poke(self) -> None:
-        self._pending.poke()
-
-    def finish(self) -> Callable[[int, int], Arrays]:
-        """Waits; returns a function of (i, j) that reads a received message or makes a local one."""
-        with self._f.clock("exchange"):
-            buffer, position = self._pending.wait(), 0
-        found: dict[Pair, tuple[int, int]] = {}
-        for pair in self._coming:
-            samples = int(self._f.sizes[pair[1]])
-            found[pair] = position, samples
-            position += self._form.nbytes(samples)
-
-        def message(i: int, j: int) -> Arrays:
-            if (i, j) not in found:
-                return self._make((i, j))
-            views = self._form.read(buffer, *found[i, j])
-            return {name: view.to(self._f.device) for name, view in views.items()}
-
-        return message
-
-
-# ---------------------------------------------------------------------------------- neighbourhoods
-
-
-def _stacked(parts: list[Arrays], name: str) -> torch.Tensor:
-    return torch.cat([part[name] for part in parts])
-
-
-class HeldNeighbourhood:
-    """A neighbourhood whose factored Jacobian is in memory. See `Neighbourhood`."""
-
-    def __init__(
-        self, network: MLP, client: int, params: torch.Tensor, parts: list[Arrays]
-    ) -> None:
-        self.client = client
-        self.outputs = _stacked(parts, "outputs")
-        self.labels = _stacked(parts, "labels").long()
-        layers = [_stacked(parts, f"layer{index}") for index in range(network.layers)]
-        self.inputs: torch.Tensor | None = layers[0]
-        self._jacobian = FactoredJacobian(network, params, layers)
-
-    def kernel(self) -> torch.Tensor:
-        """The trace kernel `[sample, sample]`."""
-        return trace_kernel(self._jacobian, self.outputs.shape[1])
-
-    def transposed_product(self, residuals: torch.Tensor) -> torch.Tensor:
-        """`sum_c J_c^T R_c`, `[tau, param]`."""
-        return self._jacobian.transposed_product(residuals)
+# ------------------------------------------------------------------------------- dense Jacobians
 
 
 class StreamedNeighbourhood:
@@ -482,9 +459,9 @@ class StreamedNeighbourhood:
 
     def __init__(self, client: int, parts: list[Arrays], stream: _Stream) -> None:
         self.client = client
-        self.outputs = _stacked(parts, "outputs")
-        self.labels = _stacked(parts, "labels").long()
-        self.inputs = _stacked(parts, "inputs") if "inputs" in parts[0] else None
+        self.outputs = stacked(parts, "outputs")
+        self.labels = stacked(parts, "labels").long()
+        self.inputs = stacked(parts, "inputs") if "inputs" in parts[0] else None
         self._stream = stream
 
     def kernel(self) -> torch.Tensor:
@@ -550,4 +527,4 @@ class _Stream:
         arrived = self._exchange._transfer(form, self._targets, make).finish()
         for client in self._targets[self._exchange._rank]:
             parts = [arrived(client, j) for j in graph.closed(client).tolist()]
-            yield DenseJacobian(_stacked(parts, "entries"))
+            yield DenseJacobian(stacked(parts, "entries"))

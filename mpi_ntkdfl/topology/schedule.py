@@ -1,14 +1,32 @@
-"""Which graph holds in which round, from the settings, the seed and the round's number alone."""
+"""Which graph holds, and who takes part, in which round: from the seed and the round's number alone."""
 
 from __future__ import annotations
 
 import logging
 
+import numpy as np
+
 from mpi_ntkdfl import seeds
 from mpi_ntkdfl.config import Topology
-from mpi_ntkdfl.topology.graphs import Graph, components, draw, fixed_shape, reseat
+from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.topology.graphs import Graph, Integers, components, draw, fixed_shape, reseat
 
 _log = logging.getLogger(__name__)
+
+
+def participants(clients: int, wanted: int, seed: int, round: int) -> Integers:
+    """The clients `[wanted]` that a server asks in a round, drawn without replacement, ascending.
+
+    Raises:
+        InputError: if there are fewer clients than wanted.
+    """
+    if wanted > clients:
+        raise InputError(
+            f"algorithm.clients_per_round must be at most clients, got {wanted} of {clients}"
+        )
+    drawn = seeds.generator(seed, "participants", round).choice(clients, wanted, replace=False)
+    found: Integers = np.sort(drawn).astype(np.int64)
+    return found
 
 
 class Schedule:

@@ -1,0 +1,78 @@
+"""The control of NTK-DFL: average, then plain full-batch gradient descent instead of the NTK's evolution.
+
+As many steps with the same learning rate, chosen in the same way. On a client's own data it lacks both
+what the neighbours' data and what the kernel add; on the union of its closed neighbourhood's data it
+lacks the kernel alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+
+from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult
+from mpi_ntkdfl.algorithms.steps import StepSettings, keep_best
+from mpi_ntkdfl.comm.exchange import Exchange, Federation, Samples
+from mpi_ntkdfl.comm.messages import samples_format
+from mpi_ntkdfl.config import MethodSettings
+from mpi_ntkdfl.errors import locating
+from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.ntk.descent import descend
+from mpi_ntkdfl.ntk.update import network_losses
+
+
+class AverageGdSettings(StepSettings):
+    """Settings of the control; `data` says on whose samples a client descends and chooses tau.
+
+    `own`, or those of the closed `neighbourhood`, which then travel raw.
+    """
+
+    name: Literal["average-gd"] = "average-gd"
+    data: Literal["own", "neighbourhood"] = "own"
+    averaging: Literal["plain", "samples"] = "plain"
+
+
+class AverageGd(Method):
+    """Averaging, then gradient descent."""
+
+    Settings = AverageGdSettings
+
+    def __init__(self, settings: MethodSettings, federation: Federation) -> None:
+        """Prepares the method; it carries no state from round to round but the weights."""
+        assert isinstance(settings, AverageGdSettings)
+        self.settings = settings
+        self.federation = federation
+        self.loss = settings.loss
+
+    @staticmethod
+    def needs(settings: MethodSettings, network: MLP, dtype: torch.dtype) -> Needs:
+        """Weights as vectors; raw samples as blocks if the neighbours' are wanted."""
+        assert isinstance(settings, AverageGdSettings)
+        shared = settings.data == "neighbourhood"
+        blocks = (samples_format(network, dtype),) if shared else ()
+        return Needs(("weights",), blocks, taus=len(settings.taus))
+
+    def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
+        """One round; see the module's head for the steps."""
+        s, f = self.settings, self.federation
+        w_bar = exchange.average(weights, s.averaging)
+        new, taus = torch.empty_like(w_bar), []
+        data: Iterable[tuple[int, Samples]] = f.samples.items()
+        if s.data == "neighbourhood":
+            data = exchange.samples(len(s.taus))
+        for client, samples in data:
+            with locating(client=client, round=number):
+                row = client - f.owned.start
+                new[row], tau = self._descend(w_bar[row], samples, s.rate(number))
+                taus.append(tau)
+        return RoundResult(new, taus)
+
+    def _descend(self, w: torch.Tensor, data: Samples, lr: float) -> tuple[torch.Tensor, int]:
+        s, f = self.settings, self.federation
+        with f.clock("evolve"):
+            candidates = descend(f.network, w, data.inputs, data.labels, lr, s.taus, s.loss)
+        with f.clock("select"):
+            losses = network_losses(f.network, candidates, data.inputs, data.labels, s.loss)
+            return keep_best(candidates, losses, s.taus)

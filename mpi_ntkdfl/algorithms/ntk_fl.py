@@ -1,0 +1,69 @@
+"""NTK-FL (Yue et al., "Neural tangent kernel empowered federated learning", ICML 2022): a server evolves.
+
+The central parent of NTK-DFL. All clients hold the same weights. Each round some of them, drawn at
+random, send a server their Jacobians there; the server evolves with the kernel of their stacked
+samples and sends the new weights to everybody.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult
+from mpi_ntkdfl.algorithms.steps import NtkSettings, ntk_step
+from mpi_ntkdfl.comm.exchange import Exchange, Federation
+from mpi_ntkdfl.comm.messages import factored_format
+from mpi_ntkdfl.comm.neighbourhood import Neighbourhood
+from mpi_ntkdfl.config import MethodSettings
+from mpi_ntkdfl.errors import locating
+from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.topology.schedule import participants
+
+
+class NtkFlSettings(NtkSettings):
+    """Settings of NTK-FL; 21 of 300 clients a round is what the NTK-DFL paper compares with.
+
+    Jacobians are always factored: dense ones of so many samples would weigh 13 GB.
+    """
+
+    name: Literal["ntk-fl"] = "ntk-fl"
+    clients_per_round: int = Field(default=21, ge=1)
+
+
+class NtkFl(Method):
+    """One model, evolved on a server."""
+
+    Settings = NtkFlSettings
+
+    def __init__(self, settings: MethodSettings, federation: Federation) -> None:
+        """Prepares the method; it carries no state from round to round but the weights."""
+        assert isinstance(settings, NtkFlSettings)
+        self.settings = settings
+        self.federation = federation
+        self.loss = settings.loss
+
+    @staticmethod
+    def needs(settings: MethodSettings, network: MLP, dtype: torch.dtype) -> Needs:
+        """Layer inputs to the server, weights from it."""
+        assert isinstance(settings, NtkFlSettings)
+        return Needs(
+            blocks=(factored_format(network, dtype),),
+            taus=len(settings.taus),
+            participants=settings.clients_per_round,
+        )
+
+    def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
+        """One round; see the module's head for the steps."""
+        s, f = self.settings, self.federation
+        chosen = participants(f.placement.clients, s.clients_per_round, f.seed, number)
+        w = weights[0]  # all rows are equal
+
+        def answer(hood: Neighbourhood) -> tuple[torch.Tensor, int]:
+            with locating(round=number):
+                return ntk_step(hood, w, s.rate(number), s, f)
+
+        new, tau = exchange.ask_server(w, chosen, answer)
+        return RoundResult(new.repeat(len(weights), 1), [tau] * len(weights))

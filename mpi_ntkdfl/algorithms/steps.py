@@ -1,0 +1,122 @@
+"""What methods with candidate numbers of steps share: their settings, the choice, and the NTK's step."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, field_validator
+
+from mpi_ntkdfl.comm.exchange import Federation
+from mpi_ntkdfl.comm.neighbourhood import Neighbourhood
+from mpi_ntkdfl.config import MethodSettings
+from mpi_ntkdfl.errors import SimulationError
+from mpi_ntkdfl.model.losses import one_hot
+from mpi_ntkdfl.ntk.evolve import Evolution, evolve
+from mpi_ntkdfl.ntk.update import best, candidate_weights, linearised_losses, network_losses
+
+_WAY_OUT = "lower algorithm.lr or algorithm.taus, or look for extreme values in the data"
+
+
+class StepSettings(MethodSettings):
+    """How far a round goes; the defaults are those of the NTK-DFL paper.
+
+    `lr` is the time of one step; round k uses `lr * exp(-lr_decay * k)`. `taus` are the candidate
+    numbers of steps; the one with the lowest loss is kept.
+    """
+
+    lr: float = Field(default=0.01, gt=0)
+    lr_decay: float = Field(default=0.07, ge=0)
+    taus: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1)] = (
+        100,
+        200,
+        400,
+        600,
+        800,
+    )
+    loss: Literal["cross-entropy", "squared"] = "cross-entropy"
+
+    @field_validator("taus")
+    @classmethod
+    def _ascending(cls, taus: tuple[int, ...]) -> tuple[int, ...]:
+        if list(taus) != sorted(set(taus)):
+            raise ValueError("expected ascending, distinct numbers of steps")
+        return taus
+
+    def rate(self, number: int) -> float:
+        """The learning rate of round `number`, from 0."""
+        return self.lr * math.exp(-self.lr_decay * number)
+
+
+class NtkSettings(StepSettings):
+    """Settings of a step by the neural tangent kernel.
+
+    The loss that chooses tau is that of the true network on the raw inputs (`network`, as the NTK-DFL
+    authors' code does) or of the evolved outputs (`linearised`, which needs no raw inputs).
+    `tolerance` bounds the relative error of the update that the integration of the evolution may add.
+    """
+
+    selection: Literal["network", "linearised"] = "network"
+    tolerance: float = Field(default=1e-5, gt=0, lt=1)
+
+
+def keep_best(
+    candidates: torch.Tensor, losses: list[float], taus: tuple[int, ...]
+) -> tuple[torch.Tensor, int]:
+    """The candidate `[param]` with the lowest of `losses`, and its tau.
+
+    Args:
+        candidates: `[tau, param]`.
+        losses: of the candidates, `[tau]`.
+        taus: their numbers of steps.
+
+    Raises:
+        SimulationError: if no loss is finite, or the weights are not.
+    """
+    chosen = best(losses)
+    if chosen < 0 or not bool(torch.isfinite(candidates[chosen]).all()):
+        raise SimulationError(f"the weights or their loss became non-finite; {_WAY_OUT}")
+    return candidates[chosen], taus[chosen]
+
+
+def ntk_step(
+    hood: Neighbourhood, w: torch.Tensor, lr: float, settings: NtkSettings, federation: Federation
+) -> tuple[torch.Tensor, int]:
+    """Evolves the network with the kernel of `hood`, whose Jacobian was taken at `w` `[param]`.
+
+    Kernel, evolution, candidate weights, choice: steps 4 to 7 of NTK-DFL, and the server's of NTK-FL.
+
+    Returns:
+        The new weights `[param]` and the tau they belong to.
+
+    Raises:
+        SimulationError: if a value became non-finite.
+    """
+    with federation.clock("kernel"):
+        kernel = hood.kernel()
+    evolution = _evolve(hood, kernel, lr, settings, federation)
+    del kernel  # as large as anything here, and the update needs it no longer
+    with federation.clock("update"):
+        products = hood.transposed_product(evolution.residual_sums)
+        candidates = candidate_weights(w, products, lr, len(hood.labels))
+    with federation.clock("select"):
+        if settings.selection == "network":
+            assert hood.inputs is not None
+            losses = network_losses(
+                federation.network, candidates, hood.inputs, hood.labels, settings.loss
+            )
+        else:
+            losses = linearised_losses(evolution.outputs, hood.labels, settings.loss)
+        return keep_best(candidates, losses, settings.taus)
+
+
+def _evolve(
+    hood: Neighbourhood, kernel: torch.Tensor, lr: float, s: NtkSettings, federation: Federation
+) -> Evolution:
+    with federation.clock("evolve"):
+        targets = one_hot(hood.labels, hood.outputs.shape[1], hood.outputs.dtype)
+        try:
+            return evolve(kernel, hood.outputs, targets, lr, s.taus, s.loss, s.tolerance)
+        except ArithmeticError as error:
+            raise SimulationError(f"the evolution failed: {error}; {_WAY_OUT}") from error

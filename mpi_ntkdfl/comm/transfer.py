@@ -1,0 +1,90 @@
+"""Messages on their way: written into one buffer on this side, read where they lie on the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mpi_ntkdfl.clock import Clock
+from mpi_ntkdfl.comm.ledger import Ledger
+from mpi_ntkdfl.comm.messages import MessageFormat
+from mpi_ntkdfl.comm.neighbourhood import Arrays
+from mpi_ntkdfl.comm.world import Channel, Pending
+
+Pair = tuple[int, int]
+
+
+class Outgoing:
+    """Messages on their way into one host buffer."""
+
+    def __init__(self, ledger: Ledger, device: torch.device) -> None:
+        """Starts empty; the ledger books what leaves, the device decides whether memory is pinned."""
+        self._ledger, self._pinned = ledger, device.type == "cuda"
+        self._messages: list[tuple[MessageFormat, int, Callable[[], Arrays]]] = []
+
+    def add(self, form: MessageFormat, samples: int, make: Callable[[], Arrays]) -> None:
+        """Adds a message of `samples` samples, made when it is written."""
+        self._messages.append((form, samples, make))
+
+    def start(self, channel: Channel, send_bytes: list[int], receive_bytes: list[int]) -> Pending:
+        """Writes all messages and hands the buffer to the channel."""
+        return channel.start(self.pack(), send_bytes, receive_bytes)
+
+    def pack(self) -> torch.Tensor:
+        """Writes and books all messages, one after another: `[bytes]` uint8 on the host."""
+        size = sum(form.nbytes(samples) for form, samples, _ in self._messages)
+        buffer = torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
+        position = 0
+        for form, samples, make in self._messages:
+            position = form.write(buffer, position, samples, make())
+            for phase, count in form.by_phase(samples, travelling=True).items():
+                self._ledger.book_mpi(phase, count)
+        return buffer
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A started exchange of messages for pairs (i, j), from client j to client i.
+
+    Attributes:
+        pending: the started exchange.
+        coming: pairs of the messages in the received buffer, in their order there.
+        form: their layout.
+        sizes: samples of each client, `[client]`.
+        make: the message of own client j for client i.
+        device: where received arrays are wanted.
+        clock: books the waiting.
+    """
+
+    pending: Pending
+    coming: list[Pair]
+    form: MessageFormat
+    sizes: np.ndarray
+    make: Callable[[Pair], Arrays]
+    device: torch.device
+    clock: Clock
+
+    def poke(self) -> None:
+        """Lets the message-passing library make progress."""
+        self.pending.poke()
+
+    def finish(self) -> Callable[[int, int], Arrays]:
+        """Waits; returns a function of (i, j) that reads a received message or makes a local one."""
+        with self.clock("exchange"):
+            buffer, position = self.pending.wait(), 0
+        found: dict[Pair, tuple[int, int]] = {}
+        for pair in self.coming:
+            samples = int(self.sizes[pair[1]])
+            found[pair] = position, samples
+            position += self.form.nbytes(samples)
+
+        def message(i: int, j: int) -> Arrays:
+            if (i, j) not in found:
+                return self.make((i, j))
+            views = self.form.read(buffer, *found[i, j])
+            return {name: view.to(self.device) for name, view in views.items()}
+
+        return message

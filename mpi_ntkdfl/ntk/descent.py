@@ -1,0 +1,96 @@
+"""Full-batch gradient descent, what NTK evolution linearises.
+
+The first layer's weights move within the span of the inputs X: `W_1 = W_1(0) - (lr/N) A^T X` with A the
+sum of the signals delta at its outputs Z `[sample, fan_out]` so far. So a step moves Z by
+`-(lr/N) (X X^T + 1) delta`, and the weights themselves are needed at the end alone. With the Gram matrix
+computed once that is cheaper than passing through the weights as long as there are fewer samples than
+twice the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from mpi_ntkdfl.model.losses import Loss, one_hot
+from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.model.params import aligned
+from mpi_ntkdfl.ntk.jacobian import symmetric_product
+
+
+def descend(
+    network: MLP,
+    params: torch.Tensor,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    lr: float,
+    taus: Sequence[int],
+    loss: Loss,
+) -> torch.Tensor:
+    """Gradient descent on the mean loss of all samples.
+
+    Args:
+        network: the network.
+        params: where to start, `[param]`.
+        inputs: `[sample, feature]`.
+        labels: `[sample]` integers.
+        lr: learning rate.
+        taus: numbers of steps after which the weights are wanted, ascending.
+        loss: which one.
+
+    Returns:
+        The weights after each of `taus`, `[tau, param]`.
+    """
+    samples, features = inputs.shape
+    inputs, targets = aligned(inputs), one_hot(labels, network.widths[-1], inputs.dtype)
+    (weight, bias), *above = network.weights_and_biases(aligned(params))
+    first = torch.nn.functional.linear(inputs, weight, bias)
+    total = torch.zeros_like(first)
+    layers = [(w.clone(), b.clone()) for w, b in above]
+    rate = lr / samples
+    gram = symmetric_product(inputs).add_(1) if samples < 2 * features else None
+    found = []
+    for step in range(1, taus[-1] + 1):
+        delta = _step(first, layers, targets, rate, loss)
+        total.add_(delta)
+        if gram is not None:
+            first.addmm_(gram, delta, alpha=-rate)
+        else:
+            first.addmm_(inputs, inputs.T @ delta, alpha=-rate).sub_(delta.sum(0), alpha=rate)
+        if step in taus:
+            moved = [(weight - rate * (total.T @ inputs), bias - rate * total.sum(0)), *layers]
+            found.append(torch.cat([tensor.flatten() for pair in moved for tensor in pair]))
+    return torch.stack(found)
+
+
+def _step(
+    first: torch.Tensor,
+    layers: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    targets: torch.Tensor,
+    rate: float,
+    loss: Loss,
+) -> torch.Tensor:
+    """One step of all layers but the first, in place.
+
+    Args:
+        first: outputs of the first layer before its ReLU, `[sample, fan_out]`.
+        layers: weights and biases of the others.
+        targets: one-hot, `[sample, output]`.
+        rate: learning rate over samples.
+        loss: which one.
+
+    Returns:
+        The gradient of N times the loss with respect to `first`.
+    """
+    here, kept = first, []
+    for weight, bias in layers:
+        kept.append(here.relu())
+        here = torch.nn.functional.linear(kept[-1], weight, bias)
+    delta = (here.softmax(1) if loss == "cross-entropy" else here) - targets
+    for (weight, bias), below in zip(reversed(layers), reversed(kept), strict=True):
+        back = (delta @ weight).mul_(below > 0)
+        weight.addmm_(delta.T, below, alpha=-rate)
+        bias.sub_(delta.sum(0), alpha=rate)
+        delta = back
+    return delta
