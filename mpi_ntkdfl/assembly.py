@@ -163,6 +163,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         device=device,
         dtype=dtype,
         memory_limit=config.compute.memory_bytes,
+        seed=config.seed,
         ledger=Ledger(),
         clock=Clock(),
     )

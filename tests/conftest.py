@@ -60,6 +60,7 @@ def make_federation(
         device=torch.device("cpu"),
         dtype=dtype,
         memory_limit=memory_limit,
+        seed=0,
         ledger=Ledger(),
         clock=Clock(),
     )

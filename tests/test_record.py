@@ -33,7 +33,7 @@ BY_ROUND = ["traffic/protocol_bytes", "traffic/mpi_bytes", "time/seconds"]
 
 
 def config_text():
-    layers = [config.read_source("quickstart"), {"clients": CLIENTS, "topology": {"degree": 3}}]
+    layers = [*config.read_source("quickstart"), {"clients": CLIENTS, "topology": {"degree": 3}}]
     return config.parse(layers, {name: m.Settings for name, m in METHODS.items()}).to_yaml()
 
 

@@ -1,8 +1,18 @@
 """The methods, by the name a configuration calls them."""
 
 from mpi_ntkdfl.algorithms.base import Method
+from mpi_ntkdfl.algorithms.d_psgd import DPsgd
+from mpi_ntkdfl.algorithms.dfedavg import Dfedavg
+from mpi_ntkdfl.algorithms.dfedavgm import Dfedavgm
+from mpi_ntkdfl.algorithms.fedavg import Fedavg
+from mpi_ntkdfl.algorithms.local import Local
 from mpi_ntkdfl.algorithms.ntk_dfl import NtkDfl
 
 METHODS: dict[str, type[Method]] = {
     "ntk-dfl": NtkDfl,
+    "d-psgd": DPsgd,
+    "dfedavg": Dfedavg,
+    "dfedavgm": Dfedavgm,
+    "fedavg": Fedavg,
+    "local": Local,
 }

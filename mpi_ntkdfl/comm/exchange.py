@@ -19,7 +19,7 @@ import torch
 from mpi_ntkdfl.clock import Clock
 from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.messages import Field, MessageFormat
-from mpi_ntkdfl.comm.reduce import exact_mean
+from mpi_ntkdfl.comm.reduce import exact_mean, reduced_bytes
 from mpi_ntkdfl.comm.waves import WorkingSet, factored_waves, slice_width
 from mpi_ntkdfl.comm.world import Channel, Pending, World
 from mpi_ntkdfl.model.nets import MLP
@@ -62,6 +62,7 @@ class Federation:
         device: where this rank computes.
         dtype: floating-point type of weights and data.
         memory_limit: working memory of a rank in bytes, None for the default.
+        seed: the run's, for randomness keyed by purpose, client and round.
         ledger: books the traffic.
         clock: books the time.
     """
@@ -74,6 +75,7 @@ class Federation:
     device: torch.device
     dtype: torch.dtype
     memory_limit: int | None
+    seed: int
     ledger: Ledger
     clock: Clock
 
@@ -149,9 +151,26 @@ class Exchange:
         Returns:
             Vectors `[param]` of the rank's own clients and of all their neighbours, by client id.
         """
-        f, channel = self.federation, self._channel
         form = MessageFormat({"vector": Field(phase, (vectors.shape[1],), vectors.dtype)})
-        known = dict(zip(f.owned, vectors, strict=True))
+        own = zip(self.federation.owned, vectors, strict=True)
+        self.book_protocol(form, rows=2 * len(self.graph.edges))
+        known = self.share_messages(form, {client: {"vector": row[None]} for client, row in own})
+        return {client: message["vector"][0] for client, message in known.items()}
+
+    def share_messages(
+        self, form: MessageFormat, messages: Mapping[int, Arrays]
+    ) -> dict[int, Arrays]:
+        """Every client sends its neighbours one message; the caller books its protocol bytes.
+
+        Args:
+            form: layout of a message, of one row each.
+            messages: arrays `[1, ...]` of this rank's clients, by client id.
+
+        Returns:
+            Messages of the rank's own clients and of all their neighbours, by client id.
+        """
+        f, channel = self.federation, self._channel
+        known = dict(messages)
         with f.clock("exchange"):
             leaving = [
                 send_clients(self.graph, f.placement, self._rank, to) for to in channel.neighbours
@@ -163,7 +182,7 @@ class Exchange:
             outgoing = _Outgoing(f)
             for clients in leaving:
                 for client in clients.tolist():
-                    outgoing.add(form, 1, partial(_as_message, known[client]))
+                    outgoing.add(form, 1, partial(known.__getitem__, client))
             pending = outgoing.start(
                 channel,
                 [len(c) * form.nbytes(1) for c in leaving],
@@ -171,9 +190,9 @@ class Exchange:
             )
             received, start = pending.wait(), 0
             for client in (int(c) for clients in coming for c in clients):
-                known[client] = form.read(received, start, 1)["vector"][0].to(f.device)
+                views = form.read(received, start, 1)
+                known[client] = {name: view.to(f.device) for name, view in views.items()}
                 start += form.nbytes(1)
-        self._book_protocol(form, rows=2 * len(self.graph.edges))
         return known
 
     def average(
@@ -204,6 +223,29 @@ class Exchange:
     def mean(self, vectors: torch.Tensor) -> torch.Tensor:
         """Mean `[param]` over all clients of their `vectors` `[owned, param]`; not a client's message."""
         return mean_over_clients(self.federation, vectors)
+
+    def server_average(
+        self, vectors: torch.Tensor, kind: Literal["plain", "samples"] = "plain"
+    ) -> torch.Tensor:
+        """Every client sends its vector to a server and gets the mean of all back; no graph.
+
+        Args:
+            vectors: `[owned, param]`.
+            kind: equal weights, or in proportion to the clients' samples.
+
+        Returns:
+            The mean, `[param]`, the same on every rank.
+        """
+        f, count = self.federation, self.federation.placement.clients
+        for phase in ("weights", "averages"):
+            form = MessageFormat({"vector": Field(phase, (vectors.shape[1],), vectors.dtype)})
+            self.book_protocol(form, rows=count)
+        if f.world.size > 1:
+            f.ledger.book_mpi("weights", reduced_bytes(vectors.shape[1]))
+        shares = f.sizes if kind == "samples" else np.ones(count, dtype=np.int64)
+        with f.clock("exchange"):
+            own = shares[f.owned.start : f.owned.stop]
+            return exact_mean(f.world, vectors, int(shares.sum()), own.tolist())
 
     # ------------------------------------------------------------------------------- Jacobians
 
@@ -246,7 +288,7 @@ class Exchange:
         def make(pair: Pair) -> Arrays:
             return _factored_message(f, at[pair[0]], pair[1])
 
-        self._book_protocol(form, rows=int(self.graph.degrees @ f.sizes))
+        self.book_protocol(form, rows=int(self.graph.degrees @ f.sizes))
         turns = len(waves[self._rank])
         transfer = self._transfer(form, [wave[0] for wave in waves], make)
         for turn in range(turns):
@@ -267,7 +309,7 @@ class Exchange:
         form = dense_heading(f.network, f.dtype, inputs)
         width = slice_width(self.graph, f.sizes, work, f.memory_limit)
         for part in (form, dense_entries(f.network, f.dtype, work.params)):
-            self._book_protocol(part, rows=int(self.graph.degrees @ f.sizes))
+            self.book_protocol(part, rows=int(self.graph.degrees @ f.sizes))
         owned = [f.placement.owned(rank) for rank in range(f.world.size)]
         for turn in range(max(map(len, owned))):
             targets = [own[turn : turn + 1] for own in owned]
@@ -315,7 +357,7 @@ class Exchange:
         kept = found[(found[:, 0] >= clients.start) & (found[:, 0] < clients.stop)]
         return [(int(i), int(j)) for i, j in kept]
 
-    def _book_protocol(self, form: MessageFormat, rows: int) -> None:
+    def book_protocol(self, form: MessageFormat, rows: int) -> None:
         """Books the payload of messages of `rows` rows in all, once for the whole job."""
         if self._rank == 0:
             for phase, count in form.by_phase(rows, travelling=False).items():
@@ -325,7 +367,7 @@ class Exchange:
 def mean_over_clients(federation: Federation, vectors: torch.Tensor) -> torch.Tensor:
     """Mean `[param]` over all clients of `vectors` `[owned, param]`; booked as a statistic."""
     if federation.world.size > 1:
-        federation.ledger.book_mpi("statistics", 8 * vectors.shape[1])
+        federation.ledger.book_mpi("statistics", reduced_bytes(vectors.shape[1]))
     return exact_mean(federation.world, vectors, federation.placement.clients)
 
 
@@ -373,10 +415,6 @@ def _dense_heading_message(f: Federation, at: Mapping[int, torch.Tensor], pair: 
 
 
 # -------------------------------------------------------------------------------------- transfers
-
-
-def _as_message(vector: torch.Tensor) -> Arrays:
-    return {"vector": vector[None]}
 
 
 class _Outgoing:
