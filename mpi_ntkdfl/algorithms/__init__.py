@@ -4,6 +4,8 @@ from mpi_ntkdfl.algorithms.base import Method
 from mpi_ntkdfl.algorithms.d_psgd import DPsgd
 from mpi_ntkdfl.algorithms.dfedavg import Dfedavg
 from mpi_ntkdfl.algorithms.dfedavgm import Dfedavgm
+from mpi_ntkdfl.algorithms.dfedsam import Dfedsam
+from mpi_ntkdfl.algorithms.dispfl import Dispfl
 from mpi_ntkdfl.algorithms.fedavg import Fedavg
 from mpi_ntkdfl.algorithms.local import Local
 from mpi_ntkdfl.algorithms.ntk_dfl import NtkDfl
@@ -13,6 +15,8 @@ METHODS: dict[str, type[Method]] = {
     "d-psgd": DPsgd,
     "dfedavg": Dfedavg,
     "dfedavgm": Dfedavgm,
+    "dfedsam": Dfedsam,
+    "dispfl": Dispfl,
     "fedavg": Fedavg,
     "local": Local,
 }

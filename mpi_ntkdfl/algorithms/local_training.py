@@ -34,6 +34,7 @@ _PLACES_CUDA = 256
 
 Layers = list[torch.Tensor]
 Gradient = Callable[[Layers], Layers]
+Pack = Callable[[torch.Tensor], Layers]
 
 
 class Rule(Protocol):
@@ -200,22 +201,22 @@ class LocalTraining:
         return self._by_group(weights, number, train, dual=True)
 
     def follow(
-        self, weights: torch.Tensor, number: int, rule: Callable[[torch.Tensor], Rule]
+        self, weights: torch.Tensor, number: int, rule: Callable[[Pack], Rule]
     ) -> torch.Tensor:
         """A round's local steps by any rule, in the direct form; otherwise like `descend`.
 
         Args:
             weights: of this rank's clients, `[owned, param]`.
             number: the round, from 0.
-            rule: makes the rule of a group, given the rows of `weights` its places hold, `[place]`,
-                -1 for empty ones.
+            rule: makes a group's rule; it is given a function that turns an array `[owned, param]`
+                into layer matrices `[client, out, in]` of the group's clients.
         """
 
         def train(group: _Group, start: torch.Tensor) -> torch.Tensor:
-            first = self._federation.owned.start
-            rows = torch.full((group.places,), -1)
-            rows[: len(group.clients)] = torch.tensor(group.clients) - first
-            return self._direct(group, start, number, rule(rows))
+            def pack(rows: torch.Tensor) -> Layers:
+                return self._mlp.pack(self._of_group(group, rows))
+
+            return self._direct(group, start, number, rule(pack))
 
         return self._by_group(weights, number, train, dual=False)
 
@@ -262,10 +263,8 @@ class LocalTraining:
         f, trained = self._federation, weights.clone()
         with f.clock("train"):
             for group in self._groups(dual):
-                rows = torch.tensor(group.clients) - f.owned.start
-                start = weights.new_zeros(group.places, weights.shape[1])
-                start[: len(rows)] = weights[rows]
-                trained[rows] = train(group, start)[: len(rows)]
+                rows = self._own_rows(group)
+                trained[rows] = train(group, self._of_group(group, weights))[: len(rows)]
         for client, row in zip(f.owned, trained, strict=True):
             with locating(client=client, round=number):
                 if not bool(torch.isfinite(row).all()):
@@ -274,6 +273,17 @@ class LocalTraining:
                         "algorithm.lr or algorithm.momentum, or look for extreme values in the data"
                     )
         return trained
+
+    def _own_rows(self, group: _Group) -> torch.Tensor:
+        """Where the group's clients stand among the rank's."""
+        first = self._federation.owned.start
+        return torch.tensor(group.clients, device=self._federation.device) - first
+
+    def _of_group(self, group: _Group, rows: torch.Tensor) -> torch.Tensor:
+        """The group's places of `rows` `[owned, param]`, zeros where one is empty."""
+        chosen = rows.new_zeros(group.places, rows.shape[1])
+        chosen[: len(group.clients)] = rows[self._own_rows(group)]
+        return chosen
 
     def _groups(self, dual: bool) -> Iterator[_Group]:
         """The rank's clients in groups of equally many batches a pass."""
