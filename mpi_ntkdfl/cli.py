@@ -147,7 +147,7 @@ def presets(name: str | None) -> None:
         click.echo(config.preset_text(name), nl=False)
         return
     for each in config.preset_names():
-        click.echo(f"{each:24}{config.preset_text(each).splitlines()[0].removeprefix('# ')}")
+        click.echo(f"{each:30}{config.preset_text(each).splitlines()[0].removeprefix('# ')}")
 
 
 # ----------------------------------------------------------------------------------- looking at runs
@@ -342,7 +342,7 @@ def doctor() -> None:
 def _read(source: str, overrides: tuple[str, ...]) -> config.Config:
     from mpi_ntkdfl.algorithms import METHODS
 
-    layers = [config.read_source(source), config.read_overrides(overrides)]
+    layers = [*config.read_source(source), config.read_overrides(overrides)]
     return config.parse(layers, {name: method.Settings for name, method in METHODS.items()})
 
 

@@ -1,6 +1,7 @@
 """What the user may say: one frozen, validated description of a run.
 
-Precedence: defaults < YAML file or preset < `--set a.b=c`. Within one layer the `kind` or `name` of a
+Precedence: defaults < YAML file or preset < `--set a.b=c`; a file's key `base` names a preset that is
+read below it. Within one layer the `kind` or `name` of a
 section is read first; where it differs from the layer below, that section starts again from the
 defaults of its new kind, so that keys of the former kind cannot linger. Unknown keys are errors.
 
@@ -425,12 +426,32 @@ def preset_text(name: str) -> str:
     return resources.files("mpi_ntkdfl").joinpath("presets", f"{name}.yaml").read_text()
 
 
-def read_source(source: str) -> dict[str, Any]:
-    """Reads a preset by name, or else a YAML file by path, into a plain mapping.
+def read_source(source: str) -> list[dict[str, Any]]:
+    """Reads a preset by name, or else a YAML file by path, and the presets it builds on.
+
+    Returns:
+        Layers for `parse`, plain mappings: what the key `base` names comes first.
 
     Raises:
-        InputError: if it is neither, cannot be read, or is not a mapping.
+        InputError: if it is neither, cannot be read, is not a mapping, or has a base that is no
+            preset or leads back to itself.
     """
+    layers = [_read_mapping(source)]
+    seen = [source]
+    while "base" in layers[0]:
+        base = layers[0].pop("base")
+        if base not in preset_names():
+            raise InputError(
+                f"{seen[-1]}: base must be a preset ({', '.join(preset_names())}), got {base!r}"
+            )
+        if base in seen:
+            raise InputError(f"{source}: base leads in a circle: {' -> '.join([*seen, base])}")
+        seen.append(base)
+        layers.insert(0, _read_mapping(base))
+    return layers
+
+
+def _read_mapping(source: str) -> dict[str, Any]:
     if source in preset_names():
         text = preset_text(source)
     else:

@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mpi_ntkdfl import __version__, cli, config
+from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.clock import PHASES
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
@@ -145,7 +146,7 @@ def test_presets():
     assert [line.split()[0] for line in lines] == config.preset_names()
     for name in config.preset_names():
         raw = yaml.safe_load(answer("presets", name))
-        assert raw["algorithm"]["name"] == "ntk-dfl"
+        assert raw["algorithm"]["name"] in METHODS
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ PARTITION = np.array([0, 2, 3, 5, 9]), np.array([4, 1, 0, 7, 7, 2, 3, 5, 6])
 
 
 def config_text():
-    layers = [config.read_source("quickstart"), {"clients": CLIENTS, "topology": {"degree": 3}}]
+    layers = [*config.read_source("quickstart"), {"clients": CLIENTS, "topology": {"degree": 3}}]
     return config.parse(layers, {name: m.Settings for name, m in METHODS.items()}).to_yaml()
 
 
