@@ -100,6 +100,7 @@ class Assembly:
         weights: starting weights of this rank's clients, `[owned, param]`.
         test: the test set.
         shares: offsets and indices of the partition, on rank 0.
+        data: fingerprint of the data set, on rank 0.
     """
 
     federation: Federation
@@ -107,6 +108,7 @@ class Assembly:
     weights: torch.Tensor
     test: Samples
     shares: tuple[np.ndarray, np.ndarray] | None
+    data: str | None
 
 
 def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
@@ -168,7 +170,8 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         clock=Clock(),
     )
     shares = (problem.partition.offsets, problem.partition.indices) if problem else None
-    return Assembly(federation, schedule, weights, test, shares)
+    fingerprint = problem.dataset.fingerprint() if problem else None
+    return Assembly(federation, schedule, weights, test, shares, fingerprint)
 
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:

@@ -1,17 +1,22 @@
-"""The checkpoint of a run, `RUN.ckpt.h5`: the weights of every client, by client and not by rank.
+"""The checkpoint of a run, `RUN.ckpt.h5`: all it takes to go on, by client and not by rank.
 
-    /         attributes: schema, config (YAML), layout (JSON, names and shapes of the state_dict), round
-    /params   [client, param]
+    /             attributes: schema, config (YAML), layout (JSON, names and shapes of the
+                  state_dict), round, sha256
+    /params       [client, param]
+    /state/NAME   [client, ...]     what the method carries beside the weights, if anything
 
-`round` is the number of rounds done, which is the next round's number. The file is written under a
-temporary name, flushed to disk, and renamed, so that under its own name it is always whole.
+`round` is the number of rounds done, which is the next round's number. `sha256` is over everything
+else in the file. The checkpoint before is kept as `RUN.ckpt-1.h5`, for the case that a disk damages
+the newest.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-import os
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,111 +28,166 @@ from mpi_ntkdfl.comm.reduce import exact_mean
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.errors import InputError
 from mpi_ntkdfl.model.params import Layout
+from mpi_ntkdfl.outputs import LIBVER, Outputs, replacing
 
-SCHEMA = 1
-LIBVER = ("v108", "latest")
-"""The file format of HDF5 1.8: the oldest whose metadata carry checksums, so that damage is noticed
-where the library could otherwise crash; a later one would lock out readers after a kill."""
+_log = logging.getLogger(__name__)
 
+SCHEMA = 2
 
-def checkpoint_path(record: Path) -> Path:
-    """Where the checkpoint of the run `record` lies: `RUN.h5` has `RUN.ckpt.h5`."""
-    return record.parent / (record.name.removesuffix(".h5") + ".ckpt.h5")
-
-
-def write(
-    path: Path,
-    rows: Iterable[np.ndarray],
-    shape: tuple[int, int],
-    dtype: np.dtype,
-    config_yaml: str,
-    layout: Layout,
-    done: int,
-) -> None:
-    """Writes the checkpoint, replacing the one before only when it is complete.
-
-    Args:
-        path: its final name.
-        rows: weights of consecutive clients, arrays `[some clients, param]` in id order.
-        shape: clients and parameters.
-        dtype: of the weights.
-        config_yaml: the run's configuration.
-        layout: names and shapes within a row.
-        done: rounds done.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with h5py.File(temporary, "w", libver=LIBVER) as file:
-            file.attrs["schema"] = SCHEMA
-            file.attrs["config"] = config_yaml
-            file.attrs["layout"] = json.dumps(list(layout.shapes.items()))
-            file.attrs["round"] = done
-            params = file.create_dataset("params", shape, dtype)
-            start = 0
-            for block in rows:
-                params[start : start + len(block)] = block
-                start += len(block)
-            assert start == shape[0], f"{start} of {shape[0]} clients came"
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flushes the rename itself to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+_BLOCK = 64 * 2**20
+"""Bytes read at once to verify a checkpoint."""
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint in memory.
+class Rows:
+    """An array by client that arrives in blocks.
 
     Attributes:
-        params: weights, `[client, param]`.
-        layout: names and shapes within a row.
-        round: rounds done.
-        config: the run's configuration, YAML.
+        shape: `[client, ...]`, of all clients.
+        dtype: of its entries.
+        blocks: arrays of consecutive clients, in id order.
     """
 
-    params: torch.Tensor
-    layout: Layout
-    round: int
-    config: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    blocks: Iterable[np.ndarray]
 
 
-def read(path: Path) -> Checkpoint:
-    """Reads a checkpoint.
+def write(
+    outputs: Outputs, config_yaml: str, layout: Layout, done: int, arrays: Mapping[str, Rows]
+) -> None:
+    """Writes the newest checkpoint; the one before is kept.
+
+    Args:
+        outputs: of the run.
+        config_yaml: the run's configuration.
+        layout: names and shapes within a row of `params`.
+        done: rounds done.
+        arrays: `params`, and `state/NAME` for each array of the method; their blocks are taken in
+            the order of the names.
 
     Raises:
-        InputError: if the file is missing, damaged, or no checkpoint.
+        SimulationError: if it cannot be written; both older checkpoints are as before.
+    """
+    header = json.dumps([SCHEMA, config_yaml, list(layout.shapes.items()), done])
+    digest = hashlib.sha256(header.encode())
+    with (
+        replacing(outputs.checkpoint, outputs.former_checkpoint) as path,
+        h5py.File(path, "w", libver=LIBVER, locking=False) as file,
+    ):
+        file.attrs["schema"] = SCHEMA
+        file.attrs["config"] = config_yaml
+        file.attrs["layout"] = json.dumps(list(layout.shapes.items()))
+        file.attrs["round"] = done
+        for name, rows in sorted(arrays.items()):
+            dataset, start = file.create_dataset(name, rows.shape, rows.dtype), 0
+            digest.update(_describe(name, dataset))
+            for block in rows.blocks:
+                whole = np.ascontiguousarray(block, rows.dtype)
+                dataset[start : start + len(whole)] = whole
+                digest.update(whole.data)
+                start += len(whole)
+            assert start == rows.shape[0], f"{name}: {start} of {rows.shape[0]} clients came"
+        file.attrs["sha256"] = digest.hexdigest()
+
+
+def _describe(name: str, dataset: h5py.Dataset) -> bytes:
+    return json.dumps([name, list(dataset.shape), dataset.dtype.str]).encode()
+
+
+class Checkpoint:
+    """An open checkpoint, verified.
+
+    Attributes:
+        path: of the file.
+        round: rounds done.
+        config: the run's configuration, YAML.
+        layout: names and shapes within a row of `params`.
+        arrays: names of what it holds, `params` first.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Opens and verifies a checkpoint; `close` it.
+
+        Raises:
+            InputError: if the file is missing, damaged, or no checkpoint.
+        """
+        self.path = path
+        try:
+            self._file = h5py.File(path, "r", locking=False)
+        except FileNotFoundError as error:
+            raise InputError(
+                f"no checkpoint at {path}: has the run finished its first round?"
+            ) from error
+        except Exception as error:  # over a damaged file h5py raises almost anything
+            raise InputError(f"{path} is no readable checkpoint: {error}") from error
+        try:
+            self._read_header()
+            self._verify()
+        except Exception as error:
+            self.close()
+            raise InputError(f"{path} is no readable checkpoint: {error}") from error
+
+    def _read_header(self) -> None:
+        file = self._file
+        if int(file.attrs["schema"]) != SCHEMA:
+            raise ValueError(f"schema {file.attrs['schema']}, this version reads {SCHEMA}")
+        shapes = {name: tuple(size) for name, size in json.loads(file.attrs["layout"])}
+        self.layout = Layout(shapes)
+        self.round = int(file.attrs["round"])
+        self.config = str(file.attrs["config"])
+        self.arrays = ["params", *(f"state/{name}" for name in file.get("state", ()))]
+        for name in self.arrays:
+            # Not compressed: a damaged shape could ask for any amount of memory.
+            if file[name].nbytes > file.id.get_filesize():
+                raise ValueError(f"{name} is larger than the file")
+        if file["params"].shape[1:] != (self.layout.size,):
+            raise ValueError(f"params of shape {file['params'].shape} do not fit the model")
+        if any(len(file[name]) != self.clients for name in self.arrays):
+            raise ValueError("its arrays are of different numbers of clients")
+
+    def _verify(self) -> None:
+        header = [SCHEMA, self.config, list(self.layout.shapes.items()), self.round]
+        digest = hashlib.sha256(json.dumps(header).encode())
+        for name in self.arrays:
+            dataset = self._file[name]
+            digest.update(_describe(name, dataset))
+            step = max(1, _BLOCK // max(1, dataset.nbytes // max(1, self.clients)))
+            for start in range(0, self.clients, step):
+                digest.update(np.ascontiguousarray(dataset[start : start + step]).data)
+        if digest.hexdigest() != self._file.attrs["sha256"]:
+            raise ValueError("its content does not fit its checksum")
+
+    @property
+    def clients(self) -> int:
+        """Clients it holds."""
+        return len(self._file["params"])
+
+    def rows(self, name: str, clients: range) -> np.ndarray:
+        """Rows of consecutive `clients` of an array, `[clients, ...]`."""
+        return np.asarray(self._file[name][clients.start : clients.stop])
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+@contextlib.contextmanager
+def newest(outputs: Outputs) -> Iterator[Checkpoint]:
+    """Opens the newest whole checkpoint; says so if that is not the newest file.
+
+    Raises:
+        InputError: if there is none, or none is readable.
     """
     try:
-        with h5py.File(path, "r") as file:
-            shapes = {name: tuple(size) for name, size in json.loads(file.attrs["layout"])}
-            layout, params = Layout(shapes), file["params"]
-            # Not compressed: a damaged shape could ask for any amount of memory.
-            if params.nbytes > file.id.get_filesize() or params.shape[1:] != (layout.size,):
-                raise ValueError(f"params of shape {params.shape} do not fit the file or the model")
-            return Checkpoint(
-                torch.from_numpy(params[:]),
-                layout,
-                int(file.attrs["round"]),
-                str(file.attrs["config"]),
-            )
-    except FileNotFoundError as error:
-        raise InputError(
-            f"no checkpoint at {path}: has the run finished its first round?"
-        ) from error
-    except Exception as error:  # over a damaged file h5py raises almost anything
-        raise InputError(f"{path} is no readable checkpoint: {error}") from error
+        found = Checkpoint(outputs.checkpoint)
+    except InputError as error:
+        if not outputs.former_checkpoint.exists():
+            raise
+        found = Checkpoint(outputs.former_checkpoint)
+        _log.warning("%s; the one before, after round %d, is whole", error, found.round)
+    with contextlib.closing(found):
+        yield found
 
 
 def export_weights(checkpoint: Checkpoint, client: int | None, target: Path) -> None:
@@ -136,13 +196,12 @@ def export_weights(checkpoint: Checkpoint, client: int | None, target: Path) -> 
     Raises:
         InputError: if there is no such client, or the file cannot be written.
     """
-    clients = len(checkpoint.params)
+    clients = checkpoint.clients
     if client is not None and client >= clients:
         raise InputError(f"clients are 0 to {clients - 1} in this run, got {client}")
-    if client is None:
-        flat = exact_mean(SoloWorld(), checkpoint.params, clients)
-    else:
-        flat = checkpoint.params[client]
+    wanted = range(clients) if client is None else range(client, client + 1)
+    rows = torch.from_numpy(checkpoint.rows("params", wanted))
+    flat = exact_mean(SoloWorld(), rows, clients) if client is None else rows[0]
     state = {name: tensor.clone() for name, tensor in checkpoint.layout.unflatten(flat).items()}
     try:
         with target.open("wb") as file:

@@ -1,7 +1,8 @@
 """The command line: parses, sets up logging, calls, and turns failures into messages and exit codes.
 
-Exit codes: 0 done, 1 the computation failed, 2 bad input. Heavy imports happen inside the commands that
-need them, so that `presets` and `show` answer at once and only `run` and `doctor` start MPI.
+Exit codes: 0 done, 1 the computation failed, 2 bad input, 75 stopped early with a checkpoint. Heavy
+imports happen inside the commands that need them, so that `presets` and `show` answer at once and only
+`run` and `doctor` start MPI.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -18,10 +19,13 @@ import click
 from mpi_ntkdfl import __version__, config, logs
 from mpi_ntkdfl.comm.mpi import Elsewhere, MpiWorld, launched_rank, open_world
 from mpi_ntkdfl.errors import InputError, MpiNtkdflError
+from mpi_ntkdfl.outputs import Outputs, choose
+from mpi_ntkdfl.stopping import UNFINISHED, watch_signals
 from mpi_ntkdfl.units import readable
 
 if TYPE_CHECKING:
     from mpi_ntkdfl.assembly import Problem
+    from mpi_ntkdfl.simulation import Outcome
 
 _SOURCE = click.argument("source", metavar="PRESET_OR_YAML", default="quickstart")
 _SET = click.option(
@@ -32,6 +36,9 @@ _SET = click.option(
     help="Override one setting; the value is read as YAML. Repeatable.",
 )
 _RECORD = click.argument("record", metavar="RUN.h5", type=click.Path(path_type=Path))
+_RECORDS = click.argument(
+    "records", metavar="RUN.h5...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
 
 
 def main() -> NoReturn:
@@ -76,12 +83,14 @@ def cli(context: click.Context) -> None:
 @_SOURCE
 @_SET
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The record to write.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing record and its checkpoint.")
+@click.option("--resume", is_flag=True, help="Go on with an existing run, or start a new one.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing record and its checkpoints.")
 @click.option("-q", "--quiet", is_flag=True, help="Only warnings and the summary.")
 def run(
     source: str,
     overrides: tuple[str, ...] = (),
     output: Path | None = None,
+    resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> None:
@@ -89,22 +98,32 @@ def run(
 
     The record goes to RUN.h5 (-o; by default named after the configuration, with a number if the
     name is taken) and the weights of all clients to RUN.ckpt.h5 beside it.
+
+    With --resume the run goes on from its newest checkpoint, with the same or another number of
+    ranks, and ends with the same bits; where there is none it starts. So one command can be submitted
+    again and again. SIGTERM, SIGUSR1 and output.time_limit end it after the running round with a
+    checkpoint and exit code 75.
     """
+    if resume and overwrite:
+        raise click.UsageError("choose one of --resume and --overwrite")
+    watch_signals()
     world = open_world()
     logs.set_up(world.rank, quiet)
     with _failing_together(world):
         from mpi_ntkdfl import progress, simulation
-        from mpi_ntkdfl.record import output_path, refuse_output
 
-        def decide() -> tuple[config.Config, Path]:
+        def decide() -> tuple[config.Config, Outputs]:
             found = _read(source, overrides)
-            return found, output_path(output, Path(source).stem)
+            return found, choose(output, Path(source).stem, resume)
 
-        settings, path = world.on_root(decide)
+        settings, outputs = world.on_root(decide)
+        mode: simulation.Mode = "resume" if resume else "overwrite" if overwrite else "new"
         with progress.reporter(quiet or world.rank > 0) as report:
-            simulation.run(settings, world, path, report, lambda: refuse_output(path, overwrite))
+            outcome = simulation.run(settings, world, outputs, mode, report)
         if world.rank == 0:
-            _say_goodbye(path)
+            _say_goodbye(outputs, outcome)
+    if not outcome.finished:
+        sys.exit(UNFINISHED)
 
 
 @cli.command()
@@ -128,7 +147,7 @@ def presets(name: str | None) -> None:
         click.echo(config.preset_text(name), nl=False)
         return
     for each in config.preset_names():
-        click.echo(f"{each:24}{config.preset_text(each).splitlines()[0].removeprefix('# ')}")
+        click.echo(f"{each:30}{config.preset_text(each).splitlines()[0].removeprefix('# ')}")
 
 
 # ----------------------------------------------------------------------------------- looking at runs
@@ -136,11 +155,117 @@ def presets(name: str | None) -> None:
 
 @cli.command()
 @_RECORD
-def show(record: Path) -> None:
-    """Tell what ran, the final numbers, the traffic, and the time by phase."""
-    from mpi_ntkdfl.analysis import tables
+@click.option("--follow", is_flag=True, help="Keep watching, a line an evaluation, until the end.")
+@click.option(
+    "--interval", type=click.FloatRange(0.1), default=2.0, help="Seconds between looks; default 2."
+)
+def show(record: Path, follow: bool, interval: float) -> None:
+    """Tell what ran, the final numbers, the traffic, and the time by phase.
 
-    click.echo(tables.summary(tables.read(record)))
+    Works on finished, running and killed runs alike.
+    """
+    from mpi_ntkdfl.analysis import live, tables
+
+    outputs = Outputs(record)
+    if follow:
+        for line in live.follow(outputs, interval):
+            click.echo(line)
+    run = tables.read(record)
+    click.echo(f"{tables.summary(run)}\n\n{live.status(outputs, run)}")
+
+
+@cli.command()
+@_RECORDS
+@click.option(
+    "--target",
+    "targets",
+    type=click.FloatRange(0, 1),
+    multiple=True,
+    default=(0.85,),
+    show_default=True,
+    help="Accuracy of the average to reach. Repeatable.",
+)
+@click.option("--runs", is_flag=True, help="List every run below its configuration.")
+@click.option(
+    "--csv", "table", type=click.Path(path_type=Path), help="Write the numbers as CSV too."
+)
+def compare(
+    records: tuple[Path, ...], targets: tuple[float, ...], runs: bool, table: Path | None
+) -> None:
+    """Tell which rounds, bytes and seconds runs needed to an accuracy, and where they ended.
+
+    Runs that differ in their seed (and partition file) alone become one line: mean and standard
+    deviation.
+    """
+    from mpi_ntkdfl.analysis import compare_text, traces
+    from mpi_ntkdfl.analysis.compare import outcomes
+
+    groups = traces.read(records)
+    found = outcomes(groups, targets, runs)
+    if table is not None:
+        compare_text.write_csv(table, found)
+    click.echo(compare_text.text(found))
+    _warn(traces.warnings(groups))
+
+
+@cli.command()
+@_RECORDS
+@click.option(
+    "-o",
+    "--output",
+    "target_file",
+    metavar="FIGURE.(pdf|png|svg)",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The figure to write.",
+)
+@click.option(
+    "--x",
+    "horizontal",
+    type=click.Choice(["rounds", "bytes", "seconds"]),
+    multiple=True,
+    default=("rounds", "bytes", "seconds"),
+    help="What to draw against, a panel each. Repeatable; default all.",
+)
+@click.option(
+    "--y",
+    "vertical",
+    default="accuracy",
+    show_default=True,
+    help="What to draw.",
+    type=click.Choice(["accuracy", "client-accuracy", "loss", "deviation", "gradient-norm"]),
+)
+@click.option("--ylim", type=float, nargs=2, metavar="LOW HIGH", help="Ends of the vertical axis.")
+@click.option("--target", type=click.FloatRange(0, 1), help="Mark this accuracy.")
+@click.option("--title", help="Above the panels.")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    help="Name in the legend; once for every configuration, in the order of their first records.",
+)
+def plot(
+    records: tuple[Path, ...],
+    target_file: Path,
+    horizontal: tuple[str, ...],
+    vertical: str,
+    ylim: tuple[float, float] | None,
+    target: float | None,
+    title: str | None,
+    labels: tuple[str, ...],
+) -> None:
+    """Draw runs: accuracy of the average against rounds, protocol bytes and seconds.
+
+    Runs that differ in their seed (and partition file) alone become one line, with a band of one
+    standard deviation.
+    """
+    from mpi_ntkdfl.analysis import plots, traces
+
+    groups = traces.read(records)
+    request = plots.Request(horizontal, vertical, ylim, target, title, labels)
+    plots.write(target_file, groups, request)
+    click.echo(target_file)
+    _warn(traces.warnings(groups))
 
 
 @cli.command()
@@ -150,11 +275,12 @@ def show(record: Path) -> None:
 @click.argument("target", metavar="OUT.pt", type=click.Path(path_type=Path))
 def export(record: Path, client: int | None, average: bool, target: Path) -> None:
     """Write weights from a run's checkpoint as a torch state_dict."""
-    from mpi_ntkdfl.checkpoint import checkpoint_path, export_weights, read
+    from mpi_ntkdfl.checkpoint import export_weights, newest
 
     if (client is None) == (not average):
         raise click.UsageError("choose one of --client I and --average")
-    export_weights(read(checkpoint_path(record)), client, target)
+    with newest(Outputs(record)) as checkpoint:
+        export_weights(checkpoint, client, target)
 
 
 # ---------------------------------------------------------------------------------- data and machine
@@ -216,7 +342,7 @@ def doctor() -> None:
 def _read(source: str, overrides: tuple[str, ...]) -> config.Config:
     from mpi_ntkdfl.algorithms import METHODS
 
-    layers = [config.read_source(source), config.read_overrides(overrides)]
+    layers = [*config.read_source(source), config.read_overrides(overrides)]
     return config.parse(layers, {name: method.Settings for name, method in METHODS.items()})
 
 
@@ -248,6 +374,11 @@ def _complain(error: BaseException, rank: int | None = None) -> None:
     sys.stderr.flush()
 
 
+def _warn(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(f"warning: {line}", err=True)
+
+
 def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
     from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 
@@ -273,9 +404,17 @@ def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
     return "\n".join(lines)
 
 
-def _say_goodbye(path: Path) -> None:
+def _say_goodbye(outputs: Outputs, outcome: Outcome) -> None:
     from mpi_ntkdfl.analysis import tables
-    from mpi_ntkdfl.checkpoint import checkpoint_path
 
-    click.echo(tables.summary(tables.read(path)))
-    click.echo(f"\nrecord:  {path}\nweights: {checkpoint_path(path)}")
+    if outcome.finished and outcome.first == outcome.done:
+        click.echo(f"{outputs.record} is finished: {outcome.done} rounds; nothing to do")
+        return
+    ending = (
+        f"finished: {outcome.done} rounds"
+        if outcome.finished
+        else f"stopped after round {outcome.done} of {outcome.rounds} ({outcome.reason}); the same "
+        "command with --resume goes on"
+    )
+    click.echo(f"{tables.summary(tables.read(outputs.record))}\n\n{ending}\n")
+    click.echo(f"record:  {outputs.record}\nweights: {outputs.checkpoint}")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 PHASES = (
     "exchange",
+    "train",
     "jacobian",
     "kernel",
     "evolve",

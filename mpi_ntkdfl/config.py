@@ -1,6 +1,7 @@
 """What the user may say: one frozen, validated description of a run.
 
-Precedence: defaults < YAML file or preset < `--set a.b=c`. Within one layer the `kind` or `name` of a
+Precedence: defaults < YAML file or preset < `--set a.b=c`; a file's key `base` names a preset that is
+read below it. Within one layer the `kind` or `name` of a
 section is read first; where it differs from the layer below, that section starts again from the
 defaults of its new kind, so that keys of the former kind cannot linger. Unknown keys are errors.
 
@@ -194,9 +195,43 @@ class EvaluationSettings(Section):
 
 
 class OutputSettings(Section):
-    """Checkpoint after every `checkpoint_every` rounds and after the last."""
+    """Checkpoints and the run's wall-clock time.
+
+    A checkpoint is written after every `checkpoint_every` rounds, whenever `checkpoint_minutes` have
+    gone by since the last one, and at the end. The run stops with a checkpoint before a round that
+    would not fit into `time_limit` (seconds, or text as "90m", "1.5h", "1:30:00", "2-12:00:00").
+    """
 
     checkpoint_every: int = Field(default=1, ge=1)
+    checkpoint_minutes: float | None = Field(default=None, gt=0)
+    time_limit: int | float | str | None = None
+
+    @field_validator("time_limit")
+    @classmethod
+    def _readable_time(cls, limit: int | float | str | None) -> int | float | str | None:
+        if limit is not None and not 0 < _parse_seconds(limit) < 2**63:
+            raise ValueError(
+                'expected a positive number of seconds, or text such as "90m", "1.5h", "1:30:00" or '
+                '"2-12:00:00"'
+            )
+        return limit
+
+    @property
+    def seconds(self) -> float | None:
+        """`time_limit` in seconds, None for no limit."""
+        return None if self.time_limit is None else _parse_seconds(self.time_limit)
+
+
+def _parse_seconds(limit: float | str) -> float:
+    """Seconds, 0 for what is no time."""
+    if isinstance(limit, int | float):
+        return limit
+    if match := re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([smhd])\s*", limit):
+        return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+    if match := re.fullmatch(r"\s*(?:(\d+)-)?(\d+):([0-5]?\d):([0-5]?\d)\s*", limit):
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+    return 0.0
 
 
 class ComputeSettings(Section):
@@ -240,11 +275,16 @@ def _parse_bytes(size: int | str) -> int:
 
 
 class Config(Section):
-    """A whole run; equal configurations give equal results."""
+    """A whole run; equal configurations give equal results.
+
+    `on_divergence` says what happens when a client's weights become non-finite: the run stops, or
+    the client keeps its weights of the round before and the run continues.
+    """
 
     seed: int = Field(default=0, ge=0, lt=2**63)
     rounds: int = Field(default=30, ge=1)
     clients: int = Field(default=300, ge=1)
+    on_divergence: Literal["stop", "continue"] = "stop"
     dataset: DatasetSettings
     partition: Partition
     topology: Topology
@@ -386,12 +426,32 @@ def preset_text(name: str) -> str:
     return resources.files("mpi_ntkdfl").joinpath("presets", f"{name}.yaml").read_text()
 
 
-def read_source(source: str) -> dict[str, Any]:
-    """Reads a preset by name, or else a YAML file by path, into a plain mapping.
+def read_source(source: str) -> list[dict[str, Any]]:
+    """Reads a preset by name, or else a YAML file by path, and the presets it builds on.
+
+    Returns:
+        Layers for `parse`, plain mappings: what the key `base` names comes first.
 
     Raises:
-        InputError: if it is neither, cannot be read, or is not a mapping.
+        InputError: if it is neither, cannot be read, is not a mapping, or has a base that is no
+            preset or leads back to itself.
     """
+    layers = [_read_mapping(source)]
+    seen = [source]
+    while "base" in layers[0]:
+        base = layers[0].pop("base")
+        if base not in preset_names():
+            raise InputError(
+                f"{seen[-1]}: base must be a preset ({', '.join(preset_names())}), got {base!r}"
+            )
+        if base in seen:
+            raise InputError(f"{source}: base leads in a circle: {' -> '.join([*seen, base])}")
+        seen.append(base)
+        layers.insert(0, _read_mapping(base))
+    return layers
+
+
+def _read_mapping(source: str) -> dict[str, Any]:
     if source in preset_names():
         text = preset_text(source)
     else:

@@ -14,6 +14,7 @@ import torch
 from mpi_ntkdfl.algorithms.base import Method, Needs
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.comm.messages import Field, MessageFormat
+from mpi_ntkdfl.comm.reduce import reduced_bytes
 from mpi_ntkdfl.comm.waves import (
     DEFAULT_LIMIT,
     WorkingSet,
@@ -162,10 +163,17 @@ def _traffic(
         for phase, count in counts.items():
             found[kind, TRAFFIC_PHASES.index(phase)] += count * times
 
-    for phase in needs.vectors:
-        form = MessageFormat({"vector": Field(phase, (network.layout.size,), dtype)})
+    def vector(phase: str) -> MessageFormat:
+        return MessageFormat({"vector": Field(phase, (network.layout.size,), dtype)})
+
+    for form in (*map(vector, needs.vectors), *needs.messages):
         book(0, form.by_phase(1, travelling=False), len(both))
         book(1, form.by_phase(1, travelling=True), ghosts)
+    if needs.server:
+        for phase in ("weights", "averages"):
+            book(0, vector(phase).by_phase(1, travelling=False), placement.clients)
+        if placement.ranks > 1:
+            book(1, {"weights": reduced_bytes(network.layout.size)}, placement.ranks)
     for form in needs.blocks:
         book(0, form.by_phase(int(graph.degrees @ sizes), travelling=False), 1)
         for samples, times in zip(sizes.tolist(), sources.tolist(), strict=True):

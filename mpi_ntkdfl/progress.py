@@ -34,8 +34,9 @@ def describe(progress: Progress) -> str:
     if progress.done and progress.taus.any():
         parts.append(f"mean tau {progress.taus.mean():.0f}")
     parts.append(f"{duration(progress.seconds)} gone")
-    if 0 < progress.done < progress.rounds:
-        left = progress.seconds / progress.done * (progress.rounds - progress.done)
+    if progress.first < progress.done < progress.rounds:
+        pace = progress.seconds / (progress.done - progress.first)
+        left = pace * (progress.rounds - progress.done)
         parts.append(f"about {duration(left)} left")
     return "  ".join(parts)
 

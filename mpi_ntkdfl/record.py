@@ -1,10 +1,10 @@
 """The record of a run, `RUN.h5`: provenance, then one row an evaluation and one a round.
 
-Rank 0 alone writes. The file is opened for each append and closed after it, so that a run that is
-killed leaves every finished round readable and others can read it while it grows.
+Rank 0 alone writes. Each append makes a copy and renames it over the record, so that whoever opens
+the file, while the run goes on or after it was killed, finds a whole one with every finished round.
 
     /            attributes: schema, config (YAML), version, commit, created, seed, ranks, hosts, mpi,
-                 torch, device
+                 torch, device of the first start; data (sha256); resumed (JSON, later starts)
     /rounds      round [row]                               rounds done; row 0 is the start
     /clients     accuracy, loss, own_accuracy, tau [row, client]
                                                            what each client carries into the next round
@@ -12,19 +12,18 @@ killed leaves every finished round readable and others can read it while it grow
     /deviation   [row]                                     mean over clients of ||w_i - mean w||_2
     /traffic     protocol_bytes, mpi_bytes [round, phase]  attribute phases
                  busiest_bytes [round]                     protocol bytes through the busiest node
-    /time        seconds [round, rank, phase]              attribute phases
+    /time        seconds [round, rank, phase]              attribute phases; NaN for ranks that were not
     /topology    edges [edge, 2], offsets [round + 1]      round k: edges[offsets[k]:offsets[k+1]]
     /partition   offsets [client + 1], indices             into the training set
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
+import shutil
 import subprocess
-import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,16 +32,34 @@ import h5py
 import numpy as np
 
 from mpi_ntkdfl import __version__
-from mpi_ntkdfl.checkpoint import LIBVER, checkpoint_path
 from mpi_ntkdfl.clock import PHASES
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
-from mpi_ntkdfl.errors import InputError, SimulationError
+from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.evaluate import Evaluation
+from mpi_ntkdfl.outputs import LIBVER, replacing
 
-SCHEMA = 1
+SCHEMA = 2
 
-_PATIENCE = 60.0
-"""Seconds an append waits for somebody who is reading the record."""
+BY_EVALUATION = {
+    "rounds/round": "i8",
+    "clients/accuracy": "f8",
+    "clients/loss": "f8",
+    "clients/own_accuracy": "f8",
+    "clients/tau": "i8",
+    "model/accuracy": "f8",
+    "model/loss": "f8",
+    "model/gradient_norm": "f8",
+    "deviation": "f8",
+}
+"""Datasets that grow by a row an evaluation, and their types; those in `clients` have a column each."""
+
+BY_ROUND = {
+    "traffic/protocol_bytes": "i8",
+    "traffic/mpi_bytes": "i8",
+    "traffic/busiest_bytes": "i8",
+    "time/seconds": "f8",
+}
+"""Datasets that grow by a row a round."""
 
 
 @dataclass(frozen=True)
@@ -62,20 +79,15 @@ class RoundRecord:
     busiest: int
 
 
-def provenance(
-    config_yaml: str, seed: int, hosts: Sequence[str], library: str, device: str, torch: str
-) -> dict[str, str | int]:
-    """The root attributes of a record: what ran, where, with which versions."""
+def provenance(world: World, device: str, torch: str) -> dict[str, str | int]:
+    """Where and with which versions a start of a run happens: attributes of a record."""
     return {
-        "schema": SCHEMA,
-        "config": config_yaml,
         "version": __version__,
         "commit": _commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seed": seed,
-        "ranks": len(hosts),
-        "hosts": json.dumps(hosts),
-        "mpi": library,
+        "ranks": world.size,
+        "hosts": json.dumps(world.hosts),
+        "mpi": world.library,
         "torch": torch,
         "device": device,
     }
@@ -116,37 +128,66 @@ class Record:
         """Makes the file with empty datasets, replacing one that is there.
 
         Args:
-            attributes: of the root, see `provenance`.
+            attributes: of the root: `config`, `seed`, `data` and those of `provenance`.
             clients: M.
             ranks: R.
             partition: offsets `[client + 1]` and indices.
 
         Raises:
-            InputError: if the file cannot be written.
+            SimulationError: if the file cannot be written.
         """
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with h5py.File(self.path, "w", libver=LIBVER) as file:
-                file.attrs.update(attributes)
-                self._lay_out(file, clients, ranks)
-                file["partition/offsets"], file["partition/indices"] = partition
-        except OSError as error:
-            raise InputError(unwritable(self.path, error)) from error
+        with (
+            replacing(self.path) as path,
+            h5py.File(path, "w", libver=LIBVER, locking=False) as file,
+        ):
+            file.attrs.update({"schema": SCHEMA, "resumed": "[]", **attributes})
+            self._lay_out(file, clients, ranks)
+            file["partition/offsets"], file["partition/indices"] = partition
+
+    def resume(
+        self, done: int, every: int, config_yaml: str, start: Mapping[str, str | int]
+    ) -> None:
+        """Cuts what is beyond `done` rounds, and notes another start.
+
+        Args:
+            done: rounds done, at most those in the record.
+            every: rounds between evaluations. A row between, from a run that was to end there, goes.
+            config_yaml: the configuration the run goes on with.
+            start: its `provenance`.
+
+        Raises:
+            SimulationError: if it cannot be written.
+        """
+        with self._changing() as file:
+            kept = [r for r in file["rounds/round"][:].tolist() if r <= done and r % every == 0]
+            for name in BY_EVALUATION:
+                file[name].resize(len(kept), axis=0)
+            for name in BY_ROUND:
+                file[name].resize(done, axis=0)
+            offsets = file["topology/offsets"]
+            offsets.resize(done + 1, axis=0)
+            file["topology/edges"].resize(int(offsets[done]), axis=0)
+            ranks = max(file["time/seconds"].shape[1], int(start["ranks"]))
+            file["time/seconds"].resize(ranks, axis=1)
+            file.attrs["config"] = config_yaml
+            starts = [*json.loads(file.attrs["resumed"]), {"round": done, **start}]
+            file.attrs["resumed"] = json.dumps(starts)
 
     def _lay_out(self, file: h5py.File, clients: int, ranks: int) -> None:
         def grows(name: str, dtype: str, *shape: int, rows: int = 0) -> None:
             file.create_dataset(name, (rows, *shape), dtype, maxshape=(None, *shape), chunks=True)
 
-        grows("rounds/round", "i8")
-        for name in ("accuracy", "loss", "own_accuracy"):
-            grows(f"clients/{name}", "f8", clients)
-        grows("clients/tau", "i8", clients)
-        for name in ("model/accuracy", "model/loss", "model/gradient_norm", "deviation"):
-            grows(name, "f8")
-        for name in ("protocol_bytes", "mpi_bytes"):
-            grows(f"traffic/{name}", "i8", len(TRAFFIC_PHASES))
-        grows("traffic/busiest_bytes", "i8")
-        grows("time/seconds", "f8", ranks, len(PHASES))
+        for name, dtype in BY_EVALUATION.items():
+            grows(name, dtype, *((clients,) if name.startswith("clients/") else ()))
+        phases = len(PHASES)
+        for name, dtype in BY_ROUND.items():
+            if name == "time/seconds":  # another number of ranks may go on with it
+                shapes = {"shape": (0, ranks, phases), "maxshape": (None, None, phases)}
+                file.create_dataset(name, dtype=dtype, chunks=True, fillvalue=np.nan, **shapes)
+            elif name == "traffic/busiest_bytes":
+                grows(name, dtype)
+            else:
+                grows(name, dtype, len(TRAFFIC_PHASES))
         grows("topology/edges", "i4", 2)
         grows("topology/offsets", "i8", rows=1)
         file["traffic"].attrs["phases"] = list(TRAFFIC_PHASES)
@@ -159,20 +200,25 @@ class Record:
         evaluation: Evaluation | None,
         round_record: RoundRecord | None,
     ) -> None:
-        """Adds what a round left behind, then closes the file.
+        """Adds what a round left behind.
 
         Args:
             done: rounds done so far.
             taus: tau of each client in the last round, `[client]`; zeros at the start.
             evaluation: a row, or None if this round was not evaluated.
             round_record: traffic, time and graph, or None at the start.
+
+        Raises:
+            SimulationError: if the file cannot be written.
         """
-        with self._open() as file:
+        with self._changing() as file:
             if round_record is not None:
                 _extend(file["traffic/protocol_bytes"], round_record.traffic[:1])
                 _extend(file["traffic/mpi_bytes"], round_record.traffic[1:])
                 _extend(file["traffic/busiest_bytes"], [round_record.busiest])
-                _extend(file["time/seconds"], round_record.seconds[None])
+                seconds = file["time/seconds"]
+                seconds.resize(len(seconds) + 1, axis=0)
+                seconds[-1, : len(round_record.seconds)] = round_record.seconds
                 _extend(file["topology/edges"], round_record.edges)
                 _extend(file["topology/offsets"], [len(file["topology/edges"])])
             if evaluation is not None:
@@ -186,70 +232,16 @@ class Record:
                 _extend(file["model/gradient_norm"], [evaluation.gradient_norm])
                 _extend(file["deviation"], [evaluation.deviation])
 
-    def _open(self) -> h5py.File:
-        """Opens the file for appending; waits for a reader that holds HDF5's lock to finish.
-
-        Raises:
-            SimulationError: if the file cannot be opened, or is still locked after a minute.
-        """
-        deadline = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                return h5py.File(self.path, "r+")
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise SimulationError(
-                        f"{unwritable(self.path, error)}; it is locked"
-                    ) from error
-                time.sleep(0.1)
-            except OSError as error:
-                raise SimulationError(unwritable(self.path, error)) from error
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[h5py.File]:
+        """A copy of the file, which takes its place at the end."""
+        with replacing(self.path) as path:
+            shutil.copyfile(self.path, path)
+            with h5py.File(path, "r+", locking=False) as file:
+                yield file
 
 
 def _extend(dataset: h5py.Dataset, rows: np.ndarray | Sequence[float]) -> None:
     start = len(dataset)
     dataset.resize(start + len(rows), axis=0)
     dataset[start:] = rows
-
-
-def output_path(wanted: Path | None, name: str) -> Path:
-    """Where the record goes: as wanted, else `NAME.h5`, or the first free `NAME-2.h5`, ..."""
-    if wanted is not None:
-        return wanted
-    number, path = 1, Path(f"{name}.h5")
-    while path.exists() or checkpoint_path(path).exists():
-        number += 1
-        path = Path(f"{name}-{number}.h5")
-    return path
-
-
-def refuse_output(path: Path, overwrite: bool) -> None:
-    """Refuses an output that exists, or that could not be written, before anything is computed.
-
-    The weights beside it count as well: a run would replace them.
-
-    Raises:
-        InputError: saying which, and the way out.
-    """
-    try:
-        for file in (path, checkpoint_path(path)):
-            if file.exists() and not (overwrite and file.is_file()):
-                raise InputError(
-                    f"{file} exists; choose another -o, or give --overwrite to replace it"
-                )
-        folder = path.parent
-        while not folder.exists():
-            folder = folder.parent
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(unwritable(path, error)) from error
-
-
-def unwritable(path: Path, error: OSError) -> str:
-    """The message for an output file that cannot be written."""
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    return (
-        f"cannot write {path}: {reason}; choose another -o, or, on a file system without locks, set "
-        "HDF5_USE_FILE_LOCKING=FALSE"
-    )

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
-from mpi_ntkdfl import checkpoint
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.algorithms.base import RoundResult
 from mpi_ntkdfl.assembly import Assembly, assemble, prepare
 from mpi_ntkdfl.comm.exchange import Exchange
 from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.config import Config
-from mpi_ntkdfl.errors import locating
+from mpi_ntkdfl.errors import SimulationError, locating
 from mpi_ntkdfl.evaluate import Evaluation, Evaluator
-from mpi_ntkdfl.record import Record, RoundRecord, provenance
+from mpi_ntkdfl.journal import Journal
+from mpi_ntkdfl.outputs import Outputs, locked, refuse
+from mpi_ntkdfl.resume import find_start
+from mpi_ntkdfl.stopping import Budget, signalled
 from mpi_ntkdfl.topology.graphs import Graph
+
+_log = logging.getLogger(__name__)
+
+Mode = Literal["new", "overwrite", "resume"]
+"""What to do about outputs that exist: refuse, replace them, or go on with them."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,8 @@ class Progress:
         rounds: all of them.
         evaluation: the row, or None if this round was not evaluated.
         taus: `[client]`.
-        seconds: since the start of the first round.
+        seconds: since the start of the first round of this start, which was
+        first: that round's number.
     """
 
     done: int
@@ -40,48 +51,96 @@ class Progress:
     evaluation: Evaluation | None
     taus: np.ndarray
     seconds: float
+    first: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        first: rounds that were done before, in earlier starts.
+        done: rounds done.
+        rounds: all of them.
+        reason: what stopped it before the last one.
+    """
+
+    first: int
+    done: int
+    rounds: int
+    reason: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether all rounds are done."""
+        return self.done >= self.rounds
 
 
 def run(
     config: Config,
     world: World,
-    record: Path,
+    outputs: Outputs,
+    mode: Mode = "new",
     report: Callable[[Progress], None] = lambda _: None,
-    check_output: Callable[[], None] = lambda: None,
-) -> None:
-    """Runs a configuration from start to end; all ranks of `world` call it.
+) -> Outcome:
+    """Runs a configuration to its end, or to where it is stopped; all ranks of `world` call it.
 
     Args:
         config: what to run.
         world: the ranks.
-        record: where to write; the checkpoint goes beside it.
+        outputs: where to write.
+        mode: what to do about existing outputs.
         report: called on rank 0 at the start and after every round.
-        check_output: called on rank 0 before anything is computed; raises InputError to refuse.
 
     Raises:
-        InputError: on every rank, for bad input.
+        InputError: on every rank, for bad input; nothing is changed then.
         SimulationError: on the rank where the computation failed.
     """
-    problem = None
+    problem = start = None
+    with contextlib.ExitStack() as held:
 
-    def read() -> None:
-        nonlocal problem
-        check_output()
-        problem = prepare(config, world.size)
+        def read() -> int | None:
+            """Rounds done by a run to go on with, None for a new one."""
+            nonlocal problem, start
+            held.enter_context(locked(outputs))
+            refuse(outputs, replace=mode != "new")
+            if mode == "resume":
+                start = held.enter_context(find_start(outputs, config))
+            if start is not None and start.checkpoint.round >= config.rounds:
+                return start.checkpoint.round
+            problem = prepare(config, world.size)
+            if start is None:
+                return None
+            shares, last = problem.partition, problem.schedule.graph(start.checkpoint.round - 1)
+            start.compare(
+                (shares.offsets, shares.indices), problem.dataset.fingerprint(), last.edges
+            )
+            return start.checkpoint.round
 
-    world.on_root(read)
-    assembly = assemble(config, world, problem)
-    problem = None  # every rank has its share; rank 0 needs the whole data set no longer
-    Simulation(config, assembly, record, report).run()
+        first = world.on_root(read)
+        if first is not None and first >= config.rounds:
+            return Outcome(first, first, config.rounds)
+        assembly = assemble(config, world, problem)
+        problem = None  # every rank has its share; rank 0 needs the whole data set no longer
+        simulation = Simulation(config, assembly, outputs, report)
+        if first is None:
+            simulation.journal.create(assembly)
+        else:
+            simulation.weights = simulation.journal.resume(start, simulation.method)
+        return simulation.run(first)
 
 
 class Simulation:
     """A run on one rank."""
 
     def __init__(
-        self, config: Config, assembly: Assembly, record: Path, report: Callable[[Progress], None]
+        self,
+        config: Config,
+        assembly: Assembly,
+        outputs: Outputs,
+        report: Callable[[Progress], None],
     ) -> None:
-        """Composes method, evaluation and record; all ranks take part."""
+        """Composes method, evaluation and journal; all ranks take part."""
         federation = assembly.federation
         self.config, self.federation, self.schedule = config, federation, assembly.schedule
         self.world = federation.world
@@ -94,89 +153,91 @@ class Simulation:
             self.method.loss,
             config.evaluation.clients,
         )
-        self.record = Record(record)
+        self.journal = Journal(config, assembly, outputs)
         self.report = report
-        self._open_record(assembly)
 
-    def run(self) -> None:
-        """THE ROUND LOOP."""
-        config, rounds = self.config, self.config.rounds
-        self._start = time.perf_counter()
+    def run(self, resumed: int | None) -> Outcome:
+        """THE ROUND LOOP.
+
+        Args:
+            resumed: rounds done before; None for a run that begins, whose start is recorded.
+        """
+        rounds = self.config.rounds
+        self._first = done = resumed or 0
+        self._start = self._saved = time.monotonic()
+        self._budget = Budget(self.config.output.seconds)
         self.federation.clock.lap()
-        self._finish_round(0, None, None)
+        if resumed is None:
+            self._finish_round(0, None, [0] * len(self.weights))
         exchange: Exchange | None = None
-        for number in range(rounds):
-            with locating(round=number):
-                graph = self.schedule.graph(number)
+        reason, _ = self._look_around(done)
+        while done < rounds and not reason:
+            with locating(round=done):
+                graph = self.schedule.graph(done)
                 if exchange is None or exchange.graph is not graph:
                     if exchange is not None:
                         exchange.close()
                     exchange = Exchange(self.federation, graph)
-                result = self.method.round(self.weights, number, exchange)
-                self.weights = result.weights
-                self._finish_round(number + 1, graph, result)
-                if (number + 1) % config.output.checkpoint_every == 0 or number + 1 == rounds:
-                    self._checkpoint(number + 1)
+                result = self.method.round(self.weights, done, exchange)
+                self.weights = self._finite(result)
+                done += 1
+                self._finish_round(done, graph, result.taus)
+                reason, due = self._look_around(done)
+                if due:
+                    self.journal.checkpoint(done, self.weights, self.method)
+                self._budget.round_done()
         if exchange is not None:
             exchange.close()
+        return Outcome(self._first, done, rounds, reason)
 
     # ----------------------------------------------------------------------------- between rounds
 
-    def _finish_round(self, done: int, graph: Graph | None, result: RoundResult | None) -> None:
-        """Evaluates if it is time to, and appends to the record; `done` rounds are over."""
+    def _finite(self, result: RoundResult) -> torch.Tensor:
+        """The new weights `[owned, param]`, or a diverged client's former ones if so configured.
+
+        Raises:
+            SimulationError: naming the first client that diverged, if the run is to stop.
+        """
+        diverged = ~torch.isfinite(result.weights).all(dim=1)
+        if not bool(diverged.any()):
+            return result.weights
+        clients = [
+            c for c, bad in zip(self.federation.owned, diverged.tolist(), strict=True) if bad
+        ]
+        if self.config.on_divergence == "stop":
+            with locating(client=clients[0]):
+                raise SimulationError(
+                    "the client's weights became non-finite; lower algorithm.lr, or set "
+                    "on_divergence=continue to let such clients keep their former weights"
+                )
+        _log.error("clients %s diverged and keep their former weights", clients)
+        return torch.where(diverged[:, None], self.weights, result.weights)
+
+    def _finish_round(self, done: int, graph: Graph | None, taus: list[int]) -> None:
+        """Evaluates if it is time to, and records; `done` rounds are over."""
         due = done % self.config.evaluation.every == 0 or done == self.config.rounds
         evaluation = self.evaluate(self.weights) if due else None
-        taus = self._gather(np.array(result.taus if result else [0] * len(self.weights)))
-        ledger, clock = self.federation.ledger, self.federation.clock
-        round_record = None
-        if graph is not None:
-            busiest, traffic = ledger.busiest, self.world.total(ledger.lap())
-            seconds = self._gather(np.array([clock.lap()]))
-            round_record = RoundRecord(graph.edges, traffic, seconds, busiest)
-        else:
-            ledger.lap()  # evaluating the start belongs to no round
-            clock.lap()
+        every_tau = self.journal.finish_round(done, graph, taus, evaluation)
         if self.world.rank == 0:
-            with clock("record"):
-                self.record.append(done, taus, evaluation, round_record)
-                elapsed = time.perf_counter() - self._start
-                self.report(Progress(done, self.config.rounds, evaluation, taus, elapsed))
+            seconds = time.monotonic() - self._start
+            rounds = self.config.rounds
+            self.report(Progress(done, rounds, evaluation, every_tau, seconds, self._first))
 
-    def _gather(self, array: np.ndarray) -> np.ndarray:
-        """Every rank's rows on rank 0; elsewhere this rank's own."""
-        parts = list(self.world.collect(array))
-        return np.concatenate(parts) if parts else array
-
-    def _checkpoint(self, done: int) -> None:
-        with self.federation.clock("record"):
-            rows = self.world.collect(self.weights.cpu().numpy())
-            if self.world.rank:
-                list(rows)  # hands this rank's weights to rank 0
-                return
-            checkpoint.write(
-                checkpoint.checkpoint_path(self.record.path),
-                rows,
-                (self.config.clients, self.weights.shape[1]),
-                np.dtype(self.config.compute.dtype),
-                self.config.to_yaml(),
-                self.federation.network.layout,
-                done,
+    def _look_around(self, done: int) -> tuple[str, bool]:
+        """Why to stop here, or nothing; and whether to write a checkpoint. The same on all ranks."""
+        settings, seen, now = self.config.output, signalled(), time.monotonic()
+        spent = self.world.rank == 0 and self._budget.spent()
+        minutes = settings.checkpoint_minutes
+        late = self.world.rank == 0 and minutes is not None and now - self._saved > 60 * minutes
+        flags = [seen == signal.SIGTERM, seen == signal.SIGUSR1, spent, late]
+        terminated, user, spent, late = self.world.total(np.array(flags, dtype=np.int64)).tolist()
+        reason = ""
+        if done < self.config.rounds:
+            reason = (
+                "SIGTERM" if terminated else "SIGUSR1" if user else "time limit" if spent else ""
             )
-
-    def _open_record(self, assembly: Assembly) -> None:
-        world, device = self.world, str(self.federation.device)
-
-        def create() -> None:
-            assert assembly.shares is not None
-            attributes = provenance(
-                self.config.to_yaml(),
-                self.config.seed,
-                world.hosts,
-                world.library,
-                device,
-                str(torch.__version__),
-            )
-            self.record.create(attributes, self.config.clients, world.size, assembly.shares)
-            checkpoint.checkpoint_path(self.record.path).unlink(missing_ok=True)
-
-        world.on_root(create)
+        cadence = done % settings.checkpoint_every == 0 or done == self.config.rounds
+        due = bool(reason or late or cadence)
+        if due:
+            self._saved = now
+        return reason, due

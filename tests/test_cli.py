@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mpi_ntkdfl import __version__, cli, config
+from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.clock import PHASES
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
@@ -145,7 +146,7 @@ def test_presets():
     assert [line.split()[0] for line in lines] == config.preset_names()
     for name in config.preset_names():
         raw = yaml.safe_load(answer("presets", name))
-        assert raw["algorithm"]["name"] == "ntk-dfl"
+        assert raw["algorithm"]["name"] in METHODS
 
 
 @pytest.mark.parametrize(
@@ -434,7 +435,7 @@ def bad_runs(tmp_path):
     for message, overrides in bad.items():
         yield [*overrides, "-o", new], message
         yield [*overrides, "-o", old, "--overwrite"], message
-    yield [*sets(), "-o", old], "old.h5 exists; choose another -o, or give --overwrite"
+    yield [*sets(), "-o", old], "old.h5 exists; choose another -o, give --resume"
     yield [*sets(), "-o", tmp_path / "w.pt" / "run.h5"], "cannot write"
     yield [*sets(), "-o", "/proc/x.h5"], "cannot write /proc/x.h5"
     yield [*sets(), "-o", tmp_path, "--overwrite"], "exists"
@@ -504,7 +505,7 @@ def test_launcher_of_another_mpi(tmp_path):
 # ---------------------------------------------------------------------------------------- real runs
 
 ATTRIBUTES = """
-schema config version commit created seed ranks hosts mpi torch device
+schema config version commit created seed ranks hosts mpi torch device data resumed
 """
 
 
@@ -515,6 +516,7 @@ def assert_record(path, clients, ranks, rounds):
         "rounds/round": ((rows,), "i8"),
         "clients/accuracy": ((rows, clients), "f8"),
         "clients/loss": ((rows, clients), "f8"),
+        "clients/own_accuracy": ((rows, clients), "f8"),
         "clients/tau": ((rows, clients), "i8"),
         "model/accuracy": ((rows,), "f8"),
         "model/loss": ((rows,), "f8"),
@@ -522,6 +524,7 @@ def assert_record(path, clients, ranks, rounds):
         "deviation": ((rows,), "f8"),
         "traffic/protocol_bytes": ((rounds, phases), "i8"),
         "traffic/mpi_bytes": ((rounds, phases), "i8"),
+        "traffic/busiest_bytes": ((rounds,), "i8"),
         "time/seconds": ((rounds, ranks, len(PHASES)), "f8"),
         "topology/edges": ((rounds * 9, 2), "i4"),
         "topology/offsets": ((rounds + 1,), "i8"),
@@ -536,7 +539,7 @@ def assert_record(path, clients, ranks, rounds):
             assert found[name].dtype == dtype, name
             assert shape is None or found[name].shape == shape, name
         assert set(file.attrs) == set(ATTRIBUTES.split())
-        assert (file.attrs["schema"], file.attrs["seed"], file.attrs["ranks"]) == (1, 0, ranks)
+        assert (file.attrs["schema"], file.attrs["seed"], file.attrs["ranks"]) == (2, 0, ranks)
         assert (file.attrs["version"], file.attrs["device"]) == (__version__, "cpu")
         assert len(json.loads(file.attrs["hosts"])) == ranks
         assert config.read_yaml(file.attrs["config"], "config") == config.read_yaml(
@@ -573,7 +576,11 @@ def test_run_show_export_and_overwrite(tmp_path, simulate):
     assert done.returncode == 0, done.stderr
     assert_record(path, clients=6, ranks=2, rounds=2)
     assert_plausible(tables.read(path), rounds=2)
-    assert sorted(p.name for p in path.parent.iterdir()) == ["run.ckpt.h5", "run.h5"]
+    assert sorted(p.name for p in path.parent.iterdir()) == [
+        "run.ckpt-1.h5",
+        "run.ckpt.h5",
+        "run.h5",
+    ]
     assert f"record:  {path}\nweights: {path.with_name('run.ckpt.h5')}" in done.stdout
     assert [line.split("  ")[0] for line in done.stderr.splitlines()] == [
         f"round {done}/2" for done in range(3)
@@ -616,7 +623,11 @@ def test_no_words_at_all_run_quickstart(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["quickstart.ckpt.h5", "quickstart.h5"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "quickstart.ckpt-1.h5",
+        "quickstart.ckpt.h5",
+        "quickstart.h5",
+    ]
     run = tables.read(tmp_path / "quickstart.h5")
     assert run.rounds.tolist() == list(range(11))
     assert run.model_accuracy[0] < 0.3 < 0.85 < run.model_accuracy[-1]

@@ -127,7 +127,7 @@ def test_keys_of_the_former_kind_are_unknown_to_the_new_one():
         ("algorithm.taus=[]", "algorithm.taus: "),
         ("algorithm.taus=[5, 5]", "algorithm.taus: expected ascending"),
         ("algorithm.taus=[0, 5]", "algorithm.taus.0: "),
-        ("algorithm.name=sgd", "unknown method 'sgd'; there are: average-gd"),
+        ("algorithm.name=sgd", "unknown method 'sgd'; there are: "),
         ("algorithm=[1]", "algorithm: unknown method"),
         ("model.hidden=[0]", "model.hidden.0: "),
         ("model.hidden=wide", "model.hidden: "),
@@ -246,7 +246,7 @@ def test_file_that_is_no_mapping(tmp_path, text):
 def test_empty_file_is_all_defaults(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("# nothing\n")
-    assert parsed(config.read_source(str(path))) == parsed()
+    assert parsed(*config.read_source(str(path))) == parsed()
 
 
 @pytest.mark.parametrize("source", ["no-such-preset", ".", "", "a\0b", "x" * 5000])
@@ -258,13 +258,48 @@ def test_source_that_is_none(source):
 
 
 def test_presets_are_valid():
-    assert config.preset_names() == ["paper-fashion-mnist", "paper-mnist", "quickstart"]
+    assert {"paper-fashion-mnist", "paper-mnist", "quickstart"} <= set(config.preset_names())
     for name in config.preset_names():
-        assert parsed(config.read_source(name)).algorithm.name == "ntk-dfl"
+        parsed(*config.read_source(name))
+        assert config.preset_text(name).startswith("# "), "`presets` lists the first line"
+
+
+def test_every_method_has_a_preset_on_the_papers_data():
+    paper = parsed(*config.read_source("paper-fashion-mnist"))
+    for name, method in METHODS.items():
+        preset = "paper-fashion-mnist" + ("" if name == "ntk-dfl" else f"-{name}")
+        found = parsed(*config.read_source(preset))
+        assert found == paper.model_copy(update={"algorithm": method.Settings()}), preset
+
+
+def test_a_file_builds_on_a_preset(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("base: paper-mnist\nrounds: 3\nalgorithm: {lr: 0.02}\n")
+    found, mnist = (
+        parsed(*config.read_source(str(path))),
+        parsed(*config.read_source("paper-mnist")),
+    )
+    assert (found.rounds, found.algorithm.lr, found.partition) == (3, 0.02, mnist.partition)
+
+
+@pytest.mark.parametrize("base", ["no-such-preset", "[quickstart]", "null", "run.yaml"])
+def test_base_must_be_a_preset(tmp_path, base):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"base: {base}\n")
+    with pytest.raises(InputError, match="base must be a preset .*quickstart.*, got"):
+        config.read_source(str(path))
+
+
+def test_bases_in_a_circle(monkeypatch):
+    texts = {"a": "base: b", "b": "base: c", "c": "base: b"}
+    monkeypatch.setattr(config, "preset_names", lambda: list(texts))
+    monkeypatch.setattr(config, "preset_text", texts.get)
+    with pytest.raises(InputError, match="a: base leads in a circle: a -> b -> c -> b"):
+        config.read_source("a")
 
 
 def test_paper_preset_is_the_default():
-    assert parsed(config.read_source("paper-fashion-mnist")) == parsed()
+    assert parsed(*config.read_source("paper-fashion-mnist")) == parsed()
 
 
 # ------------------------------------------------------------------------------------- memory sizes
@@ -438,7 +473,7 @@ def test_any_text_as_a_value(text):
 def test_any_bytes_as_a_file(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
     path.write_bytes(content)
-    config_or_input_error(lambda: parsed(config.read_source(str(path))))
+    config_or_input_error(lambda: parsed(*config.read_source(str(path))))
 
 
 @settings(max_examples=300)

@@ -1,9 +1,8 @@
 """Record and checkpoint: written and read back, half written, damaged, and never overwritten badly."""
 
+import contextlib
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import h5py
@@ -16,24 +15,20 @@ from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.clock import PHASES
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.comm.world import SoloWorld
+from mpi_ntkdfl.errors import InputError, SimulationError
 from mpi_ntkdfl.evaluate import Evaluation
 from mpi_ntkdfl.model.params import Layout
-from mpi_ntkdfl.record import Record, RoundRecord, output_path, provenance, refuse_output
+from mpi_ntkdfl.outputs import Outputs, choose, refuse
+from mpi_ntkdfl.record import BY_EVALUATION, BY_ROUND, Record, RoundRecord, provenance
 
 CLIENTS, RANKS = 4, 3
 LAYOUT = Layout({"fc1.weight": (3, 5), "fc1.bias": (3,)})
 PARTITION = np.array([0, 2, 3, 5, 9]), np.array([4, 1, 0, 7, 7, 2, 3, 5, 6])
-BY_EVALUATION = [
-    "rounds/round",
-    *("clients/accuracy", "clients/loss", "clients/tau"),
-    *("model/accuracy", "model/loss", "model/gradient_norm", "deviation"),
-]
-BY_ROUND = ["traffic/protocol_bytes", "traffic/mpi_bytes", "time/seconds"]
 
 
 def config_text():
-    layers = [config.read_source("quickstart"), {"clients": CLIENTS, "topology": {"degree": 3}}]
+    layers = [*config.read_source("quickstart"), {"clients": CLIENTS, "topology": {"degree": 3}}]
     return config.parse(layers, {name: m.Settings for name, m in METHODS.items()}).to_yaml()
 
 
@@ -50,12 +45,17 @@ def round_record(done):
     return RoundRecord(edges, traffic, np.full((RANKS, len(PHASES)), done / 4), 7 * done)
 
 
+def attributes(*hosts):
+    """What a run on `hosts` says of itself in its record."""
+    world = SoloWorld()
+    world.hosts, world.size, world.library = hosts, len(hosts), "Some MPI"
+    return {"config": config_text(), "seed": 0, "data": "0", **provenance(world, "cpu", "2.0")}
+
+
 def write_record(path, rounds=2):
     """A record as a run of `rounds` rounds leaves it."""
-    hosts = ("a", "a", "b")
-    attributes = provenance(config_text(), 0, hosts, "Some MPI", "cpu", "2.0")
     record = Record(path)
-    record.create(attributes, CLIENTS, RANKS, PARTITION)
+    record.create(attributes("a", "a", "b"), CLIENTS, RANKS, PARTITION)
     record.append(0, np.zeros(CLIENTS, int), evaluation(0), None)
     for done in range(1, rounds + 1):
         record.append(done, np.full(CLIENTS, 100 * done), evaluation(done), round_record(done))
@@ -63,20 +63,25 @@ def write_record(path, rounds=2):
 
 
 def write_checkpoint(path, done=2, rows=None):
-    """A checkpoint in which client i's parameters are i + done / 10."""
+    """A checkpoint of the record `path` in which client i's parameters are i + done / 10."""
     if rows is None:
         ids = np.arange(CLIENTS, dtype=np.float32)[:, None] + np.float32(done / 10)
         weights = np.repeat(ids, LAYOUT.size, axis=1)
         rows = [weights[:1], weights[1:]]
-    shape = (CLIENTS, LAYOUT.size)
-    checkpoint.write(path, rows, shape, np.dtype("f4"), config_text(), LAYOUT, done)
+    params = checkpoint.Rows((CLIENTS, LAYOUT.size), np.dtype("f4"), rows)
+    masks = np.arange(CLIENTS * 6).reshape(CLIENTS, 2, 3) % (done + 2) == 0
+    arrays = {
+        "params": params,
+        "state/mask": checkpoint.Rows(masks.shape, masks.dtype, [masks[:3], masks[3:]]),
+    }
+    checkpoint.write(Outputs(path), config_text(), LAYOUT, done, arrays)
 
 
 def finished_run(folder: Path) -> Path:
     """The record of a run, with its checkpoint beside it."""
     path = folder / "run.h5"
     write_record(path)
-    write_checkpoint(checkpoint.checkpoint_path(path))
+    write_checkpoint(path)
     return path
 
 
@@ -135,7 +140,9 @@ def test_a_new_record_replaces_the_old_one(tmp_path):
     assert tables.read(tmp_path / "run.h5").rounds.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize(("names", "kept"), [(BY_EVALUATION, "rounds"), (BY_ROUND, "seconds")])
+@pytest.mark.parametrize(
+    ("names", "kept"), [([*BY_EVALUATION], "rounds"), ([*BY_ROUND], "seconds")]
+)
 def test_half_a_round_at_the_end_is_left_out(tmp_path, names, kept):
     """Whichever of the datasets a killed run had extended."""
     before = tables.read(write_record(tmp_path / "run.h5").path)
@@ -153,8 +160,7 @@ def test_half_a_round_at_the_end_is_left_out(tmp_path, names, kept):
 
 
 def test_record_of_a_run_that_never_started(tmp_path):
-    attributes = provenance(config_text(), 0, ("a",), "Some MPI", "cpu", "2.0")
-    Record(tmp_path / "run.h5").create(attributes, CLIENTS, 1, PARTITION)
+    Record(tmp_path / "run.h5").create(attributes("a"), CLIENTS, 1, PARTITION)
     text = tables.summary(tables.read(tmp_path / "run.h5"))
     assert "not a single evaluation is finished" in text
     assert "no round is finished" in text
@@ -181,7 +187,7 @@ def test_summary_of_a_foreign_record(tmp_path, lacking):
 
 def test_record_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot write .*choose another -o"):
+    with pytest.raises(SimulationError, match="cannot write .*choose another -o"):
         Record(tmp_path / "file" / "run.h5").create({}, 1, 1, PARTITION)
 
 
@@ -190,35 +196,31 @@ def test_record_that_cannot_be_written(tmp_path):
 
 def test_output_is_named_after_the_source_or_the_next_free_number(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert output_path(Path("wanted.h5"), "quickstart") == Path("wanted.h5")
+    assert choose(Path("wanted.h5"), "quickstart", resume=False).record == Path("wanted.h5")
+    assert choose(None, "quickstart", resume=True).record == Path("quickstart.h5")
     for taken in ("quickstart.h5", "quickstart-2.ckpt.h5", "quickstart-3.h5"):
-        assert output_path(None, "quickstart").name == taken.replace(".ckpt", "")
+        assert choose(None, "quickstart", False).record.name == taken.replace(".ckpt", "")
         Path(taken).touch()
-    assert output_path(None, "quickstart") == Path("quickstart-4.h5")
+        assert choose(None, "quickstart", True).record.name == taken.replace(".ckpt", "")
+    assert choose(None, "quickstart", False).record == Path("quickstart-4.h5")
 
 
-@pytest.mark.parametrize("taken", ["run.h5", "run.ckpt.h5"])
+@pytest.mark.parametrize("taken", ["run.h5", "run.ckpt.h5", "run.ckpt-1.h5"])
 def test_existing_output_is_refused_unless_told(tmp_path, taken):
     (tmp_path / taken).touch()
-    with pytest.raises(InputError, match=f"{taken} exists; choose another -o, or give --overwrite"):
-        refuse_output(tmp_path / "run.h5", overwrite=False)
-    refuse_output(tmp_path / "run.h5", overwrite=True)
+    with pytest.raises(InputError, match=f"{taken} exists; choose another -o, give --resume"):
+        refuse(Outputs(tmp_path / "run.h5"), replace=False)
+    refuse(Outputs(tmp_path / "run.h5"), replace=True)
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_unusable_outputs_are_refused(tmp_path, overwrite):
-    (tmp_path / "file").touch()
+@pytest.mark.parametrize("replace", [False, True])
+def test_unusable_outputs_are_refused(tmp_path, replace):
     (tmp_path / "folder.h5").mkdir()
     (tmp_path / "run.ckpt.h5").mkdir()
-    for output in ("folder.h5", "run.h5", "file/run.h5", "file/a/run.h5", "n" * 300, "/proc/x.h5"):
+    for output in ("folder.h5", "run.h5", "n" * 300, "/proc/x.h5"):
         with pytest.raises(InputError):
-            refuse_output(tmp_path / output, overwrite)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.h5", "run.ckpt.h5"]
-
-
-def test_free_output_below_new_folders_is_fine_and_nothing_is_made_yet(tmp_path):
-    refuse_output(tmp_path / "a" / "b" / "run.h5", overwrite=False)
-    assert not list(tmp_path.iterdir())
+            refuse(Outputs(tmp_path / output), replace)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder.h5", "run.ckpt.h5"]
 
 
 @pytest.mark.parametrize(
@@ -233,21 +235,42 @@ def test_free_output_below_new_folders_is_fine_and_nothing_is_made_yet(tmp_path)
     ],
 )
 def test_checkpoint_lies_beside_its_record(record, expected):
-    assert checkpoint.checkpoint_path(Path(record)) == Path(expected)
+    assert Outputs(Path(record)).checkpoint == Path(expected)
 
 
 # --------------------------------------------------------------------------------------- checkpoint
 
 
+def read_checkpoint(path):
+    """Opens the checkpoint at `path`, whatever lies beside it."""
+    with contextlib.closing(checkpoint.Checkpoint(path)) as found:
+        return found.rows("params", range(found.clients))
+
+
 def test_checkpoint_comes_back(tmp_path):
-    write_checkpoint(tmp_path / "run.ckpt.h5", done=7)
-    found = checkpoint.read(tmp_path / "run.ckpt.h5")
-    assert found.params.dtype == torch.float32
-    expected = torch.arange(CLIENTS)[:, None].expand(-1, LAYOUT.size) + torch.tensor(0.7)
-    assert torch.equal(found.params, expected)
-    assert found.layout == LAYOUT
-    assert (found.round, found.config) == (7, config_text())
+    write_checkpoint(tmp_path / "run.h5", done=7)
+    with checkpoint.newest(Outputs(tmp_path / "run.h5")) as found:
+        assert found.arrays == ["params", "state/mask"]
+        params, mask = found.rows("params", range(1, 4)), found.rows("state/mask", range(2, 4))
+        assert (params.dtype, mask.dtype) == (np.float32, np.bool_)
+        expected = np.arange(1, 4, dtype=np.float32)[:, None] + np.float32(0.7)
+        assert np.array_equal(params, np.repeat(expected, LAYOUT.size, axis=1))
+        assert mask.nonzero()[0].size == sum(n % 9 == 0 for n in range(12, 24))
+        assert found.layout == LAYOUT
+        assert (found.round, found.config) == (7, config_text())
     assert [p.name for p in tmp_path.iterdir()] == ["run.ckpt.h5"]
+
+
+def test_the_last_two_checkpoints_are_kept(tmp_path):
+    outputs = Outputs(tmp_path / "run.h5")
+    for done in range(1, 5):
+        write_checkpoint(outputs.record, done)
+        kept = {outputs.checkpoint: done, outputs.former_checkpoint: done - 1}
+        for path, expected in kept.items():
+            assert path.exists() == (expected > 0)
+            if expected:
+                assert read_checkpoint(path)[0, 0] == np.float32(expected / 10)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize(
@@ -255,7 +278,7 @@ def test_checkpoint_comes_back(tmp_path):
 )
 @pytest.mark.parametrize("exists", [True, False])
 def test_failing_checkpoint_leaves_the_old_one_alone(tmp_path, rows, exists):
-    path = tmp_path / "run.ckpt.h5"
+    path = tmp_path / "run.h5"
     if exists:
         write_checkpoint(path, done=1)
     before = {p: p.read_bytes() for p in tmp_path.iterdir()}
@@ -276,14 +299,15 @@ def test_failing_checkpoint_leaves_the_old_one_alone(tmp_path, rows, exists):
 
 def test_leftovers_of_a_killed_run_do_not_disturb(tmp_path):
     (tmp_path / "run.ckpt.h5.tmp").write_bytes(b"half a file")
-    write_checkpoint(tmp_path / "run.ckpt.h5")
+    write_checkpoint(tmp_path / "run.h5")
     assert [p.name for p in tmp_path.iterdir()] == ["run.ckpt.h5"]
 
 
 @pytest.mark.parametrize(("client", "value"), [(0, 0.0), (3, 3.0), (None, 1.5)])
 def test_export(tmp_path, client, value):
-    write_checkpoint(tmp_path / "run.ckpt.h5", done=0)
-    checkpoint.export_weights(checkpoint.read(tmp_path / "run.ckpt.h5"), client, tmp_path / "w.pt")
+    write_checkpoint(tmp_path / "run.h5", done=0)
+    with checkpoint.newest(Outputs(tmp_path / "run.h5")) as found:
+        checkpoint.export_weights(found, client, tmp_path / "w.pt")
     state = torch.load(tmp_path / "w.pt", weights_only=True)
     assert {name: tuple(t.shape) for name, t in state.items()} == dict(LAYOUT.shapes)
     assert all(torch.equal(t, torch.full_like(t, value)) for t in state.values())
@@ -295,32 +319,30 @@ def test_export(tmp_path, client, value):
 
 def records_and_checkpoints(folder):
     path = finished_run(folder)
-    return [(path, tables.read), (checkpoint.checkpoint_path(path), checkpoint.read)]
+    return [(path, tables.read), (Outputs(path).checkpoint, read_checkpoint)]
 
 
 def read_or_refuse(path, read):
-    """Whether a damaged file was still read; anything but a value or InputError is a failure."""
+    """What a damaged file was read as, or None; anything but a value or InputError is a failure."""
     try:
         found = read(path)
         if isinstance(found, tables.Run):
             assert tables.summary(found)
-        else:
-            checkpoint.export_weights(found, 0, path.with_suffix(".pt"))
     except InputError as error:
         assert str(error)
-        return False
-    return True
+        return None
+    return found
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89HDF\r\n\x1a\n", b"no HDF5 at all" * 1000])
-@pytest.mark.parametrize("read", [tables.read, checkpoint.read])
+@pytest.mark.parametrize("read", [tables.read, read_checkpoint])
 def test_files_that_are_none(tmp_path, content, read):
     (tmp_path / "run.h5").write_bytes(content)
     with pytest.raises(InputError, match="run.h5 is no readable"):
         read(tmp_path / "run.h5")
 
 
-@pytest.mark.parametrize("read", [tables.read, checkpoint.read])
+@pytest.mark.parametrize("read", [tables.read, read_checkpoint])
 def test_missing_files_and_folders(tmp_path, read):
     with pytest.raises(InputError, match="no (record|checkpoint) at .*run.h5"):
         read(tmp_path / "run.h5")
@@ -352,7 +374,7 @@ def test_truncated_files(tmp_path):
         cuts = [chance.randrange(len(whole)) for _ in range(30)]
         for cut in cuts:
             path.write_bytes(whole[:cut])
-            assert not read_or_refuse(path, read), f"{path.name} cut at {cut}"
+            assert read_or_refuse(path, read) is None, f"{path.name} cut at {cut}"
 
 
 def heaps(content):
@@ -364,12 +386,14 @@ def heaps(content):
 
 
 def test_flipped_bits(tmp_path):
-    """Data have no checksums, so a damaged file may well be read as another one.
+    """A checkpoint has a checksum; a record has none, and may well be read as another one.
 
-    Nor have heaps; HDF5 itself crashes over some damages there, which no caller can prevent.
+    HDF5 itself crashes over some damages in heaps, which no caller can prevent.
     """
     chance = random.Random(0)
-    for path, read in records_and_checkpoints(tmp_path):
+    files = records_and_checkpoints(tmp_path)
+    params = read_checkpoint(files[1][0])
+    for path, read in files:
         whole = path.read_bytes()
         # Most of a record is empty chunks; damage where something is.
         spared = {place for heap in heaps(whole) for place in heap}
@@ -380,7 +404,10 @@ def test_flipped_bits(tmp_path):
             for place in chance.sample(used, chance.choice([1, 4, 30])):
                 damaged[place] ^= 1 << chance.randrange(8)
             path.write_bytes(damaged)
-            refused += not read_or_refuse(path, read)
+            found = read_or_refuse(path, read)
+            refused += found is None
+            if read is read_checkpoint and found is not None:
+                assert np.array_equal(found, params), "a checkpoint is whole or it is refused"
         assert refused, "none of the damages touched anything that matters"
 
 
@@ -394,24 +421,10 @@ def test_numbers_that_are_none_are_still_shown(tmp_path):
         assert str(value) in tables.summary(tables.read(path))
 
 
-READER = """
-import sys, time, h5py
-with h5py.File(sys.argv[1], "r"):
-    print("open", flush=True)
-    sys.stdin.readline()
-    time.sleep(0.5)
-"""
-
-
 def test_a_reader_does_not_stop_the_run(tmp_path):
-    """HDF5 locks a file that is being read; the next append waits instead of failing."""
+    """It keeps the file it opened; the next append replaces the name."""
     record = write_record(tmp_path / "run.h5", rounds=1)
-    command = [sys.executable, "-c", READER, str(record.path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
-        assert reader.stdout.readline() == b"open\n"
-        with pytest.raises(BlockingIOError):
-            h5py.File(record.path, "r+")
-        reader.stdin.write(b"\n")
-        reader.stdin.flush()
+    with h5py.File(record.path, "r") as file:
         record.append(2, np.zeros(CLIENTS, int), evaluation(2), round_record(2))
+        assert file["rounds/round"][:].tolist() == [0, 1]
     assert tables.read(record.path).rounds.tolist() == [0, 1, 2]

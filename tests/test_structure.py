@@ -17,14 +17,15 @@ PACKAGE = ROOT / "mpi_ntkdfl"
 
 # A module imports only from its own row and the rows above. This is docs/design.md, "Layers".
 LAYERS = [
-    ["errors", "seeds", "logs", "units", "clock", "__init__"],
+    ["errors", "seeds", "logs", "units", "clock", "stopping", "outputs", "__init__"],
     ["config"],
     ["data", "topology", "model"],
     ["ntk"],
     ["comm"],
     ["algorithms"],
     ["evaluate", "record", "checkpoint", "plan"],
-    ["assembly"],
+    ["assembly", "resume"],
+    ["journal"],
     ["simulation"],
     ["analysis", "progress", "doctor"],
     ["cli"],

@@ -35,6 +35,9 @@ class Needs:
 
     Attributes:
         vectors: ledger phases in which every client sends a parameter vector to its neighbours.
+        messages: formats of what else every client sends once to each neighbour; where lengths depend
+            on the data, the most they can be.
+        server: whether every client sends a parameter vector to a server and gets one back.
         blocks: formats of the messages every client sends for its samples to each neighbour; the
             first is what waves are cut by.
         dense: whether the blocks are dense Jacobians, which travel in slices.
@@ -44,6 +47,8 @@ class Needs:
     """
 
     vectors: tuple[str, ...] = ()
+    messages: tuple[MessageFormat, ...] = ()
+    server: bool = False
     blocks: tuple[MessageFormat, ...] = ()
     dense: bool = False
     taus: int = 0

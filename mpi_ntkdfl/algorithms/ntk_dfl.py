@@ -45,10 +45,10 @@ class NtkDfl(Method):
         assert isinstance(settings, NtkDflSettings)
         vectors, taus = ("weights", "averages"), len(settings.taus)
         if settings.jacobian == "factored":
-            return Needs(vectors, (factored_format(network, dtype),), taus=taus)
+            return Needs(vectors, blocks=(factored_format(network, dtype),), taus=taus)
         heading = dense_heading(network, dtype, inputs=settings.selection == "network")
         entries = dense_entries(network, dtype, network.layout.size)
-        return Needs(vectors, (heading, entries), dense=True, taus=taus)
+        return Needs(vectors, blocks=(heading, entries), dense=True, taus=taus)
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """One round; see the module's head for the steps."""

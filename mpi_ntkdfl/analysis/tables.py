@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,11 @@ class Run:
         model_accuracy, model_loss, gradient_norm, deviation: `[row]`.
         protocol_bytes, mpi_bytes: `[round, phase]`.
         traffic_phases: their phases.
-        seconds: `[round, rank, phase]`.
+        seconds: `[round, rank, phase]`, NaN for ranks that a round did not have.
         time_phases: its phases.
+        partition: fingerprint of the clients' samples, empty if the record has none.
+        own_accuracy: `[row, client]`, on each client's own distribution; None in records without it.
+        busiest_bytes: protocol bytes of the busiest client, `[round]`; None likewise.
     """
 
     attributes: dict[str, str]
@@ -43,6 +47,9 @@ class Run:
     traffic_phases: list[str]
     seconds: np.ndarray
     time_phases: list[str]
+    partition: str = ""
+    own_accuracy: np.ndarray | None = None
+    busiest_bytes: np.ndarray | None = None
 
 
 _BY_EVALUATION = {
@@ -54,12 +61,15 @@ _BY_EVALUATION = {
     "model_loss": "model/loss",
     "gradient_norm": "model/gradient_norm",
     "deviation": "deviation",
+    "own_accuracy": "clients/own_accuracy",
 }
 _BY_ROUND = {
     "protocol_bytes": "traffic/protocol_bytes",
     "mpi_bytes": "traffic/mpi_bytes",
     "seconds": "time/seconds",
+    "busiest_bytes": "traffic/busiest_bytes",
 }
+_OPTIONAL = {"own_accuracy", "busiest_bytes"}
 
 
 def read(path: Path) -> Run:
@@ -69,11 +79,12 @@ def read(path: Path) -> Run:
         InputError: if it is missing, damaged, or no record.
     """
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             return Run(
                 attributes={key: str(value) for key, value in file.attrs.items()},
                 traffic_phases=[str(phase) for phase in file["traffic"].attrs["phases"]],
                 time_phases=[str(phase) for phase in file["time"].attrs["phases"]],
+                partition=_fingerprint(file),
                 **_series(file, _BY_EVALUATION),
                 **_series(file, _BY_ROUND),
             )
@@ -85,13 +96,46 @@ def read(path: Path) -> Run:
 
 def _series(file: h5py.File, names: dict[str, str]) -> dict[str, np.ndarray]:
     """Datasets that grow together, cut to the rows that all of them have."""
-    datasets = {field: file[name] for field, name in names.items()}
-    for name, dataset in datasets.items():
-        # They are not compressed; a damaged shape could ask for any amount of memory.
-        if dataset.nbytes > file.id.get_filesize():
-            raise ValueError(f"{name} is larger than the file")
+    datasets = {
+        field: _sane(file, name)
+        for field, name in names.items()
+        if field not in _OPTIONAL or name in file
+    }
     rows = min(len(dataset) for dataset in datasets.values())
     return {field: dataset[:rows] for field, dataset in datasets.items()}
+
+
+def _sane(file: h5py.File, name: str) -> h5py.Dataset:
+    """A dataset that fits into its file.
+
+    They are not compressed; a damaged shape could ask for any amount of memory.
+    """
+    if file[name].nbytes > file.id.get_filesize():
+        raise ValueError(f"{name} is larger than the file")
+    return file[name]
+
+
+def _fingerprint(file: h5py.File) -> str:
+    """Hash of the partition: equal for equal samples in every client."""
+    if "partition" not in file:
+        return ""
+    parts = [_sane(file, f"partition/{name}")[:] for name in ("offsets", "indices")]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(np.ascontiguousarray(part, dtype=np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def rounds_of(run: Run) -> tuple[int, int]:
+    """Rounds in the record, and rounds the run is to have.
+
+    Raises:
+        InputError: if the record lacks what a run writes.
+    """
+    try:
+        return len(run.seconds), int(yaml.safe_load(run.attributes["config"])["rounds"])
+    except Exception as error:  # attributes of a damaged record can hold anything
+        raise InputError(f"the record is damaged or none of this program: {error}") from error
 
 
 def summary(run: Run) -> str:
@@ -112,6 +156,10 @@ def _what_ran(run: Run) -> list[str]:
     a = run.attributes
     config = yaml.safe_load(a["config"])
     hosts = len(set(json.loads(a["hosts"])))
+    again = [
+        f"resumed after round {start['round']} by {start['ranks']} ranks, {start['created']}"
+        for start in json.loads(a.get("resumed", "[]"))
+    ]
     return [
         f"{config['algorithm']['name']} on {config['dataset']['name']}, {config['clients']} clients, "
         f"seed {config['seed']}",
@@ -119,6 +167,7 @@ def _what_ran(run: Run) -> list[str]:
         f"topology:  {_section(config['topology'])}",
         f"{a['ranks']} ranks on {hosts} host(s), {a['device']}, torch {a['torch']}, {a['mpi']}",
         f"mpi_ntkdfl {a['version']} ({a['commit'][:12]}), started {a['created']}",
+        *again,
     ]
 
 
@@ -161,14 +210,14 @@ def _traffic(run: Run) -> list[str]:
 def _time(run: Run) -> list[str]:
     if not len(run.seconds):
         return []
-    by_phase = run.seconds.sum(axis=0).mean(axis=0)
+    by_phase = np.nanmean(run.seconds, axis=1).sum(axis=0)
     lines = [
         f"{name:12}{seconds:9.1f} s {100 * seconds / by_phase.sum():5.1f} %"
         for name, seconds in zip(run.time_phases, by_phase, strict=True)
         if seconds
     ]
-    total = run.seconds.sum(axis=(0, 2)).max()
+    total = np.nansum(run.seconds, axis=2).max(axis=1).sum()
     return [
-        f"time, mean over ranks (slowest rank {duration(total)}, {len(run.seconds)} rounds)",
+        f"time, mean over ranks (slowest ranks {duration(total)}, {len(run.seconds)} rounds)",
         *lines,
     ]

@@ -27,7 +27,7 @@ from mpi_ntkdfl.comm.messages import (
     samples_format,
 )
 from mpi_ntkdfl.comm.neighbourhood import Arrays, HeldNeighbourhood, Neighbourhood, stacked
-from mpi_ntkdfl.comm.reduce import exact_mean
+from mpi_ntkdfl.comm.reduce import exact_mean, reduced_bytes
 from mpi_ntkdfl.comm.transfer import Outgoing, Pair, Transfer
 from mpi_ntkdfl.comm.waves import WorkingSet, factored_waves, neighbourhood_sums, slice_width
 from mpi_ntkdfl.comm.world import World
@@ -131,9 +131,26 @@ class Exchange:
         Returns:
             Vectors `[param]` of the rank's own clients and of all their neighbours, by client id.
         """
-        f, channel = self.federation, self._channel
         form = MessageFormat({"vector": Field(phase, (vectors.shape[1],), vectors.dtype)})
-        known = dict(zip(f.owned, vectors, strict=True))
+        own = zip(self.federation.owned, vectors, strict=True)
+        self.book_neighbours(form, np.ones(self.graph.clients, np.int64))
+        known = self.share_messages(form, {client: {"vector": row[None]} for client, row in own})
+        return {client: message["vector"][0] for client, message in known.items()}
+
+    def share_messages(
+        self, form: MessageFormat, messages: Mapping[int, Arrays]
+    ) -> dict[int, Arrays]:
+        """Every client sends its neighbours one message; the caller books its protocol bytes.
+
+        Args:
+            form: layout of a message, of one row each.
+            messages: arrays `[1, ...]` of this rank's clients, by client id.
+
+        Returns:
+            Messages of the rank's own clients and of all their neighbours, by client id.
+        """
+        f, channel = self.federation, self._channel
+        known = dict(messages)
         with f.clock("exchange"):
             leaving = [
                 send_clients(self.graph, f.placement, self._rank, to) for to in channel.neighbours
@@ -145,7 +162,7 @@ class Exchange:
             outgoing = Outgoing(f.ledger, f.device)
             for clients in leaving:
                 for client in clients.tolist():
-                    outgoing.add(form, 1, partial(_as_message, known[client]))
+                    outgoing.add(form, 1, partial(known.__getitem__, client))
             pending = outgoing.start(
                 channel,
                 [len(c) * form.nbytes(1) for c in leaving],
@@ -153,9 +170,9 @@ class Exchange:
             )
             received, start = pending.wait(), 0
             for client in (int(c) for clients in coming for c in clients):
-                known[client] = form.read(received, start, 1)["vector"][0].to(f.device)
+                views = form.read(received, start, 1)
+                known[client] = {name: view.to(f.device) for name, view in views.items()}
                 start += form.nbytes(1)
-        self.book_neighbours(form, np.ones(self.graph.clients, np.int64))
         return known
 
     def average(
@@ -186,6 +203,30 @@ class Exchange:
     def mean(self, vectors: torch.Tensor) -> torch.Tensor:
         """Mean `[param]` over all clients of their `vectors` `[owned, param]`; not a client's message."""
         return mean_over_clients(self.federation, vectors)
+
+    def server_average(
+        self, vectors: torch.Tensor, kind: Literal["plain", "samples"] = "plain"
+    ) -> torch.Tensor:
+        """Every client sends its vector to a server and gets the mean of all back; no graph.
+
+        Args:
+            vectors: `[owned, param]`.
+            kind: equal weights, or in proportion to the clients' samples.
+
+        Returns:
+            The mean, `[param]`, the same on every rank.
+        """
+        f, count = self.federation, self.federation.placement.clients
+        everybody = np.arange(count)
+        for phase in ("weights", "averages"):
+            form = MessageFormat({"vector": Field(phase, (vectors.shape[1],), vectors.dtype)})
+            self.book_server(form, everybody, np.ones_like(everybody))
+        if f.world.size > 1:
+            f.ledger.book_mpi("weights", reduced_bytes(vectors.shape[1]))
+        shares = f.sizes if kind == "samples" else np.ones(count, dtype=np.int64)
+        with f.clock("exchange"):
+            own = shares[f.owned.start : f.owned.stop]
+            return exact_mean(f.world, vectors, int(shares.sum()), own.tolist())
 
     # ----------------------------------------------------------------------- samples, Jacobians
 
@@ -410,24 +451,29 @@ class Exchange:
         through = np.zeros(self.graph.clients + 1, dtype=np.int64)
         through[clients] = rows[clients]
         through[-1] = through.sum()
-        self._book_protocol(form, through)
+        for phase, count in form.by_phase(1, travelling=False).items():
+            self._book_protocol(phase, count * through)
 
     def book_neighbours(self, form: MessageFormat, rows: np.ndarray) -> None:
         """Books a message of `rows` `[client]` rows from every client to each of its neighbours."""
-        sent, received = self.graph.degrees * rows, neighbourhood_sums(self.graph, rows)
-        self._book_protocol(form, np.append(sent + received, 0))
+        for phase, count in form.by_phase(1, travelling=False).items():
+            self.book_sent(phase, count * rows)
 
-    def _book_protocol(self, form: MessageFormat, through: np.ndarray) -> None:
-        """Books payload, once for the whole job: rows in plus out of each node, `[client + 1]`."""
+    def book_sent(self, phase: str, counts: np.ndarray) -> None:
+        """Books `counts` `[client]` bytes, known on rank 0, from every client to each neighbour."""
+        sent, received = self.graph.degrees * counts, neighbourhood_sums(self.graph, counts)
+        self._book_protocol(phase, np.append(sent + received, 0))
+
+    def _book_protocol(self, phase: str, through: np.ndarray) -> None:
+        """Books payload once for the whole job: bytes in plus out of each node, `[client + 1]`."""
         if self._rank == 0:
-            for phase, count in form.by_phase(1, travelling=False).items():
-                self.federation.ledger.book_protocol(phase, count * through)
+            self.federation.ledger.book_protocol(phase, through)
 
 
 def mean_over_clients(federation: Federation, vectors: torch.Tensor) -> torch.Tensor:
     """Mean `[param]` over all clients of `vectors` `[owned, param]`; booked as a statistic."""
     if federation.world.size > 1:
-        federation.ledger.book_mpi("statistics", 8 * vectors.shape[1])
+        federation.ledger.book_mpi("statistics", reduced_bytes(vectors.shape[1]))
     return exact_mean(federation.world, vectors, federation.placement.clients)
 
 
@@ -445,10 +491,6 @@ def _factored_message(f: Federation, params: torch.Tensor, source: int) -> Array
 def _dense_heading_message(f: Federation, at: Mapping[int, torch.Tensor], pair: Pair) -> Arrays:
     passed = _factored_message(f, at[pair[0]], pair[1])
     return {**passed, "inputs": passed["layer0"]}
-
-
-def _as_message(vector: torch.Tensor) -> Arrays:
-    return {"vector": vector[None]}
 
 
 # ------------------------------------------------------------------------------- dense Jacobians

@@ -3,14 +3,14 @@
 Floating-point addition rounds, so a sum over ranks depends on who adds what first. Integers do not:
 every number is scaled by a power of two, rounded once to a 64-bit integer, and integers are summed,
 in any order and by any tree. The scale leaves 52 bits below the largest magnitude for up to 1,024
-clients (one bit less for every doubling), so the mean of float32 numbers is exact to about 2e-16 of the
-largest of them, and cheaper than gathering all clients on one rank.
+clients (one bit less for every doubling; likewise for shares), so the mean of float32 numbers is
+exact to about 2e-16 of the largest of them, and cheaper than gathering all clients on one rank.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -18,29 +18,37 @@ import torch
 from mpi_ntkdfl.comm.world import World
 
 
-def exact_mean(world: World, rows: torch.Tensor, clients: int) -> torch.Tensor:
-    """Plain mean over all clients of the world, on every rank.
+def reduced_bytes(params: int) -> int:
+    """Bytes a rank hands to MPI for the mean of vectors of `params` numbers."""
+    return 8 * params
+
+
+def exact_mean(
+    world: World, rows: torch.Tensor, total: int, shares: Sequence[int] | None = None
+) -> torch.Tensor:
+    """Mean over all clients of the world, on every rank.
 
     Args:
         world: the ranks.
         rows: this rank's clients' vectors, `[owned, param]`; finite.
-        clients: M, the clients of all ranks.
+        total: what the shares of all clients of all ranks add up to.
+        shares: how much each of `rows` counts, None for 1 each.
 
     Returns:
         `[param]`, of the rows' dtype and device.
     """
     largest = world.largest(float(rows.abs().max()) if rows.numel() else 0.0)
-    # 2^62 leaves the sign and one bit; M numbers of at most 2^exponent fit below it.
-    exponent = 62 - math.ceil(math.log2(clients)) - math.frexp(largest)[1]
-    total = world.total(_scaled_sum(rows, exponent))
-    mean = np.ldexp(total.astype(np.float64), -exponent) / clients
+    # 2^62 leaves the sign and one bit; shares that add up to `total` of at most 2^exponent fit below.
+    exponent = 62 - math.ceil(math.log2(total)) - math.frexp(largest)[1]
+    summed = world.total(_scaled_sum(rows, shares or [1] * len(rows), exponent))
+    mean = np.ldexp(summed.astype(np.float64), -exponent) / total
     return torch.from_numpy(mean).to(dtype=rows.dtype, device=rows.device)
 
 
-def _scaled_sum(rows: Iterable[torch.Tensor], exponent: int) -> np.ndarray:
+def _scaled_sum(rows: Iterable[torch.Tensor], shares: Iterable[int], exponent: int) -> np.ndarray:
     total = np.zeros(0, dtype=np.int64)
-    for row in rows:
+    for row, share in zip(rows, shares, strict=True):
         scaled = np.ldexp(row.cpu().numpy().astype(np.float64), exponent)
-        term = np.rint(scaled).astype(np.int64)
+        term = np.rint(scaled).astype(np.int64) * share
         total = total + term if total.size else term
     return total

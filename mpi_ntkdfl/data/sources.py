@@ -7,6 +7,7 @@ rank, which ships the arrays to the others.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import tempfile
 from collections.abc import Callable, Mapping
@@ -83,6 +84,14 @@ class Dataset:
     classes: int
     scaling: Scaling
     writers: Labels | None = None
+
+    def fingerprint(self) -> str:
+        """SHA-256 over all samples and labels, to tell data sets apart."""
+        digest = hashlib.sha256()
+        for array in (self.train_inputs, self.train_labels, self.test_inputs, self.test_labels):
+            digest.update(f"{array.shape} {array.dtype.str}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
 
 # ---------------------------------------------------------------------------------- known data sets

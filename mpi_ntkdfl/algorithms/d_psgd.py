@@ -1,0 +1,27 @@
+"""D-PSGD (Lian et al., "Can decentralized algorithms outperform centralized algorithms?", NeurIPS 2017).
+
+As the NTK-DFL paper runs it: one local pass of SGD between averages, where Lian et al. take one step.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mpi_ntkdfl.algorithms.train_then_average import GossipSettings, TrainThenAverage
+
+
+class DPsgdSettings(GossipSettings):
+    """Settings of D-PSGD; the defaults are those of the NTK-DFL paper's comparison."""
+
+    name: Literal["d-psgd"] = "d-psgd"
+    lr: float = Field(default=0.1, gt=0)
+    batch: int = Field(default=10, ge=1)
+    epochs: int = Field(default=1, ge=1)
+
+
+class DPsgd(TrainThenAverage):
+    """One local pass of SGD, then one averaging step."""
+
+    Settings = DPsgdSettings

@@ -1,0 +1,24 @@
+"""DFedAvg (Sun, Li, Wang, "Decentralized federated averaging", TPAMI 2023): train, then average."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mpi_ntkdfl.algorithms.train_then_average import GossipSettings, TrainThenAverage
+
+
+class DfedavgSettings(GossipSettings):
+    """Settings of DFedAvg; the defaults are those of the NTK-DFL paper's comparison."""
+
+    name: Literal["dfedavg"] = "dfedavg"
+    lr: float = Field(default=0.1, gt=0)
+    batch: int = Field(default=25, ge=1)
+    epochs: int = Field(default=20, ge=1)
+
+
+class Dfedavg(TrainThenAverage):
+    """Many local passes of SGD, then one averaging step."""
+
+    Settings = DfedavgSettings

@@ -1,0 +1,28 @@
+"""DFedAvgM (Sun, Li, Wang, "Decentralized federated averaging", TPAMI 2023): DFedAvg with momentum.
+
+Their Algorithm 1 starts every round's local iteration at rest, so velocities are not carried over.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mpi_ntkdfl.algorithms.train_then_average import GossipSettings, TrainThenAverage
+
+
+class DfedavgmSettings(GossipSettings):
+    """Settings of DFedAvgM; the defaults are those of the NTK-DFL paper's comparison."""
+
+    name: Literal["dfedavgm"] = "dfedavgm"
+    lr: float = Field(default=0.01, gt=0)
+    batch: int = Field(default=50, ge=1)
+    epochs: int = Field(default=20, ge=1)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+
+
+class Dfedavgm(TrainThenAverage):
+    """Many local passes of SGD with momentum, then one averaging step."""
+
+    Settings = DfedavgmSettings

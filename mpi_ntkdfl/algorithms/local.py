@@ -1,0 +1,46 @@
+"""Local training alone: what clients reach without any communication. The graph is not used."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult
+from mpi_ntkdfl.algorithms.local_training import LocalTraining
+from mpi_ntkdfl.algorithms.train_then_average import TrainingSettings
+from mpi_ntkdfl.comm.exchange import Exchange, Federation
+from mpi_ntkdfl.config import MethodSettings
+from mpi_ntkdfl.model.nets import MLP
+
+
+class LocalSettings(TrainingSettings):
+    """Settings of local training alone; the defaults are DFedAvg's."""
+
+    name: Literal["local"] = "local"
+    lr: float = Field(default=0.1, gt=0)
+    batch: int = Field(default=25, ge=1)
+    epochs: int = Field(default=20, ge=1)
+
+
+class Local(Method):
+    """Local SGD and nothing else."""
+
+    Settings = LocalSettings
+
+    def __init__(self, settings: MethodSettings, federation: Federation) -> None:
+        """Prepares local training; no state is carried from round to round but the weights."""
+        assert isinstance(settings, LocalSettings)
+        self.settings = settings
+        self.training = LocalTraining(federation, settings.batch, settings.epochs)
+
+    @staticmethod
+    def needs(settings: MethodSettings, network: MLP, dtype: torch.dtype) -> Needs:
+        """Nothing is sent."""
+        return Needs()
+
+    def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
+        """Trains."""
+        trained = self.training.descend(weights, number, self.settings.sgd(number))
+        return RoundResult(trained, [0] * len(trained))

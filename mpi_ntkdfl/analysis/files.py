@@ -1,0 +1,42 @@
+"""Writing results so that a file under its own name is always whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mpi_ntkdfl.errors import InputError
+
+
+def require_suffix(path: Path, *suffixes: str) -> str:
+    """The suffix of `path`, in lower case, without its dot.
+
+    Raises:
+        InputError: if it is none of `suffixes`.
+    """
+    suffix = path.suffix.lower().removeprefix(".")
+    if suffix not in suffixes:
+        possible = ", ".join(f".{each}" for each in suffixes)
+        raise InputError(f"the name of an output must end in one of {possible}, got {path}")
+    return suffix
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary name beside `path`; renames it to `path` if the block succeeds.
+
+    Raises:
+        InputError: if the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise InputError(f"cannot write {path}: {reason}; choose another name") from error

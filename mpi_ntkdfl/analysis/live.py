@@ -1,0 +1,69 @@
+"""Looks at a run while it goes on, or after it was killed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from mpi_ntkdfl.analysis import tables
+from mpi_ntkdfl.outputs import Outputs, holder
+
+
+def status(outputs: Outputs, run: tables.Run) -> str:
+    """Whether the run is finished, running, or stopped before its end.
+
+    A lock on another machine is seen where the file system shares locks.
+
+    Raises:
+        InputError: if the record lacks what a run writes.
+    """
+    done, rounds = tables.rounds_of(run)
+    if done >= rounds:
+        return f"finished: {done} rounds"
+    writer = holder(outputs)
+    if writer is not None:
+        return f"running: {done} of {rounds} rounds done, by {writer}"
+    return f"stopped: {done} of {rounds} rounds recorded; run it again with --resume to go on"
+
+
+def follow(outputs: Outputs, interval: float) -> Iterator[str]:
+    """Yields a line for every evaluation, those to come as they come, until the run is finished.
+
+    Args:
+        outputs: of the run; its record may not exist yet.
+        interval: seconds between looks.
+
+    Raises:
+        InputError: if the record is damaged.
+    """
+    shown, said = -1, ""
+    while True:
+        done, rounds, now = 0, 1, f"waiting for {outputs.record}"
+        if outputs.record.exists():
+            run = tables.read(outputs.record)
+            done, rounds = tables.rounds_of(run)
+            now = status(outputs, run)
+            for row, number in enumerate(run.rounds.tolist()):
+                if number > shown:
+                    yield _line(run, row, rounds)
+                    shown = number
+        if now.partition(":")[0] != said:
+            said = now.partition(":")[0]
+            yield now
+        if done >= rounds:
+            return
+        time.sleep(interval)
+
+
+def _line(run: tables.Run, row: int, rounds: int) -> str:
+    """One evaluation."""
+    parts = [
+        f"round {run.rounds[row]:>{len(str(rounds))}}/{rounds}",
+        f"average {run.model_accuracy[row]:.4f}",
+    ]
+    if not np.isnan(run.accuracy[row]).all():
+        parts.append(f"mean client {run.accuracy[row].mean():.4f}")
+    parts += [f"loss {run.model_loss[row]:.4f}", f"deviation {run.deviation[row]:.4f}"]
+    return "  ".join(parts)

@@ -1,0 +1,137 @@
+"""What a run leaves on disk as it goes: all ranks hand in their part, rank 0 writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import torch
+
+from mpi_ntkdfl import checkpoint
+from mpi_ntkdfl.algorithms.base import Method
+from mpi_ntkdfl.assembly import Assembly
+from mpi_ntkdfl.checkpoint import Rows
+from mpi_ntkdfl.config import Config
+from mpi_ntkdfl.evaluate import Evaluation
+from mpi_ntkdfl.outputs import Outputs
+from mpi_ntkdfl.record import Record, RoundRecord, provenance
+from mpi_ntkdfl.resume import Start
+from mpi_ntkdfl.topology.graphs import Graph
+
+
+class Journal:
+    """Record and checkpoints of one run; all ranks call the same methods together."""
+
+    def __init__(self, config: Config, assembly: Assembly, outputs: Outputs) -> None:
+        """Names the files; `create` or `resume` opens the journal."""
+        self._config, self._federation, self._outputs = config, assembly.federation, outputs
+        self._world, self._clock = self._federation.world, self._federation.clock
+        self._record = Record(outputs.record)
+        self._provenance = provenance(
+            self._world, str(self._federation.device), str(torch.__version__)
+        )
+
+    def create(self, assembly: Assembly) -> None:
+        """Begins an empty record; former outputs of that name go."""
+
+        def begin() -> None:
+            assert assembly.shares is not None
+            assert assembly.data is not None
+            config = self._config
+            attributes = {
+                "config": config.to_yaml(),
+                "seed": config.seed,
+                "data": assembly.data,
+                **self._provenance,
+            }
+            self._outputs.remove()
+            self._record.create(attributes, config.clients, self._world.size, assembly.shares)
+
+        self._world.on_root(begin)
+
+    def resume(self, start: Start | None, method: Method) -> torch.Tensor:
+        """Cuts the record to the checkpoint, and gives `method` its state back.
+
+        Args:
+            start: where to go on, on rank 0; None elsewhere.
+            method: of this run.
+
+        Returns:
+            Weights of this rank's clients, `[owned, param]`.
+        """
+
+        def begin() -> list[str]:
+            assert start is not None
+            every, config_yaml = self._config.evaluation.every, self._config.to_yaml()
+            self._record.resume(start.checkpoint.round, every, config_yaml, self._provenance)
+            return start.checkpoint.arrays
+
+        def rows(name: str, rank: int) -> np.ndarray:
+            assert start is not None
+            return start.checkpoint.rows(name, self._federation.placement.owned(rank))
+
+        found = {}
+        for name in self._world.on_root(begin):
+            mine = self._world.scatter(partial(rows, name))
+            found[name.removeprefix("state/")] = torch.from_numpy(mine)
+        weights = found.pop("params").to(self._federation.device)
+        method.restore(found)
+        return weights
+
+    def finish_round(
+        self, done: int, graph: Graph | None, taus: list[int], evaluation: Evaluation | None
+    ) -> np.ndarray:
+        """Appends to the record what there is after `done` rounds.
+
+        Args:
+            done: rounds done.
+            graph: of the round, or None at the start, which belongs to no round.
+            taus: this rank's clients' tau.
+            evaluation: a row, or None if this round is not evaluated.
+
+        Returns:
+            Tau of every client, on rank 0.
+        """
+        every_tau = self._gather(np.array(taus))
+        ledger = self._federation.ledger
+        busiest, traffic = ledger.busiest, self._world.total(ledger.lap())
+        seconds = self._gather(np.array([self._clock.lap()]))
+        with self._clock("record"):
+            if self._world.rank == 0:
+                told = (
+                    None if graph is None else RoundRecord(graph.edges, traffic, seconds, busiest)
+                )
+                self._record.append(done, every_tau, evaluation, told)
+        return every_tau
+
+    def checkpoint(self, done: int, weights: torch.Tensor, method: Method) -> None:
+        """Writes the checkpoint after `done` rounds."""
+        state = {f"state/{name}": array for name, array in method.state().items()}
+        arrays = {"params": weights, **state}
+        with self._clock("record"):
+            if self._world.rank:
+                for _, array in sorted(arrays.items()):
+                    list(self._world.collect(array.cpu().numpy()))  # hands it to rank 0
+                return
+            checkpoint.write(
+                self._outputs,
+                self._config.to_yaml(),
+                self._federation.network.layout,
+                done,
+                {name: self._rows(array) for name, array in arrays.items()},
+            )
+
+    def _rows(self, mine: torch.Tensor) -> Rows:
+        """An array of all clients, of which these are rank 0's; blocks come when they are asked for."""
+
+        def blocks() -> Iterator[np.ndarray]:
+            yield from self._world.collect(mine.cpu().numpy())
+
+        dtype = mine[:0].cpu().numpy().dtype
+        return Rows((self._config.clients, *mine.shape[1:]), dtype, blocks())
+
+    def _gather(self, array: np.ndarray) -> np.ndarray:
+        """Every rank's rows on rank 0; elsewhere this rank's own."""
+        parts = list(self._world.collect(array))
+        return np.concatenate(parts) if parts else array

@@ -1,0 +1,125 @@
+"""The networks of several clients at once, as batched matrix products.
+
+A layer's weights and bias are one matrix `[client, out, in + 1]` that multiplies inputs with a column of
+ones behind them. All widths are padded with zeros to whole cache lines, so that every client's matrices
+start on one wherever it stands in the batch: products round differently off them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mpi_ntkdfl.model.nets import MLP
+
+LINE = 16
+"""Numbers to which widths are padded: a cache line of float32, two of float64."""
+
+
+def padded(width: int) -> int:
+    """`width` rounded up to a multiple of `LINE`."""
+    return -(-width // LINE) * LINE
+
+
+@dataclass(frozen=True)
+class BatchedMLP:
+    """One network's function for a batch of clients with weights of their own.
+
+    Shapes: `in` and `out` stand for padded widths; a layer's `in` holds its inputs, a one, zeros.
+
+    Attributes:
+        network: the network.
+    """
+
+    network: MLP
+
+    @property
+    def padded_widths(self) -> tuple[int, ...]:
+        """Numbers a layer's input holds, the column of ones included, and then the outputs'."""
+        *inner, last = self.network.widths
+        return (*(padded(width + 1) for width in inner), padded(last))
+
+    def pack(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        """Layer matrices `[client, out, in]` of flat parameters `[client, param]`."""
+        layers, layout = [], self.network.layout
+        pieces = torch.split(rows, list(layout.sizes), dim=1)
+        for (weight, bias), shape, wide_in, wide_out in zip(
+            zip(pieces[::2], pieces[1::2], strict=True),
+            list(layout.shapes.values())[::2],
+            self.padded_widths,
+            self.padded_widths[1:],
+            strict=False,
+        ):
+            fan_out, fan_in = shape
+            layer = rows.new_zeros(len(rows), wide_out, wide_in)
+            layer[:, :fan_out, :fan_in] = weight.reshape(-1, fan_out, fan_in)
+            layer[:, :fan_out, fan_in] = bias
+            layers.append(layer)
+        return layers
+
+    def unpack(self, layers: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Flat parameters `[client, param]` of layer matrices `[client, out, in]`."""
+        pieces = []
+        for layer, fan_in, fan_out in zip(
+            layers, self.network.widths, self.network.widths[1:], strict=False
+        ):
+            pieces.append(layer[:, :fan_out, :fan_in].flatten(1))
+            pieces.append(layer[:, :fan_out, fan_in])
+        return torch.cat(pieces, dim=1)
+
+    def backpropagate(
+        self,
+        first: torch.Tensor,
+        upper: Sequence[torch.Tensor],
+        targets: torch.Tensor,
+        shares: torch.Tensor,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Forward from the first layer's outputs to the cross-entropy, and back to them.
+
+        Args:
+            first: what the first layer puts out, before its ReLU, `[client, sample, out]`; overwritten.
+            upper: matrices of all layers but the first.
+            targets: one-hot labels `[client, sample, output]`.
+            shares: what a sample's loss counts, `[client, sample, 1]`; 0 for padding.
+
+        Returns:
+            The loss's gradient by `first`, and by each of `upper`.
+        """
+        here, hidden = first, []
+        for layer, width in zip(upper, self.network.widths[1:], strict=False):
+            here.clamp_min_(0)[..., width] = 1
+            hidden.append(here)
+            here = torch.bmm(here, layer.transpose(1, 2))
+        signals, classes = torch.zeros_like(here), self.network.widths[-1]
+        torch.sub(torch.softmax(here[..., :classes], 2), targets, out=signals[..., :classes])
+        signals.mul_(shares)
+        gradients: list[torch.Tensor] = []
+        for layer, inputs, width in zip(
+            reversed(upper), reversed(hidden), self.network.widths[-2:0:-1], strict=True
+        ):
+            gradients.insert(0, torch.bmm(signals.transpose(1, 2), inputs))
+            signals = torch.bmm(signals, layer)
+            signals = torch.ops.aten.threshold_backward(signals, inputs, 0)
+            signals[..., width] = 0
+        return signals, gradients
+
+    def gradients(
+        self,
+        layers: Sequence[torch.Tensor],
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        shares: torch.Tensor,
+    ) -> list[torch.Tensor]:
+        """Gradients of the cross-entropy by each of `layers`.
+
+        Args:
+            layers: matrices `[client, out, in]`.
+            inputs: padded inputs with their ones, `[client, sample, in]`.
+            targets: one-hot labels `[client, sample, output]`.
+            shares: what a sample's loss counts, `[client, sample, 1]`.
+        """
+        first = torch.bmm(inputs, layers[0].transpose(1, 2))
+        signals, upper = self.backpropagate(first, layers[1:], targets, shares)
+        return [torch.bmm(signals.transpose(1, 2), inputs), *upper]
