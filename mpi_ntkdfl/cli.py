@@ -147,7 +147,7 @@ def presets(name: str | None) -> None:
         click.echo(config.preset_text(name), nl=False)
         return
     for each in config.preset_names():
-        click.echo(f"{each:30}{config.preset_text(each).splitlines()[0].removeprefix('# ')}")
+        click.echo(f"{each:32}{config.preset_text(each).splitlines()[0].removeprefix('# ')}")
 
 
 # ----------------------------------------------------------------------------------- looking at runs
