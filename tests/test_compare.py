@@ -1,6 +1,7 @@
 """Comparing runs: numbers worked out by hand, grouping, warnings, killed and damaged records."""
 
 import csv
+import functools
 import json
 import random
 
@@ -23,13 +24,20 @@ ACCURACY = (0.1, 0.5, 0.7, 0.8, 0.9)
 """Of the average, after 0, 1, ... rounds."""
 
 
-def with_settings(text, settings):
-    """A configuration's text, with `section.key` replaced; None removes the key."""
-    config = yaml.safe_load(text)
+@functools.cache
+def known_attributes():
+    """Of every record here; asking git for the commit takes longer than all the rest."""
+    return provenance(config_text(), 0, ("a",) * RANKS, "MPI", "cpu", "2.0")
+
+
+def attributes_with(settings):
+    """The attributes of a run whose configuration has these values of `section.key`."""
+    config = yaml.safe_load(known_attributes()["config"])
     for key, value in settings.items():
         section, _, name = key.rpartition(".")
         (config[section] if section else config)[name] = value
-    return yaml.safe_dump(config, sort_keys=False)
+    text = yaml.safe_dump(config, sort_keys=False)
+    return known_attributes() | {"config": text, "seed": config["seed"]}
 
 
 def write(
@@ -44,10 +52,8 @@ def write(
     rounds = len(accuracy) - 1
     changes = {"rounds": rounds, "evaluation.every": every}
     changes |= {key.replace("__", "."): value for key, value in settings.items()}
-    text = with_settings(config_text(), changes)
-    attributes = provenance(text, yaml.safe_load(text)["seed"], ("a",) * RANKS, "MPI", "cpu", "2.0")
     record = Record(path)
-    record.create(attributes, CLIENTS, RANKS, tuple(map(np.array, partition)))
+    record.create(attributes_with(changes), CLIENTS, RANKS, tuple(map(np.array, partition)))
     for done in range(rounds + 1):
         value = accuracy[done]
         clients = value - 0.1 * np.arange(CLIENTS)
@@ -303,8 +309,7 @@ def test_rows_ahead_of_their_round_are_left_out(tmp_path):
 
 def test_a_run_that_never_started(tmp_path):
     path = tmp_path / "a.h5"
-    attributes = provenance(config_text(), 0, ("a",), "MPI", "cpu", "2.0")
-    Record(path).create(attributes, CLIENTS, RANKS, (np.arange(5), np.arange(4)))
+    Record(path).create(known_attributes(), CLIENTS, RANKS, (np.arange(5), np.arange(4)))
     found = outcome(path)
     assert found.costs[0].reached == 0
     assert np.isnan(found.accuracy.mean)

@@ -193,27 +193,18 @@ HEADS = {"pdf": b"%PDF-1.4", "png": b"\x89PNG\r\n", "svg": b"<?xml"}
 def test_files_are_the_same_whoever_draws_them_when(tmp_path, kind):
     groups = read(*two_seeds(tmp_path))
     first, second = tmp_path / f"first.{kind}", tmp_path / f"second.{kind}"
-    plots.write(first, groups, Request(target=0.85))
+    plots.write(first, groups, Request(x=("rounds",), target=0.85))
     with mpl.rc_context({"font.size": 20, "lines.linewidth": 9, "svg.hashsalt": None}):
-        plots.write(second, groups, Request(target=0.85))
+        plots.write(second, groups, Request(x=("rounds",), target=0.85))
         assert mpl.rcParams["font.size"] == 20
     assert first.read_bytes().startswith(HEADS[kind])
     assert first.read_bytes() == second.read_bytes()
     assert not re.search(rb"CreationDate|<dc:date>", first.read_bytes())
-
-
-def test_pdf_embeds_truetype_fonts(tmp_path):
-    path = tmp_path / "figure.pdf"
-    plots.write(path, read(write(tmp_path / "a.h5")), Request())
-    text = path.read_bytes()
-    assert b"/FontFile2" in text
-    assert b"/Type3" not in text
-
-
-def test_svg_needs_no_fonts(tmp_path):
-    path = tmp_path / "figure.svg"
-    plots.write(path, read(write(tmp_path / "a.h5")), Request())
-    assert "<text" not in path.read_text()
+    if kind == "pdf":
+        assert b"/FontFile2" in first.read_bytes(), "TrueType fonts, embedded"
+        assert b"/Type3" not in first.read_bytes()
+    if kind == "svg":
+        assert b"<text" not in first.read_bytes(), "letters are paths: no fonts are needed"
 
 
 def test_command(tmp_path):
