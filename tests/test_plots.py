@@ -227,6 +227,7 @@ def test_an_old_figure_is_replaced_or_left_whole(tmp_path, monkeypatch):
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", failing)
     assert "cannot write" in complaint("plot", record, "-o", path)
     assert path.read_text() == "old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5", "figure.svg"]
     monkeypatch.undo()
     assert words("plot", record, "-o", path, "--x", "rounds")[0] == 0
     assert path.read_text().startswith("<?xml")
