@@ -23,8 +23,9 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl import seeds
+from mpi_ntkdfl.algorithms.base import may_diverge
 from mpi_ntkdfl.comm.exchange import Federation
-from mpi_ntkdfl.errors import SimulationError, locating
+from mpi_ntkdfl.errors import Diverged
 from mpi_ntkdfl.model.batched import BatchedMLP, padded
 from mpi_ntkdfl.model.losses import one_hot
 
@@ -190,7 +191,7 @@ class LocalTraining:
             The trained weights, `[owned, param]`.
 
         Raises:
-            SimulationError: naming client and round, if weights become non-finite.
+            Diverged: naming client and round, if weights become non-finite.
         """
 
         def train(group: _Group, start: torch.Tensor) -> torch.Tensor:
@@ -265,12 +266,14 @@ class LocalTraining:
             for group in self._groups(dual):
                 rows = self._own_rows(group)
                 trained[rows] = train(group, self._of_group(group, weights))[: len(rows)]
-        for client, row in zip(f.owned, trained, strict=True):
-            with locating(client=client, round=number):
-                if not bool(torch.isfinite(row).all()):
-                    raise SimulationError(
+        for client, before, row in zip(f.owned, weights, trained, strict=True):
+            if not bool(torch.isfinite(row).all()):
+                row.copy_(before)
+                with may_diverge(f, number, client):
+                    raise Diverged(
                         "the client's weights became non-finite in local training; lower "
-                        "algorithm.lr or algorithm.momentum, or look for extreme values in the data"
+                        "algorithm.lr or algorithm.momentum, look for extreme values in the data, or "
+                        "set on_divergence=continue"
                     )
         return trained
 
