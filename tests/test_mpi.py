@@ -39,6 +39,8 @@ SMALL_FASHION = (
     "rounds=3",
     "algorithm.taus=[20, 100]",
 )
+BASELINES = ("d-psgd", "dfedavg", "dfedavgm", "dfedsam", "dispfl", "fedavg", "local")
+BASELINE = ("rounds=2", "clients=8", "topology.degree=3")
 CASES = {
     "dynamic": ("rounds=5",),
     "static": ("rounds=5", "topology.dynamic=false"),
@@ -48,6 +50,8 @@ CASES = {
     "dense": ("rounds=2", "clients=8", "topology.degree=3", "algorithm.jacobian=dense"),
     "per-client starts": ("rounds=2", "model.init=per-client", "algorithm.selection=linearised"),
     "fashion-mnist": SMALL_FASHION,
+    **{name: (*BASELINE, f"algorithm.name={name}") for name in BASELINES},
+    "quantised": (*BASELINE, "algorithm={name: dfedavg, quantize: 256}"),
 }
 LAUNCHES = [
     *(("dynamic", ranks) for ranks in (2, 3, 4, 7)),
@@ -57,6 +61,7 @@ LAUNCHES = [
     ("small waves", 2),
     ("dense", 3),
     ("per-client starts", 3),
+    *((name, 3) for name in (*BASELINES, "quantised")),
     *(pytest.param("fashion-mnist", ranks, marks=needs_fashion) for ranks in (2, 3)),
 ]
 
@@ -84,18 +89,29 @@ def test_same_bits_for_any_number_of_ranks(simulate, baselines, tmp_path, case, 
     with h5py.File(made[case]) as one, h5py.File(path) as many:
         for name in INVARIANT:
             assert one[name][:].tobytes() == many[name][:].tobytes(), name
-        assert many["traffic/mpi_bytes"][:].sum() > 0
+        statistics = list(many["traffic"].attrs["phases"]).index("statistics")
+        sent = many["traffic/mpi_bytes"][:].sum(0)
+        assert sent[statistics] > 0
+        assert (sent.sum() > sent[statistics]) == (case != "local")
     checkpoints = [p.with_name(p.stem + ".ckpt.h5") for p in (made[case], path)]
     with h5py.File(checkpoints[0]) as one, h5py.File(checkpoints[1]) as many:
         assert np.isfinite(many["params"][:]).all()
         assert one["params"][:].tobytes() == many["params"][:].tobytes()
 
 
-@pytest.mark.parametrize("jacobian", ["factored", "dense"])
-def test_the_plan_is_what_the_ledger_books(simulate, tmp_path, jacobian):
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        *("jacobian=factored", "jacobian=dense", "name=dfedavg", "name=dispfl", "name=fedavg"),
+        *("name=local", "quantize=256"),
+    ],
+)
+def test_the_plan_is_what_the_ledger_books(simulate, tmp_path, algorithm):
     """`check` and the exchange count with the same formats but not with the same code."""
     path = tmp_path / "run.h5"
-    settings = ("clients=9", "topology.degree=4", "rounds=1", f"algorithm.jacobian={jacobian}")
+    settings = ["clients=9", "topology.degree=4", "rounds=1", f"algorithm.{algorithm}"]
+    if algorithm == "quantize=256":
+        settings.append("algorithm.name=d-psgd")
     overrides = [word for override in settings for word in ("--set", override)]
     assert simulate(3, "run", "quickstart", *overrides, "-o", path, "-q").returncode == 0
     with h5py.File(path) as file:
@@ -106,7 +122,12 @@ def test_the_plan_is_what_the_ledger_books(simulate, tmp_path, jacobian):
         phases = list(file["traffic"].attrs["phases"])
         booked = np.stack([file["traffic/protocol_bytes"][0], file["traffic/mpi_bytes"][0]])
     plan = prepare(config, 3).plan.traffic
-    if jacobian == "dense":
+    if algorithm == "quantize=256":
+        # How short the codes are follows from the data; the plan tells the most they can take.
+        sent = phases.index("weights")
+        assert 0.2 * plan[0, sent] < booked[0, sent] < plan[0, sent]
+        plan[0, sent] = booked[0, sent]
+    if algorithm == "jacobian=dense":
         # The entries cross twice, slice by slice, each slice padded by itself.
         entries = phases.index("jacobians")
         assert 2 * plan[1, entries] <= booked[1, entries] < 2.02 * plan[1, entries]
