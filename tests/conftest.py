@@ -98,7 +98,7 @@ def environment() -> dict[str, str]:
 Run = subprocess.CompletedProcess[str]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def mpirun() -> Callable[..., Run]:
     """Starts `python ARGS` on some ranks and returns the finished process, within a time limit."""
     if find_mpirun() is None:

@@ -1,5 +1,6 @@
 """Real launches of several ranks: the same bits, large messages, odd graphs, one rank that fails."""
 
+import json
 import os
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.assembly import prepare
 from mpi_ntkdfl.config import parse, read_yaml
-from tests.conftest import needs_fashion
+from mpi_ntkdfl.data.sources import DEBIAN_FASHION
+from mpi_ntkdfl.outputs import Outputs
 
 pytestmark = pytest.mark.slow
 
@@ -61,85 +63,132 @@ CASES = {
     **{name: (*SMALL, f"algorithm.name={name}") for name in BASELINES},
     "quantised": (*SMALL, "algorithm={name: dfedavg, quantize: 256}"),
 }
-LAUNCHES = [
-    *(("dynamic", ranks) for ranks in (2, 3, 4, 7)),
-    ("static", 3),
-    ("ring, unequal weights", 4),
-    ("islands", 4),
-    ("small waves", 2),
-    ("dense", 3),
-    ("per-client starts", 3),
-    ("ntk-fl", 3),
-    ("average-gd", 3),
-    ("average-gd, shared", 3),
-    *((name, 3) for name in (*SMALLS, "quantised")),
-    *(pytest.param("fashion-mnist", ranks, marks=needs_fashion) for ranks in (2, 3)),
-]
+RESUMED = ("dynamic", "ntk-fl", "average-gd", *BASELINES)
+LAUNCHES = {
+    2: ("dynamic", "small waves", "fashion-mnist"),
+    3: tuple(
+        case for case in CASES if case not in ("small waves", "ring, unequal weights", "islands")
+    ),
+    4: ("dynamic", "ring, unequal weights", "islands"),
+    7: ("dynamic",),
+}
 
 
-def run_case(simulate, case, ranks, folder: Path) -> Path:
-    path = folder / f"{case.replace(' ', '-')}-{ranks}.h5"
-    overrides = [word for override in CASES[case] for word in ("--set", override)]
-    done = simulate(ranks, "run", "quickstart", *overrides, "-o", path, "-q")
+def run_all(mpirun, ranks, folder: Path, cases, *words) -> dict[str, Path]:
+    """Runs all `cases` (settings by name) in one launch; starting ranks takes longer than they do."""
+    found = {name: folder / f"{name.replace(' ', '-')}.h5" for name in cases}
+    lines = []
+    for name, settings in cases.items():
+        overrides = [word for setting in settings for word in ("--set", setting)]
+        lines.append(["run", "quickstart", *overrides, "-o", str(found[name]), "-q", *words])
+    done = mpirun(ranks, "-c", MANY, json.dumps(lines), limit=300)
     assert done.returncode == 0, done.stderr
-    return path
+    return found
+
+
+MANY = """
+import json, sys
+from mpi_ntkdfl.cli import main
+for line in json.loads(sys.argv[1]):
+    sys.argv[1:] = line
+    try:
+        main()
+    except SystemExit as ended:
+        assert not ended.code, line
+"""
+
+
+def chosen(names):
+    """The cases of these names that this machine can run."""
+    have = DEBIAN_FASHION.exists()
+    return {name: CASES[name] for name in names if have or name != "fashion-mnist"}
 
 
 @pytest.fixture(scope="module")
-def baselines(tmp_path_factory):
-    """Records of single ranks, made when first asked for."""
-    return tmp_path_factory.mktemp("baselines"), {}
+def records(tmp_path_factory, mpirun):
+    """A function of a number of ranks: records of its cases by name, made when first asked for."""
+    made = {}
+
+    def of(ranks):
+        if ranks not in made:
+            folder = tmp_path_factory.mktemp(f"ranks-{ranks}")
+            made[ranks] = run_all(mpirun, ranks, folder, chosen(LAUNCHES.get(ranks, CASES)))
+        return made[ranks]
+
+    return of
 
 
-@pytest.mark.parametrize(("case", "ranks"), LAUNCHES)
-def test_same_bits_for_any_number_of_ranks(simulate, baselines, tmp_path, case, ranks):
-    folder, made = baselines
-    if case not in made:
-        made[case] = run_case(simulate, case, 1, folder)
-    path = run_case(simulate, case, ranks, tmp_path)
-    with h5py.File(made[case]) as one, h5py.File(path) as many:
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory, mpirun):
+    """Records of runs that 2 ranks began and 4 ranks finished, by name."""
+    folder, cases = tmp_path_factory.mktemp("resumed"), chosen(RESUMED)
+    run_all(mpirun, 2, folder, {name: (*each, "rounds=1") for name, each in cases.items()})
+    return run_all(mpirun, 4, folder, cases, "--resume")
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    """Two runs of one configuration: record, weights and what else the method carries."""
+    with h5py.File(one) as a, h5py.File(other) as b:
         for name in INVARIANT:
-            assert one[name][:].tobytes() == many[name][:].tobytes(), name
-        statistics = list(many["traffic"].attrs["phases"]).index("statistics")
-        sent = many["traffic/mpi_bytes"][:].sum(0)
-        assert sent[statistics] > 0
-        assert (sent.sum() > sent[statistics]) == (case != "local")
-    checkpoints = [p.with_name(p.stem + ".ckpt.h5") for p in (made[case], path)]
-    with h5py.File(checkpoints[0]) as one, h5py.File(checkpoints[1]) as many:
-        assert np.isfinite(many["params"][:]).all()
-        assert one["params"][:].tobytes() == many["params"][:].tobytes()
+            assert a[name][:].tobytes() == b[name][:].tobytes(), name
+    with h5py.File(Outputs(one).checkpoint) as a, h5py.File(Outputs(other).checkpoint) as b:
+        assert np.isfinite(a["params"][:]).all()
+        assert list(a) == list(b)
+        for name in ("params", *(f"state/{each}" for each in a.get("state", ()))):
+            assert a[name][:].tobytes() == b[name][:].tobytes(), name
 
 
 @pytest.mark.parametrize(
-    "method",
-    [
-        ("jacobian=factored",),
-        ("jacobian=dense",),
-        ("name=ntk-fl", "clients_per_round=5"),
-        ("name=average-gd",),
-        ("name=average-gd", "data=neighbourhood"),
-    ],
-    ids=" ".join,
+    ("case", "ranks"), [(case, ranks) for ranks, cases in LAUNCHES.items() for case in cases]
 )
-def test_the_plan_is_what_the_ledger_books(simulate, tmp_path, method):
-    """`check` and the exchange count with the same formats but not with the same code."""
-    path = tmp_path / "run.h5"
-    settings = ["clients=9", "topology.degree=4", "rounds=1", *(f"algorithm.{s}" for s in method)]
-    "algorithm",
-    [
-        *("jacobian=factored", "jacobian=dense", "name=dfedavg", "name=dispfl", "name=fedavg"),
-        *("name=local", "quantize=256"),
-    ],
-)
-def test_the_plan_is_what_the_ledger_books(simulate, tmp_path, algorithm):
-    """`check` and the exchange count with the same formats but not with the same code."""
-    path = tmp_path / "run.h5"
-    settings = ["clients=9", "topology.degree=4", "rounds=1", f"algorithm.{algorithm}"]
-    if algorithm == "quantize=256":
-        settings.append("algorithm.name=d-psgd")
-    overrides = [word for override in settings for word in ("--set", override)]
-    assert simulate(3, "run", "quickstart", *overrides, "-o", path, "-q").returncode == 0
+def test_same_bits_for_any_number_of_ranks(records, case, ranks):
+    if case not in chosen(CASES):
+        pytest.skip("needs Fashion-MNIST: Debian package dataset-fashion-mnist")
+    path = records(ranks)[case]
+    assert_same_bits(records(1)[case], path)
     with h5py.File(path) as file:
+        statistics = list(file["traffic"].attrs["phases"]).index("statistics")
+        sent = file["traffic/mpi_bytes"][:].sum(0)
+    assert sent[statistics] > 0
+    assert (sent.sum() > sent[statistics]) == (case != "local")
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_same_bits_after_resuming_with_other_ranks(records, resumed, case):
+    assert_same_bits(records(1)[case], resumed[case])
+    with h5py.File(resumed[case]) as file:
+        (again,) = json.loads(file.attrs["resumed"])
+    assert (again["round"], again["ranks"]) == (1, 4)
+
+
+PLANNED = (
+    ("jacobian=factored",),
+    ("jacobian=dense",),
+    ("name=ntk-fl", "clients_per_round=5"),
+    ("name=average-gd",),
+    ("name=average-gd", "data=neighbourhood"),
+    ("name=dfedavg",),
+    ("name=d-psgd", "quantize=256"),
+    ("name=dispfl",),
+    ("name=fedavg",),
+    ("name=local",),
+)
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory, mpirun):
+    """Records of one round of each of `PLANNED` on 3 ranks, by name."""
+    folder = tmp_path_factory.mktemp("planned")
+    small = ("clients=9", "topology.degree=4", "rounds=1")
+    return run_all(
+        mpirun, 3, folder, {" ".join(m): (*small, *(f"algorithm.{s}" for s in m)) for m in PLANNED}
+    )
+
+
+@pytest.mark.parametrize("method", PLANNED, ids=" ".join)
+def test_the_plan_is_what_the_ledger_books(planned, method):
+    """`check` and the exchange count with the same formats but not with the same code."""
+    with h5py.File(planned[" ".join(method)]) as file:
         config = parse(
             [read_yaml(file.attrs["config"], "config")],
             {name: method.Settings for name, method in METHODS.items()},
@@ -147,13 +196,12 @@ def test_the_plan_is_what_the_ledger_books(simulate, tmp_path, algorithm):
         phases = list(file["traffic"].attrs["phases"])
         booked = np.stack([file["traffic/protocol_bytes"][0], file["traffic/mpi_bytes"][0]])
     plan = prepare(config, 3).plan.traffic
-    if "jacobian=dense" in method:
-    if algorithm == "quantize=256":
+    if "quantize=256" in method:
         # How short the codes are follows from the data; the plan tells the most they can take.
         sent = phases.index("weights")
         assert 0.2 * plan[0, sent] < booked[0, sent] < plan[0, sent]
         plan[0, sent] = booked[0, sent]
-    if algorithm == "jacobian=dense":
+    if "jacobian=dense" in method:
         # The entries cross twice, slice by slice, each slice padded by itself.
         entries = phases.index("jacobians")
         assert 2 * plan[1, entries] <= booked[1, entries] < 2.02 * plan[1, entries]
