@@ -93,7 +93,7 @@ def test_divergence_names_the_round():
     ],
 )
 def test_what_cannot_be_is_refused_before_the_run(override, message):
-    layers = [read_source("quickstart"), read_overrides(["algorithm.name=ntk-fl", override])]
+    layers = [*read_source("quickstart"), read_overrides(["algorithm.name=ntk-fl", override])]
     config = parse(layers, {name: method.Settings for name, method in METHODS.items()})
     with pytest.raises(InputError, match=message):
         prepare(config, 1)
