@@ -168,6 +168,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         seed=config.seed,
         ledger=Ledger(),
         clock=Clock(),
+        on_divergence=config.on_divergence,
     )
     shares = (problem.partition.offsets, problem.partition.indices) if problem else None
     fingerprint = problem.dataset.fingerprint() if problem else None

@@ -277,8 +277,8 @@ def _parse_bytes(size: int | str) -> int:
 class Config(Section):
     """A whole run; equal configurations give equal results.
 
-    `on_divergence` says what happens when a client's weights become non-finite: the run stops, or
-    the client keeps its weights of the round before and the run continues.
+    `on_divergence` says what happens when a client's weights or loss become non-finite: the run
+    stops, or the client takes no step in that round and the run continues.
     """
 
     seed: int = Field(default=0, ge=0, lt=2**63)

@@ -29,6 +29,10 @@ class SimulationError(MpiNtkdflError):
     """The computation cannot go on, for example because a client's weights became non-finite."""
 
 
+class Diverged(SimulationError):
+    """A client's weights or loss became non-finite in a round."""
+
+
 @contextmanager
 def locating(**where: object) -> Iterator[None]:
     """Adds `key value` notes to any exception that passes, such as the client and the round.

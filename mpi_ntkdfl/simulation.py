@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import signal
 import time
 from collections.abc import Callable
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl.algorithms import METHODS
-from mpi_ntkdfl.algorithms.base import RoundResult
 from mpi_ntkdfl.assembly import Assembly, assemble, prepare
 from mpi_ntkdfl.comm.exchange import Exchange
 from mpi_ntkdfl.comm.world import World
@@ -26,8 +24,6 @@ from mpi_ntkdfl.outputs import Outputs, locked, refuse
 from mpi_ntkdfl.resume import find_start
 from mpi_ntkdfl.stopping import Budget, signalled
 from mpi_ntkdfl.topology.graphs import Graph
-
-_log = logging.getLogger(__name__)
 
 Mode = Literal["new", "overwrite", "resume"]
 """What to do about outputs that exist: refuse, replace them, or go on with them."""
@@ -179,7 +175,8 @@ class Simulation:
                         exchange.close()
                     exchange = Exchange(self.federation, graph)
                 result = self.method.round(self.weights, done, exchange)
-                self.weights = self._finite(result)
+                self.weights = result.weights
+                self._require_finite()
                 done += 1
                 self._finish_round(done, graph, result.taus)
                 reason, due = self._look_around(done)
@@ -192,26 +189,13 @@ class Simulation:
 
     # ----------------------------------------------------------------------------- between rounds
 
-    def _finite(self, result: RoundResult) -> torch.Tensor:
-        """The new weights `[owned, param]`, or a diverged client's former ones if so configured.
-
-        Raises:
-            SimulationError: naming the first client that diverged, if the run is to stop.
-        """
-        diverged = ~torch.isfinite(result.weights).all(dim=1)
-        if not bool(diverged.any()):
-            return result.weights
-        clients = [
-            c for c, bad in zip(self.federation.owned, diverged.tolist(), strict=True) if bad
-        ]
-        if self.config.on_divergence == "stop":
-            with locating(client=clients[0]):
-                raise SimulationError(
-                    "the client's weights became non-finite; lower algorithm.lr, or set "
-                    "on_divergence=continue to let such clients keep their former weights"
-                )
-        _log.error("clients %s diverged and keep their former weights", clients)
-        return torch.where(diverged[:, None], self.weights, result.weights)
+    def _require_finite(self) -> None:
+        """The last net: a method handles divergence itself, means over clients rely on it."""
+        finite = torch.isfinite(self.weights).all(dim=1).tolist()
+        for client, fine in zip(self.federation.owned, finite, strict=True):
+            if not fine:
+                with locating(client=client):
+                    raise SimulationError("the round left non-finite weights")
 
     def _finish_round(self, done: int, graph: Graph | None, taus: list[int]) -> None:
         """Evaluates if it is time to, and records; `done` rounds are over."""

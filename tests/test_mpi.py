@@ -42,6 +42,7 @@ SMALL_FASHION = (
     "algorithm.taus=[20, 100]",
 )
 SMALL = ("rounds=2", "clients=8", "topology.degree=3")
+BASELINES = ("d-psgd", "dfedavg", "dfedavgm", "dfedsam", "dispfl", "fedavg", "local")
 CASES = {
     "dynamic": ("rounds=5",),
     "static": ("rounds=5", "topology.dynamic=false"),
@@ -57,6 +58,8 @@ CASES = {
         "algorithm={name: average-gd, data: neighbourhood, taus: [5, 50]}",
     ),
     "fashion-mnist": SMALL_FASHION,
+    **{name: (*SMALL, f"algorithm.name={name}") for name in BASELINES},
+    "quantised": (*SMALL, "algorithm={name: dfedavg, quantize: 256}"),
 }
 LAUNCHES = [
     *(("dynamic", ranks) for ranks in (2, 3, 4, 7)),
@@ -69,6 +72,7 @@ LAUNCHES = [
     ("ntk-fl", 3),
     ("average-gd", 3),
     ("average-gd, shared", 3),
+    *((name, 3) for name in (*SMALLS, "quantised")),
     *(pytest.param("fashion-mnist", ranks, marks=needs_fashion) for ranks in (2, 3)),
 ]
 
@@ -96,7 +100,10 @@ def test_same_bits_for_any_number_of_ranks(simulate, baselines, tmp_path, case, 
     with h5py.File(made[case]) as one, h5py.File(path) as many:
         for name in INVARIANT:
             assert one[name][:].tobytes() == many[name][:].tobytes(), name
-        assert many["traffic/mpi_bytes"][:].sum() > 0
+        statistics = list(many["traffic"].attrs["phases"]).index("statistics")
+        sent = many["traffic/mpi_bytes"][:].sum(0)
+        assert sent[statistics] > 0
+        assert (sent.sum() > sent[statistics]) == (case != "local")
     checkpoints = [p.with_name(p.stem + ".ckpt.h5") for p in (made[case], path)]
     with h5py.File(checkpoints[0]) as one, h5py.File(checkpoints[1]) as many:
         assert np.isfinite(many["params"][:]).all()
@@ -118,6 +125,18 @@ def test_the_plan_is_what_the_ledger_books(simulate, tmp_path, method):
     """`check` and the exchange count with the same formats but not with the same code."""
     path = tmp_path / "run.h5"
     settings = ["clients=9", "topology.degree=4", "rounds=1", *(f"algorithm.{s}" for s in method)]
+    "algorithm",
+    [
+        *("jacobian=factored", "jacobian=dense", "name=dfedavg", "name=dispfl", "name=fedavg"),
+        *("name=local", "quantize=256"),
+    ],
+)
+def test_the_plan_is_what_the_ledger_books(simulate, tmp_path, algorithm):
+    """`check` and the exchange count with the same formats but not with the same code."""
+    path = tmp_path / "run.h5"
+    settings = ["clients=9", "topology.degree=4", "rounds=1", f"algorithm.{algorithm}"]
+    if algorithm == "quantize=256":
+        settings.append("algorithm.name=d-psgd")
     overrides = [word for override in settings for word in ("--set", override)]
     assert simulate(3, "run", "quickstart", *overrides, "-o", path, "-q").returncode == 0
     with h5py.File(path) as file:
@@ -129,6 +148,12 @@ def test_the_plan_is_what_the_ledger_books(simulate, tmp_path, method):
         booked = np.stack([file["traffic/protocol_bytes"][0], file["traffic/mpi_bytes"][0]])
     plan = prepare(config, 3).plan.traffic
     if "jacobian=dense" in method:
+    if algorithm == "quantize=256":
+        # How short the codes are follows from the data; the plan tells the most they can take.
+        sent = phases.index("weights")
+        assert 0.2 * plan[0, sent] < booked[0, sent] < plan[0, sent]
+        plan[0, sent] = booked[0, sent]
+    if algorithm == "jacobian=dense":
         # The entries cross twice, slice by slice, each slice padded by itself.
         entries = phases.index("jacobians")
         assert 2 * plan[1, entries] <= booked[1, entries] < 2.02 * plan[1, entries]

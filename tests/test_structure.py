@@ -137,16 +137,19 @@ def test_files_and_functions_stay_readable():
                 assert node.end_lineno - node.lineno <= 85, f"{module}: {node.name}"
 
 
-LOOKERS = ["presets", "presets quickstart", "show missing.h5", "export missing.h5 --average x.pt"]
+LOOKERS = [
+    *("presets", "presets quickstart", "show missing.h5", "compare missing.h5"),
+    *("plot missing.h5 -o x.pdf", "export missing.h5 --average x.pt"),
+]
 
 
 @pytest.mark.parametrize("words", LOOKERS)
 def test_looking_at_runs_starts_no_mpi_and_mostly_no_torch(words):
-    """On a login node MPI may refuse to start, and torch takes seconds to load."""
+    """On a login node MPI may refuse to start; torch and matplotlib take seconds to load."""
     script = (
         "import sys, atexit\n"
         "from mpi_ntkdfl.cli import main\n"
-        "atexit.register(lambda: print(*sorted({'torch', 'mpi4py'} & set(sys.modules))))\n"
+        "atexit.register(lambda: print(*sorted({'torch', 'mpi4py', 'matplotlib'} & set(sys.modules))))\n"
         f"sys.argv = ['mpi_ntkdfl', *{words.split()!r}]\n"
         "main()\n"
     )

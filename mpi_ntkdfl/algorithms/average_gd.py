@@ -12,12 +12,11 @@ from typing import Literal
 
 import torch
 
-from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult
+from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult, may_diverge
 from mpi_ntkdfl.algorithms.steps import StepSettings, keep_best
 from mpi_ntkdfl.comm.exchange import Exchange, Federation, Samples
 from mpi_ntkdfl.comm.messages import samples_format
 from mpi_ntkdfl.config import MethodSettings
-from mpi_ntkdfl.errors import locating
 from mpi_ntkdfl.model.nets import MLP
 from mpi_ntkdfl.ntk.descent import descend
 from mpi_ntkdfl.ntk.update import network_losses
@@ -58,15 +57,14 @@ class AverageGd(Method):
         """One round; see the module's head for the steps."""
         s, f = self.settings, self.federation
         w_bar = exchange.average(weights, s.averaging)
-        new, taus = torch.empty_like(w_bar), []
+        new, taus = w_bar.clone(), [0] * len(w_bar)
         data: Iterable[tuple[int, Samples]] = f.samples.items()
         if s.data == "neighbourhood":
             data = exchange.samples(len(s.taus))
         for client, samples in data:
-            with locating(client=client, round=number):
-                row = client - f.owned.start
-                new[row], tau = self._descend(w_bar[row], samples, s.rate(number))
-                taus.append(tau)
+            row = client - f.owned.start
+            with may_diverge(f, number, client):
+                new[row], taus[row] = self._descend(w_bar[row], samples, s.rate(number))
         return RoundResult(new, taus)
 
     def _descend(self, w: torch.Tensor, data: Samples, lr: float) -> tuple[torch.Tensor, int]:

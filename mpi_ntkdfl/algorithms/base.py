@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,8 +14,11 @@ import torch
 from mpi_ntkdfl.comm.exchange import Exchange, Federation
 from mpi_ntkdfl.comm.messages import MessageFormat
 from mpi_ntkdfl.config import MethodSettings
+from mpi_ntkdfl.errors import Diverged, locating
 from mpi_ntkdfl.model.losses import Loss
 from mpi_ntkdfl.model.nets import MLP
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,24 @@ class RoundResult:
 
     weights: torch.Tensor
     taus: list[int]
+
+
+@contextmanager
+def may_diverge(federation: Federation, number: int, client: int | None = None) -> Iterator[None]:
+    """Around a client's (or, without one, a server's) computation in round `number`.
+
+    Names both to any exception. With `on_divergence: continue` a client that diverges takes no step:
+    the block ends, a line in the log says so, and what its weights were set to before stays.
+    """
+    where = {"round": number} if client is None else {"client": client, "round": number}
+    try:
+        with locating(**where):
+            yield
+    except Diverged as error:
+        if federation.on_divergence == "stop":
+            raise
+        # As an error, because ranks other than 0 say nothing less.
+        _log.error("%s; no step is taken (%s)", error, ", ".join(error.__notes__))
 
 
 @dataclass(frozen=True)

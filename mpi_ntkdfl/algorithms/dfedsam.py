@@ -23,6 +23,7 @@ from mpi_ntkdfl.algorithms.local_training import (
 from mpi_ntkdfl.algorithms.train_then_average import TrainingSettings
 from mpi_ntkdfl.comm.exchange import Exchange, Federation
 from mpi_ntkdfl.config import MethodSettings
+from mpi_ntkdfl.model.batched import product
 from mpi_ntkdfl.model.nets import MLP
 
 
@@ -53,7 +54,7 @@ class SamRule:
 
     def step(self, layers: Layers, gradient: Gradient) -> None:
         """One step, in place."""
-        slopes = gradient(layers)
+        slopes = [product(factors) for factors in gradient(layers)]
         if self._adaptive:
             slopes = [slope.mul_(layer) for slope, layer in zip(slopes, layers, strict=True)]
         norms = torch.stack([slope.flatten(1).square().sum(1) for slope in slopes]).sum(0).sqrt_()

@@ -23,17 +23,20 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl import seeds
+from mpi_ntkdfl.algorithms.base import may_diverge
 from mpi_ntkdfl.comm.exchange import Federation
-from mpi_ntkdfl.errors import SimulationError, locating
-from mpi_ntkdfl.model.batched import BatchedMLP, padded
+from mpi_ntkdfl.errors import Diverged
+from mpi_ntkdfl.model.batched import BatchedMLP, Factors, padded, product
 from mpi_ntkdfl.model.losses import one_hot
 
-_GROUP_WORK = 16 * 10**6
-"""Multiplications a group's step has at least, if 8 clients bring them: hides the cost of calls."""
+_PLACES = 4
 _PLACES_CUDA = 256
+"""Clients of a group: enough to share the cost of calls, few enough for the caches of a core."""
+_GROUP_WORK = 16 * 10**6
+"""Multiplications of a step that make the cost of calls small by themselves."""
 
 Layers = list[torch.Tensor]
-Gradient = Callable[[Layers], Layers]
+Gradient = Callable[[Layers], Factors]
 Pack = Callable[[torch.Tensor], Layers]
 
 
@@ -77,19 +80,23 @@ class SgdRule:
         """One step, in place."""
         self.descend(layers, gradient(layers))
 
-    def descend(self, layers: Layers, gradients: Layers) -> None:
-        """One step along `gradients`, which are overwritten."""
+    def descend(self, layers: Layers, gradients: Factors) -> None:
+        """One step along `gradients`."""
         sgd = self._sgd
-        if sgd.weight_decay:
-            for gradient, layer in zip(gradients, layers, strict=True):
-                gradient.add_(layer, alpha=sgd.weight_decay)
-        if sgd.momentum and self._velocity:
-            for velocity, gradient in zip(self._velocity, gradients, strict=True):
-                velocity.mul_(sgd.momentum).add_(gradient)
-        elif sgd.momentum:
-            self._velocity = gradients
-        for layer, step in zip(layers, self._velocity or gradients, strict=True):
-            layer.add_(step, alpha=-sgd.lr)
+        if not sgd.momentum:
+            for layer, (signals, inputs) in zip(layers, gradients, strict=True):
+                keep = 1 - sgd.lr * sgd.weight_decay
+                layer.baddbmm_(signals.transpose(1, 2), inputs, beta=keep, alpha=-sgd.lr)
+            return
+        if self._velocity:
+            for velocity, (signals, inputs) in zip(self._velocity, gradients, strict=True):
+                velocity.baddbmm_(signals.transpose(1, 2), inputs, beta=sgd.momentum)
+        else:
+            self._velocity = [product(factors) for factors in gradients]
+        for velocity, layer in zip(self._velocity, layers, strict=True):
+            if sgd.weight_decay:
+                velocity.add_(layer, alpha=sgd.weight_decay)
+            layer.add_(velocity, alpha=-sgd.lr)
 
 
 class _DualLayer:
@@ -190,7 +197,7 @@ class LocalTraining:
             The trained weights, `[owned, param]`.
 
         Raises:
-            SimulationError: naming client and round, if weights become non-finite.
+            Diverged: naming client and round, if weights become non-finite.
         """
 
         def train(group: _Group, start: torch.Tensor) -> torch.Tensor:
@@ -244,7 +251,7 @@ class LocalTraining:
             x = inputs.index_select(0, rows).view(group.places, self._batch, -1)
             y = targets.index_select(0, rows).view(group.places, self._batch, -1)
 
-            def gradient(at: Layers, x=x, y=y, shares=shares) -> Layers:  # type: ignore[no-untyped-def]
+            def gradient(at: Layers, x=x, y=y, shares=shares) -> Factors:  # type: ignore[no-untyped-def]
                 return self._mlp.gradients(at, x, y, shares)
 
             rule.step(layers, gradient)
@@ -265,12 +272,14 @@ class LocalTraining:
             for group in self._groups(dual):
                 rows = self._own_rows(group)
                 trained[rows] = train(group, self._of_group(group, weights))[: len(rows)]
-        for client, row in zip(f.owned, trained, strict=True):
-            with locating(client=client, round=number):
-                if not bool(torch.isfinite(row).all()):
-                    raise SimulationError(
+        for client, before, row in zip(f.owned, weights, trained, strict=True):
+            if not bool(torch.isfinite(row).all()):
+                row.copy_(before)
+                with may_diverge(f, number, client):
+                    raise Diverged(
                         "the client's weights became non-finite in local training; lower "
-                        "algorithm.lr or algorithm.momentum, or look for extreme values in the data"
+                        "algorithm.lr or algorithm.momentum, look for extreme values in the data, or "
+                        "set on_divergence=continue"
                     )
         return trained
 
@@ -296,7 +305,7 @@ class LocalTraining:
             # A round's products in both forms, divided by samples and units; see the module's head.
             pays = 2 * features + self._epochs * samples < 2 * self._epochs * features
             work = self._batch * width * (samples if dual and pays else 2 * features)
-            places = min(max(_GROUP_WORK // work, 1), 8)
+            places = min(max(_GROUP_WORK // work, 1), _PLACES)
             if f.device.type == "cuda":
                 places = _PLACES_CUDA
             for start in range(0, len(clients), places):

@@ -10,12 +10,11 @@ from typing import Literal
 
 import torch
 
-from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult
+from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult, may_diverge
 from mpi_ntkdfl.algorithms.steps import NtkSettings, ntk_step
 from mpi_ntkdfl.comm.exchange import Exchange, Federation
 from mpi_ntkdfl.comm.messages import dense_entries, dense_heading, factored_format
 from mpi_ntkdfl.config import MethodSettings
-from mpi_ntkdfl.errors import locating
 from mpi_ntkdfl.model.nets import MLP
 
 
@@ -54,13 +53,12 @@ class NtkDfl(Method):
         """One round; see the module's head for the steps."""
         s = self.settings
         w_bar = exchange.average(weights, s.averaging)
-        new, taus = torch.empty_like(w_bar), []
+        new, taus = w_bar.clone(), [0] * len(w_bar)
         first = self.federation.owned.start
         for hood in exchange.neighbourhoods(
             w_bar, s.jacobian, inputs=s.selection == "network", taus=len(s.taus)
         ):
-            with locating(client=hood.client, round=number):
-                row = hood.client - first
-                new[row], tau = ntk_step(hood, w_bar[row], s.rate(number), s, self.federation)
-                taus.append(tau)
+            row = hood.client - first
+            with may_diverge(self.federation, number, hood.client):
+                new[row], taus[row] = ntk_step(hood, w_bar[row], s.rate(number), s, self.federation)
         return RoundResult(new, taus)

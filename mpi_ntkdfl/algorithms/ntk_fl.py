@@ -12,13 +12,12 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult
+from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult, may_diverge
 from mpi_ntkdfl.algorithms.steps import NtkSettings, ntk_step
 from mpi_ntkdfl.comm.exchange import Exchange, Federation
 from mpi_ntkdfl.comm.messages import factored_format
 from mpi_ntkdfl.comm.neighbourhood import Neighbourhood
 from mpi_ntkdfl.config import MethodSettings
-from mpi_ntkdfl.errors import locating
 from mpi_ntkdfl.model.nets import MLP
 from mpi_ntkdfl.topology.schedule import participants
 
@@ -62,8 +61,10 @@ class NtkFl(Method):
         w = weights[0]  # all rows are equal
 
         def answer(hood: Neighbourhood) -> tuple[torch.Tensor, int]:
-            with locating(round=number):
-                return ntk_step(hood, w, s.rate(number), s, f)
+            new, tau = w, 0
+            with may_diverge(f, number):
+                new, tau = ntk_step(hood, w, s.rate(number), s, f)
+            return new, tau
 
         new, tau = exchange.ask_server(w, chosen, answer)
         return RoundResult(new.repeat(len(weights), 1), [tau] * len(weights))

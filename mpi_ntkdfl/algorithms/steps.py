@@ -11,12 +11,15 @@ from pydantic import Field, field_validator
 from mpi_ntkdfl.comm.exchange import Federation
 from mpi_ntkdfl.comm.neighbourhood import Neighbourhood
 from mpi_ntkdfl.config import MethodSettings
-from mpi_ntkdfl.errors import SimulationError
+from mpi_ntkdfl.errors import Diverged
 from mpi_ntkdfl.model.losses import one_hot
 from mpi_ntkdfl.ntk.evolve import Evolution, evolve
 from mpi_ntkdfl.ntk.update import best, candidate_weights, linearised_losses, network_losses
 
-_WAY_OUT = "lower algorithm.lr or algorithm.taus, or look for extreme values in the data"
+_WAY_OUT = (
+    "lower algorithm.lr or algorithm.taus, look for extreme values in the data, or set "
+    "on_divergence=continue"
+)
 
 
 class StepSettings(MethodSettings):
@@ -72,11 +75,11 @@ def keep_best(
         taus: their numbers of steps.
 
     Raises:
-        SimulationError: if no loss is finite, or the weights are not.
+        Diverged: if no loss is finite, or the weights are not.
     """
     chosen = best(losses)
     if chosen < 0 or not bool(torch.isfinite(candidates[chosen]).all()):
-        raise SimulationError(f"the weights or their loss became non-finite; {_WAY_OUT}")
+        raise Diverged(f"the weights or their loss became non-finite; {_WAY_OUT}")
     return candidates[chosen], taus[chosen]
 
 
@@ -91,7 +94,7 @@ def ntk_step(
         The new weights `[param]` and the tau they belong to.
 
     Raises:
-        SimulationError: if a value became non-finite.
+        Diverged: if a value became non-finite.
     """
     with federation.clock("kernel"):
         kernel = hood.kernel()
@@ -119,4 +122,4 @@ def _evolve(
         try:
             return evolve(kernel, hood.outputs, targets, lr, s.taus, s.loss, s.tolerance)
         except ArithmeticError as error:
-            raise SimulationError(f"the evolution failed: {error}; {_WAY_OUT}") from error
+            raise Diverged(f"the evolution failed: {error}; {_WAY_OUT}") from error

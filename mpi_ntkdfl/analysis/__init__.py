@@ -1,1 +1,1 @@
-"""Reads records and makes tables of them; knows neither MPI nor torch."""
+"""Reads records and makes tables and figures of them; knows neither MPI nor torch."""

@@ -18,6 +18,7 @@ from mpi_ntkdfl.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis as MplAxis
     from matplotlib.figure import Figure
 
 _SPACING = 0.12
@@ -190,24 +191,30 @@ def _line(
 
 
 def _scale(panel: Axes, x: Axis, y: Axis) -> None:
-    """Scales of both axes; bytes have their unit at the ticks."""
-    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
+    """Scales and ticks of both axes; bytes have their unit at the ticks."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     panel.set_xlabel(x.label)
-    if y.log:
-        panel.set_yscale("log")
     if x.log:
         panel.set_xscale("log")
-        low, high = panel.get_xlim()
-        few = math.log10(high / low) < 2.2
-        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+        _log_ticks(panel.xaxis, *panel.get_xlim())
         panel.xaxis.set_major_formatter(EngFormatter(unit="B"))
-        panel.xaxis.set_minor_locator(NullLocator())
     else:
         panel.set_xlim(left=0)
-        panel.xaxis.set_major_locator(
-            MaxNLocator(6, integer=x.field == "rounds", steps=[1, 2, 5, 10])
-        )
+        whole = x.field == "rounds"
+        panel.xaxis.set_major_locator(MaxNLocator(6, integer=whole, steps=[1, 2, 5, 10]))
+    if y.log:
+        panel.set_yscale("log")
+        _log_ticks(panel.yaxis, *panel.get_ylim())
+        panel.yaxis.set_major_formatter("{x:g}")
+
+
+def _log_ticks(axis: MplAxis, low: float, high: float) -> None:
+    """Ticks at powers of ten, over a few decades at 2 and 5 as well."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+    axis.set_minor_locator(NullLocator())
 
 
 def _legend(drawn: Figure, panel: Axes, spread: bool) -> None:

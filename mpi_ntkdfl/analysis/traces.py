@@ -224,10 +224,10 @@ def _labels(configurations: Sequence[dict[str, object]]) -> list[str]:
 
 
 def _label(settings: Mapping[str, object], keys: Iterable[str]) -> str:
-    """`topology regular, degree 5`."""
+    """`topology regular, degree 5`; what is not set is left out."""
     said = []
     for key in keys:
-        if key in settings:
+        if settings.get(key) is not None:
             section, _, last = key.rpartition(".")
             said.append(f"{section if last in ('kind', 'name') else last} {_text(settings[key])}")
     return ", ".join(said)

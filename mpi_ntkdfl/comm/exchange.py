@@ -71,6 +71,7 @@ class Federation:
         seed: the run's, for randomness keyed by purpose, client and round.
         ledger: books the traffic.
         clock: books the time.
+        on_divergence: whether the run stops when a client diverges, or goes on without its step.
     """
 
     world: World
@@ -84,6 +85,7 @@ class Federation:
     seed: int
     ledger: Ledger
     clock: Clock
+    on_divergence: Literal["stop", "continue"] = "stop"
 
     @property
     def owned(self) -> range:

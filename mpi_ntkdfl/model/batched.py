@@ -14,6 +14,10 @@ import torch
 
 from mpi_ntkdfl.model.nets import MLP
 
+Factors = list[tuple[torch.Tensor, torch.Tensor]]
+"""Gradients by layer matrices, as signals `[client, sample, out]` and inputs `[client, sample, in]`:
+a gradient is signals^T inputs, and is seldom needed by itself."""
+
 LINE = 16
 """Numbers to which widths are padded: a cache line of float32, two of float64."""
 
@@ -75,7 +79,7 @@ class BatchedMLP:
         upper: Sequence[torch.Tensor],
         targets: torch.Tensor,
         shares: torch.Tensor,
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    ) -> tuple[torch.Tensor, Factors]:
         """Forward from the first layer's outputs to the cross-entropy, and back to them.
 
         Args:
@@ -85,7 +89,7 @@ class BatchedMLP:
             shares: what a sample's loss counts, `[client, sample, 1]`; 0 for padding.
 
         Returns:
-            The loss's gradient by `first`, and by each of `upper`.
+            The loss's gradient by `first`, and the factors of those by `upper`.
         """
         here, hidden = first, []
         for layer, width in zip(upper, self.network.widths[1:], strict=False):
@@ -95,15 +99,15 @@ class BatchedMLP:
         signals, classes = torch.zeros_like(here), self.network.widths[-1]
         torch.sub(torch.softmax(here[..., :classes], 2), targets, out=signals[..., :classes])
         signals.mul_(shares)
-        gradients: list[torch.Tensor] = []
+        factors: Factors = []
         for layer, inputs, width in zip(
             reversed(upper), reversed(hidden), self.network.widths[-2:0:-1], strict=True
         ):
-            gradients.insert(0, torch.bmm(signals.transpose(1, 2), inputs))
+            factors.insert(0, (signals, inputs))
             signals = torch.bmm(signals, layer)
             signals = torch.ops.aten.threshold_backward(signals, inputs, 0)
             signals[..., width] = 0
-        return signals, gradients
+        return signals, factors
 
     def gradients(
         self,
@@ -111,7 +115,7 @@ class BatchedMLP:
         inputs: torch.Tensor,
         targets: torch.Tensor,
         shares: torch.Tensor,
-    ) -> list[torch.Tensor]:
+    ) -> Factors:
         """Gradients of the cross-entropy by each of `layers`.
 
         Args:
@@ -122,4 +126,10 @@ class BatchedMLP:
         """
         first = torch.bmm(inputs, layers[0].transpose(1, 2))
         signals, upper = self.backpropagate(first, layers[1:], targets, shares)
-        return [torch.bmm(signals.transpose(1, 2), inputs), *upper]
+        return [(signals, inputs), *upper]
+
+
+def product(factors: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """The gradient `[client, out, in]` that `factors` stand for."""
+    signals, inputs = factors
+    return torch.bmm(signals.transpose(1, 2), inputs)

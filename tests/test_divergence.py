@@ -1,0 +1,65 @@
+"""Clients whose weights become non-finite: the run stops and says who, or goes on without their step."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from mpi_ntkdfl.algorithms import METHODS
+from mpi_ntkdfl.comm.exchange import Exchange
+from mpi_ntkdfl.errors import Diverged
+from mpi_ntkdfl.topology.graphs import Graph
+from tests.conftest import make_federation, random_weights
+
+SETTINGS = {
+    "ntk-dfl": {"taus": [2, 5]},
+    "ntk-fl": {"taus": [2, 5], "clients_per_round": 4},
+    "average-gd": {"taus": [2, 5]},
+    "dfedavg": {"epochs": 2, "batch": 3},
+    "dfedsam": {"epochs": 2, "batch": 3},
+    "dispfl": {"epochs": 2, "batch": 3},
+}
+PATH = Graph.from_pairs(4, [(0, 1), (1, 2), (2, 3)])
+
+
+def one_round(name, tolerant):
+    """A round in which the data of client 2 are infinite; the weights before and after."""
+    federation = make_federation((5, 4, 3), [3, 4, 5, 6])
+    federation = dataclasses.replace(federation, on_divergence="continue" if tolerant else "stop")
+    federation.samples[2].inputs[0, 0] = torch.inf
+    method = METHODS[name](METHODS[name].Settings(**SETTINGS[name]), federation)
+    before = random_weights(federation)
+    if name == "ntk-fl":  # one model
+        before = before[:1].repeat(4, 1)
+    with Exchange(federation, PATH) as exchange:
+        return federation, before, method.round(before, 3, exchange)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_run_stops_at_the_client_and_round(name):
+    with pytest.raises(Diverged, match=r"non-finite.*on_divergence=continue|evolution") as caught:
+        one_round(name, tolerant=False)
+    # The first client that the infinite sample reaches: a neighbour's, or its own.
+    client = {"ntk-dfl": ["client 1"], "ntk-fl": []}.get(name, ["client 2"])
+    assert list(dict.fromkeys(caught.value.__notes__)) == [*client, "round 3"]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_run_goes_on_without_the_clients_step(name, caplog):
+    federation, before, after = one_round(name, tolerant=True)
+    assert torch.isfinite(after.weights).all()
+    assert "no step is taken" in caplog.text
+    assert "round 3" in caplog.text
+    with Exchange(federation, PATH) as exchange:
+        averages = exchange.average(before)
+    if name == "ntk-dfl":
+        # Clients 1, 2, 3 see the sample; they keep the averages.
+        assert torch.equal(after.weights[1:], averages[1:])
+        assert (after.taus[0] > 0, after.taus[1:]) == (True, [0, 0, 0])
+        assert not torch.equal(after.weights[0], averages[0])
+    if name == "average-gd":
+        assert torch.equal(after.weights[2], averages[2])
+        assert (after.taus[2], min(after.taus[0], after.taus[1], after.taus[3]) > 0) == (0, True)
+    if name == "ntk-fl":
+        assert torch.equal(after.weights, before)
+        assert after.taus == [0] * 4

@@ -1,0 +1,266 @@
+"""Figures: the drawn numbers, the house style, and files that are whole, undated, and replaced."""
+
+import itertools
+import re
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex, to_rgb
+
+from mpi_ntkdfl.analysis import plots, style, traces
+from mpi_ntkdfl.analysis.plots import Request
+from mpi_ntkdfl.errors import InputError
+from tests.test_cli import complaint, words
+from tests.test_compare import ACCURACY, read, two_seeds, write
+
+BYTES = np.array([0, 11, 33, 66, 110])
+
+
+def drawn(*paths, **request):
+    return plots.figure(read(*paths), Request(**request))
+
+
+def lines(panel):
+    """Curves of a panel, without the line of the target."""
+    return [line for line in panel.lines if not line.get_label().startswith("target")]
+
+
+def points(line):
+    return [np.asarray(each, dtype=float).tolist() for each in line.get_data()]
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+# -------------------------------------------------------------------------------------------- numbers
+
+
+def test_three_panels_by_default(tmp_path):
+    figure = drawn(write(tmp_path / "a.h5"))
+    by_rounds, by_bytes, by_seconds = (lines(panel)[0] for panel in figure.axes)
+    assert points(by_rounds) == [[0, 1, 2, 3, 4], list(ACCURACY)]
+    assert points(by_bytes) == [BYTES[1:].tolist(), list(ACCURACY[1:])]
+    assert points(by_seconds) == [[0, 2, 4, 6, 8], list(ACCURACY)]
+    assert [panel.get_xscale() for panel in figure.axes] == ["linear", "log", "linear"]
+    assert figure.axes[0].get_ylabel() == "test accuracy of the average"
+    assert [panel.get_xlabel() for panel in figure.axes] == [
+        *("rounds", "protocol bytes, all clients", "wall clock without evaluation (s)"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("y", "expected"),
+    [
+        ("accuracy", ACCURACY),
+        ("client-accuracy", np.array(ACCURACY) - 0.15),
+        ("loss", 2 - np.array(ACCURACY)),
+        ("deviation", 0.25 * np.arange(5)),
+        ("gradient-norm", 1 / np.arange(1, 6)),
+    ],
+)
+def test_every_quantity(tmp_path, y, expected):
+    figure = drawn(write(tmp_path / "a.h5"), x=("rounds",), y=y)
+    (panel,) = figure.axes
+    assert lines(panel)[0].get_ydata() == pytest.approx(expected)
+    assert panel.get_ylabel() == plots.Y[y].label
+
+
+def test_seeds_become_a_mean_with_a_band_of_one_standard_deviation(tmp_path):
+    figure = drawn(*two_seeds(tmp_path), x=("rounds",))
+    (panel,) = figure.axes
+    (line,) = lines(panel)
+    both = np.array([ACCURACY, (0.2, 0.85, 0.86, 0.87, 0.88)])
+    assert line.get_ydata() == pytest.approx(both.mean(axis=0))
+    band = panel.collections[0].get_paths()[0].vertices
+    for x, low, high in zip(
+        range(5), *both.mean(axis=0) + [[-1], [1]] * both.std(0, ddof=1), strict=True
+    ):
+        edge = band[band[:, 0] == x][:, 1]
+        assert (edge.min(), edge.max()) == pytest.approx((low, high))
+    assert legend(figure) == ["NTK-DFL", "±1 SD over seeds"]
+
+
+def test_one_run_has_no_band(tmp_path):
+    figure = drawn(write(tmp_path / "a.h5"), x=("rounds",))
+    assert len(figure.axes[0].collections) == 0
+    assert legend(figure) == ["NTK-DFL"]
+
+
+def test_target_title_limits_and_labels(tmp_path):
+    paths = [write(tmp_path / f"{n}.h5", algorithm__lr=n / 10) for n in (1, 2)]
+    request = {"target": 0.85, "title": "Some title", "ylim": (0.6, 0.9), "labels": ("one", "two")}
+    figure = drawn(*paths, **request)
+    assert legend(figure) == ["one", "two", "target 0.85"]
+    assert figure.get_suptitle() == "Some title"
+    for panel in figure.axes:
+        assert panel.get_ylim() == (0.6, 0.9)
+        assert [line.get_ydata()[0] for line in panel.lines if line not in lines(panel)] == [0.85]
+
+
+def test_the_start_does_not_dwarf_the_rest(tmp_path):
+    """The axis fits what comes after the start; the target is always in sight."""
+    path = write(tmp_path / "a.h5")
+    low, high = drawn(path).axes[0].get_ylim()
+    assert ACCURACY[0] < low < ACCURACY[1] < ACCURACY[-1] < high < 1
+    assert drawn(path, target=0.99).axes[0].get_ylim()[1] > 0.99
+
+
+def test_a_run_of_nothing_but_its_start_is_drawn(tmp_path):
+    figure = drawn(write(tmp_path / "a.h5", accuracy=(0.1,)))
+    assert points(lines(figure.axes[0])[0]) == [[0], [0.1]]
+
+
+def test_the_legend_covers_no_panel(tmp_path):
+    with plots._house_style():
+        figure = drawn(*(write(tmp_path / f"{n}.h5", algorithm__lr=n / 9) for n in range(1, 5)))
+        figure.draw_without_rendering()
+        box = figure.legends[0].get_window_extent()
+        assert not any(box.overlaps(panel.get_tightbbox()) for panel in figure.axes)
+
+
+# ---------------------------------------------------------------------------------------------- style
+
+
+def luminance(color):
+    """Relative luminance of WCAG 2, from 0 to 1."""
+    parts = np.array(to_rgb(color))
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def test_every_method_has_its_own_dashes_and_marker_whatever_the_colour():
+    every = [*style.METHODS.values(), *style.SPARE]
+    assert len({look.dashes for look in every}) == len(every)
+    assert len({look.marker for look in every}) == len(every)
+    assert set(style.NAMES) == set(style.METHODS)
+
+
+def test_methods_of_one_colour_are_few_and_all_stand_out_on_white():
+    looks = list(style.METHODS.values())
+    assert len({look.color for look in looks}) >= len(looks) - 1
+    assert all(1.05 / (luminance(look.color) + 0.05) > 2 for look in looks)
+
+
+def test_configurations_of_one_method_differ_in_grey():
+    for method in style.METHODS:
+        looks = style.styles([method] * style.VARIANTS)
+        assert (
+            len({look.dashes for look in looks}) == len({look.fill for look in looks}) == len(looks)
+        )
+        greys = [luminance(look.color) for look in looks]
+        assert all(1.05 / (grey + 0.05) > 1.3 for grey in greys), method
+
+
+def test_a_method_looks_the_same_in_every_company():
+    for some in itertools.permutations(("ntk-dfl", "dfedavg", "unheard-of"), 3):
+        found = dict(zip(some, style.styles(some), strict=True))
+        assert found["ntk-dfl"] == style.METHODS["ntk-dfl"]
+        assert found["dfedavg"] == style.METHODS["dfedavg"]
+        assert found["unheard-of"] == style.SPARE[0]
+
+
+def test_more_lines_than_can_be_told_apart():
+    with pytest.raises(InputError, match=f"at most {style.VARIANTS} configurations of one method"):
+        style.styles(["ntk-dfl"] * (style.VARIANTS + 1))
+    with pytest.raises(InputError, match=f"at most {len(style.SPARE)} methods without"):
+        style.styles([f"new-{n}" for n in range(len(style.SPARE) + 1)])
+
+
+def test_lines_are_drawn_in_their_style(tmp_path):
+    paths = [
+        write(tmp_path / "a.h5", algorithm__name="d-psgd"),
+        write(tmp_path / "b.h5"),
+        write(tmp_path / "c.h5", algorithm__lr=0.5),
+    ]
+    figure = drawn(*paths)
+    looks = style.styles(["d-psgd", "ntk-dfl", "ntk-dfl"])
+    for panel in figure.axes:
+        for line, look in zip(lines(panel), looks, strict=True):
+            assert to_hex(line.get_color()).upper() == look.color
+            assert line.get_marker() == look.marker
+        assert to_hex(lines(panel)[2].get_markerfacecolor()) == "#ffffff", "an open marker"
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+HEADS = {"pdf": b"%PDF-1.4", "png": b"\x89PNG\r\n", "svg": b"<?xml"}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_files_are_the_same_whoever_draws_them_when(tmp_path, kind):
+    groups = read(*two_seeds(tmp_path))
+    first, second = tmp_path / f"first.{kind}", tmp_path / f"second.{kind}"
+    plots.write(first, groups, Request(x=("rounds",), target=0.85))
+    with mpl.rc_context({"font.size": 20, "lines.linewidth": 9, "svg.hashsalt": None}):
+        plots.write(second, groups, Request(x=("rounds",), target=0.85))
+        assert mpl.rcParams["font.size"] == 20
+    assert first.read_bytes().startswith(HEADS[kind])
+    assert first.read_bytes() == second.read_bytes()
+    assert not re.search(rb"CreationDate|<dc:date>", first.read_bytes())
+    if kind == "pdf":
+        assert b"/FontFile2" in first.read_bytes(), "TrueType fonts, embedded"
+        assert b"/Type3" not in first.read_bytes()
+    if kind == "svg":
+        assert b"<text" not in first.read_bytes(), "letters are paths: no fonts are needed"
+
+
+def test_command(tmp_path):
+    figure = tmp_path / "figure.SVG"
+    options = ["--x", "seconds", "--y", "loss", "--title", "T", "--ylim", 0, 2, "--label", "one"]
+    code, out, err = words("plot", write(tmp_path / "a.h5"), "-o", figure, *options)
+    assert (code, out, err) == (0, f"{figure}\n", "")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5", "figure.SVG"]
+
+
+def test_command_warns_as_compare_does(tmp_path):
+    paths = write(tmp_path / "a.h5"), write(tmp_path / "b.h5", topology__degree=1)
+    code, _, err = words("plot", *paths, "-o", tmp_path / "figure.svg", "--x", "rounds")
+    assert (code, err) == (0, f"warning: {traces.warnings(read(*paths))[0]}\n")
+
+
+def test_an_old_figure_is_replaced_or_left_whole(tmp_path, monkeypatch):
+    path, record = tmp_path / "figure.svg", write(tmp_path / "a.h5")
+    path.write_text("old")
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", failing)
+    assert "cannot write" in complaint("plot", record, "-o", path)
+    assert path.read_text() == "old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5", "figure.svg"]
+    monkeypatch.undo()
+    assert words("plot", record, "-o", path, "--x", "rounds")[0] == 0
+    assert path.read_text().startswith("<?xml")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5", "figure.svg"]
+
+
+def failing(_, path, **__):
+    path.write_bytes(b"half a figu")
+    raise OSError(28, "No space left on device")
+
+
+def test_bad_words(tmp_path):
+    record = write(tmp_path / "a.h5")
+    with_option = {
+        ("-o", tmp_path / "a.jpg"): ".pdf, .png, .svg, got",
+        ("-o", tmp_path / "a"): ".pdf, .png, .svg, got",
+        ("-o", record): ".pdf, .png, .svg, got",
+        ("-o", tmp_path / "no" / "a.pdf"): "cannot write .*No such file or directory",
+        ("-o", "/proc/a.pdf"): "cannot write",
+        ("-o", tmp_path / ("n" * 300 + ".pdf")): "cannot write .*too long",
+        ("-o", "a.pdf", "--label", "x", "--label", "y"): "once for each of 1 configurations",
+        ("-o", "a.pdf", "--y", "loss", "--target", 0.8): "--target is an accuracy",
+        ("-o", "a.pdf", "--ylim", 1, 0): "LOW below HIGH",
+        ("-o", "a.pdf", "--y", "colour"): "colour",
+        (): "Missing option",
+    }
+    for options, message in with_option.items():
+        assert re.search(message, complaint("plot", record, *options)), message
+    assert "no record at" in complaint("plot", tmp_path / "no.h5", "-o", "a.pdf")
+
+
+def test_nothing_to_draw(tmp_path):
+    record = write(tmp_path / "a.h5", accuracy=(np.nan,) * 3)
+    found = complaint("plot", record, "-o", tmp_path / "a.pdf", "--y", "client-accuracy")
+    assert "no client-accuracy to draw" in found
+    assert not (tmp_path / "a.pdf").exists()
