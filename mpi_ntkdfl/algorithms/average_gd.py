@@ -51,7 +51,7 @@ class AverageGd(Method):
         assert isinstance(settings, AverageGdSettings)
         shared = settings.data == "neighbourhood"
         blocks = (samples_format(network, dtype),) if shared else ()
-        return Needs(("weights",), blocks, taus=len(settings.taus))
+        return Needs(("weights",), blocks=blocks, taus=len(settings.taus))
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """One round; see the module's head for the steps."""
