@@ -42,7 +42,7 @@ class Plan:
         params: P.
         largest: samples of the largest neighbourhood.
         traffic: protocol and MPI bytes of the round, `[2, phase]`, without statistics.
-        waves: exchanges of Jacobians a round.
+        waves: exchanges of Jacobians a round, 0 for methods without.
         slices: parameters a slice of dense Jacobians, 0 for factored ones.
         memory: bytes a rank holds by purpose, the largest rank's.
     """
@@ -74,8 +74,9 @@ def make_plan(
     work = WorkingSet.of(network, needs.taus, dtype)
     limit = config.compute.memory_bytes
     message_bytes = None
-    waves, slices = max(len(placement.owned(rank)) for rank in range(placement.ranks)), 0
+    waves = slices = 0
     if needs.dense:
+        waves = max(len(placement.owned(rank)) for rank in range(placement.ranks))
         slices = slice_width(graph, sizes, work, limit)
     elif needs.blocks:
         message_bytes = needs.blocks[0].nbytes_each(sizes)
@@ -93,7 +94,7 @@ def make_plan(
         traffic=_traffic(needs, network, dtype, sizes, graph, placement),
         waves=waves,
         slices=slices,
-        memory=_memory(network, dtype, sizes, test_samples, placement, limit, smallest),
+        memory=_memory(needs, network, dtype, sizes, test_samples, placement, limit, smallest),
     )
 
 
@@ -136,6 +137,7 @@ def _traffic(
 
 
 def _memory(
+    needs: Needs,
     network: MLP,
     dtype: torch.dtype,
     sizes: np.ndarray,
@@ -147,6 +149,10 @@ def _memory(
     owned = [placement.owned(rank) for rank in range(placement.ranks)]
     features, params = network.widths[0], network.layout.size
     item = dtype.itemsize
+    kept = {}
+    if needs.kept is not None:
+        each = np.array([needs.kept(int(samples)) for samples in sizes])
+        kept["method's own"] = max(int(each[own.start : own.stop].sum()) for own in owned)
     return {
         "libraries": LIBRARIES,
         "own samples": max(int(sizes[own.start : own.stop].sum()) for own in owned)
@@ -155,5 +161,6 @@ def _memory(
         "test set": test_samples * features * item,
         # Weights, averages, new weights, and the neighbours' copies of the first two, at most.
         "weights": 5 * max(len(own) for own in owned) * params * item,
+        **kept,
         "working set (at most)": max(limit or DEFAULT_LIMIT, smallest),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -41,6 +41,7 @@ class Needs:
         blocks: formats of the messages every client sends for its samples to each neighbour.
         dense: whether the blocks are dense Jacobians, which travel in slices.
         taus: residual sums a client multiplies by at once.
+        kept: bytes a rank keeps for the method between rounds for a client, given its samples.
     """
 
     vectors: tuple[str, ...] = ()
@@ -49,6 +50,7 @@ class Needs:
     blocks: tuple[MessageFormat, ...] = ()
     dense: bool = False
     taus: int = 0
+    kept: Callable[[int], int] | None = None
 
 
 class Method(ABC):
