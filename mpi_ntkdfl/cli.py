@@ -389,10 +389,11 @@ def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
         f"model: {' - '.join(map(str, problem.network.widths))}, {plan.params} parameters",
         f"graph: {settings.topology.kind}, {len(problem.schedule.graph(0).edges)} edges in round 0, "
         f"largest neighbourhood {plan.largest} samples",
-        f"exchanges of Jacobians a round: {plan.waves} waves"
-        + (f", in slices of {plan.slices} parameters" if plan.slices else ""),
-        "bytes in round 0, all clients:",
     ]
+    if plan.waves:
+        slices = f", in slices of {plan.slices} parameters" if plan.slices else ""
+        lines.append(f"exchanges of Jacobians a round: {plan.waves} waves{slices}")
+    lines.append("bytes in round 0, all clients:")
     for phase, protocol, moved in zip(TRAFFIC_PHASES, *plan.traffic, strict=True):
         if protocol:
             lines.append(f"  {phase:12}{readable(protocol):>10} protocol{readable(moved):>10} MPI")

@@ -43,7 +43,7 @@ class Plan:
         params: P.
         largest: samples of the largest neighbourhood, or the most a server gathers.
         traffic: protocol and MPI bytes of the round, `[2, phase]`, without statistics.
-        waves: exchanges of Jacobians or samples a round.
+        waves: exchanges of Jacobians or samples a round, 0 for methods without.
         slices: parameters a slice of dense Jacobians, 0 for factored ones.
         memory: bytes a rank holds by purpose, the largest rank's.
     """
@@ -104,7 +104,9 @@ def make_plan(
             f"compute.memory_limit must hold at least {whole}, {readable(collecting.smallest)}; "
             f"got {readable(limit)}; raise it, or lower {way_out} or the samples a client"
         )
-    memory = _memory(network, dtype, sizes, test_samples, placement, limit, collecting.smallest)
+    memory = _memory(
+        needs, network, dtype, sizes, test_samples, placement, limit, collecting.smallest
+    )
     return Plan(
         params=network.layout.size,
         largest=collecting.largest,
@@ -207,6 +209,7 @@ def _server_traffic(
 
 
 def _memory(
+    needs: Needs,
     network: MLP,
     dtype: torch.dtype,
     sizes: np.ndarray,
@@ -218,6 +221,10 @@ def _memory(
     owned = [placement.owned(rank) for rank in range(placement.ranks)]
     features, params = network.widths[0], network.layout.size
     item = dtype.itemsize
+    kept = {}
+    if needs.kept is not None:
+        each = np.array([needs.kept(int(samples)) for samples in sizes])
+        kept["method's own"] = max(int(each[own.start : own.stop].sum()) for own in owned)
     return {
         "libraries": LIBRARIES,
         "own samples": max(int(sizes[own.start : own.stop].sum()) for own in owned)
@@ -226,5 +233,6 @@ def _memory(
         "test set": test_samples * features * item,
         # Weights, averages, new weights, and the neighbours' copies of the first two, at most.
         "weights": 5 * max(len(own) for own in owned) * params * item,
+        **kept,
         "working set (at most)": max(limit or DEFAULT_LIMIT, smallest),
     }

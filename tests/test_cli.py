@@ -203,6 +203,16 @@ def test_check_prints_the_plan():
         assert part in out
 
 
+def test_check_of_methods_without_jacobians():
+    out = answer("check", "--set", "algorithm.name=fedavg", "--ranks", 4)
+    # 32 vectors of 7,510 float32 each way; 4 ranks reduce as many 64-bit integers.
+    assert re.search(r"weights +961\.3 kB protocol +240\.3 kB MPI", out)
+    assert re.search(r"averages +961\.3 kB protocol +0 B MPI", out)
+    assert "method's own" in out
+    assert "waves" not in out
+    assert "method's own" not in answer("check")
+
+
 def test_check_reads_a_file_and_overrides(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("{clients: 8, dataset: {name: digits}, topology: {kind: ring}}")

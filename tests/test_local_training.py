@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mpi_ntkdfl import seeds
-from mpi_ntkdfl.algorithms.local_training import LocalTraining, Sgd, SgdRule
+from mpi_ntkdfl.algorithms.local_training import LocalTraining, Sgd, SgdRule, gram_bytes
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.errors import SimulationError
 from mpi_ntkdfl.topology.placement import Placement
@@ -120,6 +120,20 @@ def test_bits_do_not_depend_on_who_shares_the_rank(epochs, sgd):
     together = trained(1)
     for ranks in (2, 3, 7, 21):
         assert torch.equal(trained(ranks), together), ranks
+
+
+def test_check_counts_the_gram_matrices_that_are_kept():
+    federation = make_federation((20, 5, 3), (5, 9, 60), torch.float32)
+    training = LocalTraining(federation, 8, 5)
+    training.descend(random_weights(federation), 0, PLAIN)
+    kept = dict.fromkeys(federation.owned, 0)
+    for group, grams in training._grams.items():
+        for client, gram in zip(group.clients, grams, strict=False):
+            kept[client] = gram.nbytes
+    assert kept[2] == 0 < kept[0], "the case must use both forms"
+    for client, own in federation.samples.items():
+        found = gram_bytes(federation.network, torch.float32, 8, 5, len(own.labels))
+        assert found == kept[client]
 
 
 def test_no_samples_no_steps():

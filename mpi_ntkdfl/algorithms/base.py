@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
@@ -67,6 +67,7 @@ class Needs:
         taus: residual sums a client multiplies by at once.
         participants: clients a round that send their blocks to a server instead, which then sends
             a parameter vector to all clients; 0 for methods without a server.
+        kept: bytes a rank keeps for the method between rounds for a client, given its samples.
     """
 
     vectors: tuple[str, ...] = ()
@@ -76,6 +77,7 @@ class Needs:
     dense: bool = False
     taus: int = 0
     participants: int = 0
+    kept: Callable[[int], int] | None = None
 
 
 class Method(ABC):

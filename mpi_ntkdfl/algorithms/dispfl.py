@@ -123,7 +123,8 @@ class Dispfl(Method):
         """Kept weights and masks to the neighbours."""
         assert isinstance(settings, DispflSettings)
         kept = sum(kept_entries(network.layout, settings.dense_ratio).values())
-        return Needs(messages=(masked_format(kept, network.layout.size, dtype),))
+        form = masked_format(kept, network.layout.size, dtype)
+        return Needs(messages=(form,), kept=lambda _: network.layout.size)
 
     def state(self) -> dict[str, torch.Tensor]:
         """The masks, `[owned, param]` bool."""

@@ -42,7 +42,8 @@ class Fedavg(Method):
     @staticmethod
     def needs(settings: MethodSettings, network: MLP, dtype: torch.dtype) -> Needs:
         """Weights to the server, their mean back."""
-        return Needs(server=True)
+        assert isinstance(settings, FedavgSettings)
+        return Needs(server=True, kept=settings.kept(network, dtype))
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """Trains, then takes the mean over all clients."""

@@ -38,7 +38,8 @@ class Local(Method):
     @staticmethod
     def needs(settings: MethodSettings, network: MLP, dtype: torch.dtype) -> Needs:
         """Nothing is sent."""
-        return Needs()
+        assert isinstance(settings, LocalSettings)
+        return Needs(kept=settings.kept(network, dtype))
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """Trains."""

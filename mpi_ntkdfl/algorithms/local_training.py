@@ -28,6 +28,7 @@ from mpi_ntkdfl.comm.exchange import Federation
 from mpi_ntkdfl.errors import Diverged
 from mpi_ntkdfl.model.batched import BatchedMLP, Factors, padded, product
 from mpi_ntkdfl.model.losses import one_hot
+from mpi_ntkdfl.model.nets import MLP
 
 _PLACES = 4
 _PLACES_CUDA = 256
@@ -166,6 +167,25 @@ class _Group:
     dual: bool
 
 
+def dual_pays(samples: int, features: int, epochs: int) -> bool:
+    """Whether a round by SGD needs fewer products in the dual form; `samples` with their padding.
+
+    Counted for a sample and a unit: outputs at W(0), the steps, and W at the end, against the steps.
+    """
+    return 2 * features + epochs * samples < 2 * epochs * features
+
+
+def padded_samples(samples: int, batch: int) -> int:
+    """Rows to which a client's samples are padded: whole batches, whole cache lines."""
+    return padded(-(-samples // batch) * batch)
+
+
+def gram_bytes(network: MLP, dtype: torch.dtype, batch: int, epochs: int, samples: int) -> int:
+    """Bytes of the Gram matrix that local training by SGD keeps for a client with `samples`."""
+    rows = padded_samples(samples, batch)
+    return rows * rows * dtype.itemsize * dual_pays(rows, network.widths[0], epochs)
+
+
 class LocalTraining:
     """Local steps of all clients of a rank.
 
@@ -301,16 +321,15 @@ class LocalTraining:
         batches = -(-sizes[f.owned.start : f.owned.stop] // self._batch)
         for count in np.unique(batches[batches > 0]).tolist():
             clients = (np.flatnonzero(batches == count) + f.owned.start).tolist()
-            samples = padded(count * self._batch)
-            # A round's products in both forms, divided by samples and units; see the module's head.
-            pays = 2 * features + self._epochs * samples < 2 * self._epochs * features
-            work = self._batch * width * (samples if dual and pays else 2 * features)
+            samples = padded_samples(count * self._batch, self._batch)
+            in_dual = dual and dual_pays(samples, features, self._epochs)
+            work = self._batch * width * (samples if in_dual else 2 * features)
             places = min(max(_GROUP_WORK // work, 1), _PLACES)
             if f.device.type == "cuda":
                 places = _PLACES_CUDA
             for start in range(0, len(clients), places):
                 chosen = tuple(clients[start : start + places])
-                yield _Group(chosen, places, count, samples, dual and pays)
+                yield _Group(chosen, places, count, samples, in_dual)
 
     def _data(self, group: _Group) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs with ones behind them `[client, sample, in]`, targets `[client * sample, output]`."""

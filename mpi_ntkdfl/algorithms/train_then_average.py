@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
 from pydantic import Field
 
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult
-from mpi_ntkdfl.algorithms.local_training import LocalTraining, Sgd
+from mpi_ntkdfl.algorithms.local_training import LocalTraining, Sgd, gram_bytes
 from mpi_ntkdfl.comm.averages import quantised_average, quantised_format
 from mpi_ntkdfl.comm.exchange import Exchange, Federation
 from mpi_ntkdfl.config import MethodSettings
@@ -28,6 +30,10 @@ class TrainingSettings(MethodSettings):
     epochs: int = Field(ge=1)
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
+
+    def kept(self, network: MLP, dtype: torch.dtype) -> Callable[[int], int]:
+        """Bytes that training keeps for a client, by its samples; see `Needs`."""
+        return partial(gram_bytes, network, dtype, self.batch, self.epochs)
 
     def sgd(self, number: int) -> Sgd:
         """The descent of round `number`, from 0."""
@@ -63,8 +69,9 @@ class TrainThenAverage(Method):
         """Weights to the neighbours; when quantised, at most a byte an entry."""
         assert isinstance(settings, GossipSettings)
         if settings.quantize is None:
-            return Needs(("weights",))
-        return Needs(messages=(quantised_format(network.layout.size, dtype),))
+            return Needs(("weights",), kept=settings.kept(network, dtype))
+        form = quantised_format(network.layout.size, dtype)
+        return Needs(messages=(form,), kept=settings.kept(network, dtype))
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """Trains, then averages."""

@@ -115,16 +115,17 @@ def masked_average(exchange: Exchange, vectors: torch.Tensor, masks: torch.Tenso
         for client, vector, mask in zip(f.owned, vectors, masks, strict=True)
     }
     exchange.book_neighbours(form, np.ones(graph.clients, dtype=np.int64))
-    known = exchange.share_messages(form, own)
+    shared = exchange.share_messages(form, own)
     averages = torch.empty_like(vectors)
     with f.clock("update"):
+        known = {client: _unmasked(message, params) for client, message in shared.items()}
         for row, client in enumerate(f.owned):
             total = torch.zeros_like(vectors[0], dtype=torch.float64)
             count = torch.zeros_like(total)
             for other in graph.closed(client).tolist():
-                mask = _unpacked(known[other]["mask"][0], params)
-                total[mask] += known[other]["values"][0]
-                count += mask
+                vector, mask = known[other]
+                total.add_(vector)
+                count.add_(mask)
             averages[row] = torch.where(masks[row], total / count.clamp_(min=1), 0)
     return averages
 
@@ -134,7 +135,10 @@ def _packed(mask: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.packbits(mask.cpu().numpy())).to(mask.device)
 
 
-def _unpacked(bits: torch.Tensor, params: int) -> torch.Tensor:
-    """The mask `[param]` bool that `_packed` made `bits` of."""
-    mask = np.unpackbits(bits.cpu().numpy(), count=params).view(bool)
-    return torch.from_numpy(mask).to(bits.device)
+def _unmasked(message: Arrays, params: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The vector `[param]` of a masked message, 0 where nothing is kept, and its mask `[param]` bool."""
+    values, bits = message["values"][0], message["mask"][0]
+    mask = torch.from_numpy(np.unpackbits(bits.cpu().numpy(), count=params).view(bool))
+    vector = values.new_zeros(params)
+    vector[mask.to(vector.device)] = values
+    return vector, mask.to(vector.device)

@@ -20,8 +20,9 @@ clients would not send them, so their protocol bytes are 0."""
 class Ledger:
     """Bytes by phase of the running round, on one rank.
 
-    Protocol bytes are a property of the graph and booked by rank 0 alone; MPI bytes are booked by the
-    rank that sends. Summed over ranks, both are totals of the whole job.
+    Protocol bytes are a property of the graph and booked by rank 0 alone, or, where they depend on the
+    data, by the rank that owns the sending client; MPI bytes are booked by the rank that sends. Summed
+    over ranks, both are totals of the whole job.
     """
 
     def __init__(self) -> None:
