@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl import seeds
-from mpi_ntkdfl.algorithms.base import may_diverge
+from mpi_ntkdfl.algorithms.base import may_diverge, require_finite
 from mpi_ntkdfl.comm.exchange import Federation
 from mpi_ntkdfl.errors import Diverged
 from mpi_ntkdfl.model.batched import BatchedMLP, Factors, padded, product
@@ -290,14 +290,12 @@ class LocalTraining:
                 rows = self._own_rows(group)
                 trained[rows] = train(group, self._of_group(group, weights))[: len(rows)]
         for client, before, row in zip(f.owned, weights, trained, strict=True):
-            if not bool(torch.isfinite(row).all()):
-                row.copy_(before)
-                with may_diverge(f, number, client):
-                    raise Diverged(
-                        "the client's weights became non-finite in local training; lower "
-                        "algorithm.lr or algorithm.momentum, look for extreme values in the data, or "
-                        "set on_divergence=continue"
-                    )
+            with may_diverge(f, number, client):
+                try:
+                    require_finite(row, "lower algorithm.lr or algorithm.momentum")
+                except Diverged:
+                    row.copy_(before)
+                    raise
         return trained
 
     def _own_rows(self, group: _Group) -> torch.Tensor:
