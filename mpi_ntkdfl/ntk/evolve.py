@@ -342,7 +342,11 @@ class _FastFlow:
         outputs, rank = initial.shape[0], factor.shape[0]
         self.residuals = initial.new_empty(len(_STAGES) + 1, *initial.shape)
         self.rates = initial.new_empty(len(_STAGES) + 1, outputs, rank)
+        # Views for every stage, made once: they take as long as the small products.
         self.rows = [initial.new_tensor(row) for row in _STAGES]
+        self.known = [self.rates[:stage].flatten(1).T for stage in range(1, len(_STAGES) + 1)]
+        self.slopes = self.residuals[:-1].flatten(1).T
+        self.stages = list(zip(self.residuals[1:], self.rates[1:], strict=True))
         self.error_row = initial.new_tensor(_ERROR)
         self.step, self.longest = math.inf, math.inf
         self.direction: torch.Tensor | None = None
@@ -415,22 +419,24 @@ class _FastFlow:
 
     def _stages(self, state: _State, fields: torch.Tensor, step: float) -> _State:
         """Run the stages of one step; return the state at its end."""
-        for stage, row in enumerate(self.rows):
-            known = self.rates[: stage + 1].flatten(1).T
-            fast = torch.addmv(state.fast.flatten(), known, row, alpha=step).view_as(state.fast)
-            outputs = torch.addmm(fields[stage], fast, self.factor, alpha=-self.scale)
+        origin, shape = state.fast.flatten(), state.fast.shape
+        for (residual, rate), row, known, field in zip(
+            self.stages, self.rows, self.known, fields[:-1], strict=True
+        ):
+            fast = torch.addmv(origin, known, row, alpha=step).view(shape)
+            outputs = torch.addmm(field, fast, self.factor, alpha=-self.scale)
             probability = torch.softmax(outputs, 0)
-            torch.sub(probability, self.targets, out=self.residuals[stage + 1])
-            torch.mm(self.residuals[stage + 1], self.transposed, out=self.rates[stage + 1])
-        slopes = self.residuals[:-1].flatten(1).T
-        integral = torch.addmv(state.integral.flatten(), slopes, self.rows[-1], alpha=step)
+            torch.sub(probability, self.targets, out=residual)
+            torch.mm(residual, self.transposed, out=rate)
+        integral = torch.addmv(state.integral.flatten(), self.slopes, self.rows[-1], alpha=step)
         return _State(integral.view_as(outputs), fast, outputs, probability)
 
     def _error(self, after: _State, step: float) -> float:
         """Estimated local error over its bound; F^T F stands for K in the norm."""
         fast = step * (self.error_row @ self.rates.flatten(1))
-        size = (after.integral * (self.initial - after.outputs)).sum() / self.scale
-        return _relative((fast * fast).sum(), size) / self.bound
+        change = (self.initial - after.outputs).flatten()
+        size = torch.dot(after.integral.flatten(), change) / self.scale
+        return _relative(torch.dot(fast, fast), size) / self.bound
 
     def _curvature(self, state: _State, slow: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
         """dg/du [output, sample], given the slow part of df/du and da/du."""
