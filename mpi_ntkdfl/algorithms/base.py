@@ -122,7 +122,7 @@ class Method(ABC):
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """One round for all clients of this rank.
 
-        A client may have no samples. What becomes non-finite is reported inside `may_diverge`; what
+        Every client has a sample at least. What becomes non-finite is reported inside `may_diverge`; what
         the method returns and carries must be finite.
 
         Args:

@@ -11,6 +11,8 @@ from typing import Literal
 
 import torch
 
+from mpi_ntkdfl.model.nets import MLP
+
 Loss = Literal["cross-entropy", "squared"]
 
 
@@ -34,3 +36,14 @@ def correct(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     # The indices of max, since argmax is slow where the samples are the last axis in memory.
     hits = labels[outputs.max(1).indices == labels]
     return torch.bincount(hits, minlength=outputs.shape[1])
+
+
+def loss_gradient(
+    network: MLP, params: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor, loss: Loss
+) -> torch.Tensor:
+    """Gradient `[param]` of the loss on `inputs` `[sample, feature]` at `params` `[param]`."""
+    point = params.detach().clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        loss_value(network.outputs(point, inputs), labels, loss), point
+    )
+    return gradient
