@@ -27,8 +27,9 @@ import torch
 from mpi_ntkdfl.comm.reduce import exact_mean
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.hdf5 import plain, put_text, writing
 from mpi_ntkdfl.model.params import Layout
-from mpi_ntkdfl.outputs import LIBVER, Outputs, replacing
+from mpi_ntkdfl.outputs import Outputs, replacing
 
 _log = logging.getLogger(__name__)
 
@@ -73,11 +74,11 @@ def write(
     digest = hashlib.sha256(header.encode())
     with (
         replacing(outputs.checkpoint, outputs.former_checkpoint) as path,
-        h5py.File(path, "w", libver=LIBVER, locking=False) as file,
+        writing(path, "w") as file,
     ):
         file.attrs["schema"] = SCHEMA
-        file.attrs["config"] = config_yaml
-        file.attrs["layout"] = json.dumps(list(layout.shapes.items()))
+        put_text(file.attrs, "config", config_yaml)
+        put_text(file.attrs, "layout", json.dumps(list(layout.shapes.items())))
         file.attrs["round"] = done
         for name, rows in sorted(arrays.items()):
             dataset, start = file.create_dataset(name, rows.shape, rows.dtype), 0
@@ -88,7 +89,7 @@ def write(
                 digest.update(whole.data)
                 start += len(whole)
             assert start == rows.shape[0], f"{name}: {start} of {rows.shape[0]} clients came"
-        file.attrs["sha256"] = digest.hexdigest()
+        put_text(file.attrs, "sha256", digest.hexdigest())
 
 
 def _describe(name: str, dataset: h5py.Dataset) -> bytes:
@@ -132,10 +133,10 @@ class Checkpoint:
         file = self._file
         if int(file.attrs["schema"]) != SCHEMA:
             raise ValueError(f"schema {file.attrs['schema']}, this version reads {SCHEMA}")
-        shapes = {name: tuple(size) for name, size in json.loads(file.attrs["layout"])}
+        shapes = {name: tuple(size) for name, size in json.loads(plain(file.attrs["layout"]))}
         self.layout = Layout(shapes)
         self.round = int(file.attrs["round"])
-        self.config = str(file.attrs["config"])
+        self.config = plain(file.attrs["config"])
         self.arrays = ["params", *(f"state/{name}" for name in file.get("state", ()))]
         for name in self.arrays:
             # Not compressed: a damaged shape could ask for any amount of memory.
@@ -155,7 +156,7 @@ class Checkpoint:
             step = max(1, _BLOCK // max(1, dataset.nbytes // max(1, self.clients)))
             for start in range(0, self.clients, step):
                 digest.update(np.ascontiguousarray(dataset[start : start + step]).data)
-        if digest.hexdigest() != self._file.attrs["sha256"]:
+        if digest.hexdigest() != plain(self._file.attrs["sha256"]):
             raise ValueError("its content does not fit its checksum")
 
     @property
@@ -184,7 +185,10 @@ def newest(outputs: Outputs) -> Iterator[Checkpoint]:
     except InputError as error:
         if not outputs.former_checkpoint.exists():
             raise
-        found = Checkpoint(outputs.former_checkpoint)
+        try:
+            found = Checkpoint(outputs.former_checkpoint)
+        except InputError as former:
+            raise InputError(f"{error}; {former}") from error
         _log.warning("%s; the one before, after round %d, is whole", error, found.round)
     with contextlib.closing(found):
         yield found

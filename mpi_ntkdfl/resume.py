@@ -15,6 +15,7 @@ from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.checkpoint import Checkpoint, newest
 from mpi_ntkdfl.config import Config, parse, read_yaml
 from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.hdf5 import plain
 from mpi_ntkdfl.outputs import Outputs
 
 _log = logging.getLogger(__name__)
@@ -81,18 +82,24 @@ def find_start(outputs: Outputs, config: Config) -> Iterator[Start | None]:
     if outputs.existing() in ([], [outputs.record]):
         if outputs.existing():
             with _open_record(outputs) as file:
-                _refuse_changes(str(file.attrs["config"]), config, 0)
+                _refuse_changes(plain(file.attrs["config"]), config, 0)
             _log.info("%s has no checkpoint yet: starting again", outputs.record)
         yield None
         return
     with newest(outputs) as checkpoint:
         _refuse_changes(checkpoint.config, config, checkpoint.round)
-        yield _read_start(outputs, checkpoint)
+        yield _read_start(outputs, checkpoint, config.rounds)
 
 
-def _read_start(outputs: Outputs, checkpoint: Checkpoint) -> Start:
+def _read_start(outputs: Outputs, checkpoint: Checkpoint, wanted: int) -> Start:
+    """Reads what the record says of the rounds before; `wanted` is how many the run shall have."""
     done = checkpoint.round
     with _open_record(outputs) as file:
+        planned = read_yaml(plain(file.attrs["config"]), "the recorded configuration")["rounds"]
+        if wanted == done != planned:  # its last row may be missing, if not every round has one
+            raise InputError(
+                f"{done} rounds of {planned} are done already: rounds may change only to more than that"
+            )
         offsets = file["topology/offsets"][:]
         rounds = len(offsets) - 1
         if rounds < done:
@@ -103,7 +110,7 @@ def _read_start(outputs: Outputs, checkpoint: Checkpoint) -> Start:
         return Start(
             checkpoint,
             (file["partition/offsets"][:], file["partition/indices"][:]),
-            str(file.attrs["data"]),
+            plain(file.attrs["data"]),
             file["topology/edges"][offsets[done - 1] : offsets[done]],
         )
 

@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 
 from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.hdf5 import plain
 from mpi_ntkdfl.units import duration, readable
 
 
@@ -71,9 +72,9 @@ def read(path: Path) -> Run:
     try:
         with h5py.File(path, "r", locking=False) as file:
             return Run(
-                attributes={key: str(value) for key, value in file.attrs.items()},
-                traffic_phases=[str(phase) for phase in file["traffic"].attrs["phases"]],
-                time_phases=[str(phase) for phase in file["time"].attrs["phases"]],
+                attributes={key: plain(value) for key, value in file.attrs.items()},
+                traffic_phases=[plain(phase) for phase in file["traffic"].attrs["phases"]],
+                time_phases=[plain(phase) for phase in file["time"].attrs["phases"]],
                 **_series(file, _BY_EVALUATION),
                 **_series(file, _BY_ROUND),
             )
