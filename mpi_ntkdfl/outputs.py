@@ -213,7 +213,8 @@ def _made(folder: Path) -> Iterator[None]:
     """Makes a folder and those above it; removes those again in which nothing stayed."""
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if missing:
+            folder.mkdir(parents=True, exist_ok=True)
         yield
     finally:
         with contextlib.suppress(OSError):

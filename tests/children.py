@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from mpi_ntkdfl.analysis import live, tables  # noqa: F401
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.outputs import Outputs
 from tests.test_mpi import INVARIANT
+
+_PARENT = os.getpid()
 
 TINY = {
     "clients": "4",
@@ -63,6 +66,7 @@ class Child:
             limit: seconds after which the kernel ends the child by SIGALRM.
             whole_exit: leave as a program does, through what libraries do at exit.
         """
+        assert os.getpid() == _PARENT, "children have no children"
         self._files = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
         self.pid = os.fork()
         if self.pid == 0:
@@ -80,11 +84,22 @@ class Child:
             except BaseException:
                 traceback.print_exc()
             finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                if whole_exit:
-                    ctypes.CDLL(None).exit(code)
-                os._exit(code)
+                try:
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                    if whole_exit:
+                        ctypes.CDLL(None).exit(code)
+                finally:  # whatever happens, no child goes on with its parent's tests
+                    os._exit(code)
+
+    def says(self, words: str, limit: float = 30) -> bool:
+        """Waits until it has written `words` to standard output."""
+        deadline = time.monotonic() + limit
+        while time.monotonic() < deadline:
+            if words in os.pread(self._files[0].fileno(), 10**6, 0).decode():
+                return True
+            time.sleep(0.02)
+        return False
 
     def wait(self) -> Ended:
         """Waits for its end."""
@@ -131,6 +146,37 @@ def run(
 ) -> Ended:
     """A tiny run in a child, to its end."""
     return command(*run_words(path, *flags, **changes), before=before).wait()
+
+
+def after_round(done: int, act: Callable[[], object]) -> Callable[[], None]:
+    """For `before`: does `act` once `done` rounds are recorded, before their checkpoint."""
+
+    def install() -> None:
+        look = simulation.Simulation._look_around
+
+        def look_around(self: simulation.Simulation, finished: int) -> tuple[str, bool]:
+            if finished == done:
+                act()
+            return look(self, finished)
+
+        simulation.Simulation._look_around = look_around  # type: ignore[method-assign]
+
+    return install
+
+
+def interrupted(path: Path, done: int, *flags: str, **changes: object) -> Ended:
+    """A run that is told to stop after `done` rounds."""
+    stop = after_round(done, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    return run(path, *flags, before=stop, **changes)
+
+
+def assert_refused(ended: Ended, *said: str) -> None:
+    """Exit code 2 and one line, without a traceback."""
+    assert ended.code == 2, ended
+    assert ended.out == ""
+    assert ended.err.count("\n") == 1, ended.err
+    for words in said:
+        assert words in ended.err, ended.err
 
 
 def bits(path: Path) -> dict[str, object]:

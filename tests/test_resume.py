@@ -23,12 +23,12 @@ from mpi_ntkdfl.errors import InputError
 from mpi_ntkdfl.hdf5 import plain
 from mpi_ntkdfl.outputs import Outputs
 from mpi_ntkdfl.record import Record
-from mpi_ntkdfl.simulation import Simulation
 from tests.children import (
-    Ended,
+    assert_refused,
     bits,
     command,
     files,
+    interrupted,
     quick_starts,
     restore,
     rounds_in,
@@ -66,22 +66,6 @@ def clean(path):
     """Whether nothing but record and checkpoints is there."""
     names = {p.name for p in Outputs(path).existing()}
     return {p.name for p in path.parent.iterdir()} <= names
-
-
-def interrupted(path, done, *flags, **changes):
-    """A run that stops after `done` rounds, as by SIGTERM."""
-
-    def stop_then():
-        look = Simulation._look_around
-
-        def look_around(self, finished):
-            if finished == done:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return look(self, finished)
-
-        Simulation._look_around = look_around
-
-    return run(path, *flags, before=stop_then, **changes)
 
 
 def starts(path):
@@ -328,15 +312,6 @@ def again(path, stopped):
     """Such a run."""
     restore(path.parent, stopped)
     return path
-
-
-def assert_refused(ended: Ended, *said):
-    """Exit code 2 and one line, without a traceback."""
-    assert ended.code == 2, ended
-    assert ended.out == ""
-    assert ended.err.count("\n") == 1, ended.err
-    for words in said:
-        assert words in ended.err
 
 
 @pytest.mark.parametrize(("message", "changes"), REFUSED.items(), ids=lambda x: "")
