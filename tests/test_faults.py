@@ -390,7 +390,7 @@ def test_follow_from_before_the_start_to_the_end(path):
     follower = command("show", path, "--follow", "--interval", "0.1")
     assert follower.says(f"waiting for {path}\n")
     with held(path, 1) as (first, go):
-        assert follower.says("running: 1 of 3 rounds done, by process")
+        assert follower.says("of 3 rounds done, by process")
         os.kill(first.pid, signal.SIGTERM)
         go()
         assert first.wait().code == 75
