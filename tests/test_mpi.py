@@ -10,6 +10,7 @@ import pytest
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.assembly import prepare
 from mpi_ntkdfl.config import parse, read_yaml
+from mpi_ntkdfl.hdf5 import plain
 from tests.conftest import needs_fashion
 
 pytestmark = pytest.mark.slow
@@ -100,10 +101,10 @@ def test_the_plan_is_what_the_ledger_books(simulate, tmp_path, jacobian):
     assert simulate(3, "run", "quickstart", *overrides, "-o", path, "-q").returncode == 0
     with h5py.File(path) as file:
         config = parse(
-            [read_yaml(file.attrs["config"], "config")],
+            [read_yaml(plain(file.attrs["config"]), "config")],
             {name: method.Settings for name, method in METHODS.items()},
         )
-        phases = list(file["traffic"].attrs["phases"])
+        phases = list(map(plain, file["traffic"].attrs["phases"]))
         booked = np.stack([file["traffic/protocol_bytes"][0], file["traffic/mpi_bytes"][0]])
     plan = prepare(config, 3).plan.traffic
     if jacobian == "dense":
