@@ -420,4 +420,6 @@ def _say_goodbye(outputs: Outputs, outcome: Outcome) -> None:
         "command with --resume goes on"
     )
     click.echo(f"{tables.summary(tables.read(outputs.record))}\n\n{ending}\n")
-    click.echo(f"record:  {outputs.record}\nweights: {outputs.checkpoint}")
+    click.echo(f"record:  {outputs.record}")
+    if outputs.checkpoint.exists():
+        click.echo(f"weights: {outputs.checkpoint}")
