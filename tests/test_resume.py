@@ -154,6 +154,32 @@ def test_killed_at_every_file_operation(path, whole):
         assert_goes_on(path, expected, **changes)
 
 
+def test_a_file_system_without_hard_links(path, whole):
+    """Killed around the second checkpoint, when for a moment only the former has a name."""
+
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    log = path.with_name("operations")
+
+    def install(**options):
+        os.link = refuse
+        Fuse(**options).install()
+
+    assert run(path, rounds="2", before=lambda: install(log=log)).code == 0
+    numbers = but_writes(log.read_text().split())[-8:]
+    for number in numbers:
+        restore(path.parent, {})
+        ended = run(path, rounds="2", before=lambda at=number: install(at=at))
+        assert ended.code == -signal.SIGKILL
+        ended = run(path, "--resume", rounds="2", before=lambda: setattr(os, "link", refuse))
+        assert (ended.code, bits(path)) == (0, whole(rounds="2"))
+        assert (
+            "checkpoint" not in ended.err or "the one before, after round 1, is whole" in ended.err
+        )
+        assert clean(path)
+
+
 @pytest.mark.slow
 def test_killed_at_every_file_operation_of_a_longer_run_and_again_when_it_goes_on(path, whole):
     expected = whole()
