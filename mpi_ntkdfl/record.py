@@ -245,6 +245,21 @@ class Record:
                 yield file
 
 
+def read_all(file: h5py.File) -> None:
+    """Reads everything that a run which goes on will change, so that damage shows before it computes.
+
+    Raises:
+        Exception: of many kinds, over a damaged file.
+    """
+    for name in (*BY_EVALUATION, *BY_ROUND, "topology/edges", "topology/offsets"):
+        # Not compressed: a damaged shape could ask for any amount of memory.
+        if file[name].nbytes > file.id.get_filesize():
+            raise ValueError(f"{name} is larger than the file")
+        file[name][...]
+    for group in ("traffic", "time"):
+        file[group].attrs["phases"]
+
+
 def _extend(dataset: h5py.Dataset, rows: np.ndarray | Sequence[float]) -> None:
     start = len(dataset)
     dataset.resize(start + len(rows), axis=0)

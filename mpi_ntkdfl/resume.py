@@ -17,6 +17,7 @@ from mpi_ntkdfl.config import Config, parse, read_yaml
 from mpi_ntkdfl.errors import InputError
 from mpi_ntkdfl.hdf5 import reading
 from mpi_ntkdfl.outputs import Outputs
+from mpi_ntkdfl.record import read_all
 
 _log = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ def _read_start(outputs: Outputs, checkpoint: Checkpoint, wanted: int) -> Start:
     """Reads what the record says of the rounds before; `wanted` is how many the run shall have."""
     done = checkpoint.round
     with _open_record(outputs) as file:
+        read_all(file)
         planned = read_yaml(str(file.attrs["config"]), "the recorded configuration")["rounds"]
         if wanted == done != planned:  # its last row may be missing, if not every round has one
             raise InputError(

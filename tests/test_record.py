@@ -385,7 +385,6 @@ def test_flipped_bits(tmp_path):
     for path, read in files:
         whole = path.read_bytes()
         # Most of a record is empty chunks; damage where something is.
-        assert b"GCOL" not in whole, "a heap: HDF5 loops over damaged ones"
         used = [place for place, byte in enumerate(whole) if byte]
         refused = 0
         for _ in range(60):
