@@ -28,7 +28,7 @@ pytestmark = [
 ]
 
 SHORT = {
-    "clients": "4",
+    "clients": "6",
     "topology.degree": "3",
     "partition.samples": "40",
     "model.hidden": "[16]",
@@ -174,7 +174,7 @@ evolve, place = NtkDfl._update, {"calls": 0}
 
 def failing(self, *args):
     place["calls"] += 1
-    if rank == 1 and place["calls"] == 5:
+    if rank == 1 and place["calls"] == 7:
         print("failing", flush=True)
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -187,7 +187,7 @@ def failing(self, *args):
 NtkDfl._update = failing
 cli.main()
 """
-"""Rank 1, which has two of four clients, fails at its first in round 2."""
+"""Rank 1, which has clients 3 to 5, fails at the first of them in round 2."""
 
 
 @pytest.mark.parametrize("how", ["raise", "kill", "memory"])
@@ -204,7 +204,7 @@ def test_a_rank_that_fails_ends_all_and_the_run_goes_on_later(tmp_path, how):
     assert time.monotonic() - failed < 5
     if how != "kill":
         what = "made to fail" if how == "raise" else r"Unable to allocate .*"
-        assert re.search(rf"error: {what} \(rank 1, client 2, round 2\)", launch.said())
+        assert re.search(rf"error: {what} \(rank 1, client 3, round 2\)", launch.said())
     assert (rounds_in(path), checkpointed(path)) == (2, 2)
     whole = tmp_path / "whole.h5"
     assert Launch(1, words(whole, 6), tmp_path / "log").end(60) == 0
