@@ -5,10 +5,10 @@
 Every rank is a neighbour of every other. "package" is what a wave costs: arrays packed into the send
 buffer (`Outgoing`), sent (`GraphChannel`), read where they lie (`MessageFormat.read`), and copied once
 into the stacked samples the kernel works on. "bare" sends from and into buffers that exist already, and
-copies once likewise, since data that nobody packs or stacks is of no use: sizes, displacements, copies and
-communicator are the same. The two alternate; figures are bytes received over seconds of the slowest rank,
-the best of all repeats, which others on the machine disturb least. "copy" is what this rank's memory does alone: the same bytes through `memcpy`, with all
-ranks at it.
+copies once on either side likewise, since data that nobody packs or stacks is of no use. The two
+alternate; figures are bytes received over seconds of the slowest rank, the best of all repeats, which
+others on the machine disturb least. "copy" is what memory does alone: the same bytes through
+`memcpy`, with all ranks at it.
 
 Then latency and bytes a second of a message between two ranks, for `scaling predict`.
 """

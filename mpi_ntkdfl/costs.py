@@ -15,6 +15,8 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl.algorithms.base import Needs
+from mpi_ntkdfl.algorithms.dfedsam import DfedsamSettings
+from mpi_ntkdfl.algorithms.dispfl import DispflSettings
 from mpi_ntkdfl.algorithms.local_training import dual_pays, padded_samples
 from mpi_ntkdfl.algorithms.steps import NtkSettings, StepSettings
 from mpi_ntkdfl.algorithms.train_then_average import TrainingSettings
@@ -22,6 +24,7 @@ from mpi_ntkdfl.comm.waves import neighbourhood_sums
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.model.nets import MLP
 from mpi_ntkdfl.topology.graphs import Graph
+from mpi_ntkdfl.topology.placement import Placement
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,9 @@ _EFFICIENCY = {
     "select": 0.6,
     "evaluate": 0.7,
 }
-_CALLS_AN_INNER_STEP, _PASSES_AN_INNER_STEP = 170, 90
+_CALLS_AN_INNER_STEP, _PASSES_AN_INNER_STEP = 220, 110
+_RECORDING, _CHECKPOINT_RATE = 0.01, 400e6
+"""Seconds to append to the record; bytes a second of a checkpoint, hashed and flushed."""
 _CALLS_A_STEP = 25  # of local training, all clients of a group together
 
 
@@ -107,7 +112,7 @@ def round_work(
         found["jacobian"] = Work(
             2 * weights * passes + 2 * gathered * weights,
             8 * item * gathered * sum(network.widths),
-            30 * (degrees + 1),
+            60 * (degrees + 1),
         )
     elif isinstance(settings, StepSettings) and not needs.participants:
         samples = gathered if needs.blocks else own
@@ -130,7 +135,7 @@ def round_work(
     found["evaluate"] = Work(
         share * (2 * weights * tested + 6 * weights * own),
         share * (item * 6 * tested * max(network.widths[1:]) + 120 * network.layout.size),
-        share * 120 + nothing,
+        share * 300 + nothing,
     )
     return found
 
@@ -157,7 +162,9 @@ def _ntk_step(
         evolution = Work(10 * square * samples, 4 * item * square, 60 + 0 * samples)
     back = 2 * taus * samples * (sum(widths[:-2]) + outputs) * max(widths[1:])
     return {
-        "kernel": Work(1.25 * square * reads, 4 * item * square * (len(widths) - 1), 60 + 0 * samples),
+        "kernel": Work(
+            1.25 * square * reads, 4 * item * square * (len(widths) - 1), 60 + 0 * samples
+        ),
         "evolve": evolution,
         "update": Work(
             back,
@@ -167,7 +174,7 @@ def _ntk_step(
         "select": Work(
             2 * taus * weights * samples * (settings.selection == "network"),
             item * taus * 4 * samples * max(widths[1:]),
-            20 * taus + 0 * samples,
+            40 * taus + 0 * samples,
         ),
     }
 
@@ -177,13 +184,17 @@ def _local_training(
 ) -> Work:
     epochs, features, units = settings.epochs, network.widths[0], network.widths[1]
     rows = np.array([padded_samples(int(n), settings.batch) for n in own], dtype=np.float64)
-    plain = type(settings).sgd is TrainingSettings.sgd
-    dual = np.array([plain and dual_pays(int(n), features, epochs) for n in rows])
-    first = np.where(dual, 2 * features * rows + epochs * rows * rows, 2 * epochs * rows * features)
+    by_entry = isinstance(
+        settings, DfedsamSettings | DispflSettings
+    )  # these never go in the dual form
+    dual = np.array([not by_entry and dual_pays(int(n), features, epochs) for n in rows])
+    first = np.where(dual, 2 * features * rows + epochs * rows * rows, 3 * epochs * rows * features)
     above = 6 * epochs * rows * (weights - features * units)
+    gradients = 2 if isinstance(settings, DfedsamSettings) else 1
     steps = epochs * rows / settings.batch
     touched = np.where(dual, rows * units, weights)  # by a step's update of the first layer
-    return Work(2 * units * first + above, 3 * item * steps * touched, steps * _CALLS_A_STEP)
+    products = gradients * (2 * units * first + above)
+    return Work(products, 3 * item * steps * touched, gradients * steps * _CALLS_A_STEP)
 
 
 def client_seconds(work: dict[str, Work], machine: Machine) -> dict[str, np.ndarray]:
@@ -193,8 +204,55 @@ def client_seconds(work: dict[str, Work], machine: Machine) -> dict[str, np.ndar
 
 def placement_costs(work: dict[str, Work]) -> np.ndarray:
     """Costs by which ranks share out clients, `[client]` int64: microseconds on `NOMINAL`."""
-    total = np.sum(list(client_seconds(work, NOMINAL).values()), axis=0)
-    return np.rint(1e6 * total).astype(np.int64)
+    total = sum(client_seconds(work, NOMINAL).values(), np.zeros(1))
+    costs: np.ndarray = np.rint(1e6 * total).astype(np.int64)
+    return costs
+
+
+def round_seconds(
+    config: Config,
+    needs: Needs,
+    network: MLP,
+    sizes: np.ndarray,
+    work: dict[str, Work],
+    moved: int,
+    placement: Placement,
+    machine: Machine,
+    cores: int,
+) -> dict[str, float]:
+    """Seconds of a round by phase, of the rank that has most to compute.
+
+    Args:
+        config: the run.
+        needs: of its method.
+        network: the model.
+        sizes: samples of each client, `[client]`.
+        work: of each client.
+        moved: bytes that all ranks hand to MPI.
+        placement: who owns whom.
+        machine: what a thread does.
+        cores: of a host; all ranks are taken to share one if they would fit, and to slow each other down
+            in proportion if they would not.
+    """
+    by_client = client_seconds(work, machine)
+    starts = placement.offsets[:-1]
+    by_rank = {phase: np.add.reduceat(each, starts) for phase, each in by_client.items()}
+    busiest = int(np.argmax(sum(by_rank.values(), np.zeros(placement.ranks))))
+    found = {phase: float(each[busiest]) for phase, each in by_rank.items()}
+    item = getattr(torch, config.compute.dtype).itemsize
+    settings = config.algorithm
+    if needs.participants and isinstance(settings, NtkSettings):
+        gathered = np.array([sizes.mean() * needs.participants])
+        for phase, each in _ntk_step(settings, network, gathered, item).items():
+            found[phase] = float(each.seconds(phase, machine)[0])
+    if moved:
+        # Packed, sent by a copy in and a copy out, and read.
+        found["exchange"] = 8 * moved / placement.ranks / machine.bandwidth
+    found["record"] = _RECORDING + placement.clients * network.layout.size * item / (
+        _CHECKPOINT_RATE * config.output.checkpoint_every
+    )
+    slower = max(1.0, placement.ranks * config.compute.threads / cores)
+    return {phase: slower * seconds for phase, seconds in found.items()}
 
 
 # ------------------------------------------------------------------------------------- this machine

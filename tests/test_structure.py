@@ -23,7 +23,7 @@ LAYERS = [
     ["ntk"],
     ["comm"],
     ["algorithms"],
-    ["evaluate", "record", "checkpoint", "plan"],
+    ["costs", "evaluate", "record", "checkpoint", "plan"],
     ["assembly", "resume"],
     ["journal"],
     ["simulation"],
