@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from mpi_ntkdfl import __version__, config, logs
+from mpi_ntkdfl.cli_scaling import scaling
 from mpi_ntkdfl.comm.mpi import Elsewhere, MpiWorld, launched_rank, open_world
 from mpi_ntkdfl.errors import InputError, MpiNtkdflError
 from mpi_ntkdfl.outputs import Outputs, choose
@@ -344,6 +345,9 @@ def doctor() -> None:
         lines = world.comm.gather(examination.rank_line())
         if world.rank == 0:
             click.echo(examination.report(world, lines))
+
+
+cli.add_command(scaling)
 
 
 # -------------------------------------------------------------------------------------------- helpers
