@@ -3,8 +3,8 @@
 Rank 0 alone writes. Each append makes a copy and renames it over the record, so that whoever opens
 the file, while the run goes on or after it was killed, finds a whole one with every finished round.
 
-    /            attributes: schema, config (YAML), version, commit, created, seed, ranks, hosts, mpi,
-                 torch, device of the first start; data (sha256); resumed (JSON, later starts)
+    /            attributes: schema, config (YAML), version, commit, created, seed, ranks, hosts, cores,
+                 mpi, torch, device of the first start; data (sha256); resumed (JSON, later starts)
     /rounds      round [row]                               rounds done; row 0 is the start
     /clients     accuracy, loss, own_accuracy, tau [row, client]
                                                            what each client carries into the next round
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -88,6 +89,7 @@ def provenance(world: World, device: str, torch: str) -> dict[str, str | int]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "ranks": world.size,
         "hosts": json.dumps(world.hosts),
+        "cores": os.cpu_count() or 0,  # of rank 0's host
         "mpi": world.library,
         "torch": torch,
         "device": device,

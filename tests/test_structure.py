@@ -23,12 +23,12 @@ LAYERS = [
     ["ntk"],
     ["comm"],
     ["algorithms"],
-    ["evaluate", "record", "checkpoint", "plan"],
+    ["costs", "evaluate", "record", "checkpoint", "plan"],
     ["assembly", "resume"],
     ["journal"],
     ["simulation"],
     ["analysis", "progress", "doctor"],
-    ["cli"],
+    ["cli", "cli_scaling"],
     ["__main__"],
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
@@ -140,6 +140,7 @@ def test_files_and_functions_stay_readable():
 LOOKERS = [
     *("presets", "presets quickstart", "show missing.h5", "compare missing.h5"),
     *("plot missing.h5 -o x.pdf", "export missing.h5 --average x.pt"),
+    *("scaling report missing.h5", "scaling predict missing.h5 --ranks 4"),
 ]
 
 
