@@ -22,7 +22,7 @@ QUANTITIES: dict[str, Quantity] = {
     "mean-tau": Quantity("mean_tau", "tau, mean over clients"),
     "steps": Quantity("steps", "evolution steps, mean over clients", log=True),
     "least-squared-gradient": Quantity(
-        "least_squared_gradient", "least squared gradient norm so far", log=True
+        "least_squared_gradient", "least squared gradient so far", log=True
     ),
 }
 """What can be drawn by round, by the names definitions use."""

@@ -114,6 +114,8 @@ def _panel(ax: Axes, panel: Panel, looks: Mapping[str, style.LineStyle], drawing
     _scale(ax, panel)
     if panel.title:
         ax.set_title(panel.title)
+    if drawing.figure.kind == "taus":
+        ax.set_ylim(-0.05, 1.05)
     if drawing.figure.kind == "curves":
         _leave_out_start(ax, panel)
 

@@ -164,7 +164,8 @@ def _over_axis(results: Results, figure: Figure) -> list[Panel]:
 
 def _points(label: str, method: str, found: Sequence[tuple[float, np.ndarray]]) -> Series:
     """A line with a point for each of some values of an axis, whose numbers of seeds may differ."""
-    ordered = sorted(found, key=lambda point: point[0])
+    known = [point for point in found if np.isfinite(point[1]).all()]
+    ordered = sorted(known, key=lambda point: point[0])
     return Series(
         label,
         method,
