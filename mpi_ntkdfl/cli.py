@@ -23,6 +23,7 @@ from mpi_ntkdfl.comm.mpi import Elsewhere, MpiWorld, launched_rank, open_world
 from mpi_ntkdfl.errors import InputError, MpiNtkdflError
 from mpi_ntkdfl.outputs import Outputs, choose
 from mpi_ntkdfl.stopping import UNFINISHED, watch_signals
+from mpi_ntkdfl.study_commands import study
 from mpi_ntkdfl.units import readable
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ def cli(context: click.Context) -> None:
     if context.invoked_subcommand is None:
         context.invoke(run, source="quickstart")
 
+
+cli.add_command(study)
 
 # ------------------------------------------------------------------------------------------- running
 

@@ -28,6 +28,10 @@ _PATIENCE = 1.0
 """Seconds a starting run waits for the lock: `show` holds it for a moment to see who else does."""
 
 
+class InUse(InputError):
+    """Another process writes these outputs."""
+
+
 @dataclass(frozen=True)
 class Outputs:
     """The files of the run whose record is `record`.
@@ -191,7 +195,8 @@ def locked(outputs: Outputs) -> Iterator[None]:
     removed again if nothing was written to them.
 
     Raises:
-        InputError: if another run holds it, or the folder cannot be written to.
+        InUse: if another run holds it.
+        InputError: if the folder cannot be written to.
     """
     with contextlib.ExitStack() as folder:
         try:
@@ -232,7 +237,7 @@ def _acquire(outputs: Outputs) -> int:
         except BlockingIOError:
             os.close(descriptor)
             if time.monotonic() > deadline:
-                raise InputError(
+                raise InUse(
                     f"another run is writing {outputs.record} ({holder(outputs) or 'unknown'}); wait "
                     "for its end, or choose another -o"
                 ) from None

@@ -28,7 +28,8 @@ LAYERS = [
     ["journal"],
     ["simulation"],
     ["analysis", "progress", "doctor"],
-    ["cli", "cli_scaling"],
+    ["studies"],
+    ["cli", "cli_scaling", "study_commands"],
     ["__main__"],
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
@@ -139,7 +140,7 @@ def test_files_and_functions_stay_readable():
 
 LOOKERS = [
     *("presets", "presets quickstart", "show missing.h5", "compare missing.h5"),
-    *("plot missing.h5 -o x.pdf", "export missing.h5 --average x.pt"),
+    *("plot missing.h5 -o x.pdf", "export missing.h5 --average x.pt", "study list"),
     *("scaling report missing.h5", "scaling predict missing.h5 --ranks 4"),
 ]
 
