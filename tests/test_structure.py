@@ -27,7 +27,7 @@ LAYERS = [
     ["assembly", "resume"],
     ["journal"],
     ["simulation"],
-    ["analysis", "progress", "doctor"],
+    ["analysis", "progress", "doctor", "submit"],
     ["cli"],
     ["__main__"],
 ]
