@@ -206,8 +206,10 @@ def presets(name: str | None) -> None:
     if name is not None:
         click.echo(config.preset_text(name), nl=False)
         return
-    for each in config.preset_names():
-        click.echo(f"{each:32}{config.preset_text(each).splitlines()[0].removeprefix('# ')}")
+    names = config.preset_names()
+    width = max(map(len, names)) + 2
+    for each in names:
+        click.echo(f"{each:{width}}{config.preset_text(each).splitlines()[0].removeprefix('# ')}")
 
 
 # ----------------------------------------------------------------------------------- looking at runs
