@@ -22,6 +22,7 @@ else
   JOB=$SLURM_JOB_ID
 fi
 RUNS=${RUNS:-${SCRATCH:-$PWD}/mpi_ntkdfl}
+# shellcheck disable=SC2034 # for the scripts that source this
 RECORD=$RUNS/$SLURM_JOB_NAME-$JOB.h5
 
 export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
@@ -36,25 +37,15 @@ if [ -z "${PYTHON:-}" ]; then
   }
 fi
 
-# Prints how to start ranks of the MPI that Python loads.
+# Prints how to start ranks of the MPI that Python loads: srun where two processes started by it see each
+# other (that srun lists a kind does not tell whether it works), else the mpiexec beside Python or on the PATH.
 find_launcher() {
-  local library offered kind wanted mpiexec
-  library=$("$PYTHON" -c '
-import mpi4py
-mpi4py.rc.initialize = False
-from mpi4py import MPI
-print(MPI.Get_library_version())')
-  case $library in
-    *"Open MPI"*) wanted=pmix ;;
-    *CRAY*) wanted="cray_shasta pmi2" ;;
-    *MPICH* | *MVAPICH*) wanted=pmi2 ;;
-    *Intel*) wanted=${I_MPI_PMI_LIBRARY:+pmi2} ;; # without that library srun starts singletons
-    *) wanted= ;;
-  esac
-  # What cannot be loaded is listed too, with an error.
+  local offered kind mpiexec count=$((RANKS > 1 ? 2 : 1))
+  local probe="from mpi4py import MPI; raise SystemExit(MPI.COMM_WORLD.size != $count)"
   offered=$(srun --mpi=list 2>&1) || offered=
-  for kind in $wanted; do
-    if grep -qw "$kind" <<<"${offered//*error:*/}"; then
+  for kind in pmi2 pmix cray_shasta; do
+    if grep -qw "$kind" <<<"$offered" &&
+      timeout 60 srun --mpi="$kind" --nodes=1 -n "$count" "$PYTHON" -c "$probe" >/dev/null 2>&1; then
       # Ranks that outlive another one by a minute wait for it in vain.
       echo "srun --mpi=$kind --cpu-bind=cores --wait=60"
       return
@@ -62,31 +53,48 @@ print(MPI.Get_library_version())')
   done
   mpiexec=$(dirname "$PYTHON")/mpiexec
   [ -x "$mpiexec" ] || mpiexec=$(command -v mpiexec) || {
-    echo "launch.sh: srun offers no ${wanted:-way} for this MPI and there is no mpiexec; set LAUNCHER" >&2
+    echo "launch.sh: srun and this MPI do not fit together, and there is no mpiexec; set LAUNCHER" >&2
     return 2
   }
   echo "$mpiexec"
 }
 LAUNCHER=${LAUNCHER:-$(find_launcher)}
 
-# mpi_ntkdfl WORDS: runs the program on all ranks; on exit code 75 the job requeues itself. Returns
-# the program's exit code otherwise.
+# mpi_ntkdfl WORDS: runs the program on all ranks.
 mpi_ntkdfl() {
-  local child code=0 cancelled="" launcher
+  local launcher
   read -ra launcher <<<"$LAUNCHER"
+  supervise "${launcher[@]}" -n "$RANKS" "$PYTHON" -m mpi_ntkdfl "$@"
+}
+
+# driver WORDS: runs one process of the program, which starts ranks by itself.
+driver() {
+  supervise "$PYTHON" -m mpi_ntkdfl "$@"
+}
+
+# supervise COMMAND: on exit code 75 the job requeues itself, any other one is returned.
+supervise() {
+  local child code=0 told="" cancelled=""
   echo "job $JOB, start $((RESTARTS + 1)): $RANKS ranks on $SLURM_JOB_NUM_NODES nodes by $LAUNCHER"
-  "${launcher[@]}" -n "$RANKS" "$PYTHON" -m mpi_ntkdfl "$@" &
+  "$@" &
   child=$!
   # --signal=B: tells this shell alone; srun and mpiexec pass it on to the ranks. SIGTERM (scancel)
   # goes to the ranks as well, and a second one would end them before their checkpoint.
-  trap 'kill -USR1 "$child" 2>/dev/null || true' USR1
+  trap 'told=yes; kill -USR1 "$child" 2>/dev/null || true' USR1
   trap 'cancelled=yes' TERM
   while wait "$child" || code=$?; kill -0 "$child" 2>/dev/null; do :; done
   code=0
   wait "$child" || code=$?
   trap - USR1 TERM
-  [ "$code" = "$UNFINISHED" ] && [ -z "$cancelled" ] || return "$code"
-  requeue
+  # A program that is still starting ends by the signal itself: srun tells 128 + 10, mpiexec 10.
+  if [ -n "$told" ]; then
+    case $code in 10 | 138) code=$UNFINISHED ;; esac
+  fi
+  if [ "$code" = "$UNFINISHED" ] && [ -z "$cancelled" ]; then
+    requeue
+  else
+    return "$code"
+  fi
 }
 
 requeue() {
@@ -99,4 +107,22 @@ requeue() {
     echo "job $JOB: this Slurm refuses; the same sbatch line with -o RUN.h5 goes on" >&2
     return "$UNFINISHED"
   }
+}
+
+# powers_of_two MOST: 1,2,4,... up to MOST.
+powers_of_two() {
+  local count=1 list=1
+  while [ $((count * 2)) -le "$1" ]; do
+    count=$((count * 2))
+    list+=,$count
+  done
+  echo "$list"
+}
+
+# Prints LAUNCHER such that fewer ranks than the job has fill one node after the other.
+packed() {
+  case $LAUNCHER in
+    srun*) echo "$LAUNCHER --distribution=block:block,Pack" ;;
+    *) echo "$LAUNCHER" ;;
+  esac
 }

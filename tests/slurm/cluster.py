@@ -25,7 +25,8 @@ CPUS = 32
 GPUS = 4
 _SBIN = "/usr/sbin:/usr/local/sbin"
 
-# A requeued job waits until its old credential has expired; two minutes unless told otherwise.
+# A requeued job waits until its old credential has expired, two minutes unless told otherwise, and
+# until the scheduler looks at it again.
 CONFIGURATION = """\
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
@@ -44,6 +45,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
 ReturnToService=2
+SchedulerParameters=sched_interval=1,bf_interval=1
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
