@@ -27,7 +27,7 @@ LAYERS = [
     ["assembly", "resume"],
     ["journal"],
     ["simulation"],
-    ["analysis", "progress", "doctor"],
+    ["analysis", "progress", "doctor", "submit"],
     ["studies"],
     ["cli", "cli_scaling", "study_commands"],
     ["__main__"],
