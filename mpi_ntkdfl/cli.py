@@ -8,6 +8,7 @@ imports happen inside the commands that need them, so that `presets` and `show` 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
@@ -17,10 +18,12 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from mpi_ntkdfl import __version__, config, logs
+from mpi_ntkdfl.cli_scaling import scaling
 from mpi_ntkdfl.comm.mpi import Elsewhere, MpiWorld, launched_rank, open_world
 from mpi_ntkdfl.errors import InputError, MpiNtkdflError
 from mpi_ntkdfl.outputs import Outputs, choose
 from mpi_ntkdfl.stopping import UNFINISHED, watch_signals
+from mpi_ntkdfl.study_commands import study
 from mpi_ntkdfl.units import readable
 
 if TYPE_CHECKING:
@@ -76,6 +79,8 @@ def cli(context: click.Context) -> None:
         context.invoke(run, source="quickstart")
 
 
+cli.add_command(study)
+
 # ------------------------------------------------------------------------------------------- running
 
 
@@ -130,13 +135,20 @@ def run(
 @_SOURCE
 @_SET
 @click.option("--ranks", type=click.IntRange(1), default=1, help="Ranks to plan for.")
-def check(source: str, overrides: tuple[str, ...], ranks: int) -> None:
+@click.option(
+    "--measure/--no-measure",
+    default=True,
+    help="Seconds by this machine's speed, or a nominal one.",
+)
+def check(source: str, overrides: tuple[str, ...], ranks: int, measure: bool) -> None:
     """Validate a configuration with its data and print the plan; starts no MPI."""
     from mpi_ntkdfl.assembly import prepare
 
     logs.set_up(0, quiet=False)
     settings = _read(source, overrides)
-    click.echo(_plan_text(settings, prepare(settings, ranks), ranks))
+    problem = prepare(settings, ranks)
+    click.echo(_plan_text(settings, problem, ranks))
+    click.echo(_seconds_text(settings, problem, measure))
 
 
 @cli.command()
@@ -398,6 +410,9 @@ def doctor() -> None:
             click.echo(examination.report(world, ranks))
 
 
+cli.add_command(scaling)
+
+
 # -------------------------------------------------------------------------------------------- helpers
 
 
@@ -467,6 +482,22 @@ def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
     return "\n".join(lines)
 
 
+def _seconds_text(settings: config.Config, problem: Problem, measured: bool) -> str:
+    machine, cores = problem.machine(settings, measured), len(os.sched_getaffinity(0))
+    found = problem.round_seconds(settings, machine, cores)
+    speed = "as measured just now" if measured else "nominal"
+    lines = [
+        f"seconds a round, predicted for CPUs ({speed}: {machine.peak / 1e9:.0f} Gflop/s, "
+        f"{machine.bandwidth / 1e9:.0f} GB/s a thread):"
+    ]
+    lines += [f"  {phase:12}{seconds:>10.3f} s" for phase, seconds in found.items()]
+    lines.append(f"  {'total':12}{sum(found.values()):>10.3f} s")
+    threads = problem.placement.ranks * settings.compute.threads
+    if threads > cores:
+        lines.append(f"  {threads} threads share {cores} cores; on more hosts it is faster")
+    return "\n".join(lines)
+
+
 def _say_goodbye(outputs: Outputs, outcome: Outcome) -> None:
     from mpi_ntkdfl.analysis import tables
 
@@ -480,4 +511,6 @@ def _say_goodbye(outputs: Outputs, outcome: Outcome) -> None:
         "command with --resume goes on"
     )
     click.echo(f"{tables.summary(tables.read(outputs.record))}\n\n{ending}\n")
-    click.echo(f"record:  {outputs.record}\nweights: {outputs.checkpoint}")
+    click.echo(f"record:  {outputs.record}")
+    if outputs.checkpoint.exists():
+        click.echo(f"weights: {outputs.checkpoint}")

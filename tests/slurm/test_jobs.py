@@ -155,7 +155,7 @@ def test_the_gpu_script_asks_for_gpus(desk, reference):
     """GPUs that are names only: what the script asks for and passes on, computed on the CPU."""
     words = ("-o", "out", "--ntasks-per-node=2", "jobs/run_gpu.sbatch", *TINY, "-o", "run.h5")
     job = desk.submit(*words, "--set", "compute.device=cpu")
-    assert "gres/gpu=4" in desk.slurm.call("scontrol", "show", "job", job)
+    assert "gres:gpu:4" in desk.slurm.call("scontrol", "show", "job", job)
     desk.finish(job, "out")
     assert_same_bits(reference, desk.folder / "run.h5")
 
