@@ -21,8 +21,11 @@ setup(
     packages=find_packages(include=["mpi_ntkdfl", "mpi_ntkdfl.*"]),
     package_data={
         "mpi_ntkdfl": [
-            *("presets/*.yaml", "studies/definitions/*.yaml", "py.typed"),
-            *("jobs/*.sbatch", "jobs/launch.sh"),
+            "presets/*.yaml",
+            "studies/definitions/*.yaml",
+            "jobs/*.sbatch",
+            "jobs/launch.sh",
+            "py.typed",
         ]
     },
     install_requires=[

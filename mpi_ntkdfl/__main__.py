@@ -1,5 +1,13 @@
 """`python -m mpi_ntkdfl`."""
 
-from mpi_ntkdfl.cli import main
+import sys
+
+from mpi_ntkdfl.stopping import watch_signals
+
+# A batch system may signal while libraries still load, which takes seconds.
+if sys.argv[1:2] in ([], ["run"]):
+    watch_signals()
+
+from mpi_ntkdfl.cli import main  # noqa: E402
 
 main()

@@ -28,7 +28,6 @@ launcher, which passes it on."""
 
 def watch_signals() -> None:
     """From now on the first SIGTERM or SIGUSR1 is remembered, a later one ends the process."""
-    _seen.clear()
     for number in _SIGNALS:
         signal.signal(number, _remember)
 
