@@ -16,6 +16,15 @@ from mpi_ntkdfl.comm.exchange import Federation, Samples
 from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.config import Config
+from mpi_ntkdfl.costs import (
+    NOMINAL,
+    Machine,
+    Work,
+    measure,
+    placement_costs,
+    round_seconds,
+    round_work,
+)
 from mpi_ntkdfl.data import partition, sources
 from mpi_ntkdfl.errors import InputError
 from mpi_ntkdfl.model import nets
@@ -35,6 +44,8 @@ class Problem:
         schedule: the graphs.
         network: the model.
         start: starting weights from `model.weights`, `[param]` float64, or None to draw them.
+        placement: which rank owns which client.
+        work: what a round asks of each client, by phase.
         plan: the first round in numbers.
     """
 
@@ -43,7 +54,27 @@ class Problem:
     schedule: Schedule
     network: nets.MLP
     start: np.ndarray | None
+    placement: Placement
+    work: dict[str, Work]
     plan: Plan
+
+    def machine(self, config: Config, measured: bool) -> Machine:
+        """A thread of this machine, measured in half a second, or a nominal one."""
+        if not measured:
+            return NOMINAL
+        torch.set_num_threads(1)
+        return measure(getattr(torch, config.compute.dtype))
+
+    def round_seconds(self, config: Config, machine: Machine, cores: int) -> dict[str, float]:
+        """Seconds of a round by phase on the busiest rank; see `costs.round_seconds`."""
+        settings = config.algorithm
+        needs = METHODS[settings.name].needs(
+            settings, self.network, getattr(torch, config.compute.dtype)
+        )
+        moved, sizes = int(self.plan.traffic[1].sum()), self.partition.sizes
+        return round_seconds(
+            config, needs, self.network, sizes, self.work, moved, self.placement, machine, cores
+        )
 
 
 def prepare(config: Config, ranks: int) -> Problem:
@@ -52,7 +83,7 @@ def prepare(config: Config, ranks: int) -> Problem:
     Raises:
         InputError: for anything that would stop the run later.
     """
-    placement = Placement(config.clients, ranks)
+    Placement(config.clients, ranks)  # refuses more ranks than clients before anything is read
     dataset = sources.load(config.dataset)
     shares = partition.make(
         config.partition, dataset.train_labels, config.clients, config.seed, dataset.writers
@@ -62,16 +93,13 @@ def prepare(config: Config, ranks: int) -> Problem:
     start = None
     if config.model.weights is not None:
         start = read_weights(Path(config.model.weights), network.layout).double().numpy()
-    plan = make_plan(
-        config,
-        METHODS[config.algorithm.name],
-        network,
-        shares.sizes,
-        len(dataset.test_labels),
-        schedule.graph(0),
-        placement,
-    )
-    return Problem(dataset, shares, schedule, network, start, plan)
+    method, sizes, graph = METHODS[config.algorithm.name], shares.sizes, schedule.graph(0)
+    tests = len(dataset.test_labels)
+    needs = method.needs(config.algorithm, network, getattr(torch, config.compute.dtype))
+    work = round_work(config, needs, network, sizes, tests, graph)
+    placement = Placement.balanced(placement_costs(work), ranks)
+    plan = make_plan(config, method, network, sizes, tests, graph, placement)
+    return Problem(dataset, shares, schedule, network, start, placement, work, plan)
 
 
 def read_weights(path: Path, layout: Layout) -> torch.Tensor:
@@ -127,14 +155,13 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
     # TF32 would keep 10 bits of the mantissa, too few for the kernel.
     torch.set_float32_matmul_precision("highest")
     dtype = getattr(torch, config.compute.dtype)
-    placement = Placement(config.clients, world.size)
 
-    def told() -> tuple[nets.MLP, Schedule, sources.Scaling, np.ndarray]:
+    def told() -> tuple[nets.MLP, Schedule, sources.Scaling, np.ndarray, Placement]:
         assert problem is not None
         p = problem
-        return p.network, p.schedule, p.dataset.scaling, p.partition.sizes
+        return p.network, p.schedule, p.dataset.scaling, p.partition.sizes, p.placement
 
-    network, schedule, scaling, sizes = world.on_root(told)
+    network, schedule, scaling, sizes, placement = world.on_root(told)
 
     def ship(stored: np.ndarray, labels: np.ndarray) -> Samples:
         inputs = torch.tensor(scaling.apply(stored, config.compute.dtype))

@@ -8,6 +8,7 @@ imports happen inside the commands that need them, so that `presets` and `show` 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from mpi_ntkdfl import __version__, config, logs
+from mpi_ntkdfl.cli_scaling import scaling
 from mpi_ntkdfl.comm.mpi import Elsewhere, MpiWorld, launched_rank, open_world
 from mpi_ntkdfl.errors import InputError, MpiNtkdflError
 from mpi_ntkdfl.outputs import Outputs, choose
@@ -133,13 +135,80 @@ def run(
 @_SOURCE
 @_SET
 @click.option("--ranks", type=click.IntRange(1), default=1, help="Ranks to plan for.")
-def check(source: str, overrides: tuple[str, ...], ranks: int) -> None:
+@click.option(
+    "--measure/--no-measure",
+    default=True,
+    help="Seconds by this machine's speed, or a nominal one.",
+)
+def check(source: str, overrides: tuple[str, ...], ranks: int, measure: bool) -> None:
     """Validate a configuration with its data and print the plan; starts no MPI."""
     from mpi_ntkdfl.assembly import prepare
 
     logs.set_up(0, quiet=False)
     settings = _read(source, overrides)
-    click.echo(_plan_text(settings, prepare(settings, ranks), ranks))
+    problem = prepare(settings, ranks)
+    click.echo(_plan_text(settings, problem, ranks))
+    click.echo(_seconds_text(settings, problem, measure))
+
+
+@cli.command()
+@_SOURCE
+@_SET
+@click.option(
+    "-o", "--output", metavar="RUN.h5", help="The record; on a file system all nodes share."
+)
+@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Nodes.")
+@click.option("--ranks", type=click.IntRange(1), required=True, help="Ranks, all nodes together.")
+@click.option("--gpus", type=click.IntRange(0), default=0, help="GPUs a node; default none.")
+@click.option("--time", required=True, metavar="H:MM:SS", help="Limit of one start.")
+@click.option("--account", help="To charge.")
+@click.option("--partition", help="To run in.")
+@click.option(
+    "--template",
+    metavar="run_cpu|run_gpu|FILE",
+    help="The script to fill; default run_gpu with --gpus, else run_cpu.",
+)
+@click.option(
+    "--submit/--print", "send", default=False, help="Submit the script, or print it (default)."
+)
+def submit(
+    source: str,
+    overrides: tuple[str, ...],
+    output: str | None,
+    nodes: int,
+    ranks: int,
+    gpus: int,
+    time: str,
+    account: str | None,
+    partition: str | None,
+    template: str | None,
+    send: bool,
+) -> None:
+    """Make a Slurm batch script of a run, checked beforehand, and print or submit it.
+
+    The job ends its run with a checkpoint before the time limit, requeues itself and goes on. Cores a
+    rank are compute.threads. Relative paths are relative to where sbatch is called.
+    """
+    from mpi_ntkdfl import submit as slurm
+    from mpi_ntkdfl.assembly import prepare
+
+    logs.set_up(0, quiet=True)
+    settings = _read(source, overrides)
+    words = [source, *(word for each in overrides for word in ("--set", each))]
+    request = slurm.Request(
+        name=Path(source).stem,
+        words=(*words, *(("-o", output) if output else ())),
+        nodes=nodes,
+        ranks=ranks,
+        threads=settings.compute.threads,
+        gpus=gpus,
+        time=time,
+        account=account,
+        partition=partition,
+    )
+    text = slurm.script(template or ("run_gpu" if gpus else "run_cpu"), request)
+    prepare(settings, ranks)
+    click.echo(f"submitted job {slurm.sbatch(text)}" if send else text, nl=send)
 
 
 @cli.command()
@@ -149,8 +218,10 @@ def presets(name: str | None) -> None:
     if name is not None:
         click.echo(config.preset_text(name), nl=False)
         return
-    for each in config.preset_names():
-        click.echo(f"{each:32}{config.preset_text(each).splitlines()[0].removeprefix('# ')}")
+    names = config.preset_names()
+    width = max(map(len, names)) + 2
+    for each in names:
+        click.echo(f"{each:{width}}{config.preset_text(each).splitlines()[0].removeprefix('# ')}")
 
 
 # ----------------------------------------------------------------------------------- looking at runs
@@ -329,14 +400,17 @@ def data_path(name: str) -> None:
 
 @cli.command()
 def doctor() -> None:
-    """Tell what MPI, launcher, devices, threads, HDF5 and data look like; works under mpirun."""
+    """Tell what MPI, launcher, nodes, GPUs, threads, HDF5 and data look like; works under mpirun."""
     from mpi_ntkdfl import doctor as examination
 
     world = open_world()
     with _failing_together(world):
-        lines = world.comm.gather(examination.rank_line())
+        ranks = world.comm.gather(examination.this_rank(world.local_rank))
         if world.rank == 0:
-            click.echo(examination.report(world, lines))
+            click.echo(examination.report(world, ranks))
+
+
+cli.add_command(scaling)
 
 
 # -------------------------------------------------------------------------------------------- helpers
@@ -408,6 +482,22 @@ def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
     return "\n".join(lines)
 
 
+def _seconds_text(settings: config.Config, problem: Problem, measured: bool) -> str:
+    machine, cores = problem.machine(settings, measured), len(os.sched_getaffinity(0))
+    found = problem.round_seconds(settings, machine, cores)
+    speed = "as measured just now" if measured else "nominal"
+    lines = [
+        f"seconds a round, predicted for CPUs ({speed}: {machine.peak / 1e9:.0f} Gflop/s, "
+        f"{machine.bandwidth / 1e9:.0f} GB/s a thread):"
+    ]
+    lines += [f"  {phase:12}{seconds:>10.3f} s" for phase, seconds in found.items()]
+    lines.append(f"  {'total':12}{sum(found.values()):>10.3f} s")
+    threads = problem.placement.ranks * settings.compute.threads
+    if threads > cores:
+        lines.append(f"  {threads} threads share {cores} cores; on more hosts it is faster")
+    return "\n".join(lines)
+
+
 def _say_goodbye(outputs: Outputs, outcome: Outcome) -> None:
     from mpi_ntkdfl.analysis import tables
 
@@ -421,4 +511,6 @@ def _say_goodbye(outputs: Outputs, outcome: Outcome) -> None:
         "command with --resume goes on"
     )
     click.echo(f"{tables.summary(tables.read(outputs.record))}\n\n{ending}\n")
-    click.echo(f"record:  {outputs.record}\nweights: {outputs.checkpoint}")
+    click.echo(f"record:  {outputs.record}")
+    if outputs.checkpoint.exists():
+        click.echo(f"weights: {outputs.checkpoint}")

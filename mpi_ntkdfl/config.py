@@ -24,6 +24,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializeAsAny,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -525,6 +526,11 @@ def dataset_settings(name: str) -> DatasetSettings:
         return DatasetSettings.model_validate({"name": name})
     except ValidationError as error:
         raise InputError(f"data set {_explain(error).removeprefix('configuration: ')}") from None
+
+
+def topology_settings(section: object) -> Topology:
+    """The settings of a graph from a `topology:` section as a record holds it."""
+    return TypeAdapter[Topology](Topology).validate_python(section)
 
 
 def _merge_section(selector: str | None, below: Any, above: Any) -> Any:

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl.comm.exchange import Federation, mean_over_clients
-from mpi_ntkdfl.model.losses import Loss, correct, loss_value
+from mpi_ntkdfl.model.losses import Loss, correct, loss_gradient, loss_value
 from mpi_ntkdfl.model.nets import MLP
 
-# Test samples a forward pass takes at once; a constant, because sums over chunks round by their size.
-_CHUNK = 10_000
+# Test samples a forward pass takes at once: few enough that the hidden layer stays in the cache. A
+# constant, because sums over chunks round by their size.
+_CHUNK = 1_000
 
 
 @dataclass(frozen=True)
@@ -137,15 +138,11 @@ class Evaluator:
 
     def _gradient_norm(self, average: torch.Tensor) -> float:
         f = self._federation
-        gradients = torch.stack([self._gradient(average, client) for client in f.owned])
+        gradients = torch.stack(
+            [
+                loss_gradient(f.network, average, own.inputs, own.labels, self._loss)
+                for own in f.samples.values()
+            ]
+        )
         mean = mean_over_clients(f, gradients)
         return float(torch.linalg.vector_norm(mean.double()))
-
-    def _gradient(self, params: torch.Tensor, client: int) -> torch.Tensor:
-        """Gradient `[param]` of one client's training loss at `params`."""
-        f = self._federation
-        samples = f.samples[client]
-        point = params.detach().clone().requires_grad_()
-        loss = loss_value(f.network.outputs(point, samples.inputs), samples.labels, self._loss)
-        (gradient,) = torch.autograd.grad(loss, point)
-        return gradient

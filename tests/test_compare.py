@@ -15,9 +15,9 @@ from mpi_ntkdfl.clock import PHASES
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.errors import InputError
 from mpi_ntkdfl.evaluate import Evaluation
-from mpi_ntkdfl.record import Record, RoundRecord, provenance
+from mpi_ntkdfl.record import Record, RoundRecord
 from tests.test_cli import complaint, words
-from tests.test_record import config_text
+from tests.test_record import attributes
 
 CLIENTS, RANKS = 4, 2
 ACCURACY = (0.1, 0.5, 0.7, 0.8, 0.9)
@@ -27,7 +27,7 @@ ACCURACY = (0.1, 0.5, 0.7, 0.8, 0.9)
 @functools.cache
 def known_attributes():
     """Of every record here; asking git for the commit takes longer than all the rest."""
-    return provenance(config_text(), 0, ("a",) * RANKS, "MPI", "cpu", "2.0")
+    return attributes(*RANKS * ("a",))
 
 
 def attributes_with(settings):
@@ -57,7 +57,8 @@ def write(
     for done in range(rounds + 1):
         value = accuracy[done]
         clients = value - 0.1 * np.arange(CLIENTS)
-        row = Evaluation(clients, clients, value, 2 - value, 1 / (1 + done), 0.25 * done)
+        own = np.array([0.5, 0.6, 0.7, 0.8])
+        row = Evaluation(clients, clients, own, value, 2 - value, 1 / (1 + done), 0.25 * done)
         due = done % every == 0 or done == rounds
         traffic = np.zeros((2, len(TRAFFIC_PHASES)), int)
         traffic[0, TRAFFIC_PHASES.index("weights")] = scale * done
@@ -67,7 +68,7 @@ def write(
         seconds[:, PHASES.index("evolve")] = 1 + np.arange(RANKS)
         seconds[0, PHASES.index("evaluate")] = 30
         seconds[0, PHASES.index("record")] = 20
-        over = RoundRecord(np.array([[0, 1]]), traffic, seconds) if done else None
+        over = RoundRecord(np.array([[0, 1]]), traffic, seconds, 4 + done) if done else None
         record.append(done, np.zeros(CLIENTS, int), row if due else None, over)
     return path
 
@@ -94,7 +95,7 @@ def test_numbers_to_the_target(tmp_path):
     found = outcome(write(tmp_path / "a.h5"))
     assert values(found.costs[0]) == [3, 66, 600, 6]
     assert found.costs[0].reached == 1
-    assert np.isnan(found.costs[0].busiest_bytes.mean)
+    assert found.costs[0].busiest_bytes.mean == 5 + 6 + 7
     assert np.isnan(found.costs[0].rounds.sd)
 
 
@@ -103,7 +104,10 @@ def test_numbers_at_the_end(tmp_path):
     assert (found.rounds.mean, found.accuracy.mean, found.deviation.mean) == (4, 0.9, 1)
     assert found.client_accuracy.mean == pytest.approx(0.9 - 0.15)
     assert found.protocol_bytes.mean == 11 * (1 + 2 + 3 + 4)
-    assert np.isnan(found.own_accuracy.mean)
+    assert found.own_accuracy.mean == pytest.approx(0.65)
+    text = compare_text.text([found])
+    assert "busiest client" in text
+    assert "own data" in text
 
 
 def test_the_slowest_rank_may_change_from_round_to_round(tmp_path):
@@ -128,17 +132,19 @@ def test_between_evaluations_the_next_evaluated_round_counts(tmp_path):
     assert values(outcome(write(tmp_path / "a.h5", every=2)).costs[0]) == [4, 110, 1000, 8]
 
 
-def test_what_newer_records_hold_beside(tmp_path):
+def test_older_records_lack_some(tmp_path):
     path = write(tmp_path / "a.h5")
     with h5py.File(path, "r+") as file:
-        file["clients/own_accuracy"] = np.tile([0.5, 0.6, 0.7, 0.8], (5, 1))
-        file["traffic/busiest_bytes"] = np.array([5, 6, 7, 8])
+        del file["clients/own_accuracy"], file["traffic/busiest_bytes"]
+    run = tables.read(path)
+    assert (run.own_accuracy, run.busiest_bytes) == (None, None)
+    assert len(run.partition) == 64
     found = outcome(path)
-    assert found.own_accuracy.mean == pytest.approx(0.65)
-    assert found.costs[0].busiest_bytes.mean == 5 + 6 + 7
+    assert np.isnan(found.own_accuracy.mean)
+    assert np.isnan(found.costs[0].busiest_bytes.mean)
     text = compare_text.text([found])
-    assert "busiest client" in text
-    assert "own data" in text
+    assert "busiest client" not in text
+    assert "own data" not in text
 
 
 def test_clients_that_were_not_evaluated(tmp_path):
@@ -375,22 +381,24 @@ def test_table(tmp_path):
     table = [line.split("  ") for line in out.splitlines()]
     table = [[cell.strip() for cell in line if cell] for line in table]
     assert table[0] == ["to accuracy 0.8 of the average of all clients"]
-    assert table[1] == ["method", "label", "seed", "rounds", "protocol", "MPI", "seconds"]
+    heads = ["method", "label", "seed", "rounds", "protocol", "busiest client", "MPI", "seconds"]
+    assert table[1] == heads
     assert table[2] == [
         "ntk-dfl",
         "0,1",
         "2 +- 1.4",
         "38 B +- 39 B",
+        "12 B +- 9 B",
         "350 B +- 354 B",
         "4.00 +- 2.83",
     ]
-    assert table[3] == [str(first), "0", "3", "66 B", "600 B", "6.00"]
-    assert table[4] == [str(second), "1", "1", "11 B", "100 B", "2.00"]
+    assert table[3] == [str(first), "0", "3", "66 B", "18 B", "600 B", "6.00"]
+    assert table[4] == [str(second), "1", "1", "11 B", "5 B", "100 B", "2.00"]
     assert table[6] == ["to accuracy 0.89 of the average of all clients"]
-    assert table[8] == ["ntk-dfl", "0,1", "- (1 of 2)", "-", "-", "-"]
-    assert table[10] == [str(second), "1", "-", "-", "-", "-"]
+    assert table[8] == ["ntk-dfl", "0,1", "- (1 of 2)", "-", "-", "-", "-"]
+    assert table[10] == [str(second), "1", "-", "-", "-", "-", "-"]
     assert table[12] == ["at the last evaluated round"]
-    assert table[15][1:] == ["0", "4", "0.9000", "0.7500", "1.0000", "110 B"]
+    assert table[15][1:] == ["0", "4", "0.9000", "0.7500", "0.6500", "1.0000", "110 B"]
 
 
 def test_the_default_target_is_that_of_the_paper(tmp_path):
@@ -443,10 +451,3 @@ def test_bad_words(tmp_path):
     assert "cannot write" in complaint("compare", path, "--csv", tmp_path / "no" / "x.csv")
     (tmp_path / "folder.csv").mkdir()
     assert "cannot write" in complaint("compare", path, "--csv", tmp_path / "folder.csv")
-
-
-def test_records_of_before_and_after_have_one_reader(tmp_path):
-    """What newer records add is None in older ones."""
-    run = tables.read(write(tmp_path / "a.h5"))
-    assert (run.own_accuracy, run.busiest_bytes) == (None, None)
-    assert len(run.partition) == 64

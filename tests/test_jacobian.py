@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mpi_ntkdfl.model.losses import correct, loss_value
 from mpi_ntkdfl.model.nets import MLP
 from mpi_ntkdfl.ntk.jacobian import DenseJacobian, FactoredJacobian, symmetric_product
 from mpi_ntkdfl.ntk.kernel import trace_kernel
@@ -25,6 +26,29 @@ def make(widths, samples=7, dtype=torch.float64, seed=0):
 def test_network_is_the_plain_one(widths):
     params, x, _ = make(widths)
     torch.testing.assert_close(MLP(widths).outputs(params, x), oracle.network(params, x, widths))
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+def test_networks_at_once_are_each_by_itself(widths):
+    _, x, factored = make(widths)
+    several = torch.randn(3, factored.network.layout.size, dtype=x.dtype)
+    found = MLP(widths).outputs_of_each(several, x)
+    for outputs, params in zip(found, several, strict=True):
+        torch.testing.assert_close(outputs, oracle.network(params, x, widths))
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "squared"])
+def test_losses_are_the_plain_ones(loss):
+    params, x, factored = make((5, 6, 4, 2))
+    outputs = factored.network.outputs(params, x)
+    labels = torch.arange(len(x)) % 2
+    assert float(loss_value(outputs, labels, loss)) == pytest.approx(
+        oracle.loss_of(outputs, labels, loss), rel=1e-12
+    )
+    by_class = [0] * outputs.shape[1]
+    for row, label in zip(outputs, labels.tolist(), strict=True):
+        by_class[label] += int(row.argmax()) == label
+    assert correct(outputs, labels).tolist() == by_class
 
 
 @pytest.mark.parametrize("widths", WIDTHS)

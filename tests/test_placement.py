@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import numpy as np
@@ -58,6 +59,67 @@ def test_owner_is_who_owns(placement: Placement) -> None:
     assert [placement.owner(client) for client in range(placement.clients)] == expected
     assert placement.owner(every.reshape(1, -1)).shape == (1, placement.clients)
     assert type(placement.owner(0)) is int
+
+
+# ----------------------------------------------------------------------------------- unequal costs
+
+
+@st.composite
+def costs_and_ranks(draw_from: st.DrawFn) -> tuple[np.ndarray, int]:
+    costs = draw_from(st.lists(st.integers(0, 50) | st.just(10**12), min_size=1, max_size=12))
+    return np.array(costs, dtype=np.int64), draw_from(st.integers(1, len(costs)))
+
+
+def loads(costs: np.ndarray, placement: Placement) -> list[int]:
+    owned = [placement.owned(rank) for rank in range(placement.ranks)]
+    return [int(costs[own.start : own.stop].sum()) for own in owned]
+
+
+@given(costs_and_ranks())
+def test_no_contiguous_shares_have_a_lower_largest_load(drawn: tuple[np.ndarray, int]) -> None:
+    costs, ranks = drawn
+    found = Placement.balanced(costs, ranks)
+    assert [c for r in range(ranks) for c in found.owned(r)] == list(range(len(costs)))
+    assert all(len(found.owned(rank)) >= 1 for rank in range(ranks))
+    counted = np.maximum(costs, 1)  # no client is free
+    every = (
+        Placement(len(costs), ranks, cuts)
+        for cuts in itertools.combinations(range(1, len(costs)), ranks - 1)
+    )
+    assert max(loads(counted, found)) == min(max(loads(counted, each)) for each in every)
+
+
+@given(placements(), st.integers(0, 10**9))
+def test_equal_costs_give_equal_shares(placement: Placement, cost: int) -> None:
+    found = Placement.balanced(np.full(placement.clients, cost), placement.ranks)
+    assert found.offsets.tolist() == placement.offsets.tolist()
+
+
+def test_unequal_costs_by_hand() -> None:
+    """Six clients on three ranks: 9 alone, then 1 + 2 + 3 and 4 + 2 instead of pairs."""
+    costs = np.array([9, 1, 2, 3, 4, 2])
+    assert Placement.balanced(costs, 3).offsets.tolist() == [0, 1, 4, 6]
+    assert loads(costs, Placement(6, 3)) == [10, 5, 6]
+    # No rank is left without a client, even if one client costs more than all others.
+    assert Placement.balanced(np.array([1, 1, 1, 90]), 3).offsets.tolist() == [0, 2, 3, 4]
+
+
+def test_sizes_like_femnist_are_balanced() -> None:
+    """Writers' samples vary by a factor of ten; costs go with samples squared."""
+    sizes = np.random.default_rng(0).lognormal(5.3, 0.5, 3000)
+    costs = np.rint(sizes**2).astype(np.int64)
+    before, after = (
+        max(loads(costs, p)) / np.mean(loads(costs, p))
+        for p in (Placement(3000, 64), Placement.balanced(costs, 64))
+    )
+    assert before > 1.3
+    assert after < 1.03
+
+
+def test_cuts_that_leave_a_rank_empty_are_refused() -> None:
+    for cuts in [(), (0,), (3,), (1, 2)]:
+        with pytest.raises(ValueError, match="without clients"):
+            Placement(3, 2, cuts)
 
 
 def test_more_ranks_than_clients_are_refused() -> None:

@@ -34,12 +34,30 @@ class RoundResult:
     taus: list[int]
 
 
+def require_finite(weights: torch.Tensor, way_out: str) -> None:
+    """Lets a client diverge: to be called inside `may_diverge` on what it goes on with.
+
+    Args:
+        weights: of the client, or anything else it carries.
+        way_out: what the user can change, such as "lower algorithm.lr".
+
+    Raises:
+        Diverged: if an entry is not finite.
+    """
+    if not bool(torch.isfinite(weights).all()):
+        raise Diverged(
+            f"the client's weights became non-finite; {way_out}, look for extreme values in the data, "
+            "or set on_divergence=continue"
+        )
+
+
 @contextmanager
 def may_diverge(federation: Federation, number: int, client: int | None = None) -> Iterator[None]:
     """Around a client's (or, without one, a server's) computation in round `number`.
 
-    Names both to any exception. With `on_divergence: continue` a client that diverges takes no step:
-    the block ends, a line in the log says so, and what its weights were set to before stays.
+    Names both to any exception. It checks nothing itself: what diverges raises `Diverged`, as
+    `require_finite` does. With `on_divergence: continue` such a client takes no step: the block ends,
+    a line in the log says so, and what its weights were set to before stays.
     """
     where = {"round": number} if client is None else {"client": client, "round": number}
     try:
@@ -94,7 +112,7 @@ class Method(ABC):
     @staticmethod
     @abstractmethod
     def needs(settings: MethodSettings, network: MLP, dtype: torch.dtype) -> Needs:
-        """What a round will send and hold; MPI and data are not needed to say it."""
+        """What a round will send and keep; MPI and data are not needed to say it."""
 
     @abstractmethod
     def __init__(self, settings: MethodSettings, federation: Federation) -> None:
@@ -103,6 +121,9 @@ class Method(ABC):
     @abstractmethod
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """One round for all clients of this rank.
+
+        Every client has a sample at least. What becomes non-finite is reported inside `may_diverge`; what
+        the method returns and carries must be finite.
 
         Args:
             weights: `[owned, param]`.
@@ -113,8 +134,8 @@ class Method(ABC):
     def state(self) -> dict[str, torch.Tensor]:
         """What it carries from round to round beside the weights, by name: arrays `[owned, ...]`.
 
-        Momentum, masks and the like; the checkpoint keeps them, by client. Names, types and shapes
-        beyond the first axis stay the same for a whole run.
+        Momentum, masks and the like; the checkpoint copies them at once, by client. Names, types and
+        shapes beyond the first axis stay the same for a whole run.
         """
         return {}
 

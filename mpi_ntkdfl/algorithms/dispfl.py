@@ -31,7 +31,7 @@ from mpi_ntkdfl.comm.averages import masked_average, masked_format
 from mpi_ntkdfl.comm.exchange import Exchange, Federation
 from mpi_ntkdfl.config import MethodSettings
 from mpi_ntkdfl.errors import InputError
-from mpi_ntkdfl.model.losses import loss_value
+from mpi_ntkdfl.model.losses import loss_gradient
 from mpi_ntkdfl.model.nets import MLP
 from mpi_ntkdfl.model.params import Layout
 
@@ -184,7 +184,4 @@ class Dispfl(Method):
         own, size = f.samples[client], int(f.sizes[client])
         rng = seeds.generator(f.seed, "regrowth", client, number)
         batch = torch.from_numpy(rng.permutation(size)[: self.settings.batch]).to(f.device)
-        point = weights.clone().requires_grad_()
-        outputs = f.network.outputs(point, own.inputs[batch])
-        (gradient,) = torch.autograd.grad(loss_value(outputs, own.labels[batch], self.loss), point)
-        return gradient
+        return loss_gradient(f.network, weights, own.inputs[batch], own.labels[batch], self.loss)

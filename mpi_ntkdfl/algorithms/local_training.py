@@ -17,13 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
 
 from mpi_ntkdfl import seeds
-from mpi_ntkdfl.algorithms.base import may_diverge
+from mpi_ntkdfl.algorithms.base import may_diverge, require_finite
 from mpi_ntkdfl.comm.exchange import Federation
 from mpi_ntkdfl.errors import Diverged
 from mpi_ntkdfl.model.batched import BatchedMLP, Factors, padded, product
@@ -31,8 +32,8 @@ from mpi_ntkdfl.model.losses import one_hot
 from mpi_ntkdfl.model.nets import MLP
 
 _PLACES = 4
-_PLACES_CUDA = 256
 """Clients of a group: enough to share the cost of calls, few enough for the caches of a core."""
+_PLACES_CUDA = 256
 _GROUP_WORK = 16 * 10**6
 """Multiplications of a step that make the cost of calls small by themselves."""
 
@@ -270,11 +271,7 @@ class LocalTraining:
         for rows, shares in self._steps(group, number):
             x = inputs.index_select(0, rows).view(group.places, self._batch, -1)
             y = targets.index_select(0, rows).view(group.places, self._batch, -1)
-
-            def gradient(at: Layers, x=x, y=y, shares=shares) -> Factors:  # type: ignore[no-untyped-def]
-                return self._mlp.gradients(at, x, y, shares)
-
-            rule.step(layers, gradient)
+            rule.step(layers, partial(self._mlp.gradients, inputs=x, targets=y, shares=shares))
         return self._mlp.unpack(layers)
 
     # -------------------------------------------------------------------------------- groups and data
@@ -293,14 +290,12 @@ class LocalTraining:
                 rows = self._own_rows(group)
                 trained[rows] = train(group, self._of_group(group, weights))[: len(rows)]
         for client, before, row in zip(f.owned, weights, trained, strict=True):
-            if not bool(torch.isfinite(row).all()):
-                row.copy_(before)
-                with may_diverge(f, number, client):
-                    raise Diverged(
-                        "the client's weights became non-finite in local training; lower "
-                        "algorithm.lr or algorithm.momentum, look for extreme values in the data, or "
-                        "set on_divergence=continue"
-                    )
+            with may_diverge(f, number, client):
+                try:
+                    require_finite(row, "lower algorithm.lr or algorithm.momentum")
+                except Diverged:
+                    row.copy_(before)
+                    raise
         return trained
 
     def _own_rows(self, group: _Group) -> torch.Tensor:
@@ -326,7 +321,7 @@ class LocalTraining:
             work = self._batch * width * (samples if in_dual else 2 * features)
             places = min(max(_GROUP_WORK // work, 1), _PLACES)
             if f.device.type == "cuda":
-                places = _PLACES_CUDA
+                places = min(_PLACES_CUDA, len(clients))
             for start in range(0, len(clients), places):
                 chosen = tuple(clients[start : start + places])
                 yield _Group(chosen, places, count, samples, in_dual)

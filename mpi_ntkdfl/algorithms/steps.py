@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, field_validator
 
+from mpi_ntkdfl.algorithms.base import require_finite
 from mpi_ntkdfl.comm.exchange import Federation
 from mpi_ntkdfl.comm.neighbourhood import Neighbourhood
 from mpi_ntkdfl.config import MethodSettings
@@ -78,8 +79,9 @@ def keep_best(
         Diverged: if no loss is finite, or the weights are not.
     """
     chosen = best(losses)
-    if chosen < 0 or not bool(torch.isfinite(candidates[chosen]).all()):
-        raise Diverged(f"the weights or their loss became non-finite; {_WAY_OUT}")
+    if chosen < 0:
+        raise Diverged(f"the loss became non-finite for every tau; {_WAY_OUT}")
+    require_finite(candidates[chosen], "lower algorithm.lr or algorithm.taus")
     return candidates[chosen], taus[chosen]
 
 

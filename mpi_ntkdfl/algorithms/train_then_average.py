@@ -53,9 +53,10 @@ class GossipSettings(TrainingSettings):
 class TrainThenAverage(Method):
     """Local SGD, then one averaging step over the closed neighbourhood.
 
-    With `quantize` clients send what a round changed, rounded, and take the average of the changes, as
-    Quantized DFedAvgM (Sun, Li, Wang, "Decentralized federated averaging", TPAMI 2023, Algorithm 2)
-    does: `x_i + sum_j w_ij Q(z_j - x_j)` for x_i before and z_j after local training.
+    With `quantize` clients send what a round changed, rounded, and add the average of the changes, as
+    Quantized DFedAvgM (Sun, Li, Wang, "Decentralized federated averaging", TPAMI 2023) does:
+    `x_i + sum_j w_ij Q(z_j - x_j)` for x_i before and z_j after local training. What clients differed in
+    before is not averaged again, so their weights drift apart where those of plain averages do not.
     """
 
     def __init__(self, settings: MethodSettings, federation: Federation) -> None:

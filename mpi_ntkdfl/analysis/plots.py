@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,10 +82,16 @@ def write(path: Path, groups: Sequence[Group], request: Request) -> None:
         InputError: for another suffix than pdf, png, svg; if there is nothing to draw, or the file
             cannot be written.
     """
-    kind = require_suffix(path, "pdf", "png", "svg")
+    require_suffix(path, "pdf", "png", "svg")
     _refuse(groups, request)
+    save(path, lambda: figure(groups, request))
+
+
+def save(path: Path, draw: Callable[[], Figure]) -> None:
+    """Writes what `draw` draws in the house style; see `write`."""
+    kind = require_suffix(path, "pdf", "png", "svg")
     with house_style():
-        drawn = figure(groups, request)
+        drawn = draw()
         undated: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
         with replacing(path) as temporary:
             drawn.savefig(temporary, format=kind, metadata=undated.get(kind))
@@ -114,7 +120,7 @@ def figure(groups: Sequence[Group], request: Request) -> Figure:
     panels[0].set_ylabel(Y[request.y].label)
     if request.title:
         drawn.suptitle(request.title)
-    _legend(drawn, panels[0], any(len(group.traces) > 1 for group in groups))
+    legend(drawn, panels[0], any(len(group.traces) > 1 for group in groups))
     return drawn
 
 
@@ -207,7 +213,7 @@ def log_ticks(axis: MplAxis, low: float, high: float) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def _legend(drawn: Figure, panel: Axes, spread: bool) -> None:
+def legend(drawn: Figure, panel: Axes, spread: bool) -> None:
     """Below the panels, where it covers no data; the figure grows by it."""
     from matplotlib.patches import Patch
 

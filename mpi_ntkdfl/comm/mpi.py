@@ -47,6 +47,11 @@ def launched_size() -> int:
     return _from_environment(_LAUNCHED_SIZE, 1)
 
 
+def under_launcher() -> bool:
+    """Whether a launcher started this process, even as the only one."""
+    return any(name in os.environ for name in _LAUNCHED_SIZE)
+
+
 def local_rank(hosts: Sequence[str], rank: int) -> int:
     """Number of `rank` among the ranks of its host, given the host of every rank."""
     return hosts[:rank].count(hosts[rank])

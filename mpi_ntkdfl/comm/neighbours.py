@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from mpi4py import MPI
 
+from mpi_ntkdfl.comm.buffers import host_bytes
 from mpi_ntkdfl.comm.world import Pending
 from mpi_ntkdfl.model.params import ALIGNMENT as UNIT
 
@@ -50,7 +51,7 @@ class GraphChannel:
                 f"expected sizes in multiples of {UNIT} bytes for {len(self.neighbours)} neighbours, "
                 f"got {list(send_bytes)} and {list(receive_bytes)}"
             )
-        received = torch.empty(sum(receive_bytes), dtype=torch.uint8, pin_memory=send.is_pinned())
+        received = host_bytes(sum(receive_bytes), send.is_pinned())
         request = self._graph.Ineighbor_alltoallw(
             self._message(send, send_bytes), self._message(received, receive_bytes)
         )

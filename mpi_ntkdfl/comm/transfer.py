@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl.clock import Clock
+from mpi_ntkdfl.comm.buffers import host_bytes
 from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.messages import MessageFormat
 from mpi_ntkdfl.comm.neighbourhood import Arrays
@@ -36,7 +37,7 @@ class Outgoing:
     def pack(self) -> torch.Tensor:
         """Writes and books all messages, one after another: `[bytes]` uint8 on the host."""
         size = sum(form.nbytes(samples) for form, samples, _ in self._messages)
-        buffer = torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
+        buffer = host_bytes(size, self._pinned)
         position = 0
         for form, samples, make in self._messages:
             position = form.write(buffer, position, samples, make())

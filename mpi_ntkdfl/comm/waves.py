@@ -19,7 +19,7 @@ from mpi_ntkdfl.topology.placement import Placement
 DEFAULT_LIMIT = 256 * 2**20
 """Working memory of a rank in bytes when the user sets no limit."""
 
-_EVOLUTION_COPIES = 40
+_EVOLUTION_COPIES = 60
 """Arrays `[sample, output]` an evolution holds at most (stages, sums, outputs)."""
 
 

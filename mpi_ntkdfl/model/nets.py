@@ -57,7 +57,7 @@ class MLP:
         return Layout(shapes)
 
     def weights_and_biases(self, params: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """`(W [fan_out, fan_in], b [fan_out])` of each layer, views of `params` `[P]`."""
+        """`(W [..., fan_out, fan_in], b [..., fan_out])` of each layer, views of `params` `[..., P]`."""
         tensors = list(self.layout.unflatten(params).values())
         return list(zip(tensors[::2], tensors[1::2], strict=True))
 
@@ -78,7 +78,29 @@ class MLP:
 
     def outputs(self, params: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         """Outputs `[sample, output]` of the network with `params` `[P]` at `inputs`."""
-        return self.activations(params, inputs).outputs
+        return self.outputs_of_each(params[None], inputs)[0]
+
+    def outputs_of_each(self, params: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        """Outputs of several networks at the same inputs.
+
+        The samples are the last axis in memory: products of that form, and the losses' sums over
+        outputs, are faster on CPU by a fifth and by ten times.
+
+        Args:
+            params: `[network, P]`.
+            inputs: `[sample, feature]`.
+
+        Returns:
+            `[network, sample, output]`, a transposed view.
+        """
+        networks = params.shape[0]
+        (first, shift), *others = self.weights_and_biases(aligned(params))
+        # The networks' first layers are one product.
+        here = torch.mm(first.reshape(-1, first.shape[2]), inputs.T)
+        here = here.view(networks, -1, inputs.shape[0]).add_(shift[:, :, None])
+        for weight, bias in others:
+            here = torch.baddbmm(bias[:, :, None], weight, here.relu_())
+        return here.transpose(1, 2)
 
     def initial(self, generator: np.random.Generator) -> np.ndarray:
         """Kaiming-normal weights (deviation sqrt(2 / fan_in)) and zero biases, `[P]` float64.

@@ -54,18 +54,18 @@ class Layout:
         return self.offsets[-1]
 
     def unflatten(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Views of `flat` `[P]` by name.
+        """Views of `flat` `[..., P]` by name, `[..., *shape]`.
 
         Raises:
-            ValueError: if `flat` has another length than P.
+            ValueError: if the last axis of `flat` has another length than P.
         """
-        if flat.shape != (self.size,):
+        if flat.shape[-1:] != (self.size,):
             raise ValueError(
-                f"expected a vector of {self.size} parameters, got shape {tuple(flat.shape)}"
+                f"expected vectors of {self.size} parameters, got shape {tuple(flat.shape)}"
             )
-        pieces = torch.split(flat, list(self.sizes))
+        pieces = torch.split(flat, list(self.sizes), dim=-1)
         return {
-            name: piece.view(shape)
+            name: piece.view(flat.shape[:-1] + shape)
             for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
         }
 

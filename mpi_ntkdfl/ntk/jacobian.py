@@ -21,8 +21,9 @@ takes 636 MB. `dense` cuts the entries themselves, a range of parameters at a ti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Protocol
 
@@ -31,7 +32,8 @@ import torch
 from mpi_ntkdfl.model.nets import MLP
 from mpi_ntkdfl.model.params import aligned
 
-_TILES = 4
+# Rows of a tile of a symmetric matrix, at least.
+_TILE = 128
 
 
 class Jacobian(Protocol):
@@ -46,19 +48,30 @@ class Jacobian(Protocol):
         ...
 
 
-def symmetric_product(a: torch.Tensor) -> torch.Tensor:
-    """`a a^T` `[n, n]` of `a [n, k]`, by tiles of the lower triangle: 5/8 of the multiplications.
+def symmetric_matrix(
+    samples: int, block: Callable[[slice, slice], torch.Tensor], like: torch.Tensor
+) -> torch.Tensor:
+    """A symmetric matrix `[sample, sample]` from the tiles of its lower triangle.
 
-    The tiling depends on n alone, so the bits do as well.
+    Little more than half of the work of the whole, and what is done to a tile stays in the cache. The
+    tiling depends on the number of samples alone, so the bits do as well.
+
+    Args:
+        samples: N.
+        block: gives the entries of a range of rows and a range of columns.
+        like: any tensor of the type and device.
     """
-    n = a.shape[0]
-    if n < 64 * _TILES:
-        return a @ a.T
-    product = torch.empty(n, n, dtype=a.dtype, device=a.device)
-    for start, stop in pairwise(n * tile // _TILES for tile in range(_TILES + 1)):
-        torch.mm(a[start:stop], a[:stop].T, out=product[start:stop, :stop])
-        product[:start, start:stop] = product[start:stop, :start].T
-    return product
+    tiles = max(samples // _TILE, 1)
+    matrix = torch.empty(samples, samples, dtype=like.dtype, device=like.device)
+    for start, stop in pairwise(samples * tile // tiles for tile in range(tiles + 1)):
+        matrix[start:stop, :stop] = block(slice(start, stop), slice(stop))
+        matrix[:start, start:stop] = matrix[start:stop, :start].T
+    return matrix
+
+
+def symmetric_product(a: torch.Tensor) -> torch.Tensor:
+    """`a a^T` `[n, n]` of `a [n, k]`."""
+    return symmetric_matrix(a.shape[0], lambda rows, columns: a[rows] @ a[columns].T, a)
 
 
 # -------------------------------------------------------------------------- backpropagated signals
@@ -67,8 +80,8 @@ def symmetric_product(a: torch.Tensor) -> torch.Tensor:
 class Signals(Protocol):
     """`s_lc = df_c / dz_l` of one layer for all samples, `[sample, output, fan_out]`, in some form."""
 
-    def trace_gram(self) -> torch.Tensor | int:
-        """`sum_c s_c s_c^T` `[sample, sample]`, or the number it has in every entry."""
+    def trace_gram(self, rows: slice, columns: slice) -> torch.Tensor | int:
+        """A block of `sum_c s_c s_c^T` `[sample, sample]`, or the number it has in every entry."""
         ...
 
     def contract(self, residuals: torch.Tensor) -> torch.Tensor:
@@ -92,7 +105,7 @@ class UnitSignals:
     outputs: int
     like: torch.Tensor
 
-    def trace_gram(self) -> int:
+    def trace_gram(self, rows: slice, columns: slice) -> int:
         """The number of outputs, in every entry."""
         return self.outputs
 
@@ -118,9 +131,13 @@ class GatedSignals:
     gates: torch.Tensor
     readout: torch.Tensor
 
-    def trace_gram(self) -> torch.Tensor:
+    @cached_property
+    def _scaled(self) -> torch.Tensor:
+        return self.gates * self.readout.square().sum(0).sqrt()
+
+    def trace_gram(self, rows: slice, columns: slice) -> torch.Tensor:
         """`gates diag(sum_c readout_c^2) gates^T`: one product, not one for each output."""
-        return symmetric_product(self.gates * self.readout.square().sum(0).sqrt())
+        return self._scaled[rows] @ self._scaled[columns].T
 
     def contract(self, residuals: torch.Tensor) -> torch.Tensor:
         """`(R readout) * gates`."""
@@ -137,9 +154,10 @@ class DenseSignals:
 
     entries: torch.Tensor
 
-    def trace_gram(self) -> torch.Tensor:
+    def trace_gram(self, rows: slice, columns: slice) -> torch.Tensor:
         """One product over outputs and units together."""
-        return symmetric_product(self.entries.flatten(1))
+        flat = self.entries.flatten(1)
+        return flat[rows] @ flat[columns].T
 
     def contract(self, residuals: torch.Tensor) -> torch.Tensor:
         """A batched product over the samples."""
@@ -191,14 +209,19 @@ class FactoredJacobian:
         self.signals = _signals(network, params, self.inputs)
 
     def trace_gram(self) -> torch.Tensor:
-        """`sum_c J_c J_c^T`, `[sample, sample]`, layer by layer."""
-        total: torch.Tensor | None = None
-        for layer_inputs, signals in zip(self.inputs, self.signals, strict=True):
-            term = symmetric_product(layer_inputs).add_(1)
-            term.mul_(signals.trace_gram())
-            total = term if total is None else total.add_(term)
-        assert total is not None  # a network has a layer
-        return total
+        """`sum_c J_c J_c^T`, `[sample, sample]`, the sum over layers."""
+
+        def term(layer: int, rows: slice, columns: slice) -> torch.Tensor:
+            of, signals = self.inputs[layer], self.signals[layer]
+            return (of[rows] @ of[columns].T).add_(1).mul_(signals.trace_gram(rows, columns))
+
+        def block(rows: slice, columns: slice) -> torch.Tensor:
+            total = term(0, rows, columns)
+            for layer in range(1, len(self.inputs)):
+                total.add_(term(layer, rows, columns))
+            return total
+
+        return symmetric_matrix(self.inputs[0].shape[0], block, self.inputs[0])
 
     def transposed_product(self, residuals: torch.Tensor) -> torch.Tensor:
         """`sum_c J_c^T R_c` for `residuals` `[tau, sample, output]`: `[tau, param]`."""

@@ -29,7 +29,8 @@ def network_losses(
 
     This is what the authors' code selects tau by. It needs the neighbours' raw inputs.
     """
-    return [float(loss_value(network.outputs(w, inputs), labels, loss)) for w in candidates]
+    each = network.outputs_of_each(candidates, inputs)
+    return torch.stack([loss_value(outputs, labels, loss) for outputs in each]).tolist()
 
 
 def linearised_losses(outputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> list[float]:

@@ -19,19 +19,60 @@ from mpi_ntkdfl.topology.graphs import Graph, Integers
 
 @dataclass(frozen=True)
 class Placement:
-    """Contiguous shares of the clients, the first M % R ranks owning one more than the others.
+    """Contiguous shares of the clients, never empty.
 
     Attributes:
         clients: number M of clients.
         ranks: number R of ranks, 1 <= R <= M.
+        cuts: first client of each rank but rank 0, ascending; None for equal shares, the first M % R
+            ranks owning one more than the others. `balanced` finds them from costs.
 
     Raises:
         InputError: if there are more ranks than clients.
-        ValueError: if there is no rank.
+        ValueError: if there is no rank, or the cuts leave one without a client.
     """
 
     clients: int
     ranks: int
+    cuts: tuple[int, ...] | None = None
+
+    @classmethod
+    def balanced(cls, costs: Integers, ranks: int) -> Placement:
+        """The placement whose most loaded rank has the least load that contiguous shares allow.
+
+        Exact: the least largest load by bisection (Pinar, Aykanat, "Fast optimal load balancing
+        algorithms for 1D partitioning", J. Parallel Distrib. Comput. 64, 2004). Of the placements
+        that reach it, each rank in turn takes its part of what is left as nearly as it may.
+
+        Args:
+            costs: of each client, `[client]` non-negative integers; equal ones give equal shares.
+            ranks: number R of ranks.
+
+        Raises:
+            InputError: if there are more ranks than clients.
+        """
+        equal = cls(len(costs), ranks)
+        # A client is never free, so that clients without cost are dealt out as well.
+        sums = np.concatenate([[0], np.cumsum(np.maximum(costs, 1), dtype=np.int64)])
+        low, high = -(-int(sums[-1]) // ranks), int(sums[-1])
+        while low < high:
+            middle = (low + high) // 2
+            if _last_starts(sums, equal.ranks, middle) is None:
+                low = middle + 1
+            else:
+                high = middle
+        earliest = _last_starts(sums, ranks, high)
+        assert earliest is not None  # one rank may own all that it must
+        cuts, start = [], 0
+        for rank in range(1, ranks):
+            left = int(sums[-1] - sums[start])
+            fair = int(sums[start]) - (-left // (ranks - rank + 1))
+            reach = int(np.searchsorted(sums, sums[start] + high, side="right")) - 1
+            wanted = int(np.searchsorted(sums, fair))
+            latest = min(reach, len(costs) - (ranks - rank))
+            start = min(max(wanted, earliest[rank], start + 1), latest)
+            cuts.append(start)
+        return cls(len(costs), ranks, tuple(cuts))
 
     def __post_init__(self) -> None:
         if self.ranks < 1:
@@ -41,13 +82,20 @@ class Placement:
                 f"more ranks than clients: got {self.ranks} ranks for {self.clients} clients; "
                 f"start at most {self.clients} ranks"
             )
+        if self.cuts is not None and (
+            len(self.cuts) != self.ranks - 1 or (np.diff([0, *self.cuts, self.clients]) < 1).any()
+        ):
+            raise ValueError(f"cuts leave a rank without clients: {self.cuts}")
 
     @cached_property
     def offsets(self) -> Integers:
         """[R+1] int64: rank r owns the clients from `offsets[r]` up to, not including, the next."""
-        share, extra = divmod(self.clients, self.ranks)
-        rank = np.arange(self.ranks + 1, dtype=np.int64)
-        offsets = rank * share + np.minimum(rank, extra)
+        if self.cuts is None:
+            share, extra = divmod(self.clients, self.ranks)
+            rank = np.arange(self.ranks + 1, dtype=np.int64)
+            offsets = rank * share + np.minimum(rank, extra)
+        else:
+            offsets = np.array([0, *self.cuts, self.clients], dtype=np.int64)
         offsets.flags.writeable = False
         return offsets
 
@@ -63,6 +111,28 @@ class Placement:
         """The rank that owns a client, 0 to M-1; for an array of clients, an array of its shape."""
         ranks: Integers = np.searchsorted(self.offsets, client, side="right") - 1
         return ranks if isinstance(client, np.ndarray) else int(ranks)
+
+
+def _last_starts(sums: Integers, ranks: int, most: int) -> list[int] | None:
+    """The earliest first client of each rank if ranks own at most `most` each, filled from the end.
+
+    Args:
+        sums: cost of all clients before each one, `[client + 1]`, strictly ascending.
+        ranks: number R of ranks, at most as many as clients.
+        most: the largest load allowed.
+
+    Returns:
+        `[rank]`, or None if the clients do not fit.
+    """
+    starts, stop = [], len(sums) - 1
+    for rank in range(ranks - 1, -1, -1):
+        # Each rank before this one needs a client.
+        start = max(int(np.searchsorted(sums, sums[stop] - most)), rank)
+        if start >= stop:
+            return None
+        starts.append(start)
+        stop = start
+    return starts[::-1] if stop == 0 else None
 
 
 def neighbour_ranks(graph: Graph, placement: Placement, rank: int) -> Integers:

@@ -1,0 +1,188 @@
+"""CPU seconds of one client's round of NTK-DFL by phase, beside the least they could take.
+
+    python benchmarks/client_round.py [--samples N ...] [--hidden WIDTH ...] [--reference N]
+
+The floor of a phase is its necessary operations over the speed of a large matrix product, measured in the
+same run (for the evolution: of the kernel products it spent). Inputs are random and the same in every
+run: ten classes, each its own mean image, at freshly drawn weights, where the evolution is stiffest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import reference
+import timing
+import torch
+
+from mpi_ntkdfl.evaluate import score
+from mpi_ntkdfl.model.losses import one_hot
+from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.ntk.evolve import Evolution, evolve
+from mpi_ntkdfl.ntk.jacobian import FactoredJacobian
+from mpi_ntkdfl.ntk.kernel import trace_kernel
+from mpi_ntkdfl.ntk.update import best, candidate_weights, network_losses
+
+FEATURES, CLASSES, TEST = 784, 10, 10_000
+TAUS = {"tau 100": (100,), "five taus": (100, 200, 400, 600, 800)}
+
+
+@dataclass
+class Client:
+    """A neighbourhood's stacked data and the average of its weights."""
+
+    network: MLP
+    w_bar: torch.Tensor
+    inputs: torch.Tensor
+    labels: torch.Tensor
+    lr: float
+
+    def jacobian(self) -> FactoredJacobian:
+        passed = self.network.activations(self.w_bar, self.inputs)
+        self.outputs = passed.outputs
+        return FactoredJacobian(self.network, self.w_bar, passed.inputs)
+
+    def evolved(self, kernel: torch.Tensor, taus: tuple[int, ...]) -> Evolution:
+        targets = one_hot(self.labels, CLASSES, torch.float32)
+        return evolve(kernel, self.outputs, targets, self.lr, taus)
+
+    def update(self, jacobian: FactoredJacobian, evolution: Evolution) -> torch.Tensor:
+        products = jacobian.transposed_product(evolution.residual_sums)
+        return candidate_weights(self.w_bar, products, self.lr, len(self.labels))
+
+    def select(self, candidates: torch.Tensor) -> int:
+        losses = network_losses(self.network, candidates, self.inputs, self.labels, "cross-entropy")
+        return best(losses)
+
+    def round(self, taus: tuple[int, ...]) -> tuple[torch.Tensor, int]:
+        """Everything but the evaluation; the new weights and their tau."""
+        jacobian = self.jacobian()
+        evolution = self.evolved(trace_kernel(jacobian, CLASSES), taus)
+        candidates = self.update(jacobian, evolution)
+        chosen = self.select(candidates)
+        return candidates[chosen], taus[chosen]
+
+
+def samples(rng: np.random.Generator, means: np.ndarray, n: int) -> tuple[torch.Tensor, ...]:
+    labels = rng.integers(CLASSES, size=n)
+    inputs = means[labels] + 0.7 * rng.standard_normal((n, FEATURES))
+    return torch.from_numpy(inputs).float(), torch.from_numpy(labels)
+
+
+def make(n: int, hidden: int, lr: float) -> tuple[Client, torch.Tensor, torch.Tensor]:
+    """A client, and test inputs and labels."""
+    rng = np.random.default_rng(n + 7919 * hidden)
+    network = MLP((FEATURES, hidden, CLASSES))
+    # Smooth images, as correlated as photographs.
+    coarse = rng.standard_normal((CLASSES, 7, 7)).repeat(4, 1).repeat(4, 2)
+    means = 0.5 + 0.7 * coarse.reshape(CLASSES, FEATURES)
+    inputs, labels = samples(rng, means, n)
+    w_bar = torch.from_numpy(network.initial(rng)).float()
+    return Client(network, w_bar, inputs, labels, lr), *samples(rng, means, TEST)
+
+
+def measure(n: int, hidden: int, lr: float, repetitions: int, peak: float) -> list[list[str]]:
+    """Rows of the table."""
+    client, test_inputs, test_labels = make(n, hidden, lr)
+    jacobian = client.jacobian()
+    kernel = trace_kernel(jacobian, CLASSES)
+    through, taus = hidden * (FEATURES + CLASSES), TAUS["five taus"]
+    last = client.evolved(kernel, taus)
+    candidates = client.update(jacobian, last)
+    tasks: dict[str, Callable[[], object]] = {
+        "forward, signals": client.jacobian,
+        "kernel": lambda: trace_kernel(jacobian, CLASSES),
+        "update, five taus": lambda: client.update(jacobian, last),
+        "select, five taus": lambda: client.select(candidates),
+        "evaluation": lambda: score(
+            client.network, client.w_bar, test_inputs, test_labels, "cross-entropy"
+        ),
+    }
+    operations = {
+        "forward, signals": 2.0 * n * through,
+        "kernel": float(n * n * (FEATURES + 2 * hidden)),
+        "update, five taus": 2.0 * n * through * len(taus),
+        "select, five taus": 2.0 * n * through * len(taus),
+        "evaluation": 2.0 * TEST * through,
+    }
+    products = {}
+    for name, some in TAUS.items():
+        key = f"evolution, {name}"
+        tasks[key] = lambda some=some: client.evolved(kernel, some)
+        products[name] = client.evolved(kernel, some).products
+        operations[key] = 2.0 * products[name] * n * n * CLASSES
+    for name, some in TAUS.items():
+        key = f"round and evaluation, {name}"
+        tasks[key] = lambda some=some: (client.round(some), tasks["evaluation"]())
+        each = len(some) / len(taus)
+        operations[key] = (
+            operations["forward, signals"]
+            + operations["kernel"]
+            + operations[f"evolution, {name}"]
+            + each * (operations["update, five taus"] + operations["select, five taus"])
+            + operations["evaluation"]
+        )
+    rows = []
+    for name, seconds in timing.medians(tasks, repetitions).items():
+        floor = operations[name] / peak
+        tau = name.removeprefix("evolution, ")
+        note = f"{products[tau]} products" if tau in products and tau != name else ""
+        rows.append(
+            [
+                *(str(n), str(hidden), name, f"{1e3 * seconds:.1f}", f"{1e3 * floor:.1f}"),
+                *(f"{seconds / floor:.1f}", note),
+            ]
+        )
+    return rows
+
+
+def compare(n: int, hidden: int, lr: float) -> list[str]:
+    """Against the plain reference, one client, tau 100."""
+    client, *_ = make(n, hidden, lr)
+    widths, taus = client.network.widths, TAUS["tau 100"]
+    client.round(taus)
+    start = time.process_time()
+    found, _ = client.round(taus)
+    middle = time.process_time()
+    expected, _, products = reference.client_round(
+        client.w_bar, client.inputs, client.labels, widths, lr, list(taus)
+    )
+    slow, fast = time.process_time() - middle, middle - start
+    difference = float((found - expected).norm() / (expected - client.w_bar).norm())
+    return [
+        *(str(n), str(hidden), f"{fast:.3f}", f"{slow:.2f}", f"{slow / fast:.0f}"),
+        *(str(products), f"{difference:.1e}"),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--samples", type=int, nargs="+", default=[200, 1184, 2000], metavar="N")
+    parser.add_argument("--hidden", type=int, nargs="+", default=[100], metavar="WIDTH")
+    parser.add_argument("--reference", type=int, default=200, help="samples of it; 0: without")
+    parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--repetitions", type=int, default=5)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    peak = timing.product_peak()
+    print(
+        f"matrix products: {peak / 1e9:.0f} GFLOP/s; copies: {timing.bandwidth() / 1e9:.1f} GB/s\n"
+    )
+    rows = []
+    for n in asked.samples:
+        for hidden in asked.hidden:
+            rows += measure(n, hidden, asked.lr, asked.repetitions, peak)
+    header = ["samples", "hidden", "phase", "ms", "floor ms", "ratio", "kernel products"]
+    timing.print_table(header, rows)
+    if asked.reference:
+        header = ["samples", "hidden", "s", "plain reference s", "ratio", "its products"]
+        header.append("difference of the update")
+        timing.print_table(header, [compare(asked.reference, h, asked.lr) for h in asked.hidden])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,290 @@
+"""Strong and weak scaling from records of many numbers of ranks: speed-up, efficiencies, Amdahl's law.
+
+A round's wall clock is that of its slowest rank, without the phases `evaluate` and `record`, as in
+`traces`: they serve the experimenter. Efficiencies are those of the POP Centre of Excellence (pop-coe.eu,
+"POP Standard Metrics for Parallel Performance Analysis"), with the phases that a method computes in as
+useful computation:
+
+    load balance = mean over ranks of computation / largest of any rank,
+    communication efficiency = largest computation of any rank / wall clock,
+    parallel efficiency = load balance * communication efficiency.
+
+Amdahl's law (AFIPS Spring Joint Computer Conference, 1967) is fitted as T(R) = T(1) (s + (1 - s) / R).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import h5py
+import numpy as np
+import yaml
+
+from mpi_ntkdfl.analysis import tables
+from mpi_ntkdfl.analysis.tables import Run
+from mpi_ntkdfl.analysis.traces import UNTIMED
+from mpi_ntkdfl.errors import InputError
+
+WAITING = ("exchange", "other")
+"""Phases in which a rank mostly waits for others, or does what does not serve the method."""
+
+# What may differ between runs of one study, beside the numbers of ranks and of clients.
+_FREE = ("clients", "rounds", "output", "seed")
+
+Kind = Literal["strong", "weak"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run on one number of ranks; seconds are medians over rounds, the first left out if more than 2.
+
+    Attributes:
+        name: of the file.
+        config: the configuration.
+        ranks: R.
+        threads: of each rank.
+        cores: of all its hosts together, 0 if the record does not tell.
+        rounds: that the medians are over.
+        phases: names.
+        seconds: `[rank, phase]`.
+        wall: seconds a round, without evaluation and recording.
+        sizes: samples of each client, `[client]`.
+        edge_bytes: protocol bytes a round by phase for each directed edge of the graph.
+    """
+
+    name: str
+    config: dict[str, object]
+    ranks: int
+    threads: int
+    cores: int
+    rounds: int
+    phases: tuple[str, ...]
+    seconds: np.ndarray
+    wall: float
+    sizes: np.ndarray
+    edge_bytes: dict[str, float]
+
+    @property
+    def clients(self) -> int:
+        """M."""
+        return len(self.sizes)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether threads outnumber cores, as far as the record tells."""
+        return 0 < self.cores < self.ranks * self.threads
+
+    @cached_property
+    def computation(self) -> np.ndarray:
+        """Seconds of useful computation, `[rank]`."""
+        useful = [phase not in (*UNTIMED, *WAITING) for phase in self.phases]
+        found: np.ndarray = self.seconds[:, useful].sum(axis=1)
+        return found
+
+    @property
+    def load_balance(self) -> float:
+        """Mean over largest computation of the ranks."""
+        return float(self.computation.mean() / self.computation.max())
+
+    @property
+    def communication(self) -> float:
+        """Largest computation over the wall clock; at most 1."""
+        return float(min(self.computation.max() / self.wall, 1.0))
+
+    @property
+    def parallel(self) -> float:
+        """Parallel efficiency: their product."""
+        return self.load_balance * self.communication
+
+    def phase(self, name: str) -> float:
+        """Seconds of a phase, mean over ranks."""
+        return float(self.seconds[:, self.phases.index(name)].mean())
+
+
+@dataclass(frozen=True)
+class Amdahl:
+    """`T(R) = single * (serial + (1 - serial) / R)`.
+
+    Attributes:
+        single: T(1) in seconds.
+        serial: the serial fraction s, 0 to 1.
+        ranks: that the fit is founded on.
+        residual: root mean square of the relative deviations.
+    """
+
+    single: float
+    serial: float
+    ranks: tuple[int, ...]
+    residual: float
+
+    def seconds(self, ranks: float) -> float:
+        """T(R)."""
+        return self.single * (self.serial + (1 - self.serial) / ranks)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs of one configuration, ascending in ranks.
+
+    Attributes:
+        kind: strong: the same clients on more ranks; weak: as many clients a rank.
+        points: at least two numbers of ranks.
+    """
+
+    kind: Kind
+    points: tuple[Point, ...]
+
+    @property
+    def label(self) -> str:
+        """`strong: ntk-dfl, digits, 32 clients`."""
+        first = self.points[0]
+        names = [_name(first.config, section) for section in ("algorithm", "dataset")]
+        each = "" if self.kind == "strong" else " a rank"
+        count = first.clients if self.kind == "strong" else first.clients / first.ranks
+        return f"{self.kind}: {', '.join(names)}, {count:g} clients{each}"
+
+    def speed_up(self, point: Point) -> float:
+        """Work a second over that of the fewest ranks: T(base)/T(R), times R/base in a weak study."""
+        base = self.points[0]
+        grown = point.clients / base.clients
+        return base.wall / point.wall * grown
+
+    def efficiency(self, point: Point) -> float:
+        """Speed-up over how many times more ranks there are."""
+        return self.speed_up(point) * self.points[0].ranks / point.ranks
+
+    def amdahl(self) -> Amdahl | None:
+        """The fit to a strong study, to the points whose threads do not outnumber cores if those suffice.
+
+        None for a weak study.
+        """
+        if self.kind == "weak":
+            return None
+        roomy = [point for point in self.points if not point.crowded]
+        used = roomy if len({point.ranks for point in roomy}) > 1 else list(self.points)
+        return amdahl([point.ranks for point in used], [point.wall for point in used])
+
+
+def amdahl(ranks: Sequence[int], seconds: Sequence[float]) -> Amdahl:
+    """Least squares of T(R) = a + b / R with a, b >= 0, relative to T; s = a / (a + b)."""
+    measured = np.array(seconds)
+    rows = np.stack([np.ones(len(measured)), 1 / np.array(ranks)], axis=1) / measured[:, None]
+    both = np.linalg.lstsq(rows, np.ones(len(measured)), rcond=None)[0]
+    if both.min() < 0:  # then the best is at an end: all serial or all parallel
+        ends = []
+        for column in (0, 1):
+            each = np.zeros(2)
+            each[column] = rows[:, column].sum() / (rows[:, column] ** 2).sum()
+            ends.append(each)
+        both = min(ends, key=lambda each: float(((rows @ each - 1) ** 2).sum()))
+    deviation = float(np.sqrt(((rows @ both - 1) ** 2).mean()))
+    whole = float(both.sum())
+    return Amdahl(whole, float(both[0]) / whole, tuple(ranks), deviation)
+
+
+# ------------------------------------------------------------------------------------------- reading
+
+
+def read(path: Path) -> Point:
+    """Reads a record.
+
+    Raises:
+        InputError: if it is missing, damaged or no record, has no finished round, or was resumed with
+            another number of ranks.
+    """
+    run = tables.read(path)
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            offsets, edges = file["partition/offsets"][:], file["topology/offsets"][:]
+        return _point(run, str(path), np.diff(offsets), np.diff(edges))
+    except InputError:
+        raise
+    except Exception as error:  # attributes of a damaged record can hold anything
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path} is damaged or no record of this program: {reason}") from error
+
+
+def _point(run: Run, name: str, sizes: np.ndarray, edges: np.ndarray) -> Point:
+    ranks = int(run.attributes["ranks"])
+    if any(int(start["ranks"]) != ranks for start in json.loads(run.attributes["resumed"])):
+        raise InputError(f"{name} was resumed with another number of ranks; give whole runs")
+    skipped = 1 if len(run.seconds) > 2 else 0
+    seconds = run.seconds[skipped:]
+    if not len(seconds):
+        raise InputError(f"{name} has no finished round")
+    config = yaml.safe_load(run.attributes["config"])
+    timed = [phase not in UNTIMED for phase in run.time_phases]
+    walls = seconds[..., timed].sum(axis=2).max(axis=1)
+    hosts = set(json.loads(run.attributes["hosts"]))
+    directed = 2 * edges[: len(run.protocol_bytes)].sum()
+    sent = run.protocol_bytes.sum(axis=0) / max(directed, 1)
+    return Point(
+        name=name,
+        config=config,
+        ranks=ranks,
+        threads=int(config["compute"]["threads"]),
+        cores=int(run.attributes.get("cores", 0)) * len(hosts),
+        rounds=len(seconds),
+        phases=tuple(run.time_phases),
+        seconds=np.median(seconds, axis=0),
+        wall=float(np.median(walls)),
+        sizes=sizes,
+        edge_bytes=dict(zip(run.traffic_phases, sent.tolist(), strict=True)),
+    )
+
+
+def studies(points: Iterable[Point]) -> list[Study]:
+    """Every strong and every weak study the runs hold.
+
+    Runs belong together whose configurations differ in `clients`, `rounds`, `seed` and `output` alone:
+    with the same clients to a strong study, with as many clients a rank to a weak one.
+
+    Raises:
+        InputError: if there is none.
+    """
+    points = sorted(points, key=lambda point: (point.ranks, point.name))
+    families: dict[tuple[str, Kind, float], list[Point]] = {}
+    for point in points:
+        kept = json.dumps(
+            {key: value for key, value in point.config.items() if key not in _FREE},
+            sort_keys=True,
+            default=str,
+        )
+        families.setdefault((kept, "strong", point.clients), []).append(point)
+        families.setdefault((kept, "weak", point.clients / point.ranks), []).append(point)
+    found = [
+        Study(kind, tuple(family))
+        for (_, kind, _), family in families.items()
+        if len({point.ranks for point in family}) > 1
+    ]
+    if not found:
+        raise InputError(
+            "no two of these runs belong to one study: they need one configuration, different numbers "
+            "of ranks, and the same clients (strong) or as many clients a rank (weak)"
+        )
+    return sorted(found, key=lambda study: study.kind)
+
+
+def warnings(points: Iterable[Point]) -> list[str]:
+    """What speaks against reading the runs as scaling, one line each."""
+    lines = []
+    for point in points:
+        if point.crowded:
+            lines.append(
+                f"{point.name}: {point.ranks * point.threads} threads shared {point.cores} cores, so "
+                "ranks took turns; this is no scaling"
+            )
+        elif not point.cores:
+            lines.append(f"{point.name} does not tell how many cores its hosts have")
+    return lines
+
+
+def _name(config: dict[str, object], section: str) -> str:
+    found = config[section]
+    assert isinstance(found, dict)
+    return str(found["name"])

@@ -1,0 +1,247 @@
+"""What a round would take on other ranks, with other clients, over another network.
+
+    T(R, M) = max over ranks r of (computation_r + exchange_r) + drawing * M
+    computation_r = sum over own clients of the measured seconds a client and round, by phase
+    exchange_r = messages_r * alpha + bytes_r / beta
+
+Measured seconds are means over clients of the records given. A client's share goes with the samples it
+computes on, squared where it collects its neighbours' (the kernel). Each rank sends a message to each
+neighbouring rank in every exchange, `alpha` seconds each, and the larger of what it sends and what it
+receives at `beta` bytes a second (Hockney, "The communication challenge for MPP", Parallel Computing 20,
+1994). Nothing overlaps. What was measured as `other` counts as a client's, like computation. Every rank
+draws every graph of all clients, so that time grows with clients and does not shrink with ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpi_ntkdfl import config as configuration
+from mpi_ntkdfl import seeds
+from mpi_ntkdfl.analysis.scaling import Point
+from mpi_ntkdfl.analysis.traces import UNTIMED
+from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.topology.graphs import Graph
+from mpi_ntkdfl.topology.placement import Placement, neighbour_ranks, pairs
+from mpi_ntkdfl.topology.schedule import Schedule
+
+_DRAWN = 20_000
+"""Clients up to which the graph is drawn as a run would; beyond, neighbours of some ranks are sampled."""
+_SAMPLED = 8
+"""Ranks whose messages are counted."""
+_DRAWING = 1e-4
+"""Seconds a client to draw a regular graph of degree 5; measured 12.5 s for 100,000."""
+_ONCE_A_RANK = ("weights", "averages")
+"""Phases whose messages cross once to a rank, however many of its clients want them."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """Latency `alpha` in seconds of a message and bandwidth `beta` in bytes a second of a rank."""
+
+    alpha: float
+    beta: float
+
+
+NETWORKS = {
+    # Measured by benchmarks/exchange.py, MPICH 5.0, two processes on the development machine.
+    "shared-memory": Network(3e-6, 1.7e9),
+    # Nominal: line rates of the vendors' data sheets, latencies of MPI over them as commonly published.
+    "10gbe": Network(3e-5, 1.25e9),
+    "hdr100": Network(1.5e-6, 12.5e9),
+    "hdr200": Network(1.5e-6, 25e9),
+    "ndr": Network(1.2e-6, 50e9),
+}
+
+
+def network(text: str) -> Network:
+    """A named network, or `alpha,beta`.
+
+    Raises:
+        InputError: if it is neither.
+    """
+    if text in NETWORKS:
+        return NETWORKS[text]
+    try:
+        alpha, beta = map(float, text.split(","))
+    except ValueError:
+        alpha = beta = 0.0
+    if not (0 <= alpha < 1e3 and 0 < beta < 1e18):
+        raise InputError(
+            f"--network is one of {', '.join(NETWORKS)}, or ALPHA,BETA in seconds and bytes a second "
+            f"such as 1.5e-6,12.5e9; got {text}"
+        )
+    return Network(alpha, beta)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is taken from records.
+
+    Attributes:
+        config: of the runs.
+        names: of the records.
+        client_seconds: of computation and `other` by phase, a client and round.
+        dynamic: whether graphs are drawn anew every round.
+        sizes: samples of each client of the largest run, `[client]`.
+        edge_bytes: protocol bytes a round by phase for each directed edge.
+    """
+
+    config: dict[str, object]
+    names: tuple[str, ...]
+    client_seconds: dict[str, float]
+    dynamic: bool
+    sizes: np.ndarray
+    edge_bytes: dict[str, float]
+
+    @property
+    def collects(self) -> bool:
+        """Whether clients compute on the samples of their neighbours."""
+        return self.client_seconds.get("kernel", 0.0) > 0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A round on the slowest of the ranks looked at.
+
+    Attributes:
+        ranks, clients: R and M.
+        seconds: by phase.
+        sent: bytes a rank hands to MPI, mean over the ranks looked at.
+        neighbours: other ranks it talks to, likewise.
+        imbalance: largest over mean computation of all ranks.
+    """
+
+    ranks: int
+    clients: int
+    seconds: dict[str, float]
+    sent: float
+    neighbours: float
+    imbalance: float
+
+    @property
+    def wall(self) -> float:
+        """Seconds a round."""
+        return sum(self.seconds.values())
+
+
+def model(points: Sequence[Point]) -> Model:
+    """Takes from runs of one configuration what the prediction needs; means over them.
+
+    Raises:
+        InputError: if the method has a server, whose messages are not between neighbours, or the runs
+            are of different methods, models or data.
+    """
+    first = points[0]
+    for section in ("algorithm", "model", "dataset", "topology"):
+        if any(point.config[section] != first.config[section] for point in points):
+            raise InputError(f"a model needs runs of one configuration; {section} differs")
+    algorithm = first.config["algorithm"]
+    assert isinstance(algorithm, dict)
+    if algorithm["name"] in ("fedavg", "ntk-fl"):
+        raise InputError(
+            f"{algorithm['name']} has a server; the model knows messages of neighbours"
+        )
+    used = [phase for phase in first.phases if phase not in (*UNTIMED, "exchange")]
+    client = {
+        phase: float(
+            np.mean([point.phase(phase) * point.ranks / point.clients for point in points])
+        )
+        for phase in used
+    }
+    topology = first.config["topology"]
+    assert isinstance(topology, dict)
+    largest = max(points, key=lambda point: point.clients)
+    return Model(
+        config=first.config,
+        names=tuple(point.name for point in points),
+        client_seconds={phase: seconds for phase, seconds in client.items() if seconds},
+        dynamic=bool(topology["dynamic"]),
+        sizes=largest.sizes,
+        edge_bytes={phase: count for phase, count in largest.edge_bytes.items() if count},
+    )
+
+
+def predict(known: Model, ranks: int, clients: int, net: Network) -> Prediction:
+    """A round of `clients` clients on `ranks` ranks over `net`.
+
+    Raises:
+        InputError: if there are more ranks than clients, or no such graph.
+    """
+    Placement(clients, ranks)
+    seed = int(str(known.config["seed"]))
+    sizes = known.sizes
+    if len(sizes) != clients:  # clients like those that were measured
+        sizes = seeds.generator(seed, "scaling").choice(sizes, clients)
+    topology = configuration.topology_settings(known.config["topology"])
+    degree = _degree(topology, clients)
+    worked = sizes + degree * sizes.mean() if known.collects else sizes
+    shares = worked.astype(np.float64) ** (2 if known.collects else 1)
+    shares = shares / shares.mean()
+    placement = Placement.balanced(np.rint(1e6 * shares).astype(np.int64), ranks)
+    loads = np.add.reduceat(shares, placement.offsets[:-1])
+    graph = Schedule(topology, clients, seed).graph(0) if clients <= _DRAWN else None
+    slowest, sent, partners, most = {}, [], [], -1.0
+    # The rank with most to compute, and others at equal distances.
+    looked_at = {int(np.argmax(loads)), *np.linspace(0, ranks - 1, _SAMPLED).astype(int).tolist()}
+    for rank in sorted(looked_at):
+        messages, moved, neighbours = _messages(known, placement, rank, graph, degree, seed)
+        seconds = {phase: each * loads[rank] for phase, each in known.client_seconds.items()}
+        seconds["exchange"] = messages * net.alpha + moved / net.beta
+        seconds["other"] = seconds.get("other", 0.0) + _DRAWING * clients * known.dynamic
+        sent.append(moved)
+        partners.append(neighbours)
+        if sum(seconds.values()) > most:
+            slowest, most = {k: float(v) for k, v in seconds.items()}, sum(seconds.values())
+    imbalance = float(loads.max() / loads.mean())
+    return Prediction(
+        ranks, clients, slowest, float(np.mean(sent)), float(np.mean(partners)), imbalance
+    )
+
+
+def _degree(topology: configuration.Topology, clients: int) -> float:
+    """Mean degree."""
+    match topology:
+        case configuration.RegularTopology() | configuration.SmallWorldTopology():
+            return float(topology.degree)
+        case configuration.ErdosRenyiTopology():
+            return topology.p * (clients - 1)
+        case _:
+            if clients > _DRAWN:
+                raise InputError(
+                    f"beyond {_DRAWN} clients the model knows regular, small-world and erdos-renyi "
+                    f"graphs, got {topology.kind}"
+                )
+            return float(Schedule(topology, clients, 0).graph(0).degrees.mean())
+
+
+def _messages(
+    known: Model, placement: Placement, rank: int, graph: Graph | None, degree: float, seed: int
+) -> tuple[int, float, int]:
+    """MPI messages a rank sends in a round, bytes, and its neighbouring ranks."""
+    own = placement.owned(rank)
+    if graph is None:
+        # Uniform neighbours: right for regular and Erdos-Renyi graphs, too many for small worlds.
+        drawn = seeds.generator(seed, "scaling", rank)
+        edges = drawn.poisson(len(own) * (degree - int(degree))) + len(own) * int(degree)
+        clients = np.resize(np.array(own), edges)
+        targets = placement.owner(drawn.integers(placement.clients, size=edges))
+        away = targets != rank
+        clients, targets = clients[away], targets[away]
+        ranks = np.unique(targets)
+    else:
+        ranks = neighbour_ranks(graph, placement, rank)
+        crossing = [pairs(graph, placement, rank, int(to))[:, 1] for to in ranks]
+        clients = np.concatenate([*crossing, np.zeros(0, np.int64)])
+        targets = np.repeat(ranks, [len(each) for each in crossing])
+    ghosts = len(np.unique(clients * placement.ranks + targets))
+    moved, exchanges = 0.0, 0
+    for phase, count in known.edge_bytes.items():
+        once = phase in _ONCE_A_RANK
+        moved += count * (ghosts if once else len(clients))
+        exchanges += once
+    exchanges += any(phase not in _ONCE_A_RANK for phase in known.edge_bytes)
+    return exchanges * len(ranks), moved, len(ranks)

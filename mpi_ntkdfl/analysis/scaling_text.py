@@ -1,0 +1,127 @@
+"""Scaling studies and predictions as text for people and as CSV for programs."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from mpi_ntkdfl.analysis.files import replacing, require_suffix
+from mpi_ntkdfl.analysis.scaling import Point, Study
+from mpi_ntkdfl.analysis.scaling_model import Model, Network, Prediction, model, predict
+from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.units import readable
+
+_NOTES = (
+    "seconds: median round of the slowest rank, without evaluating and recording",
+    "efficiency: speed-up over how many times more ranks there are",
+    "load: mean over largest computation of the ranks; comm: largest computation over seconds;",
+    "parallel: load x comm (POP Centre of Excellence)",
+)
+_COLUMNS = ("speed_up", "efficiency", "load_balance", "communication", "parallel")
+
+
+def text(studies: Sequence[Study], net: Network) -> str:
+    """A table of figures, one of phases, Amdahl's law and the model's check, for every study."""
+    blocks = [block for study in studies for block in _study(study, net)]
+    return "\n\n".join("\n".join(block) for block in (*blocks, _NOTES))
+
+
+def _study(study: Study, net: Network) -> list[list[str]]:
+    figures = [
+        study.label,
+        f"{'ranks':>6}{'cores':>7}{'clients':>9}{'rounds':>8}{'seconds':>10}{'speed-up':>10}"
+        f"{'efficiency':>12}{'load':>7}{'comm':>7}{'parallel':>10}",
+    ]
+    for point in study.points:
+        figures.append(
+            f"{point.ranks:>6}{point.cores or '?':>7}{point.clients:>9}{point.rounds:>8}"
+            f"{point.wall:>10.3f}{study.speed_up(point):>10.2f}{study.efficiency(point):>12.2f}"
+            f"{point.load_balance:>7.2f}{point.communication:>7.2f}{point.parallel:>10.2f}"
+        )
+    if fit := study.amdahl():
+        founded = ", ".join(map(str, fit.ranks))
+        figures.append(
+            f"Amdahl: serial fraction {fit.serial:.3f}, T(1) = {fit.single:.3f} s; least squares over "
+            f"ranks {founded}, off by {100 * fit.residual:.0f} % (root mean square)"
+        )
+        if len(set(fit.ranks)) < 3:
+            figures.append("  two numbers of ranks determine the fit and cannot test it")
+    return [figures, _phases(study), _checked(study, net)]
+
+
+def _phases(study: Study) -> list[str]:
+    points = study.points
+    shown = [name for name in points[0].phases if any(point.phase(name) for point in points)]
+    lines = ["seconds a round by phase, mean over ranks"]
+    lines.append(f"{'ranks':>6}" + "".join(f"{name:>10}" for name in shown))
+    for point in points:
+        cells = "".join(f"{point.phase(name):>10.3f}" for name in shown)
+        lines.append(f"{point.ranks:>6}{cells}")
+    return lines
+
+
+def _checked(study: Study, net: Network) -> list[str]:
+    base = study.points[0]
+    try:
+        known = model([base])
+    except InputError as error:
+        return [f"no prediction: {error}"]
+    lines = [
+        f"predicted from {base.name} alone (alpha {net.alpha:g} s, beta {readable(net.beta)}/s)",
+        f"{'ranks':>6}{'predicted':>11}{'measured':>10}{'ratio':>7}",
+    ]
+    for point in study.points:
+        seconds = predicted_on(known, point, net)
+        lines.append(
+            f"{point.ranks:>6}{seconds:>11.3f}{point.wall:>10.3f}{seconds / point.wall:>7.2f}"
+        )
+    return lines
+
+
+def predicted_on(known: Model, point: Point, net: Network) -> float:
+    """Seconds a round predicted for what `point` measured; ranks that share cores take turns."""
+    turns = max(1.0, point.ranks * point.threads / point.cores) if point.cores else 1.0
+    return predict(known, point.ranks, point.clients, net).wall * turns
+
+
+def prediction(known: Model, found: Prediction, named: str, net: Network) -> str:
+    """What is predicted, apart from what it is founded on."""
+    lines = [
+        f"measured in {', '.join(known.names)}: milliseconds a client and round",
+        *(f"  {phase:12}{1e3 * each:>10.3f}" for phase, each in known.client_seconds.items()),
+        "",
+        f"PREDICTED, not measured: {found.clients} clients on {found.ranks} ranks, each with a core of "
+        f"its own, over {named} (alpha {net.alpha:g} s, beta {readable(net.beta)}/s; nominal)",
+        *(f"  {phase:12}{each:>10.4f} s" for phase, each in found.seconds.items()),
+        f"  {'round':12}{found.wall:>10.4f} s, {1 / found.wall:.3g} rounds a second",
+        f"  bytes a rank and round: {readable(found.sent)} to {found.neighbours:.0f} other ranks",
+        f"  largest over mean computation of the ranks: {found.imbalance:.2f}",
+    ]
+    return "\n".join(lines)
+
+
+def write_csv(path: Path, studies: Sequence[Study]) -> None:
+    """A line for every run of every study.
+
+    Raises:
+        InputError: if the name does not end in .csv, or the file cannot be written.
+    """
+    require_suffix(path, "csv")
+    phases = list(dict.fromkeys(p for study in studies for p in study.points[0].phases))
+    head = ["study", "kind", "file", "ranks", "cores", "clients", "rounds", "seconds"]
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow([*head, *_COLUMNS, "serial_fraction", *(f"{p}_seconds" for p in phases)])
+        for study in studies:
+            fit = study.amdahl()
+            for p in study.points:
+                numbers = (study.speed_up(p), study.efficiency(p), p.load_balance, p.communication)
+                rows.writerow(
+                    [
+                        *(study.label, study.kind, p.name, p.ranks, p.cores or "", p.clients),
+                        *(p.rounds, repr(p.wall), *map(repr, numbers), repr(p.parallel)),
+                        repr(fit.serial) if fit else "",
+                        *(repr(p.phase(name)) if name in p.phases else "" for name in phases),
+                    ]
+                )

@@ -1,0 +1,140 @@
+"""The commands `scaling run`, `scaling report` and `scaling predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mpi_ntkdfl import config
+from mpi_ntkdfl.comm.mpi import under_launcher
+from mpi_ntkdfl.errors import InputError
+
+if TYPE_CHECKING:
+    from mpi_ntkdfl.analysis.scaling import Kind
+
+_RECORDS = click.argument(
+    "records", metavar="RUN.h5...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+_NETWORK = click.option(
+    "--network",
+    "network",
+    default="shared-memory",
+    show_default=True,
+    help="10gbe, hdr100, hdr200, ndr (nominal), shared-memory, or ALPHA,BETA in s and bytes/s.",
+)
+
+
+@click.group()
+def scaling() -> None:
+    """Run one configuration on several numbers of ranks, report, and predict."""
+
+
+@scaling.command()
+@click.argument("source", metavar="PRESET_OR_YAML")
+@click.option(
+    "--set", "overrides", metavar="SECTION.KEY=VALUE", multiple=True, help="As for `run`."
+)
+@click.option(
+    "--kind",
+    type=click.Choice(["strong", "weak"]),
+    default="strong",
+    show_default=True,
+    help="Strong: the clients of the source on more ranks. Weak: that many clients on every rank.",
+)
+@click.option(
+    "--ranks", required=True, metavar="N,N,...", help="Numbers of ranks, such as 1,2,4,8."
+)
+@click.option("--rounds", type=click.IntRange(1), help="Rounds of each run; the first is warm-up.")
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    metavar="FOLDER",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="For KIND-RANKS.h5.",
+)
+@click.option(
+    "--launcher", help='Starts ranks; by default "mpirun -n {ranks}" of this environment.'
+)
+def run(
+    source: str,
+    overrides: tuple[str, ...],
+    kind: Kind,
+    ranks: str,
+    rounds: int | None,
+    folder: Path,
+    launcher: str | None,
+) -> None:
+    """Do the runs of a scaling study, one launch after the other; the same command goes on.
+
+    A strong study runs the source as it is on every number of ranks. In a weak one `clients` is the
+    number of clients a rank: a run on R ranks has R times as many.
+    """
+    from mpi_ntkdfl.algorithms import METHODS
+    from mpi_ntkdfl.analysis import scaling_run
+
+    if under_launcher():
+        raise InputError("scaling run starts mpirun itself: start it without mpirun or srun")
+    counts = _counts(ranks)
+    more = [] if rounds is None else [{"rounds": rounds}]
+    layers = [*config.read_source(source), config.read_overrides(overrides), *more]
+    settings = config.parse(layers, {name: method.Settings for name, method in METHODS.items()})
+    planned = scaling_run.plan(settings, kind, counts)
+    words = scaling_run.launcher(launcher)
+    records = scaling_run.run(planned, kind, folder, words, click.echo)
+    click.echo(f"python -m mpi_ntkdfl scaling report {' '.join(map(str, records))}")
+
+
+def _counts(text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise click.UsageError(f"--ranks takes positive numbers such as 1,2,4,8; got {text}")
+    return [int(word) for word in words]
+
+
+@scaling.command()
+@_RECORDS
+@_NETWORK
+@click.option(
+    "-o", "figure", metavar="FIGURE.(pdf|png|svg)", type=click.Path(path_type=Path), help="Draw it."
+)
+@click.option("--csv", "table", type=click.Path(path_type=Path), help="Write the numbers as CSV.")
+def report(
+    records: tuple[Path, ...], network: str, figure: Path | None, table: Path | None
+) -> None:
+    """Speed-up, efficiencies, Amdahl's law, and the model beside what was measured."""
+    from mpi_ntkdfl.analysis import scaling as analysis
+    from mpi_ntkdfl.analysis import scaling_model, scaling_plot, scaling_text
+
+    net = scaling_model.network(network)
+    points = [analysis.read(path) for path in records]
+    studies = analysis.studies(points)
+    if table is not None:
+        scaling_text.write_csv(table, studies)
+    if figure is not None:
+        scaling_plot.write(figure, studies)
+    click.echo(scaling_text.text(studies, net))
+    for line in analysis.warnings(points):
+        click.echo(f"warning: {line}", err=True)
+
+
+@scaling.command()
+@_RECORDS
+@_NETWORK
+@click.option("--ranks", type=click.IntRange(1), required=True, help="Ranks to predict for.")
+@click.option("--clients", type=click.IntRange(1), help="Clients; default those of the records.")
+def predict(records: tuple[Path, ...], network: str, ranks: int, clients: int | None) -> None:
+    """Predict seconds and bytes of a round on other ranks, with other clients, over a network."""
+    from mpi_ntkdfl.analysis import scaling as analysis
+    from mpi_ntkdfl.analysis import scaling_model, scaling_text
+
+    net = scaling_model.network(network)
+    points = [analysis.read(path) for path in records]
+    known = scaling_model.model(points)
+    found = scaling_model.predict(known, ranks, clients or len(known.sizes), net)
+    click.echo(scaling_text.prediction(known, found, network, net))
+    for line in analysis.warnings(points):
+        click.echo(f"warning: {line}", err=True)
