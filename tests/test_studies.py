@@ -323,6 +323,18 @@ def test_a_run_that_is_held_is_left_to_its_holder(tmp_path):
     assert (tally.done, tally.before) == (1, 1)
 
 
+def test_a_run_whose_weights_are_gone_is_done_again_where_a_report_needs_them(tmp_path):
+    study = expanded(tmp_path, seeds=1)
+    work(study)
+    study.runs[0].outputs.checkpoint.unlink()
+    assert work(study)[0].before == 2
+    figures = [{"name": "f", "title": "f", "kind": "selection"}]
+    needing = expanded(tmp_path, tiny(tmp_path, figures=figures), seeds=1)
+    tally, _ = work(needing)
+    assert (tally.done, tally.before, tally.failed) == (1, 1, {})
+    assert len(collect(needing).cells) == 2
+
+
 def test_a_failed_run_does_not_stop_the_others(tmp_path):
     axes = yaml.safe_load(TINY)["axes"]
     axes[0]["variants"][0]["settings"] = {"partition": {"kind": "file", "path": "missing.npz"}}

@@ -68,7 +68,7 @@ def figure(drawing: Drawing) -> Figure:
     for panel, ax in zip(drawing.panels, axes, strict=False):
         _panel(ax, panel, looks, drawing)
     if len({panel.y for panel in drawing.panels}) == 1:
-        _share_vertical_ends(list(axes[:count]))
+        _share_vertical_axis(list(axes[:count]), across)
     drawn.suptitle(drawing.figure.title)
     _legend(drawn, list(axes[:count]), drawing)
     return drawn
@@ -149,7 +149,7 @@ def _guides(ax: Axes, panel: Panel, drawing: Drawing) -> None:
 
 
 def _scale(ax: Axes, panel: Panel) -> None:
-    from matplotlib.ticker import EngFormatter, MaxNLocator
+    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 
     ax.set_xlabel(panel.x_label)
     ax.set_ylabel(panel.y_label)
@@ -160,6 +160,8 @@ def _scale(ax: Axes, panel: Panel) -> None:
             plots.log_ticks(axis, *(ax.get_xlim() if name == "x" else ax.get_ylim()))
             axis.set_major_formatter("{x:g}")
     if panel.x == "bytes":
+        # Fewer ticks than elsewhere: their labels carry a unit, and panels are narrow.
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         ax.xaxis.set_major_formatter(EngFormatter(unit="B"))
     elif not panel.x_log:
         whole = panel.x == "rounds"
@@ -177,11 +179,14 @@ def _leave_out_start(ax: Axes, panel: Panel) -> None:
     ax.set_ylim(low - margin, high + margin)
 
 
-def _share_vertical_ends(axes: list[Axes]) -> None:
-    """Panels of one quantity are compared by eye, so they have one vertical axis."""
+def _share_vertical_axis(axes: list[Axes], across: int) -> None:
+    """Panels of one quantity are compared by eye: one range, and a label at the left of each row."""
     ends = np.array([ax.get_ylim() for ax in axes])
     for ax in axes:
         ax.set_ylim(float(ends[:, 0].min()), float(ends[:, 1].max()))
+    for place, ax in enumerate(axes):
+        if place % across:
+            ax.set_ylabel("")
 
 
 def _legend(drawn: Figure, axes: list[Axes], drawing: Drawing) -> None:

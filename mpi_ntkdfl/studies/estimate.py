@@ -27,7 +27,10 @@ _ROUGH = {
     "fedavg": 2e-4,
     "local": 4e-4,
 }
-"""Core seconds a sample and round of the paper's network, where no run of the method is finished."""
+"""Core seconds a sample and round of the paper's network, where no run of the method is finished.
+
+That of ntk-dfl was measured; the others are reckoned, and tell the order of magnitude.
+"""
 _UNKNOWN = 1e-3
 
 
