@@ -19,11 +19,11 @@ import click
 
 from mpi_ntkdfl import __version__, config, logs
 from mpi_ntkdfl.cli_scaling import scaling
+from mpi_ntkdfl.cli_study import study
 from mpi_ntkdfl.comm.mpi import Elsewhere, MpiWorld, launched_rank, open_world
 from mpi_ntkdfl.errors import InputError, MpiNtkdflError
 from mpi_ntkdfl.outputs import Outputs, choose
 from mpi_ntkdfl.stopping import UNFINISHED, watch_signals
-from mpi_ntkdfl.study_commands import study
 from mpi_ntkdfl.units import readable
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ LAYERS = [
     ["simulation"],
     ["analysis", "progress", "doctor", "submit"],
     ["studies"],
-    ["cli", "cli_scaling", "study_commands"],
+    ["cli", "cli_scaling", "cli_study"],
     ["__main__"],
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
