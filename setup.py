@@ -19,7 +19,12 @@ setup(
     license="BSD-3-Clause",
     python_requires=">=3.11",
     packages=find_packages(include=["mpi_ntkdfl", "mpi_ntkdfl.*"]),
-    package_data={"mpi_ntkdfl": ["presets/*.yaml", "py.typed"]},
+    package_data={
+        "mpi_ntkdfl": [
+            *("presets/*.yaml", "studies/definitions/*.yaml", "py.typed"),
+            *("jobs/*.sbatch", "jobs/launch.sh"),
+        ]
+    },
     install_requires=[
         "click>=8.1",
         "h5py>=3.11",

@@ -27,8 +27,9 @@ import torch
 from mpi_ntkdfl.comm.reduce import exact_mean
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.hdf5 import reading, writing
 from mpi_ntkdfl.model.params import Layout
-from mpi_ntkdfl.outputs import LIBVER, Outputs, replacing
+from mpi_ntkdfl.outputs import Outputs, replacing
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def write(
     digest = hashlib.sha256(header.encode())
     with (
         replacing(outputs.checkpoint, outputs.former_checkpoint) as path,
-        h5py.File(path, "w", libver=LIBVER, locking=False) as file,
+        writing(path, "w") as file,
     ):
         file.attrs["schema"] = SCHEMA
         file.attrs["config"] = config_yaml
@@ -114,7 +115,7 @@ class Checkpoint:
         """
         self.path = path
         try:
-            self._file = h5py.File(path, "r", locking=False)
+            self._file = reading(path)
         except FileNotFoundError as error:
             raise InputError(
                 f"no checkpoint at {path}: has the run finished its first round?"
@@ -184,7 +185,10 @@ def newest(outputs: Outputs) -> Iterator[Checkpoint]:
     except InputError as error:
         if not outputs.former_checkpoint.exists():
             raise
-        found = Checkpoint(outputs.former_checkpoint)
+        try:
+            found = Checkpoint(outputs.former_checkpoint)
+        except InputError as former:
+            raise InputError(f"{error}; {former}") from error
         _log.warning("%s; the one before, after round %d, is whole", error, found.round)
     with contextlib.closing(found):
         yield found

@@ -23,6 +23,7 @@ from mpi_ntkdfl.comm.mpi import Elsewhere, MpiWorld, launched_rank, open_world
 from mpi_ntkdfl.errors import InputError, MpiNtkdflError
 from mpi_ntkdfl.outputs import Outputs, choose
 from mpi_ntkdfl.stopping import UNFINISHED, watch_signals
+from mpi_ntkdfl.study_commands import study
 from mpi_ntkdfl.units import readable
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ def cli(context: click.Context) -> None:
     if context.invoked_subcommand is None:
         context.invoke(run, source="quickstart")
 
+
+cli.add_command(study)
 
 # ------------------------------------------------------------------------------------------- running
 
@@ -146,6 +149,66 @@ def check(source: str, overrides: tuple[str, ...], ranks: int, measure: bool) ->
     problem = prepare(settings, ranks)
     click.echo(_plan_text(settings, problem, ranks))
     click.echo(_seconds_text(settings, problem, measure))
+
+
+@cli.command()
+@_SOURCE
+@_SET
+@click.option(
+    "-o", "--output", metavar="RUN.h5", help="The record; on a file system all nodes share."
+)
+@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Nodes.")
+@click.option("--ranks", type=click.IntRange(1), required=True, help="Ranks, all nodes together.")
+@click.option("--gpus", type=click.IntRange(0), default=0, help="GPUs a node; default none.")
+@click.option("--time", required=True, metavar="H:MM:SS", help="Limit of one start.")
+@click.option("--account", help="To charge.")
+@click.option("--partition", help="To run in.")
+@click.option(
+    "--template",
+    metavar="run_cpu|run_gpu|FILE",
+    help="The script to fill; default run_gpu with --gpus, else run_cpu.",
+)
+@click.option(
+    "--submit/--print", "send", default=False, help="Submit the script, or print it (default)."
+)
+def submit(
+    source: str,
+    overrides: tuple[str, ...],
+    output: str | None,
+    nodes: int,
+    ranks: int,
+    gpus: int,
+    time: str,
+    account: str | None,
+    partition: str | None,
+    template: str | None,
+    send: bool,
+) -> None:
+    """Make a Slurm batch script of a run, checked beforehand, and print or submit it.
+
+    The job ends its run with a checkpoint before the time limit, requeues itself and goes on. Cores a
+    rank are compute.threads. Relative paths are relative to where sbatch is called.
+    """
+    from mpi_ntkdfl import submit as slurm
+    from mpi_ntkdfl.assembly import prepare
+
+    logs.set_up(0, quiet=True)
+    settings = _read(source, overrides)
+    words = [source, *(word for each in overrides for word in ("--set", each))]
+    request = slurm.Request(
+        name=Path(source).stem,
+        words=(*words, *(("-o", output) if output else ())),
+        nodes=nodes,
+        ranks=ranks,
+        threads=settings.compute.threads,
+        gpus=gpus,
+        time=time,
+        account=account,
+        partition=partition,
+    )
+    text = slurm.script(template or ("run_gpu" if gpus else "run_cpu"), request)
+    prepare(settings, ranks)
+    click.echo(f"submitted job {slurm.sbatch(text)}" if send else text, nl=send)
 
 
 @cli.command()
@@ -337,14 +400,14 @@ def data_path(name: str) -> None:
 
 @cli.command()
 def doctor() -> None:
-    """Tell what MPI, launcher, devices, threads, HDF5 and data look like; works under mpirun."""
+    """Tell what MPI, launcher, nodes, GPUs, threads, HDF5 and data look like; works under mpirun."""
     from mpi_ntkdfl import doctor as examination
 
     world = open_world()
     with _failing_together(world):
-        lines = world.comm.gather(examination.rank_line())
+        ranks = world.comm.gather(examination.this_rank(world.local_rank))
         if world.rank == 0:
-            click.echo(examination.report(world, lines))
+            click.echo(examination.report(world, ranks))
 
 
 cli.add_command(scaling)
@@ -448,4 +511,6 @@ def _say_goodbye(outputs: Outputs, outcome: Outcome) -> None:
         "command with --resume goes on"
     )
     click.echo(f"{tables.summary(tables.read(outputs.record))}\n\n{ending}\n")
-    click.echo(f"record:  {outputs.record}\nweights: {outputs.checkpoint}")
+    click.echo(f"record:  {outputs.record}")
+    if outputs.checkpoint.exists():
+        click.echo(f"weights: {outputs.checkpoint}")

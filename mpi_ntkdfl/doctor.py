@@ -5,42 +5,67 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from mpi_ntkdfl import __version__
-from mpi_ntkdfl.comm.mpi import MpiWorld, launched_size, local_rank
+from mpi_ntkdfl.assembly import choose_device
+from mpi_ntkdfl.comm.mpi import MpiWorld, launched_size
 from mpi_ntkdfl.data import sources
 
 _PACKAGES = ("torch", "mpi4py", "numpy", "h5py", "networkx", "pydantic", "scikit-learn")
 
 
-def rank_line() -> str:
-    """Host, device and threads of this rank."""
+@dataclass(frozen=True)
+class Rank:
+    """What one rank sees.
+
+    Attributes:
+        gpus: names of the visible GPUs.
+        device: what `compute.device: auto` gives it.
+        cores: the cores it may run on.
+        threads: OMP_NUM_THREADS.
+    """
+
+    gpus: tuple[str, ...]
+    device: str
+    cores: tuple[int, ...]
+    threads: str
+
+
+def this_rank(local_rank: int) -> Rank:
+    """What this rank sees, as number `local_rank` on its node."""
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    names = sorted({torch.cuda.get_device_name(index) for index in range(gpus)})
-    return (
-        f"{platform.node()}, pid {os.getpid()}, {gpus} GPUs {' '.join(names)}".rstrip()
-        + f", {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}"
-        f" cores to run on, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'unset')}"
+    if hasattr(os, "sched_getaffinity"):
+        cores = tuple(sorted(os.sched_getaffinity(0)))
+    else:
+        cores = tuple(range(os.cpu_count() or 1))
+    return Rank(
+        tuple(torch.cuda.get_device_name(index) for index in range(gpus)),
+        _described(str(choose_device("auto", local_rank))),
+        cores,
+        os.environ.get("OMP_NUM_THREADS", "unset"),
     )
 
 
-def report(world: MpiWorld, lines: Sequence[str]) -> str:
+def _described(device: str) -> str:
+    """With the GPUs that the batch system lets this rank see, since numbers count within them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return f"{device} of {visible}" if device != "cpu" and visible else device
+
+
+def report(world: MpiWorld, ranks: Sequence[Rank]) -> str:
     """The whole report, for rank 0 to print.
 
     Args:
         world: the ranks.
-        lines: `rank_line` of every rank.
+        ranks: what each of them sees.
     """
     import h5py
 
     versions = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
-    ranks = [
-        f"  rank {rank} (local {local_rank(world.hosts, rank)}): {line}"
-        for rank, line in enumerate(lines)
-    ]
     data = [
         f"  {entry.name}: {'found' if entry.found else 'not here'}, {entry.where}"
         for entry in sources.catalogue()
@@ -50,13 +75,60 @@ def report(world: MpiWorld, lines: Sequence[str]) -> str:
             f"mpi_ntkdfl {__version__}, Python {platform.python_version()}, {platform.platform()}",
             versions,
             f"MPI: {world.library}",
-            f"launcher: {launched_size()} processes started, {world.size} ranks see each other",
-            *ranks,
+            f"launcher: {_launcher()}; {launched_size()} processes started, {world.size} ranks see "
+            "each other",
+            *(node_line(host, world.hosts, ranks) for host in dict.fromkeys(world.hosts)),
             f"HDF5 {h5py.version.hdf5_version}, parallel: {h5py.get_config().mpi} (not needed)",
             "data sets:",
             *data,
         ]
     )
+
+
+def node_line(host: str, hosts: Sequence[str], ranks: Sequence[Rank]) -> str:
+    """One node in one line: its ranks, their cores and threads, its GPUs and whose they are.
+
+    Args:
+        host: the node.
+        hosts: the node of every rank.
+        ranks: what every rank sees.
+    """
+    numbers = [number for number, name in enumerate(hosts) if name == host]
+    here = [ranks[number] for number in numbers]
+    cores = {core for rank in here for core in rank.cores}
+    parts = [
+        f"  {host}: {len(here)} ranks ({_runs(numbers)})",
+        f"{_span(len(rank.cores) for rank in here)} cores a rank, {len(cores)} in all"
+        + (", more ranks than cores: keep compute.threads at 1" if len(here) > len(cores) else ""),
+        f"OMP_NUM_THREADS {', '.join(dict.fromkeys(rank.threads for rank in here))}",
+    ]
+    names = sorted({name for rank in here for name in rank.gpus})
+    if names:
+        mapped = (f"{n} -> {ranks[n].device}" for n in numbers)
+        seen = _span(len(rank.gpus) for rank in here)
+        parts.append(f"{seen} GPUs a rank ({', '.join(names)}): {', '.join(mapped)}")
+    else:
+        parts.append("no GPU")
+    return "; ".join(parts)
+
+
+def _launcher() -> str:
+    """The batch system's step, if there is one."""
+    job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID")
+    return f"Slurm job {job}, step {step}" if job and step else f"Slurm job {job}" if job else "own"
+
+
+def _runs(numbers: Sequence[int]) -> str:
+    """Ascending numbers as `0-3, 8`."""
+    starts = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+
+
+def _span(counts: Iterable[int]) -> str:
+    """Least and greatest of `counts` as `2` or `1 to 2`."""
+    found = sorted(set(counts))
+    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
 
 def _version(name: str) -> str:

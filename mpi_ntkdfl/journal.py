@@ -64,6 +64,9 @@ class Journal:
         def begin() -> list[str]:
             assert start is not None
             every, config_yaml = self._config.evaluation.every, self._config.to_yaml()
+            if start.checkpoint.path != self._outputs.checkpoint:
+                # The next checkpoint keeps what has this name: not the damaged one.
+                start.checkpoint.path.replace(self._outputs.checkpoint)
             self._record.resume(start.checkpoint.round, every, config_yaml, self._provenance)
             return start.checkpoint.arrays
 

@@ -24,12 +24,12 @@ from mpi_ntkdfl.errors import InputError, SimulationError
 
 _log = logging.getLogger(__name__)
 
-LIBVER = ("v108", "latest")
-"""The file format of HDF5 1.8: the oldest whose metadata carry checksums, so that damage is noticed
-where the library could otherwise crash."""
-
 _PATIENCE = 1.0
 """Seconds a starting run waits for the lock: `show` holds it for a moment to see who else does."""
+
+
+class InUse(InputError):
+    """Another process writes these outputs."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,11 @@ class Outputs:
         return [file for file in files if file.exists()]
 
     def remove(self) -> None:
-        """Removes all of it, and temporary files of a run that was killed."""
-        for file in (self.record, self.checkpoint, self.former_checkpoint):
+        """Removes all of it, and temporary files of a run that was killed.
+
+        The oldest first: what a kill leaves of it is still a run that can go on, or start again.
+        """
+        for file in (self.former_checkpoint, self.checkpoint, self.record):
             file.unlink(missing_ok=True)
             temporary(file).unlink(missing_ok=True)
 
@@ -152,7 +155,9 @@ def replacing(path: Path, former: Path | None = None) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             made.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise SimulationError(unwritable(path, error)) from error
+            raise SimulationError(
+                f"{unwritable(path, error)}; --resume goes on from the last checkpoint"
+            ) from error
         raise
 
 
@@ -166,6 +171,8 @@ def _keep(path: Path, former: Path) -> None:
         path.replace(former)
     else:
         link.replace(former)
+        # Renaming does nothing if both names are one file already, as after a kill right here.
+        link.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -188,26 +195,35 @@ def locked(outputs: Outputs) -> Iterator[None]:
     removed again if nothing was written to them.
 
     Raises:
-        InputError: if another run holds it, or the folder cannot be written to.
+        InUse: if another run holds it.
+        InputError: if the folder cannot be written to.
     """
-    folder, made = outputs.record.parent, []
+    with contextlib.ExitStack() as folder:
+        try:
+            folder.enter_context(_made(outputs.record.parent))
+            descriptor = _acquire(outputs)
+        except OSError as error:
+            raise InputError(unwritable(outputs.record, error)) from error
+        try:
+            yield
+        finally:
+            # Removed while it is still held: who waits for it sees that its name is gone or another's.
+            with contextlib.suppress(OSError):
+                outputs.lock.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Makes a folder and those above it; removes those again in which nothing stayed."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
-        while not folder.exists():
-            made.append(folder)
-            folder = folder.parent
-        outputs.record.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _acquire(outputs)
-    except OSError as error:
-        raise InputError(unwritable(outputs.record, error)) from error
-    try:
+        if missing:
+            folder.mkdir(parents=True, exist_ok=True)
         yield
     finally:
-        # Removed while it is still held: who waits for it sees that its name is gone or another's.
         with contextlib.suppress(OSError):
-            outputs.lock.unlink(missing_ok=True)
-        os.close(descriptor)
-        with contextlib.suppress(OSError):
-            for each in made:
+            for each in missing:
                 each.rmdir()
 
 
@@ -221,7 +237,7 @@ def _acquire(outputs: Outputs) -> int:
         except BlockingIOError:
             os.close(descriptor)
             if time.monotonic() > deadline:
-                raise InputError(
+                raise InUse(
                     f"another run is writing {outputs.record} ({holder(outputs) or 'unknown'}); wait "
                     "for its end, or choose another -o"
                 ) from None
@@ -236,8 +252,9 @@ def _acquire(outputs: Outputs) -> int:
             break
         os.close(descriptor)  # its holder removed it meanwhile
     text = json.dumps({"host": socket.gethostname(), "process": os.getpid()})
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, text.encode())
+    with contextlib.suppress(OSError):  # a full disk is reported where it matters
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, text.encode())
     return descriptor
 
 

@@ -37,7 +37,8 @@ from mpi_ntkdfl.clock import PHASES
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.evaluate import Evaluation
-from mpi_ntkdfl.outputs import LIBVER, replacing
+from mpi_ntkdfl.hdf5 import writing
+from mpi_ntkdfl.outputs import replacing
 
 SCHEMA = 2
 
@@ -138,11 +139,9 @@ class Record:
         Raises:
             SimulationError: if the file cannot be written.
         """
-        with (
-            replacing(self.path) as path,
-            h5py.File(path, "w", libver=LIBVER, locking=False) as file,
-        ):
-            file.attrs.update({"schema": SCHEMA, "resumed": "[]", **attributes})
+        with replacing(self.path) as path, writing(path, "w") as file:
+            file.attrs["schema"] = SCHEMA
+            file.attrs.update({"resumed": "[]", **attributes})
             self._lay_out(file, clients, ranks)
             file["partition/offsets"], file["partition/indices"] = partition
 
@@ -169,8 +168,12 @@ class Record:
             offsets = file["topology/offsets"]
             offsets.resize(done + 1, axis=0)
             file["topology/edges"].resize(int(offsets[done]), axis=0)
-            ranks = max(file["time/seconds"].shape[1], int(start["ranks"]))
-            file["time/seconds"].resize(ranks, axis=1)
+            seconds = file["time/seconds"]
+            former = seconds.shape[1]
+            seconds.resize(max(former, int(start["ranks"])), axis=1)
+            seconds[:, former:] = (
+                np.nan
+            )  # stored, since readers take what is larger than its file for damaged
             file.attrs["config"] = config_yaml
             starts = [*json.loads(file.attrs["resumed"]), {"round": done, **start}]
             file.attrs["resumed"] = json.dumps(starts)
@@ -219,8 +222,9 @@ class Record:
                 _extend(file["traffic/mpi_bytes"], round_record.traffic[1:])
                 _extend(file["traffic/busiest_bytes"], [round_record.busiest])
                 seconds = file["time/seconds"]
-                seconds.resize(len(seconds) + 1, axis=0)
-                seconds[-1, : len(round_record.seconds)] = round_record.seconds
+                ranks = np.full((1, *seconds.shape[1:]), np.nan)
+                ranks[0, : len(round_record.seconds)] = round_record.seconds
+                _extend(seconds, ranks)
                 _extend(file["topology/edges"], round_record.edges)
                 _extend(file["topology/offsets"], [len(file["topology/edges"])])
             if evaluation is not None:
@@ -239,8 +243,23 @@ class Record:
         """A copy of the file, which takes its place at the end."""
         with replacing(self.path) as path:
             shutil.copyfile(self.path, path)
-            with h5py.File(path, "r+", locking=False) as file:
+            with writing(path, "r+") as file:
                 yield file
+
+
+def read_all(file: h5py.File) -> None:
+    """Reads everything that a run which goes on will change, so that damage shows before it computes.
+
+    Raises:
+        Exception: of many kinds, over a damaged file.
+    """
+    for name in (*BY_EVALUATION, *BY_ROUND, "topology/edges", "topology/offsets"):
+        # Not compressed: a damaged shape could ask for any amount of memory.
+        if file[name].nbytes > file.id.get_filesize():
+            raise ValueError(f"{name} is larger than the file")
+        file[name][...]
+    for group in ("traffic", "time"):
+        file[group].attrs["phases"]
 
 
 def _extend(dataset: h5py.Dataset, rows: np.ndarray | Sequence[float]) -> None:

@@ -15,7 +15,9 @@ from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.checkpoint import Checkpoint, newest
 from mpi_ntkdfl.config import Config, parse, read_yaml
 from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.hdf5 import reading
 from mpi_ntkdfl.outputs import Outputs
+from mpi_ntkdfl.record import read_all
 
 _log = logging.getLogger(__name__)
 
@@ -87,12 +89,19 @@ def find_start(outputs: Outputs, config: Config) -> Iterator[Start | None]:
         return
     with newest(outputs) as checkpoint:
         _refuse_changes(checkpoint.config, config, checkpoint.round)
-        yield _read_start(outputs, checkpoint)
+        yield _read_start(outputs, checkpoint, config.rounds)
 
 
-def _read_start(outputs: Outputs, checkpoint: Checkpoint) -> Start:
+def _read_start(outputs: Outputs, checkpoint: Checkpoint, wanted: int) -> Start:
+    """Reads what the record says of the rounds before; `wanted` is how many the run shall have."""
     done = checkpoint.round
     with _open_record(outputs) as file:
+        read_all(file)
+        planned = read_yaml(str(file.attrs["config"]), "the recorded configuration")["rounds"]
+        if wanted == done != planned:  # its last row may be missing, if not every round has one
+            raise InputError(
+                f"{done} rounds of {planned} are done already: rounds may change only to more than that"
+            )
         offsets = file["topology/offsets"][:]
         rounds = len(offsets) - 1
         if rounds < done:
@@ -112,7 +121,7 @@ def _read_start(outputs: Outputs, checkpoint: Checkpoint) -> Start:
 def _open_record(outputs: Outputs) -> Iterator[h5py.File]:
     """Opens the record to read; what fails over a damaged file becomes an InputError."""
     try:
-        with h5py.File(outputs.record, "r", locking=False) as file:
+        with reading(outputs.record) as file:
             yield file
     except InputError:
         raise

@@ -1,8 +1,8 @@
 """When to stop early: signals, and a budget of wall-clock time.
 
 Batch systems announce a job's end by a signal (Slurm: `--signal=USR1@120`, SIGTERM). The first one
-asks the run to finish its round, write a checkpoint and exit with `UNFINISHED`; a second one ends the
-process at once.
+asks the run to finish its round, write a checkpoint and exit with `UNFINISHED`; a second one, some
+seconds later, ends the process at once.
 """
 
 from __future__ import annotations
@@ -19,27 +19,33 @@ STARTED = time.monotonic()
 """About when the program started: the first import of this module."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-_seen: list[int] = []
+_seen: list[tuple[int, float]] = []
+
+_ECHO = 3.0
+"""Seconds in which another signal is the same one: a batch system may signal the ranks and the
+launcher, which passes it on."""
 
 
 def watch_signals() -> None:
-    """From now on the first SIGTERM or SIGUSR1 is remembered, the second one ends the process."""
+    """From now on the first SIGTERM or SIGUSR1 is remembered, a later one ends the process."""
     _seen.clear()
     for number in _SIGNALS:
         signal.signal(number, _remember)
 
 
 def _remember(number: int, frame: FrameType | None) -> None:
-    if _seen:
+    now = time.monotonic()
+    if not _seen:
+        _seen.append((number, now))
+    elif now - _seen[0][1] > _ECHO:
         # By the signal's own default, so that whoever waits sees what ended the process.
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
-    _seen.append(number)
 
 
 def signalled() -> int:
     """The signal that asked this process to stop, or 0."""
-    return _seen[0] if _seen else 0
+    return _seen[0][0] if _seen else 0
 
 
 class Budget:

@@ -6,6 +6,7 @@ import torch
 
 from mpi_ntkdfl.algorithms.ntk_dfl import NtkDfl, NtkDflSettings
 from mpi_ntkdfl.comm.exchange import Exchange
+from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.errors import SimulationError
 from mpi_ntkdfl.topology.graphs import Graph
 from tests import oracle
@@ -70,6 +71,28 @@ def test_later_round_uses_decayed_lr():
 
 def test_average_weighted_by_samples():
     check((6, 5, 3), STAR, 1e-6, averaging="samples")
+
+
+def test_without_averaging_own_weights_evolve_with_the_neighbours_jacobians():
+    federation, weights, settings, result = one_round((6, 5, 3), STAR, averaging="none")
+    data = federation.samples
+    for client in range(4):
+        closed = [0, 1, 2, 3] if client == 0 else [0, client]
+        wanted, tau = oracle.ntk_step(
+            weights[client],
+            torch.cat([data[j].inputs for j in closed]),
+            torch.cat([data[j].labels for j in closed]),
+            federation.network.widths,
+            settings.lr,
+            list(settings.taus),
+            "cross-entropy",
+        )
+        step = (wanted - weights[client]).norm()
+        assert (result.weights[client] - wanted).norm() < 1e-6 * step
+        assert result.taus[client] == tau
+    booked = dict(zip(TRAFFIC_PHASES, federation.ledger.lap()[0], strict=True))
+    assert booked["weights"] == 0
+    assert booked["averages"] == 2 * len(STAR) * federation.network.layout.size * 8
 
 
 @pytest.mark.parametrize("memory_limit", [None, 200_000])

@@ -113,7 +113,7 @@ def test_a_run_of_nothing_but_its_start_is_drawn(tmp_path):
 
 
 def test_the_legend_covers_no_panel(tmp_path):
-    with plots._house_style():
+    with plots.house_style():
         figure = drawn(*(write(tmp_path / f"{n}.h5", algorithm__lr=n / 9) for n in range(1, 5)))
         figure.draw_without_rendering()
         box = figure.legends[0].get_window_extent()

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "mpi_ntkdfl"
 
 # A module imports only from its own row and the rows above. This is docs/design.md, "Layers".
 LAYERS = [
-    ["errors", "seeds", "logs", "units", "clock", "stopping", "outputs", "__init__"],
+    ["errors", "seeds", "logs", "units", "clock", "stopping", "outputs", "hdf5", "__init__"],
     ["config"],
     ["data", "topology", "model"],
     ["ntk"],
@@ -27,8 +27,9 @@ LAYERS = [
     ["assembly", "resume"],
     ["journal"],
     ["simulation"],
-    ["analysis", "progress", "doctor"],
-    ["cli", "cli_scaling"],
+    ["analysis", "progress", "doctor", "submit"],
+    ["studies"],
+    ["cli", "cli_scaling", "study_commands"],
     ["__main__"],
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
@@ -139,7 +140,7 @@ def test_files_and_functions_stay_readable():
 
 LOOKERS = [
     *("presets", "presets quickstart", "show missing.h5", "compare missing.h5"),
-    *("plot missing.h5 -o x.pdf", "export missing.h5 --average x.pt"),
+    *("plot missing.h5 -o x.pdf", "export missing.h5 --average x.pt", "study list"),
     *("scaling report missing.h5", "scaling predict missing.h5 --ranks 4"),
 ]
 

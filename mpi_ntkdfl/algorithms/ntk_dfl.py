@@ -19,11 +19,14 @@ from mpi_ntkdfl.model.nets import MLP
 
 
 class NtkDflSettings(NtkSettings):
-    """Settings of NTK-DFL; the defaults are the paper's. A client chooses tau on its neighbourhood."""
+    """Settings of NTK-DFL; the defaults are the paper's. A client chooses tau on its neighbourhood.
+
+    Without averaging (`none`) a client evolves its own weights, still with its neighbours' Jacobians.
+    """
 
     name: Literal["ntk-dfl"] = "ntk-dfl"
     jacobian: Literal["factored", "dense"] = "factored"
-    averaging: Literal["plain", "samples"] = "plain"
+    averaging: Literal["plain", "samples", "none"] = "plain"
 
 
 class NtkDfl(Method):
@@ -40,9 +43,12 @@ class NtkDfl(Method):
 
     @staticmethod
     def needs(settings: MethodSettings, network: MLP, dtype: torch.dtype) -> Needs:
-        """Weights and averages as vectors; layer inputs, or heading and entries, as blocks."""
+        """Weights (if averaged) and averages; layer inputs, or heading and entries, as blocks."""
         assert isinstance(settings, NtkDflSettings)
-        vectors, taus = ("weights", "averages"), len(settings.taus)
+        vectors: tuple[str, ...] = ("weights", "averages")
+        if settings.averaging == "none":
+            vectors = ("averages",)
+        taus = len(settings.taus)
         if settings.jacobian == "factored":
             return Needs(vectors, blocks=(factored_format(network, dtype),), taus=taus)
         heading = dense_heading(network, dtype, inputs=settings.selection == "network")
@@ -52,7 +58,7 @@ class NtkDfl(Method):
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """One round; see the module's head for the steps."""
         s = self.settings
-        w_bar = exchange.average(weights, s.averaging)
+        w_bar = weights if s.averaging == "none" else exchange.average(weights, s.averaging)
         new, taus = w_bar.clone(), [0] * len(w_bar)
         first = self.federation.owned.start
         for hood in exchange.neighbourhoods(

@@ -90,7 +90,7 @@ def write(path: Path, groups: Sequence[Group], request: Request) -> None:
 def save(path: Path, draw: Callable[[], Figure]) -> None:
     """Writes what `draw` draws in the house style; see `write`."""
     kind = require_suffix(path, "pdf", "png", "svg")
-    with _house_style():
+    with house_style():
         drawn = draw()
         undated: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
         with replacing(path) as temporary:
@@ -159,7 +159,7 @@ def _refuse(groups: Sequence[Group], request: Request) -> None:
 
 
 @contextmanager
-def _house_style() -> Iterator[None]:
+def house_style() -> Iterator[None]:
     """Defaults of matplotlib, whatever the user's own settings are, and the house style."""
     import matplotlib.style
 
@@ -178,18 +178,8 @@ def _line(
     if y.log:
         shown &= (up > 0).all(axis=0)
     across, up = across[:, shown].mean(axis=0), up[:, shown]
-    panel.plot(
-        across,
-        up.mean(axis=0),
-        color=look.color,
-        linestyle=(0, look.dashes) if look.dashes else "-",
-        marker=look.marker,
-        fillstyle=look.fill if look.fill != "none" else "full",
-        markerfacecolor=look.color if look.fill != "none" else "white",
-        markerfacecoloralt="white",
-        markevery=(shift * _SPACING, _SPACING),
-        label=name,
-    )
+    markers = (shift * _SPACING, _SPACING)
+    panel.plot(across, up.mean(axis=0), label=name, markevery=markers, **style.arguments(look))
     if len(up) > 1:
         spread = up.std(axis=0, ddof=1)
         ends = up.mean(axis=0) - spread, up.mean(axis=0) + spread
@@ -203,7 +193,7 @@ def _scale(panel: Axes, x: Axis, y: Axis) -> None:
     panel.set_xlabel(x.label)
     if x.log:
         panel.set_xscale("log")
-        _log_ticks(panel.xaxis, *panel.get_xlim())
+        log_ticks(panel.xaxis, *panel.get_xlim())
         panel.xaxis.set_major_formatter(EngFormatter(unit="B"))
     else:
         panel.set_xlim(left=0)
@@ -211,11 +201,11 @@ def _scale(panel: Axes, x: Axis, y: Axis) -> None:
         panel.xaxis.set_major_locator(MaxNLocator(6, integer=whole, steps=[1, 2, 5, 10]))
     if y.log:
         panel.set_yscale("log")
-        _log_ticks(panel.yaxis, *panel.get_ylim())
+        log_ticks(panel.yaxis, *panel.get_ylim())
         panel.yaxis.set_major_formatter("{x:g}")
 
 
-def _log_ticks(axis: MplAxis, low: float, high: float) -> None:
+def log_ticks(axis: MplAxis, low: float, high: float) -> None:
     """Ticks at powers of ten, over a few decades at 2 and 5 as well."""
     from matplotlib.ticker import LogLocator, NullLocator
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from mpi_ntkdfl.errors import InputError
 
@@ -53,7 +54,7 @@ RC: dict[str, object] = {
     "svg.hashsalt": "mpi_ntkdfl",  # else ids are random
 }
 
-GUIDE = {"color": "#606060", "linewidth": 0.8, "linestyle": (0, (1.0, 1.6))}
+GUIDE: dict[str, Any] = {"color": "#606060", "linewidth": 0.8, "linestyle": (0, (1.0, 1.6))}
 """The line of a target."""
 
 
@@ -124,6 +125,19 @@ _VARIANTS: tuple[tuple[float, str, tuple[float, ...]], ...] = (
 )
 VARIANTS = 1 + len(_VARIANTS)
 """Configurations of one method that a figure can tell apart."""
+
+
+def arguments(look: LineStyle) -> dict[str, Any]:
+    """What matplotlib's `plot` is told of a style."""
+    hollow = look.fill == "none"
+    return {
+        "color": look.color,
+        "linestyle": (0, look.dashes) if look.dashes else "-",
+        "marker": look.marker,
+        "fillstyle": "full" if hollow else look.fill,
+        "markerfacecolor": "white" if hollow else look.color,
+        "markerfacecoloralt": "white",
+    }
 
 
 def styles(methods: Iterable[str]) -> list[LineStyle]:

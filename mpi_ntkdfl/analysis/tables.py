@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 
 from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.hdf5 import reading
 from mpi_ntkdfl.units import duration, readable
 
 
@@ -79,7 +80,7 @@ def read(path: Path) -> Run:
         InputError: if it is missing, damaged, or no record.
     """
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with reading(path) as file:
             return Run(
                 attributes={key: str(value) for key, value in file.attrs.items()},
                 traffic_phases=[str(phase) for phase in file["traffic"].attrs["phases"]],

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from mpi_ntkdfl.data.idx import MAX_INFLATION
 from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.hdf5 import reading
 
 PIXELS = 28 * 28
 
@@ -65,7 +66,7 @@ def read(path: Path) -> Part:
         InputError: if the file cannot be read, is damaged or has another layout.
     """
     try:
-        with h5py.File(path, "r") as file:
+        with reading(path) as file:
             return _read_writers(file, path)
     except InputError:
         raise

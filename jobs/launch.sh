@@ -1,0 +1,128 @@
+# shellcheck shell=bash
+# What the batch scripts share. They source it: it finds Python and the launcher that suits its MPI, sets
+# the threads, starts the ranks, and requeues a run that stopped at the time limit with a checkpoint.
+#
+# Variables, from the environment of sbatch or set in the script:
+#   PYTHON        the Python with mpi_ntkdfl; default .venv/bin/python in the submit folder, else the PATH's
+#   LAUNCHER      how ranks start, without their number: "srun --mpi=pmix", "mpiexec"; default: found
+#   RUNS          folder for records; must be shared by the nodes and outlive the job;
+#                 default: mpi_ntkdfl in $SCRATCH, or in the submit folder
+#   MAX_RESTARTS  how often a job may requeue itself; default 50
+: "${SLURM_JOB_ID:?submit this script with sbatch}"
+
+UNFINISHED=75 # exit code of a run that stopped early with a checkpoint
+MAX_RESTARTS=${MAX_RESTARTS:-50}
+RESTARTS=${SLURM_RESTART_COUNT:-0}
+RANKS=${SLURM_NTASKS:-$((SLURM_JOB_NUM_NODES * ${SLURM_NTASKS_PER_NODE:-1}))}
+
+# The same for every start of a job, so that a requeued one finds its files.
+if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
+  JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+else
+  JOB=$SLURM_JOB_ID
+fi
+RUNS=${RUNS:-${SCRATCH:-$PWD}/mpi_ntkdfl}
+# shellcheck disable=SC2034 # for the scripts that source this
+RECORD=$RUNS/$SLURM_JOB_NAME-$JOB.h5
+
+export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
+# srun asks for one CPU a task unless told again.
+export SRUN_CPUS_PER_TASK=$OMP_NUM_THREADS
+
+if [ -z "${PYTHON:-}" ]; then
+  PYTHON=$PWD/.venv/bin/python
+  [ -x "$PYTHON" ] || PYTHON=$(command -v python) || {
+    echo "launch.sh: no .venv/bin/python here and no python on the PATH; set PYTHON" >&2
+    exit 2
+  }
+fi
+
+# Prints how to start ranks of the MPI that Python loads: srun where two processes started by it see each
+# other (that srun lists a kind does not tell whether it works), else the mpiexec beside Python or on the PATH.
+find_launcher() {
+  local offered kind mpiexec count=$((RANKS > 1 ? 2 : 1))
+  local probe="from mpi4py import MPI; raise SystemExit(MPI.COMM_WORLD.size != $count)"
+  offered=$(srun --mpi=list 2>&1) || offered=
+  for kind in pmi2 pmix cray_shasta; do
+    if grep -qw "$kind" <<<"$offered" &&
+      timeout 60 srun --mpi="$kind" --nodes=1 -n "$count" "$PYTHON" -c "$probe" >/dev/null 2>&1; then
+      # Ranks that outlive another one by a minute wait for it in vain.
+      echo "srun --mpi=$kind --cpu-bind=cores --wait=60"
+      return
+    fi
+  done
+  mpiexec=$(dirname "$PYTHON")/mpiexec
+  [ -x "$mpiexec" ] || mpiexec=$(command -v mpiexec) || {
+    echo "launch.sh: srun and this MPI do not fit together, and there is no mpiexec; set LAUNCHER" >&2
+    return 2
+  }
+  echo "$mpiexec"
+}
+LAUNCHER=${LAUNCHER:-$(find_launcher)}
+
+# mpi_ntkdfl WORDS: runs the program on all ranks.
+mpi_ntkdfl() {
+  local launcher
+  read -ra launcher <<<"$LAUNCHER"
+  supervise "${launcher[@]}" -n "$RANKS" "$PYTHON" -m mpi_ntkdfl "$@"
+}
+
+# driver WORDS: runs one process of the program, which starts ranks by itself.
+driver() {
+  supervise "$PYTHON" -m mpi_ntkdfl "$@"
+}
+
+# supervise COMMAND: on exit code 75 the job requeues itself, any other one is returned.
+supervise() {
+  local child code=0 told="" cancelled=""
+  echo "job $JOB, start $((RESTARTS + 1)): $RANKS ranks on $SLURM_JOB_NUM_NODES nodes by $LAUNCHER"
+  "$@" &
+  child=$!
+  # --signal=B: tells this shell alone; srun and mpiexec pass it on to the ranks. SIGTERM (scancel)
+  # goes to the ranks as well, and a second one would end them before their checkpoint.
+  trap 'told=yes; kill -USR1 "$child" 2>/dev/null || true' USR1
+  trap 'cancelled=yes' TERM
+  while wait "$child" || code=$?; kill -0 "$child" 2>/dev/null; do :; done
+  code=0
+  wait "$child" || code=$?
+  trap - USR1 TERM
+  # A program that is still starting ends by the signal itself: srun tells 128 + 10, mpiexec 10.
+  if [ -n "$told" ]; then
+    case $code in 10 | 138) code=$UNFINISHED ;; esac
+  fi
+  if [ "$code" = "$UNFINISHED" ] && [ -z "$cancelled" ]; then
+    requeue
+  else
+    return "$code"
+  fi
+}
+
+requeue() {
+  if [ "$RESTARTS" -ge "$MAX_RESTARTS" ]; then
+    echo "job $JOB: not requeued after $RESTARTS restarts (MAX_RESTARTS)" >&2
+    return "$UNFINISHED"
+  fi
+  echo "job $JOB: unfinished, requeued"
+  scontrol requeue "$SLURM_JOB_ID" || {
+    echo "job $JOB: this Slurm refuses; the same sbatch line with -o RUN.h5 goes on" >&2
+    return "$UNFINISHED"
+  }
+}
+
+# powers_of_two MOST: 1,2,4,... up to MOST.
+powers_of_two() {
+  local count=1 list=1
+  while [ $((count * 2)) -le "$1" ]; do
+    count=$((count * 2))
+    list+=,$count
+  done
+  echo "$list"
+}
+
+# Prints LAUNCHER such that fewer ranks than the job has fill one node after the other.
+packed() {
+  case $LAUNCHER in
+    srun*) echo "$LAUNCHER --distribution=block:block,Pack" ;;
+    *) echo "$LAUNCHER" ;;
+  esac
+}

@@ -1,0 +1,302 @@
+"""What a study is: axes of settings, scales, figures, and published numbers to stand beside.
+
+A definition is YAML, one that comes with the package or a user's own file. It names settings only;
+nothing in it is executed.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from mpi_ntkdfl.config import Section, read_yaml
+from mpi_ntkdfl.errors import InputError
+
+ScaleName = Literal["paper", "small"]
+Settings = dict[str, Any]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+Numbers = Annotated[tuple[float, ...], Field(strict=False)]
+
+X = Literal["rounds", "bytes", "seconds", "deviation", "steps"]
+Y = Literal[
+    "accuracy",
+    "client-accuracy",
+    "own-accuracy",
+    "loss",
+    "deviation",
+    "gradient-norm",
+    "least-squared-gradient",
+    "mean-tau",
+]
+
+
+class Variant(Section):
+    """One point of an axis.
+
+    Attributes:
+        label: in tables and legends.
+        value: where it stands on a numerical axis.
+        family: variants of one family make one line over the axis; empty if there is but one.
+        settings: over those of the study and its scale.
+        at: further settings at a scale.
+        only: the scale it belongs to, if not to both.
+    """
+
+    label: str
+    value: float | None = None
+    family: str = ""
+    settings: Settings = {}
+    at: dict[ScaleName, Settings] = {}
+    only: ScaleName | None = None
+
+
+class Axis(Section):
+    """What is varied: `label` is for figures."""
+
+    name: Name
+    label: str = ""
+    log: bool = False
+    variants: Annotated[tuple[Variant, ...], Field(strict=False, min_length=1)]
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Axis:
+        scales: tuple[ScaleName, ...] = ("paper", "small")
+        for scale in scales:
+            labels = [variant.label for variant in self.at(scale)]
+            for label in labels:
+                if labels.count(label) > 1:
+                    raise ValueError(f"axis {self.name}: label {label!r} twice")
+        return self
+
+    def at(self, scale: ScaleName) -> list[Variant]:
+        """Its variants at a scale."""
+        return [v for v in self.variants if v.only in (None, scale)]
+
+
+class Scale(Section):
+    """A size of the study.
+
+    Attributes:
+        seeds: how many, from 0.
+        targets: accuracies whose cost is tabulated.
+        settings: over those of the study.
+    """
+
+    seeds: int = Field(ge=1)
+    targets: Annotated[
+        tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict=False, min_length=1)
+    ]
+    settings: Settings = {}
+
+
+class PublishedLine(Section):
+    """Published points of one line of a panel, by the labels they have in the study."""
+
+    panel: str = ""
+    line: str
+    x: Numbers
+    y: Numbers
+
+    @model_validator(mode="after")
+    def _pairs(self) -> PublishedLine:
+        if len(self.x) != len(self.y):
+            raise ValueError(f"{self.line}: {len(self.x)} values of x, {len(self.y)} of y")
+        return self
+
+
+class Published(Section):
+    """Numbers of a publication; they hold at the paper's scale."""
+
+    source: str
+    lines: Annotated[tuple[PublishedLine, ...], Field(strict=False, min_length=1)]
+
+
+class Figure(Section):
+    """A figure, and the table of the numbers it shows.
+
+    Attributes:
+        name: of its files.
+        title: above it.
+        kind: curves (`y` against `x`, by round), ends (`y` at the end against the axis `x`), taus (share
+            of clients by chosen tau), selection (average of some clients, chosen on half the test
+            set) or drift (relative change of the kernel, against the axis `x`).
+        x: what to draw against: quantities for curves, an axis for ends and drift.
+        y: quantities, a panel each.
+        panels: the axis that has a panel for each of its variants.
+        guides: exponents of power laws to draw beside the curves; both axes are logarithmic then.
+        published: numbers to compare with.
+    """
+
+    name: Name
+    title: str
+    kind: Literal["curves", "ends", "taus", "selection", "drift"]
+    x: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    y: Annotated[tuple[Y, ...], Field(strict=False)] = ()
+    panels: str | None = None
+    guides: Numbers = ()
+    published: Published | None = None
+
+    @model_validator(mode="after")
+    def _has_what_its_kind_needs(self) -> Figure:
+        over_axis = self.kind in ("ends", "drift")
+        if self.kind == "curves":
+            known = X.__args__  # type: ignore[attr-defined]
+            if not self.x or not set(self.x) <= set(known):
+                raise ValueError(
+                    f"figure {self.name}: x must be of {', '.join(known)}, got {list(self.x)}"
+                )
+        elif over_axis != (len(self.x) == 1) or (self.x and not over_axis):
+            raise ValueError(
+                f"figure {self.name}: x must name one axis for ends and drift, and nothing for "
+                f"{self.kind}, got {list(self.x)}"
+            )
+        if bool(self.y) != (self.kind in ("curves", "ends")):
+            raise ValueError(f"figure {self.name}: y is needed for curves and ends, and only there")
+        if self.guides and self.kind != "curves":
+            raise ValueError(f"figure {self.name}: guides are for curves")
+        return self
+
+    @property
+    def axis(self) -> str | None:
+        """The axis of the study it is drawn against, if any."""
+        return self.x[0] if self.kind in ("ends", "drift") else None
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether it is computed from checkpoints."""
+        return self.kind in ("selection", "drift")
+
+
+class Definition(Section):
+    """A study.
+
+    Attributes:
+        title: a line.
+        about: what it is to show.
+        base: the preset below everything.
+        settings: over the preset.
+        scales: its sizes.
+        axes: what is varied; a run is one variant of each.
+        combine: every combination of variants, or (zip) the first of each axis, the second, ...
+        figures: what it ends in.
+    """
+
+    title: str
+    about: str
+    base: str
+    settings: Settings = {}
+    scales: dict[ScaleName, Scale] = Field(min_length=1)
+    axes: Annotated[tuple[Axis, ...], Field(strict=False, min_length=1)]
+    combine: Literal["product", "zip"] = "product"
+    figures: Annotated[tuple[Figure, ...], Field(strict=False, min_length=1)]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Definition:
+        names = [axis.name for axis in self.axes]
+        if len(set(names)) < len(names):
+            raise ValueError(f"every axis needs a name of its own, got {', '.join(names)}")
+        figures = [figure.name for figure in self.figures]
+        if len(set(figures)) < len(figures):
+            raise ValueError(f"every figure needs a name of its own, got {', '.join(figures)}")
+        for figure in self.figures:
+            for axis in (figure.axis, figure.panels):
+                if axis is not None and axis not in names:
+                    raise ValueError(
+                        f"figure {figure.name}: axis must be one of {', '.join(names)}, got {axis!r}"
+                    )
+        for axis_definition in self.axes:
+            drawn_over = any(axis_definition.name == f.axis for f in self.figures)
+            if drawn_over and any(v.value is None for v in axis_definition.variants):
+                raise ValueError(
+                    f"axis {axis_definition.name}: a figure is drawn against it, so every variant "
+                    "needs a value"
+                )
+        for scale in self.scales:
+            sizes = {axis.name: len(axis.at(scale)) for axis in self.axes}
+            if not all(sizes.values()) or (self.combine == "zip" and len(set(sizes.values())) > 1):
+                raise ValueError(
+                    f"scale {scale}: every axis needs a variant, and as many as the others to be "
+                    f"zipped, got {sizes}"
+                )
+        return self
+
+    def scale(self, name: ScaleName) -> Scale:
+        """A size of the study.
+
+        Raises:
+            InputError: if it has no such size.
+        """
+        if name not in self.scales:
+            raise InputError(f"this study has no scale {name}, only {', '.join(self.scales)}")
+        return self.scales[name]
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether checkpoints of its runs are read."""
+        return any(figure.needs_weights for figure in self.figures)
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+def names() -> list[str]:
+    """The studies that come with the package."""
+    folder = resources.files("mpi_ntkdfl").joinpath("studies", "definitions")
+    return sorted(
+        file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")
+    )
+
+
+def text(source: str) -> str:
+    """The YAML of a study by name, or of a file by path.
+
+    Raises:
+        InputError: if it is neither.
+    """
+    if source in names():
+        folder = resources.files("mpi_ntkdfl").joinpath("studies", "definitions")
+        return folder.joinpath(f"{source}.yaml").read_text(encoding="utf-8")
+    try:
+        return Path(source).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            f"{source!r} is neither a study ({', '.join(names())}) nor a readable YAML file: {reason}"
+        ) from error
+
+
+def read(source: str) -> Definition:
+    """Reads a study by name, or a file by path.
+
+    Raises:
+        InputError: if it cannot be read, or says something a study cannot be.
+    """
+    raw = read_yaml(text(source), source)
+    if not isinstance(raw, dict):
+        raise InputError(f"{source} must hold a mapping, got {type(raw).__name__}")
+    try:
+        return Definition.model_validate(raw)
+    except ValidationError as error:
+        raise InputError(f"{source}: {_explain(error)}") from None
+
+
+def called(source: str) -> str:
+    """The name of a study, for its files: that of the package's, or a file's without its suffix."""
+    return source if source in names() else Path(source).stem
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors(include_url=False):
+        where = ".".join(map(str, problem["loc"]))
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "unknown key"
+        given = problem["input"]
+        shown = f", got {given!r}" if isinstance(given, str | int | float) else ""
+        lines.append(f"{where}: {message}{shown}" if where else message)
+    return "; ".join(lines)

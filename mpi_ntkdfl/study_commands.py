@@ -1,0 +1,192 @@
+"""The `study` commands: list, plan, run, report. Heavy imports happen inside."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mpi_ntkdfl import logs
+from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.stopping import UNFINISHED, watch_signals
+
+if TYPE_CHECKING:
+    from mpi_ntkdfl.studies.grid import Study
+
+_NAME = click.argument("name", metavar="NAME_OR_YAML")
+_RANKS = click.option("--ranks", type=click.IntRange(1), default=1, help="Ranks of a run.")
+
+
+def _which(command: Callable[..., None]) -> Callable[..., None]:
+    """Options that say which runs a study has; the same words mean the same runs in every command."""
+    options: list[Any] = [
+        click.option(
+            "--scale",
+            type=click.Choice(["paper", "small"]),
+            default="paper",
+            show_default=True,
+            help="The paper's size, or one for a laptop.",
+        ),
+        click.option("--seeds", type=click.IntRange(1), help="Number of seeds, from 0."),
+        click.option(
+            "--set",
+            "overrides",
+            metavar="SECTION.KEY=VALUE",
+            multiple=True,
+            help="Override a setting of every run. Repeatable.",
+        ),
+        click.option(
+            "-o",
+            "--output",
+            "folder",
+            type=click.Path(path_type=Path, file_okay=False),
+            default=Path("studies"),
+            show_default=True,
+            help="Folder of runs and reports; studies in one folder share runs.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group()
+def study() -> None:
+    """Whole experiments: a grid of runs, and the tables and figures it ends in."""
+
+
+@study.command("list")
+def list_studies() -> None:
+    """List the studies that come with the package."""
+    from mpi_ntkdfl.studies import definition
+
+    for name in definition.names():
+        click.echo(f"{name:16}{definition.text(name).splitlines()[0].removeprefix('# ')}")
+
+
+@study.command("show")
+@_NAME
+def show_study(name: str) -> None:
+    """Print a study's definition as YAML, to copy and change."""
+    from mpi_ntkdfl.studies import definition
+
+    click.echo(definition.text(name), nl=False)
+
+
+@study.command()
+@_NAME
+@_which
+@_RANKS
+@click.option("--runs", is_flag=True, help="List every run.")
+def plan(
+    name: str,
+    scale: str,
+    seeds: int | None,
+    overrides: tuple[str, ...],
+    folder: Path,
+    ranks: int,
+    runs: bool,
+) -> None:
+    """Tell how many runs there are, how many are done, and what the others will take."""
+    from mpi_ntkdfl.studies import estimate
+
+    found = _expand(name, scale, folder, seeds, overrides)
+    click.echo(estimate.text(found, estimate.estimate(found), ranks))
+    if runs:
+        click.echo("\n".join(["", *estimate.run_list(found)]))
+
+
+@study.command("run")
+@_NAME
+@_which
+@_RANKS
+@click.option("--launcher", help='Starts a run; default "mpirun -n {ranks}", none for one rank.')
+@click.option("--task", metavar="I/N", default="0/1", help="Do the I-th of N shares, from 0.")
+def run_study(
+    name: str,
+    scale: str,
+    seeds: int | None,
+    overrides: tuple[str, ...],
+    folder: Path,
+    ranks: int,
+    launcher: str | None,
+    task: str,
+) -> None:
+    """Do the runs that are not done; the same command goes on after any end.
+
+    With one rank and no launcher the runs are done in this process; else each is a process of its
+    own. Several workers may do one study at the same time: no run is done twice. For a job array, task I
+    of N does every N-th run. SIGTERM, SIGUSR1 and output.time_limit end the work with a checkpoint
+    and exit code 75; a failed run does not stop the others, but makes the exit code 1.
+    """
+    from mpi_ntkdfl.studies import execute
+
+    logs.set_up(0, quiet=True)
+    watch_signals()
+    how = execute.launch(launcher, ranks)
+    found = _expand(name, scale, folder, seeds, overrides)
+    mine = execute.share(found.distinct(), *_task(task))
+    tally = execute.work(found, mine, how, click.echo)
+    click.echo(
+        f"{tally.done} done, {tally.before} done before, {tally.elsewhere} with other workers, "
+        f"{len(tally.failed)} failed, of {len(mine)}"
+    )
+    if tally.stopped:
+        click.echo("stopped early; the same command goes on")
+        sys.exit(UNFINISHED)
+    if tally.failed:
+        sys.exit(1)
+
+
+@study.command()
+@click.argument("names", metavar="NAME_OR_YAML...", nargs=-1, required=True)
+@_which
+@click.option(
+    "--html", type=click.Path(path_type=Path), help="One page with all figures and tables as well."
+)
+def report(
+    names: tuple[str, ...],
+    scale: str,
+    seeds: int | None,
+    overrides: tuple[str, ...],
+    folder: Path,
+    html: Path | None,
+) -> None:
+    """Make tables (CSV, text) and figures (PDF, SVG) of the finished runs; say which are missing."""
+    from mpi_ntkdfl.studies import page
+    from mpi_ntkdfl.studies import report as reporting
+
+    logs.set_up(0, quiet=True)
+    made = []
+    for name in names:
+        found = reporting.make(_expand(name, scale, folder, seeds, overrides))
+        reporting.write(found)
+        click.echo(f"{found.text}\n\n{found.study.reports}\n")
+        made.append(found)
+    if html is not None:
+        page.write(html, made)
+        click.echo(html)
+
+
+def _expand(
+    name: str, scale: str, folder: Path, seeds: int | None, overrides: tuple[str, ...]
+) -> Study:
+    from mpi_ntkdfl.studies import grid
+
+    return grid.expand(name, "paper" if scale == "paper" else "small", folder, seeds, overrides)
+
+
+def _task(text: str) -> tuple[int, int]:
+    """`I/N`.
+
+    Raises:
+        InputError: if it is something else.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    if match is None:
+        raise InputError(f"--task needs I/N, such as 0/8 to 7/8, got {text!r}")
+    return int(match[1]), int(match[2])

@@ -1,0 +1,260 @@
+"""Real launches that are killed or signalled, and go on with another number of ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import pytest
+
+from mpi_ntkdfl.checkpoint import newest
+from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.outputs import Outputs
+from tests.children import bits, rounds_in
+from tests.conftest import environment, find_mpirun, launcher
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_mpirun() is None, reason="needs mpirun"),
+    pytest.mark.timeout(600),
+]
+
+SHORT = {
+    "clients": "6",
+    "topology.degree": "3",
+    "partition.samples": "40",
+    "model.hidden": "[16]",
+    "algorithm.taus": "[20, 40]",
+    "compute.device": "cpu",
+}
+KILLS = 20
+
+
+def words(path, rounds, *flags):
+    settings = SHORT | {"rounds": str(rounds)}
+    sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    return ["-m", "mpi_ntkdfl", "run", "quickstart", "-o", str(path), "-q", *flags, *sets]
+
+
+class Launch:
+    """A launch of several ranks, in a process group of its own."""
+
+    def __init__(self, ranks, args, log):
+        self.log = log
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                [*launcher(ranks), sys.executable, *args],
+                env=environment(),
+                start_new_session=True,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+
+    def ranks(self):
+        """Processes of the ranks: Python processes among the launcher's descendants."""
+        children: dict[int, list[int]] = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                fields = stat.read_text().rpartition(")")[2].split()
+                children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+        found, todo = [], [self.process.pid]
+        while todo:
+            below = children.get(todo.pop(), [])
+            todo += below
+            for each in below:
+                with contextlib.suppress(OSError):
+                    if b"mpi_ntkdfl" in Path(f"/proc/{each}/cmdline").read_bytes():
+                        arguments = Path(f"/proc/{each}/cmdline").read_bytes().split(b"\0")
+                        found += [each] if b"python" in arguments[0] else []
+        return found
+
+    def progress(self, path, done, limit=120):
+        """Waits until the record has `done` rounds, or the end."""
+        deadline = time.monotonic() + limit
+        while self.process.poll() is None and time.monotonic() < deadline:
+            if rounds_in(path) >= done:
+                return
+            time.sleep(0.01)
+        assert self.process.poll() is not None, "no progress"
+
+    def kill_all(self):
+        """As a batch system does at the end: nobody is asked."""
+        ranks = self.ranks()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        for rank in ranks:  # some launchers give each rank a session of its own
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rank, signal.SIGKILL)
+
+    def end(self, limit=60):
+        return self.process.wait(limit)
+
+    def said(self):
+        return self.log.read_text()
+
+
+def checkpointed(path):
+    try:
+        with newest(Outputs(path)) as found:
+            return found.round
+    except InputError:
+        return 0
+
+
+def test_twenty_kills_at_random_moments_change_no_bit(tmp_path):
+    """All ranks at once, or one of them; while starting, computing, writing."""
+    seed = int(os.environ.get("KILLS_SEED", time.time_ns() % 10**6))
+    print(f"KILLS_SEED={seed}")
+    chance = random.Random(seed)
+    rounds = 60
+    undisturbed, path = tmp_path / "whole.h5", tmp_path / "run.h5"
+    launch = Launch(1, words(undisturbed, rounds), tmp_path / "log")
+    assert launch.end(120) == 0, launch.said()
+    for kill in range(KILLS):
+        ranks = chance.choice([1, 2, 3, 4])
+        launch = Launch(ranks, words(path, rounds, "--resume"), tmp_path / "log")
+        before, saved = rounds_in(path), checkpointed(path)
+        assert before - saved <= 1, "more than a round would be lost"
+        if kill % 7 == 6:
+            time.sleep(chance.uniform(0, 2))  # it is still loading libraries
+        else:
+            launch.progress(path, min(max(before, 0) + 1, rounds))
+            time.sleep(chance.expovariate(1 / 0.05))
+        victims = launch.ranks()
+        if kill % 2 and victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(chance.choice(victims), signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                launch.end(10)
+            assert launch.process.poll() is not None, "the others do not stop"
+        launch.kill_all()
+        launch.end()
+    assert rounds_in(path) < rounds, "finished before the last kill"
+    launch = Launch(3, words(path, rounds, "--resume"), tmp_path / "log")
+    assert launch.end(120) == 0, launch.said()
+    assert bits(path) == bits(undisturbed)
+    left = {p.name for p in tmp_path.iterdir() if p.name.startswith("run")}
+    assert left == {"run.h5", "run.ckpt.h5", "run.ckpt-1.h5"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_to_the_launcher_ends_the_run_with_a_checkpoint(tmp_path, number):
+    """MPICH's mpirun passes both on, Open MPI's SIGUSR1."""
+    if number == signal.SIGTERM and "--oversubscribe" in launcher(1):
+        pytest.skip("this launcher kills the ranks on SIGTERM")
+    path = tmp_path / "run.h5"
+    launch = Launch(2, words(path, 10_000), tmp_path / "log")
+    launch.progress(path, 2)
+    launch.process.send_signal(number)
+    assert launch.end(30) == 75, launch.said()
+    done = rounds_in(path)
+    assert f"stopped after round {done} of 10000 ({number.name})" in launch.said()
+    assert checkpointed(path) == done
+    launch = Launch(3, words(path, done + 2, "--resume"), tmp_path / "log")
+    assert launch.end(60) == 0, launch.said()
+    assert rounds_in(path) == done + 2
+
+
+FAILING = """
+import os, resource, signal, sys
+import numpy
+from mpi_ntkdfl import cli
+from mpi_ntkdfl.algorithms.ntk_dfl import NtkDfl
+
+how, rank = sys.argv.pop(1), int(os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK")))
+evolve, place = NtkDfl._update, {"calls": 0}
+
+def failing(self, *args):
+    place["calls"] += 1
+    if rank == 1 and place["calls"] == 7:
+        print("failing", flush=True)
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "raise":
+            raise RuntimeError("made to fail")
+        resource.setrlimit(resource.RLIMIT_AS, (2**35, 2**35))
+        numpy.ones(2**33)
+    return evolve(self, *args)
+
+NtkDfl._update = failing
+cli.main()
+"""
+"""Rank 1, which has clients 3 to 5, fails at the first of them in round 2."""
+
+
+@pytest.mark.parametrize("how", ["raise", "kill", "memory"])
+def test_a_rank_that_fails_ends_all_and_the_run_goes_on_later(tmp_path, how):
+    path, script = tmp_path / "run.h5", tmp_path / "failing.py"
+    script.write_text(FAILING)
+    args = [str(script), how, *words(path, 6)[2:]]
+    launch = Launch(2, args, tmp_path / "log")
+    while "failing" not in launch.said():
+        assert launch.process.poll() is None, launch.said()
+        time.sleep(0.02)
+    failed = time.monotonic()
+    assert launch.end(30) not in (0, 2, 75)
+    assert time.monotonic() - failed < 5
+    if how != "kill":
+        what = "made to fail" if how == "raise" else r"Unable to allocate .*"
+        assert re.search(rf"error: {what} \(rank 1, client 3, round 2\)", launch.said())
+    assert (rounds_in(path), checkpointed(path)) == (2, 2)
+    whole = tmp_path / "whole.h5"
+    assert Launch(1, words(whole, 6), tmp_path / "log").end(60) == 0
+    assert Launch(3, words(path, 6, "--resume"), tmp_path / "log").end(60) == 0
+    assert bits(path) == bits(whole)
+
+
+MEASURED = """
+import os
+from mpi_ntkdfl import cli
+from mpi_ntkdfl.comm import neighbours
+from mpi_ntkdfl.simulation import Simulation
+
+opened, sizes, look = [0], [], Simulation._look_around
+
+class Counted(neighbours.GraphChannel):
+    def __init__(self, *args):
+        opened[0] += 1
+        super().__init__(*args)
+
+    def close(self):
+        opened[0] -= 1
+        super().close()
+
+neighbours.GraphChannel = Counted
+
+def look_around(self, done):
+    if done and done % 50 == 0:
+        pages = int(open("/proc/self/statm").read().split()[1])
+        sizes.append(pages * os.sysconf("SC_PAGE_SIZE"))
+    if done == 200:
+        print(f"rank {self.world.rank} opened {opened[0]} sizes {sizes}", flush=True)
+    return look(self, done)
+
+Simulation._look_around = look_around
+cli.main()
+"""
+
+
+def test_memory_is_flat_over_200_rounds(tmp_path):
+    """Resident memory of each rank after 50, 100, 150 and 200 rounds, a new graph every round."""
+    path, script = tmp_path / "run.h5", tmp_path / "measured.py"
+    script.write_text(MEASURED)
+    launch = Launch(2, [str(script), *words(path, 200)[2:]], tmp_path / "log")
+    assert launch.end(200) == 0, launch.said()
+    found = re.findall(r"rank (\d) opened (\d+) sizes \[(.*)\]", launch.said())
+    assert sorted(rank for rank, *_ in found) == ["0", "1"]
+    for _, opened, sizes in found:
+        first, *_, last = map(int, sizes.split(","))
+        assert int(opened) <= 1, "channels stay open"
+        assert last - first < 4 * 2**20, sizes
+    with h5py.File(path) as file:
+        assert len(file["topology/offsets"]) == 201
