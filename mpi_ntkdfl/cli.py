@@ -487,8 +487,8 @@ def _seconds_text(settings: config.Config, problem: Problem, measured: bool) -> 
     found = problem.round_seconds(settings, machine, cores)
     speed = "as measured just now" if measured else "nominal"
     lines = [
-        f"seconds a round, predicted for CPUs ({speed}: {machine.peak / 1e9:.0f} Gflop/s, "
-        f"{machine.bandwidth / 1e9:.0f} GB/s a thread):"
+        f"seconds a round, predicted for CPUs that do nothing else ({speed}: "
+        f"{machine.peak / 1e9:.0f} Gflop/s, {machine.bandwidth / 1e9:.0f} GB/s a thread):"
     ]
     lines += [f"  {phase:12}{seconds:>10.3f} s" for phase, seconds in found.items()]
     lines.append(f"  {'total':12}{sum(found.values()):>10.3f} s")

@@ -20,6 +20,7 @@ from mpi_ntkdfl.comm.waves import (
     WorkingSet,
     factored_waves,
     largest_neighbourhood,
+    neighbourhood_sums,
     slice_width,
     smallest_limit,
 )
@@ -64,6 +65,8 @@ class _Collecting:
     waves: int
     slices: int
     smallest: int
+    working: int | None = None
+    """Bytes it takes at most, None where it fills what is allowed."""
 
 
 def make_plan(
@@ -104,9 +107,9 @@ def make_plan(
             f"compute.memory_limit must hold at least {whole}, {readable(collecting.smallest)}; "
             f"got {readable(limit)}; raise it, or lower {way_out} or the samples a client"
         )
-    memory = _memory(
-        needs, network, dtype, sizes, test_samples, placement, limit, collecting.smallest
-    )
+    allowed = max(limit or DEFAULT_LIMIT, collecting.smallest)
+    working = allowed if collecting.working is None else min(allowed, collecting.working)
+    memory = _memory(needs, network, dtype, sizes, test_samples, placement, working)
     return Plan(
         params=network.layout.size,
         largest=collecting.largest,
@@ -131,10 +134,19 @@ def _by_neighbours(
         width = slice_width(graph, sizes, work, limit)
         return _Collecting(largest, turns, width, smallest_limit(graph, sizes, None, work))
     if not needs.blocks:
-        return _Collecting(largest, 0, 0, work.one_client(int(sizes.max())))
+        alone = work.one_client(int(sizes.max()))
+        return _Collecting(largest, 0, 0, alone, alone)
     message_bytes = needs.blocks[0].nbytes_each(sizes)
-    waves = len(factored_waves(graph, placement, sizes, message_bytes, work, limit)[0])
-    return _Collecting(largest, waves, 0, smallest_limit(graph, sizes, message_bytes, work))
+    waves = factored_waves(graph, placement, sizes, message_bytes, work, limit)
+    held = 4 * neighbourhood_sums(graph, message_bytes)
+    crossing = np.asarray(placement.owner(graph.edges))
+    share = float(np.mean(crossing[:, 0] != crossing[:, 1])) if len(crossing) else 0.0
+    # What does not cross is made when it is wanted, for one client at a time.
+    most = max(int(held[wave.start : wave.stop].sum()) for own in waves for wave in own)
+    own = int((held // 4).max()) + int(message_bytes.max())
+    working = work.one_client(largest) + own + int(share * most)
+    smallest = smallest_limit(graph, sizes, message_bytes, work)
+    return _Collecting(largest, len(waves[0]), 0, smallest, working)
 
 
 def _at_server(needs: Needs, work: WorkingSet, sizes: np.ndarray) -> _Collecting:
@@ -215,8 +227,7 @@ def _memory(
     sizes: np.ndarray,
     test_samples: int,
     placement: Placement,
-    limit: int | None,
-    smallest: int,
+    working: int,
 ) -> dict[str, int]:
     owned = [placement.owned(rank) for rank in range(placement.ranks)]
     features, params = network.widths[0], network.layout.size
@@ -234,5 +245,5 @@ def _memory(
         # Weights, averages, new weights, and the neighbours' copies of the first two, at most.
         "weights": 5 * max(len(own) for own in owned) * params * item,
         **kept,
-        "working set (at most)": max(limit or DEFAULT_LIMIT, smallest),
+        "working set (at most)": working,
     }
