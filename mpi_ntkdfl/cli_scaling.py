@@ -10,6 +10,7 @@ import click
 from mpi_ntkdfl import config
 from mpi_ntkdfl.comm.mpi import under_launcher
 from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.launching import launcher_words
 
 if TYPE_CHECKING:
     from mpi_ntkdfl.analysis.scaling import Kind
@@ -83,7 +84,7 @@ def run(
     layers = [*config.read_source(source), config.read_overrides(overrides), *more]
     settings = config.parse(layers, {name: method.Settings for name, method in METHODS.items()})
     planned = scaling_run.plan(settings, kind, counts)
-    words = scaling_run.launcher(launcher)
+    words = launcher_words(launcher)
     records = scaling_run.run(planned, kind, folder, words, click.echo)
     click.echo(f"python -m mpi_ntkdfl scaling report {' '.join(map(str, records))}")
 

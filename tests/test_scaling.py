@@ -20,6 +20,7 @@ from mpi_ntkdfl.clock import PHASES
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.config import parse, read_source
 from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.launching import launcher_words
 from mpi_ntkdfl.record import Record, RoundRecord
 from tests.conftest import environment, find_mpirun
 from tests.test_cli import answer, complaint
@@ -296,10 +297,10 @@ def test_a_weak_study_multiplies_clients_and_a_strong_one_keeps_them():
 
 
 def test_launchers(tmp_path):
-    assert scaling_run.launcher("srun -n {ranks} --mpi=pmix")[2] == "{ranks}"
+    assert launcher_words("srun -n {ranks} --mpi=pmix")[2] == "{ranks}"
     for bad, message in {"srun -n 4": "must hold", "'{ranks}": "no command line"}.items():
         with pytest.raises(InputError, match=message):
-            scaling_run.launcher(bad)
+            launcher_words(bad)
 
 
 def test_the_driver_refuses_to_run_under_a_launcher(tmp_path, monkeypatch):

