@@ -29,7 +29,8 @@ class Buffers:
 
     def empty(self, nbytes: int) -> torch.Tensor:
         """`[nbytes]` uint8, not initialised, on a cache line. Its views may outlive it."""
-        fitting = [block for block in self._free if nbytes <= block.nbytes <= 4 * nbytes]
+        least = nbytes + ALIGNMENT  # a block need not begin on a cache line
+        fitting = [block for block in self._free if least <= block.nbytes <= 4 * least]
         if fitting:
             block = min(fitting, key=lambda each: each.nbytes)
             self._free = [each for each in self._free if each is not block]
