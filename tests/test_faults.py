@@ -166,7 +166,7 @@ WIDE = {"model__hidden": "[300]"}
         (0, 1000, {}, "run.h5"),
         (0, 3000, {}, "run.h5"),
         (0, 20_000, {}, "run.h5"),  # inside HDF5
-        (1, 9000, {}, "run.h5"),
+        (1, 20_000, {}, "run.h5"),
         (0, 200_000, WIDE, "run.ckpt.h5"),
         (1, 200_000, WIDE, "run.ckpt.h5"),
         (2, 5000, {}, "run.ckpt.h5"),
@@ -193,10 +193,10 @@ def test_a_full_disk_is_said_and_what_is_there_stays_whole(path, after, limit, c
 
 @contextmanager
 def small_disk(folder):
-    """A file system of 400 kB."""
+    """A file system of 900 kB."""
     folder.mkdir()
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", folder],
+        ["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", folder],
         capture_output=True,
         check=False,
     )

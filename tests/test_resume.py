@@ -420,7 +420,7 @@ def test_every_setting_is_compared():
     """None is free by accident: those that are, are listed here."""
     free = {"rounds", "output.", "dataset.root", "partition.path", "topology.path"}
     assert set(resume._FREE) == free
-    layers = [config.read_source("quickstart")]
+    layers = config.read_source("quickstart")
     settings = config.parse(layers, {name: m.Settings for name, m in METHODS.items()})
     old = settings.model_dump(mode="json")
     new = {key: {} if isinstance(value, dict) else None for key, value in old.items()}
