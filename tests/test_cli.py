@@ -650,24 +650,25 @@ FAILING = """
 import os, signal, sys, time
 from mpi4py import MPI
 from mpi_ntkdfl import cli
+from mpi_ntkdfl.algorithms import ntk_dfl
 from mpi_ntkdfl.algorithms.ntk_dfl import NtkDfl
 
 how, place = sys.argv.pop(1), {}
-whole_round, whole_update = NtkDfl.round, NtkDfl._update
+whole_round, whole_step = NtkDfl.round, ntk_dfl.ntk_step
 
 def round(self, weights, number, exchange):
     place["round"] = number
     return whole_round(self, weights, number, exchange)
 
-def update(self, *args):
+def step(*args):
     if (MPI.COMM_WORLD.rank, place["round"]) == (1, 1):
         print("failing at", time.time(), flush=True)
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         raise RuntimeError("made to fail")
-    return whole_update(self, *args)
+    return whole_step(*args)
 
-NtkDfl.round, NtkDfl._update = round, update
+NtkDfl.round, ntk_dfl.ntk_step = round, step
 cli.main()
 """
 """Runs a command line, but rank 1 fails at its first client in round 1."""

@@ -26,6 +26,9 @@ _CHUNK = 2**30
 _NAP = 0.01
 """Seconds between looks at whether rank 0 is done."""
 
+_LAST_WORDS = 0.5
+"""Seconds for a rank's last message to reach whoever started the job."""
+
 _LAUNCHED_SIZE = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "PMIX_SIZE")
 _LAUNCHED_RANK = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
 
@@ -202,7 +205,9 @@ class MpiWorld:
         return GraphChannel(self.comm, neighbours)
 
     def abort(self, code: int) -> None:
-        """Ends all ranks at once; does not return."""
+        """Ends all ranks; does not return."""
+        # A launcher that is told to end the job may not forward what it has not read by then.
+        time.sleep(_LAST_WORDS)
         self.comm.Abort(code)
 
 
