@@ -515,7 +515,7 @@ def test_launcher_of_another_mpi(tmp_path):
 # ---------------------------------------------------------------------------------------- real runs
 
 ATTRIBUTES = """
-schema config version commit created seed ranks hosts mpi torch device data resumed
+schema config version commit created seed ranks hosts cores mpi torch device data resumed
 """
 
 
