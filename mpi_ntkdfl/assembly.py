@@ -128,7 +128,6 @@ class Assembly:
         weights: starting weights of this rank's clients, `[owned, param]`.
         test: the test set.
         shares: offsets and indices of the partition, on rank 0.
-        data: fingerprint of the data set, on rank 0.
     """
 
     federation: Federation
@@ -136,7 +135,6 @@ class Assembly:
     weights: torch.Tensor
     test: Samples
     shares: tuple[np.ndarray, np.ndarray] | None
-    data: str | None
 
 
 def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
@@ -198,8 +196,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         on_divergence=config.on_divergence,
     )
     shares = (problem.partition.offsets, problem.partition.indices) if problem else None
-    fingerprint = problem.dataset.fingerprint() if problem else None
-    return Assembly(federation, schedule, weights, test, shares, fingerprint)
+    return Assembly(federation, schedule, weights, test, shares)
 
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:

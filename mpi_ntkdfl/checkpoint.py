@@ -27,7 +27,7 @@ import torch
 from mpi_ntkdfl.comm.reduce import exact_mean
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.errors import InputError
-from mpi_ntkdfl.hdf5 import reading, writing
+from mpi_ntkdfl.hdf5 import reading, sane, writing
 from mpi_ntkdfl.model.params import Layout
 from mpi_ntkdfl.outputs import Outputs, replacing
 
@@ -139,9 +139,7 @@ class Checkpoint:
         self.config = str(file.attrs["config"])
         self.arrays = ["params", *(f"state/{name}" for name in file.get("state", ()))]
         for name in self.arrays:
-            # Not compressed: a damaged shape could ask for any amount of memory.
-            if file[name].nbytes > file.id.get_filesize():
-                raise ValueError(f"{name} is larger than the file")
+            sane(file, name)
         if file["params"].shape[1:] != (self.layout.size,):
             raise ValueError(f"params of shape {file['params'].shape} do not fit the model")
         if any(len(file[name]) != self.clients for name in self.arrays):

@@ -90,6 +90,19 @@ def reading(path: Path) -> h5py.File:
     return h5py.File(path, "r", locking=False)
 
 
+def sane(file: h5py.File, name: str) -> h5py.Dataset:
+    """A dataset that fits into its file.
+
+    They are not compressed; a damaged shape could ask for any amount of memory.
+
+    Raises:
+        ValueError: if it does not fit.
+    """
+    if file[name].nbytes > file.id.get_filesize():
+        raise ValueError(f"{name} is larger than the file")
+    return file[name]
+
+
 _HEAP = b"GCOL\x01\0\0\0"
 _HEAP_HEADER = 16
 _OBJECT_HEADER = struct.Struct("<HH4sQ")

@@ -32,17 +32,22 @@ class Journal:
             self._world, str(self._federation.device), str(torch.__version__)
         )
 
-    def create(self, assembly: Assembly) -> None:
-        """Begins an empty record; former outputs of that name go."""
+    def create(self, assembly: Assembly, data: str | None) -> None:
+        """Begins an empty record; former outputs of that name go.
+
+        Args:
+            assembly: of this rank.
+            data: fingerprint of the data set, on rank 0.
+        """
 
         def begin() -> None:
             assert assembly.shares is not None
-            assert assembly.data is not None
+            assert data is not None
             config = self._config
             attributes = {
                 "config": config.to_yaml(),
                 "seed": config.seed,
-                "data": assembly.data,
+                "data": data,
                 **self._provenance,
             }
             self._outputs.remove()

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from mpi_ntkdfl.errors import InputError
@@ -37,3 +38,10 @@ def launcher_words(template: str | None) -> tuple[str, ...]:
             f'--launcher must hold {{ranks}}, such as "srun -n {{ranks}}", got {template!r}'
         )
     return tuple(words)
+
+
+def run_command(words: Sequence[str], ranks: int, source: Path, record: Path) -> list[str]:
+    """The command line that runs `source`, or goes on with it, under the launcher `words`."""
+    started = [word.replace("{ranks}", str(ranks)) for word in words]
+    run = ["-m", "mpi_ntkdfl", "run", str(source), "-o", str(record), "--resume", "-q"]
+    return [*started, sys.executable, *run]

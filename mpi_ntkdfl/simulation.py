@@ -92,12 +92,12 @@ def run(
         InputError: on every rank, for bad input; nothing is changed then.
         SimulationError: on the rank where the computation failed.
     """
-    problem = start = None
+    problem = start = data = None
     with contextlib.ExitStack() as held:
 
         def read() -> int | None:
             """Rounds done by a run to go on with, None for a new one."""
-            nonlocal problem, start
+            nonlocal problem, start, data
             held.enter_context(locked(outputs))
             refuse(outputs, replace=mode != "new")
             if mode == "resume":
@@ -105,12 +105,11 @@ def run(
             if start is not None and start.checkpoint.round >= config.rounds:
                 return start.checkpoint.round
             problem = prepare(config, world.size)
+            data = problem.dataset.fingerprint()
             if start is None:
                 return None
             shares, last = problem.partition, problem.schedule.graph(start.checkpoint.round - 1)
-            start.compare(
-                (shares.offsets, shares.indices), problem.dataset.fingerprint(), last.edges
-            )
+            start.compare((shares.offsets, shares.indices), data, last.edges)
             return start.checkpoint.round
 
         first = world.on_root(read)
@@ -120,7 +119,7 @@ def run(
         problem = None  # every rank has its share; rank 0 needs the whole data set no longer
         simulation = Simulation(config, assembly, outputs, report)
         if first is None:
-            simulation.journal.create(assembly)
+            simulation.journal.create(assembly, data)
         else:
             simulation.weights = simulation.journal.resume(start, simulation.method)
         return simulation.run(first)

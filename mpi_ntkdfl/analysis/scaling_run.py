@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from mpi_ntkdfl.analysis.files import replacing
 from mpi_ntkdfl.analysis.scaling import Kind
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.errors import InputError, SimulationError
+from mpi_ntkdfl.launching import run_command
 from mpi_ntkdfl.topology.placement import Placement
 
 
@@ -77,14 +77,11 @@ def run(
         with replacing(source) as temporary:
             temporary.write_text(config.to_yaml(), encoding="utf-8")
         say(f"{record}: {ranks} ranks, {config.clients} clients, {config.rounds} rounds")
-        started = [word.replace("{ranks}", str(ranks)) for word in words]
-        run_it = ["-m", "mpi_ntkdfl", "run", str(source), "-o", str(record), "--resume", "-q"]
+        command = run_command(words, ranks, source, record)
         try:
-            done = subprocess.run(
-                [*started, sys.executable, *run_it], stdout=subprocess.DEVNULL, check=False
-            )
+            done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
         except OSError as error:
-            raise InputError(f"cannot start {started[0]}: {error.strerror}") from error
+            raise InputError(f"cannot start {command[0]}: {error.strerror}") from error
         if done.returncode:
             raise SimulationError(
                 f"{record}: the launch ended with exit code {done.returncode}; the same command goes on"

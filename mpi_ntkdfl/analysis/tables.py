@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from mpi_ntkdfl.errors import InputError
-from mpi_ntkdfl.hdf5 import reading
+from mpi_ntkdfl.hdf5 import reading, sane
 from mpi_ntkdfl.units import duration, readable
 
 
@@ -98,7 +98,7 @@ def read(path: Path) -> Run:
 def _series(file: h5py.File, names: dict[str, str]) -> dict[str, np.ndarray]:
     """Datasets that grow together, cut to the rows that all of them have."""
     datasets = {
-        field: _sane(file, name)
+        field: sane(file, name)
         for field, name in names.items()
         if field not in _OPTIONAL or name in file
     }
@@ -106,21 +106,11 @@ def _series(file: h5py.File, names: dict[str, str]) -> dict[str, np.ndarray]:
     return {field: dataset[:rows] for field, dataset in datasets.items()}
 
 
-def _sane(file: h5py.File, name: str) -> h5py.Dataset:
-    """A dataset that fits into its file.
-
-    They are not compressed; a damaged shape could ask for any amount of memory.
-    """
-    if file[name].nbytes > file.id.get_filesize():
-        raise ValueError(f"{name} is larger than the file")
-    return file[name]
-
-
 def _fingerprint(file: h5py.File) -> str:
     """Hash of the partition: equal for equal samples in every client."""
     if "partition" not in file:
         return ""
-    parts = [_sane(file, f"partition/{name}")[:] for name in ("offsets", "indices")]
+    parts = [sane(file, f"partition/{name}")[:] for name in ("offsets", "indices")]
     digest = hashlib.sha256()
     for part in parts:
         digest.update(np.ascontiguousarray(part, dtype=np.int64).tobytes())

@@ -14,7 +14,6 @@ import torch
 from mpi_ntkdfl.comm.exchange import Exchange
 from mpi_ntkdfl.comm.messages import Field, MessageFormat
 from mpi_ntkdfl.comm.neighbourhood import Arrays
-from mpi_ntkdfl.topology.mixing import weights as mixing_weights
 
 
 def quantised_format(params: int, dtype: torch.dtype) -> MessageFormat:
@@ -75,16 +74,7 @@ def quantised_average(
     coded[f.owned.start : f.owned.stop] = [coded_bytes(message) for message in own.values()]
     exchange.book_sent("weights", f.world.total(coded))
     known = exchange.share_messages(form, own)
-    mixing, averages = mixing_weights(kind, graph, f.sizes), torch.empty_like(vectors)
-    with f.clock("update"):
-        for row, client in enumerate(f.owned):
-            total = torch.zeros_like(vectors[0], dtype=torch.float64)
-            for other, weight in zip(
-                graph.closed(client).tolist(), mixing.of(client).tolist(), strict=True
-            ):
-                total.add_(dequantised(known[other]), alpha=weight)
-            averages[row] = total
-    return averages
+    return exchange.mixed(lambda client: dequantised(known[client]), kind, vectors)
 
 
 def masked_format(kept: int, params: int, dtype: torch.dtype) -> MessageFormat:

@@ -190,6 +190,24 @@ class Exchange:
             The averages of this rank's clients, `[owned, param]`.
         """
         known = self.share(vectors, "weights")
+        return self.mixed(known.__getitem__, kind, vectors)
+
+    def mixed(
+        self,
+        read: Callable[[int], torch.Tensor],
+        kind: Literal["plain", "samples"],
+        vectors: torch.Tensor,
+    ) -> torch.Tensor:
+        """Weighted sums over closed neighbourhoods, in client-id order in float64.
+
+        Args:
+            read: the vector `[param]` of a client of the neighbourhood.
+            kind: equal weights, or in proportion to the clients' samples.
+            vectors: of this rank's clients, `[owned, param]`, for shape and type.
+
+        Returns:
+            The sums of this rank's clients, `[owned, param]`.
+        """
         mixing = weights(kind, self.graph, self.federation.sizes)
         averages = torch.empty_like(vectors)
         with self.federation.clock("update"):
@@ -198,7 +216,7 @@ class Exchange:
                 for other, weight in zip(
                     self.graph.closed(client).tolist(), mixing.of(client).tolist(), strict=True
                 ):
-                    total.add_(known[other], alpha=weight)
+                    total.add_(read(other), alpha=weight)
                 averages[row] = total
         return averages
 

@@ -7,7 +7,6 @@ worked on, so that no two workers do it; what a killed worker leaves goes on fro
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from pathlib import Path
 from mpi_ntkdfl import simulation
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.errors import InputError, MpiNtkdflError
-from mpi_ntkdfl.launching import launcher_words
+from mpi_ntkdfl.launching import launcher_words, run_command
 from mpi_ntkdfl.outputs import InUse, Outputs, holder, locked, replacing
 from mpi_ntkdfl.stopping import UNFINISHED, signalled
 from mpi_ntkdfl.studies.grid import Study, StudyRun, is_done
@@ -40,9 +39,7 @@ class Launch:
 
     def command(self, config: Path, record: Path) -> list[str]:
         """The whole command line."""
-        words = [word.replace("{ranks}", str(self.ranks)) for word in self.words]
-        run = ["-m", "mpi_ntkdfl", "run", str(config), "-o", str(record), "--resume", "-q"]
-        return [*words, sys.executable, *run]
+        return run_command(self.words, self.ranks, config, record)
 
 
 def launch(template: str | None, ranks: int) -> Launch | None:
