@@ -178,6 +178,16 @@ def test_zipped_axes_pair_their_variants(tmp_path):
     ]
 
 
+def test_a_seed_may_have_settings_of_its_own(tmp_path):
+    by_seed = [{"rounds": 1}, {"partition": {"kind": "iid"}}]
+    scales = {"small": {"seeds": 3, "targets": [0.5], "by_seed": by_seed}}
+    runs = expanded(tmp_path, tiny(tmp_path, scales=scales)).runs
+    found = [(run.config.seed, run.config.rounds, run.config.partition.kind) for run in runs[::2]]
+    assert found == [(0, 1, "dirichlet"), (1, 2, "iid"), (2, 2, "dirichlet")]
+    over = expanded(tmp_path, tiny(tmp_path, scales=scales), overrides=["rounds=7"])
+    assert {run.config.rounds for run in over.runs} == {7}
+
+
 # ----------------------------------------------------------------------------------- which run is which
 
 

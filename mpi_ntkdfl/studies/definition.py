@@ -84,6 +84,8 @@ class Scale(Section):
         seeds: how many, from 0.
         targets: accuracies whose cost is tabulated.
         settings: over those of the study.
+        by_seed: settings of seed 0, 1, ... over all others of the study, such as a partition file
+            for each; seeds beyond the list have none of their own.
     """
 
     seeds: int = Field(ge=1)
@@ -91,6 +93,7 @@ class Scale(Section):
         tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict=False, min_length=1)
     ]
     settings: Settings = {}
+    by_seed: Annotated[tuple[Settings, ...], Field(strict=False)] = ()
 
 
 class PublishedLine(Section):

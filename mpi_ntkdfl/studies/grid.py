@@ -132,8 +132,9 @@ def expand(
     every = list(cells)
     runs: list[StudyRun] = []
     for seed in range(count):
+        top = [*size.by_seed[seed : seed + 1], above, {"seed": seed}]
         for cell in every:
-            config = _configure(cell, scale, layers, above, seed)
+            config = _configure(cell, scale, layers, top)
             outputs = Outputs(folder / "runs" / f"{key(config)}.h5")
             runs.append(StudyRun(len(runs), tuple(cell), config, outputs))
     return Study(called(source), definition, scale, count, folder, tuple(runs))
@@ -142,16 +143,15 @@ def expand(
 def _configure(
     cell: Sequence[Variant],
     scale: ScaleName,
-    layers: Sequence[Mapping[str, Any]],
-    above: Mapping[str, Any],
-    seed: int,
+    below: Sequence[Mapping[str, Any]],
+    above: Sequence[Mapping[str, Any]],
 ) -> Config:
     over: list[Mapping[str, Any]] = []
     for variant in cell:
         over += [variant.settings, variant.at.get(scale, {})]
     methods = {name: method.Settings for name, method in METHODS.items()}
     try:
-        return parse([*layers, *over, above, {"seed": seed}], methods)
+        return parse([*below, *over, *above], methods)
     except InputError as error:
         raise InputError(f"{', '.join(variant.label for variant in cell)}: {error}") from error
 
