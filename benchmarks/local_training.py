@@ -17,7 +17,7 @@ from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.algorithms.dfedavg import DfedavgSettings
 from mpi_ntkdfl.algorithms.local_training import LocalTraining
 from mpi_ntkdfl.assembly import assemble, prepare
-from mpi_ntkdfl.comm.exchange import Federation
+from mpi_ntkdfl.comm.federation import Federation
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.config import parse, read_source
 

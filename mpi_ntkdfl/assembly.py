@@ -12,7 +12,7 @@ import torch
 from mpi_ntkdfl import seeds
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.clock import Clock
-from mpi_ntkdfl.comm.exchange import Federation, Samples
+from mpi_ntkdfl.comm.federation import Federation, Samples
 from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.config import Config
@@ -194,6 +194,8 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         ledger=Ledger(),
         clock=Clock(),
         on_divergence=config.on_divergence,
+        batch=config.compute.batch,
+        batch_bytes=_free_memory(device, world.hosts.count(world.hosts[world.rank])),
     )
     shares = (problem.partition.offsets, problem.partition.indices) if problem else None
     return Assembly(federation, schedule, weights, test, shares)
@@ -215,6 +217,20 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
             "use compute.device=cpu, or check the driver and CUDA_VISIBLE_DEVICES"
         )
     return torch.device("cuda", index)
+
+
+def _free_memory(device: torch.device, ranks: int) -> int:
+    """Bytes of a GPU that this rank may fill: half of its share of what is free; 0 on CPU.
+
+    Args:
+        device: of the rank.
+        ranks: on its host, which share the host's GPUs.
+    """
+    if device.type == "cpu":
+        return 0
+    free, _ = torch.cuda.mem_get_info(device)
+    sharing = -(-ranks // torch.cuda.device_count())
+    return free // (2 * sharing)
 
 
 def _own_samples(

@@ -236,12 +236,17 @@ def _parse_seconds(limit: float | str) -> float:
 
 
 class ComputeSettings(Section):
-    """Where and how precisely; `threads` and `memory_limit` (bytes, or text as "2GB") are per rank."""
+    """Where and how precisely; `threads`, `memory_limit` (bytes, or text as "2GB"), `batch` are per rank.
+
+    `batch` clients evolve together; null is one on CPU, and as many as fit on a GPU. Above one, the
+    last bits depend on which clients share a rank.
+    """
 
     device: str = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     threads: int = Field(default=1, ge=1)
     memory_limit: int | str | None = None
+    batch: int | None = Field(default=None, ge=1)
 
     @field_validator("device")
     @classmethod

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mpi_ntkdfl.comm.exchange import Federation, mean_over_clients
+from mpi_ntkdfl.comm.exchange import mean_over_clients
+from mpi_ntkdfl.comm.federation import Federation
 from mpi_ntkdfl.model.losses import Loss, correct, loss_gradient, loss_value
 from mpi_ntkdfl.model.nets import MLP
 
-# Test samples a forward pass takes at once: few enough that the hidden layer stays in the cache. A
-# constant, because sums over chunks round by their size.
+# Test samples a forward pass takes at once on CPU: few enough that the hidden layer stays in the cache.
+# A constant, because sums over chunks round by their size.
 _CHUNK = 1_000
 
 
@@ -44,13 +45,16 @@ def score(
     network: MLP, params: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor, loss: Loss
 ) -> tuple[np.ndarray, float]:
     """Of `params` `[param]` on `inputs` `[sample, feature]`: correct ones `[class]`, and mean loss."""
-    right, total = np.zeros(network.widths[-1], np.int64), 0.0
-    for start in range(0, len(labels), _CHUNK):
-        chunk = labels[start : start + _CHUNK]
-        outputs = network.outputs(params, inputs[start : start + _CHUNK])
-        right += correct(outputs, chunk).cpu().numpy()
-        total += float(loss_value(outputs, chunk, loss)) * len(chunk)
-    return right, total / len(labels)
+    right = torch.zeros(network.widths[-1], dtype=torch.float64, device=params.device)
+    total = torch.zeros(1, dtype=torch.float64, device=params.device)
+    samples = len(labels) if inputs.is_cuda else _CHUNK
+    for start in range(0, len(labels), samples):
+        chunk, of = labels[start : start + samples], inputs[start : start + samples]
+        outputs = network.outputs(params, of)
+        right += correct(outputs, chunk)
+        total += loss_value(outputs, chunk, loss).double() * len(chunk)
+    *hits, total_loss = torch.cat([right, total]).tolist()
+    return np.array(hits, dtype=np.int64), total_loss / len(labels)
 
 
 def own_accuracy(right: np.ndarray, present: np.ndarray, own: np.ndarray) -> float:

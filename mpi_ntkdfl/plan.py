@@ -100,7 +100,8 @@ def make_plan(
         whole, way_out = "what the server gathers", "algorithm.clients_per_round"
     else:
         traffic = _traffic(needs, network, dtype, sizes, graph, placement)
-        collecting = _by_neighbours(needs, work, sizes, graph, placement, limit)
+        at_once = config.compute.batch or 1
+        collecting = _by_neighbours(needs, work, sizes, graph, placement, limit, at_once)
         whole, way_out = "one client's neighbourhood", "the degree"
     if limit is not None and limit < collecting.smallest:
         raise InputError(
@@ -127,6 +128,7 @@ def _by_neighbours(
     graph: Graph,
     placement: Placement,
     limit: int | None,
+    at_once: int,
 ) -> _Collecting:
     largest = largest_neighbourhood(graph, sizes)
     if needs.dense:
@@ -137,15 +139,16 @@ def _by_neighbours(
         alone = work.one_client(int(sizes.max()))
         return _Collecting(largest, 0, 0, alone, alone)
     message_bytes = needs.blocks[0].nbytes_each(sizes)
-    waves = factored_waves(graph, placement, sizes, message_bytes, work, limit)
+    waves = factored_waves(graph, placement, sizes, message_bytes, work, limit, at_once)
     held = 4 * neighbourhood_sums(graph, message_bytes)
     crossing = np.asarray(placement.owner(graph.edges))
     share = float(np.mean(crossing[:, 0] != crossing[:, 1])) if len(crossing) else 0.0
     # What does not cross is made when it is wanted, for one client at a time.
     most = max(int(held[wave.start : wave.stop].sum()) for own in waves for wave in own)
     own = int((held // 4).max()) + int(message_bytes.max())
-    working = work.one_client(largest) + own + int(share * most)
-    smallest = smallest_limit(graph, sizes, message_bytes, work)
+    beside = (at_once - 1) * work.one_client(largest)
+    working = work.one_client(largest) + beside + own + int(share * most)
+    smallest = smallest_limit(graph, sizes, message_bytes, work) + beside
     return _Collecting(largest, len(waves[0]), 0, smallest, working)
 
 

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 # Nothing of the result depends on these. Data are compared by content, not by where they are.
 _FREE = ("rounds", "output.", "dataset.root", "partition.path", "topology.path")
 # These may change the rounding of sums, so the last bits.
-_ROUNDING = ("compute.device", "compute.threads", "compute.memory_limit")
+_ROUNDING = ("compute.device", "compute.threads", "compute.memory_limit", "compute.batch")
 
 _WAY_OUT = (
     "go on with the settings it was started with, or give --overwrite or another -o to start again"

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from mpi_ntkdfl.clock import Clock
-from mpi_ntkdfl.comm.exchange import Federation, Samples
+from mpi_ntkdfl.comm.federation import Federation, Samples
 from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.data.sources import DEBIAN_FASHION

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mpi_ntkdfl.ntk import evolve as module
+from mpi_ntkdfl.ntk import scheme
 from mpi_ntkdfl.ntk.evolve import DEFAULT_TOLERANCE, evolve
 from mpi_ntkdfl.ntk.path import End, Path
 
@@ -249,9 +250,9 @@ def test_factor_takes_the_top_and_leaves_a_semidefinite_rest() -> None:
     factor = module._nystroem_factor(kernel)
     rest = torch.linalg.eigvalsh(kernel - factor.T @ factor)
     values = torch.linalg.eigvalsh(kernel)
-    assert factor.shape == (module._RANK, 120)
+    assert factor.shape == (scheme.RANK, 120)
     assert rest[0] >= -1e-10 * values[-1]
-    assert rest[-1] <= 2 * values[-module._RANK - 1]
+    assert rest[-1] <= 2 * values[-scheme.RANK - 1]
 
 
 def pair_error(step: float) -> float:
@@ -276,7 +277,7 @@ def test_inner_pair_has_order_four() -> None:
 def test_inner_pair_meets_its_order_conditions() -> None:
     """Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", section II.2."""
     matrix = torch.zeros(7, 7, dtype=torch.float64)
-    for index, row in enumerate(module._STAGES, 1):
+    for index, row in enumerate(scheme.STAGES, 1):
         matrix[index, : len(row)] = torch.tensor(row, dtype=torch.float64)
     nodes, last = matrix.sum(1), matrix[-1]
     turned = matrix @ nodes
@@ -287,16 +288,16 @@ def test_inner_pair_meets_its_order_conditions() -> None:
     ]
     for vector, value in conditions:
         assert float(last @ vector.double()) == pytest.approx(value, abs=1e-14)
-    difference = torch.tensor(module._ERROR, dtype=torch.float64)
+    difference = torch.tensor(scheme.ERROR, dtype=torch.float64)
     for vector, _ in conditions[:4]:
         assert float(difference @ vector.double()) == pytest.approx(0.0, abs=1e-14)
 
 
 def test_inner_pair_is_stable_at_its_step_bound() -> None:
     """|P(-x)| < 1 up to the bound with its margin for the power iteration."""
-    for point in torch.linspace(0.05, 1.3 * module._STABLE, 60).tolist():
+    for point in torch.linspace(0.05, 1.3 * scheme.STABLE, 60).tolist():
         slopes = [1.0]
-        for row in module._STAGES:
+        for row in scheme.STAGES:
             stage = 1.0 - point * sum(a * k for a, k in zip(row, slopes, strict=True))
             slopes.append(stage)
         assert abs(slopes[-1]) < 1.0

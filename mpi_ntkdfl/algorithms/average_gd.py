@@ -14,7 +14,8 @@ import torch
 
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult, may_diverge
 from mpi_ntkdfl.algorithms.steps import StepSettings, keep_best
-from mpi_ntkdfl.comm.exchange import Exchange, Federation, Samples
+from mpi_ntkdfl.comm.exchange import Exchange
+from mpi_ntkdfl.comm.federation import Federation, Samples
 from mpi_ntkdfl.comm.messages import samples_format
 from mpi_ntkdfl.config import MethodSettings
 from mpi_ntkdfl.model.nets import MLP

@@ -11,7 +11,8 @@ from typing import ClassVar
 
 import torch
 
-from mpi_ntkdfl.comm.exchange import Exchange, Federation
+from mpi_ntkdfl.comm.exchange import Exchange
+from mpi_ntkdfl.comm.federation import Federation
 from mpi_ntkdfl.comm.messages import MessageFormat
 from mpi_ntkdfl.config import MethodSettings
 from mpi_ntkdfl.errors import Diverged, locating

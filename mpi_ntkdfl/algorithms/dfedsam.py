@@ -21,7 +21,8 @@ from mpi_ntkdfl.algorithms.local_training import (
     SgdRule,
 )
 from mpi_ntkdfl.algorithms.train_then_average import TrainingSettings
-from mpi_ntkdfl.comm.exchange import Exchange, Federation
+from mpi_ntkdfl.comm.exchange import Exchange
+from mpi_ntkdfl.comm.federation import Federation
 from mpi_ntkdfl.config import MethodSettings
 from mpi_ntkdfl.model.batched import product
 from mpi_ntkdfl.model.nets import MLP

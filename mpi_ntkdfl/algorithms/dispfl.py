@@ -28,7 +28,8 @@ from mpi_ntkdfl.algorithms.local_training import (
 )
 from mpi_ntkdfl.algorithms.train_then_average import TrainingSettings
 from mpi_ntkdfl.comm.averages import masked_average, masked_format
-from mpi_ntkdfl.comm.exchange import Exchange, Federation
+from mpi_ntkdfl.comm.exchange import Exchange
+from mpi_ntkdfl.comm.federation import Federation
 from mpi_ntkdfl.config import MethodSettings
 from mpi_ntkdfl.errors import InputError
 from mpi_ntkdfl.model.losses import loss_gradient

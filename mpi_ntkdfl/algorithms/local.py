@@ -10,7 +10,8 @@ from pydantic import Field
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult
 from mpi_ntkdfl.algorithms.local_training import LocalTraining
 from mpi_ntkdfl.algorithms.train_then_average import TrainingSettings
-from mpi_ntkdfl.comm.exchange import Exchange, Federation
+from mpi_ntkdfl.comm.exchange import Exchange
+from mpi_ntkdfl.comm.federation import Federation
 from mpi_ntkdfl.config import MethodSettings
 from mpi_ntkdfl.model.nets import MLP
 

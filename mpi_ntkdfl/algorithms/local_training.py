@@ -25,7 +25,7 @@ import torch
 
 from mpi_ntkdfl import seeds
 from mpi_ntkdfl.algorithms.base import may_diverge, require_finite
-from mpi_ntkdfl.comm.exchange import Federation
+from mpi_ntkdfl.comm.federation import Federation
 from mpi_ntkdfl.errors import Diverged
 from mpi_ntkdfl.model.batched import BatchedMLP, Factors, padded, product
 from mpi_ntkdfl.model.losses import one_hot

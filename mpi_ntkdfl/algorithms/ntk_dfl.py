@@ -6,13 +6,15 @@ neighbourhood's kernel; evolution of its outputs in function space; the weights 
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Literal
 
 import torch
 
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult, may_diverge
-from mpi_ntkdfl.algorithms.steps import NtkSettings, ntk_step
-from mpi_ntkdfl.comm.exchange import Exchange, Federation
+from mpi_ntkdfl.algorithms.steps import NtkSettings, evolve_together, ntk_step
+from mpi_ntkdfl.comm.exchange import Exchange
+from mpi_ntkdfl.comm.federation import Federation
 from mpi_ntkdfl.comm.messages import dense_entries, dense_heading, factored_format
 from mpi_ntkdfl.config import MethodSettings
 from mpi_ntkdfl.model.nets import MLP
@@ -61,10 +63,16 @@ class NtkDfl(Method):
         w_bar = weights if s.averaging == "none" else exchange.average(weights, s.averaging)
         new, taus = w_bar.clone(), [0] * len(w_bar)
         first = self.federation.owned.start
-        for hood in exchange.neighbourhoods(
-            w_bar, s.jacobian, inputs=s.selection == "network", taus=len(s.taus)
-        ):
-            row = hood.client - first
-            with may_diverge(self.federation, number, hood.client):
-                new[row], taus[row] = ntk_step(hood, w_bar[row], s.rate(number), s, self.federation)
+        rate, inputs = s.rate(number), s.selection == "network"
+        hoods = exchange.neighbourhoods(w_bar, s.jacobian, inputs, taus=len(s.taus))
+        # Dense Jacobians pass by one client at a time.
+        at_once = exchange.at_once(len(s.taus)) if s.jacobian == "factored" else 1
+        while together := list(islice(hoods, at_once)):
+            evolved = evolve_together(together, rate, s, self.federation)
+            for hood, evolution in zip(together, evolved, strict=True):
+                row = hood.client - first
+                with may_diverge(self.federation, number, hood.client):
+                    new[row], taus[row] = ntk_step(
+                        hood, w_bar[row], rate, s, self.federation, evolution
+                    )
         return RoundResult(new, taus)

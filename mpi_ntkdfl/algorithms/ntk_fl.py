@@ -14,7 +14,8 @@ from pydantic import Field
 
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult, may_diverge
 from mpi_ntkdfl.algorithms.steps import NtkSettings, ntk_step
-from mpi_ntkdfl.comm.exchange import Exchange, Federation
+from mpi_ntkdfl.comm.exchange import Exchange
+from mpi_ntkdfl.comm.federation import Federation
 from mpi_ntkdfl.comm.messages import factored_format
 from mpi_ntkdfl.comm.neighbourhood import Neighbourhood
 from mpi_ntkdfl.config import MethodSettings

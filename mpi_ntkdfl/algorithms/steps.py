@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, field_validator
 
 from mpi_ntkdfl.algorithms.base import require_finite
-from mpi_ntkdfl.comm.exchange import Federation
+from mpi_ntkdfl.comm.federation import Federation
 from mpi_ntkdfl.comm.neighbourhood import Neighbourhood
 from mpi_ntkdfl.config import MethodSettings
 from mpi_ntkdfl.errors import Diverged
 from mpi_ntkdfl.model.losses import one_hot
 from mpi_ntkdfl.ntk.evolve import Evolution, evolve
+from mpi_ntkdfl.ntk.evolve_batch import evolve_batch
 from mpi_ntkdfl.ntk.update import best, candidate_weights, linearised_losses, network_losses
 
 _WAY_OUT = (
@@ -86,11 +88,24 @@ def keep_best(
 
 
 def ntk_step(
-    hood: Neighbourhood, w: torch.Tensor, lr: float, settings: NtkSettings, federation: Federation
+    hood: Neighbourhood,
+    w: torch.Tensor,
+    lr: float,
+    settings: NtkSettings,
+    federation: Federation,
+    evolved: Evolution | None = None,
 ) -> tuple[torch.Tensor, int]:
     """Evolves the network with the kernel of `hood`, whose Jacobian was taken at `w` `[param]`.
 
     Kernel, evolution, candidate weights, choice: steps 4 to 7 of NTK-DFL, and the server's of NTK-FL.
+
+    Args:
+        hood: samples and Jacobian.
+        w: where the Jacobian was taken.
+        lr: learning rate of the round.
+        settings: of the method.
+        federation: for the network and the clock.
+        evolved: the evolution, if it is known (`evolve_together`).
 
     Returns:
         The new weights `[param]` and the tau they belong to.
@@ -98,10 +113,7 @@ def ntk_step(
     Raises:
         Diverged: if a value became non-finite.
     """
-    with federation.clock("kernel"):
-        kernel = hood.kernel()
-    evolution = _evolve(hood, kernel, lr, settings, federation)
-    del kernel  # as large as anything here, and the update needs it no longer
+    evolution = evolved or _evolve(hood, lr, settings, federation)
     with federation.clock("update"):
         products = hood.transposed_product(evolution.residual_sums)
         candidates = candidate_weights(w, products, lr, len(hood.labels))
@@ -116,12 +128,48 @@ def ntk_step(
         return keep_best(candidates, losses, settings.taus)
 
 
-def _evolve(
-    hood: Neighbourhood, kernel: torch.Tensor, lr: float, s: NtkSettings, federation: Federation
-) -> Evolution:
+def _evolve(hood: Neighbourhood, lr: float, s: NtkSettings, federation: Federation) -> Evolution:
+    with federation.clock("kernel"):
+        kernel = hood.kernel()
     with federation.clock("evolve"):
         targets = one_hot(hood.labels, hood.outputs.shape[1], hood.outputs.dtype)
         try:
             return evolve(kernel, hood.outputs, targets, lr, s.taus, s.loss, s.tolerance)
         except ArithmeticError as error:
             raise Diverged(f"the evolution failed: {error}; {_WAY_OUT}") from error
+
+
+def evolve_together(
+    hoods: Sequence[Neighbourhood], lr: float, s: NtkSettings, federation: Federation
+) -> list[Evolution | None]:
+    """Evolves several neighbourhoods in one go, for `ntk_step`.
+
+    None stands for those it leaves to `ntk_step`: one alone, the squared loss, which has a closed form,
+    and those that failed, which will fail there with their reason.
+    """
+    if len(hoods) == 1 or s.loss == "squared":
+        return [None] * len(hoods)
+    sizes, classes = [len(hood.labels) for hood in hoods], hoods[0].outputs.shape[1]
+    most = max(sizes)
+    outputs = hoods[0].outputs.new_zeros(len(hoods), most, classes)
+    targets = torch.zeros_like(outputs)
+    with federation.clock("kernel"):
+        kernels = outputs.new_zeros(len(hoods), most, most)
+        for place, hood in enumerate(hoods):
+            kernels[place, : sizes[place], : sizes[place]] = hood.kernel()
+    with federation.clock("evolve"):
+        for place, hood in enumerate(hoods):
+            outputs[place, : sizes[place]] = hood.outputs
+            targets[place, : sizes[place]] = one_hot(hood.labels, classes, outputs.dtype)
+        found = evolve_batch(kernels, outputs, targets, sizes, lr, s.taus, s.tolerance)
+        return [
+            None
+            if found.failed[place]
+            else Evolution(
+                s.taus,
+                found.residual_sums[place, :, :samples],
+                found.outputs[place, :, :samples],
+                found.products,
+            )
+            for place, samples in enumerate(sizes)
+        ]

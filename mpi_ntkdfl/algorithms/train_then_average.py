@@ -12,7 +12,8 @@ from pydantic import Field
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult
 from mpi_ntkdfl.algorithms.local_training import LocalTraining, Sgd, gram_bytes
 from mpi_ntkdfl.comm.averages import quantised_average, quantised_format
-from mpi_ntkdfl.comm.exchange import Exchange, Federation
+from mpi_ntkdfl.comm.exchange import Exchange
+from mpi_ntkdfl.comm.federation import Federation
 from mpi_ntkdfl.config import MethodSettings
 from mpi_ntkdfl.model.nets import MLP
 

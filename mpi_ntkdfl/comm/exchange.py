@@ -8,7 +8,6 @@ in ascending client id, so that its bits do not depend on the number of ranks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Literal
@@ -16,8 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from mpi_ntkdfl.clock import Clock
-from mpi_ntkdfl.comm.ledger import Ledger
+from mpi_ntkdfl.comm.federation import Federation, Samples
 from mpi_ntkdfl.comm.messages import (
     Field,
     MessageFormat,
@@ -29,15 +27,19 @@ from mpi_ntkdfl.comm.messages import (
 from mpi_ntkdfl.comm.neighbourhood import Arrays, HeldNeighbourhood, Neighbourhood, stacked
 from mpi_ntkdfl.comm.reduce import exact_mean, reduced_bytes
 from mpi_ntkdfl.comm.transfer import Outgoing, Pair, Transfer
-from mpi_ntkdfl.comm.waves import WorkingSet, factored_waves, neighbourhood_sums, slice_width
-from mpi_ntkdfl.comm.world import World
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.comm.waves import (
+    WorkingSet,
+    clients_at_once,
+    factored_waves,
+    largest_neighbourhood,
+    neighbourhood_sums,
+    slice_width,
+)
 from mpi_ntkdfl.model.params import aligned
 from mpi_ntkdfl.ntk.jacobian import DenseJacobian, FactoredJacobian
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.mixing import weights
 from mpi_ntkdfl.topology.placement import (
-    Placement,
     neighbour_ranks,
     pairs,
     receive_clients,
@@ -45,52 +47,6 @@ from mpi_ntkdfl.topology.placement import (
 )
 
 JacobianKind = Literal["factored", "dense"]
-
-
-@dataclass(frozen=True)
-class Samples:
-    """A client's own data on the rank's device: inputs `[sample, feature]`, labels `[sample]` int64."""
-
-    inputs: torch.Tensor
-    labels: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Federation:
-    """The clients, where they live, and what they compute with; the same for a whole run.
-
-    Attributes:
-        world: the ranks.
-        placement: which rank owns which client.
-        network: the model of every client.
-        samples: data of the clients this rank owns, by client id.
-        sizes: samples of every client, `[client]`.
-        device: where this rank computes.
-        dtype: floating-point type of weights and data.
-        memory_limit: working memory of a rank in bytes, None for the default.
-        seed: the run's, for randomness keyed by purpose, client and round.
-        ledger: books the traffic.
-        clock: books the time.
-        on_divergence: whether the run stops when a client diverges, or goes on without its step.
-    """
-
-    world: World
-    placement: Placement
-    network: MLP
-    samples: Mapping[int, Samples]
-    sizes: np.ndarray
-    device: torch.device
-    dtype: torch.dtype
-    memory_limit: int | None
-    seed: int
-    ledger: Ledger
-    clock: Clock
-    on_divergence: Literal["stop", "continue"] = "stop"
-
-    @property
-    def owned(self) -> range:
-        """Ids of the clients of this rank."""
-        return self.placement.owned(self.world.rank)
 
 
 class Exchange:
@@ -250,6 +206,13 @@ class Exchange:
 
     # ----------------------------------------------------------------------- samples, Jacobians
 
+    def at_once(self, taus: int) -> int:
+        """How many neighbourhoods a rank evolves together; `taus` as for `neighbourhoods`."""
+        f = self.federation
+        work = WorkingSet.of(f.network, taus, f.dtype)
+        one_client = work.one_client(largest_neighbourhood(self.graph, f.sizes))
+        return clients_at_once(f.batch, f.batch_bytes, one_client)
+
     def samples(self, taus: int) -> Iterator[tuple[int, Samples]]:
         """Collects the raw samples of every closed neighbourhood.
 
@@ -326,8 +289,9 @@ class Exchange:
         """
         f = self.federation
         message_bytes = form.nbytes_each(f.sizes)
+        at_once = self.at_once(work.taus)
         waves = factored_waves(
-            self.graph, f.placement, f.sizes, message_bytes, work, f.memory_limit
+            self.graph, f.placement, f.sizes, message_bytes, work, f.memory_limit, at_once
         )
         self.book_neighbours(form, f.sizes)
         turns = len(waves[self._rank])

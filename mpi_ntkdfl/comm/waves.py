@@ -22,6 +22,9 @@ DEFAULT_LIMIT = 256 * 2**20
 _EVOLUTION_COPIES = 60
 """Arrays `[sample, output]` an evolution holds at most (stages, sums, outputs)."""
 
+_MOST_AT_ONCE = 512
+"""Clients computed together at most: all take as many steps as the slowest of them."""
+
 
 @dataclass(frozen=True)
 class WorkingSet:
@@ -80,6 +83,7 @@ def factored_waves(
     message_bytes: np.ndarray,
     work: WorkingSet,
     limit: int | None,
+    at_once: int = 1,
 ) -> list[list[range]]:
     """Cuts every rank's clients into waves that fit the working memory.
 
@@ -90,6 +94,7 @@ def factored_waves(
         message_bytes: bytes of a Jacobian's message from each client, `[client]`.
         work: sizes of the computation.
         limit: working memory of a rank in bytes, None for the default.
+        at_once: clients a rank computes together.
 
     Returns:
         For each rank its waves, ranges of client ids; all ranks have equally many, the last ones
@@ -97,11 +102,22 @@ def factored_waves(
     """
     # A wave's messages are held while the next wave's arrive, and sent messages weigh about as much.
     held = 4 * neighbourhood_sums(graph, message_bytes)
-    largest = work.one_client(largest_neighbourhood(graph, sizes))
-    room = max((DEFAULT_LIMIT if limit is None else limit) - largest, 0)
+    computing = at_once * work.one_client(largest_neighbourhood(graph, sizes))
+    room = max((DEFAULT_LIMIT if limit is None else limit) - computing, 0)
     waves = [_cut(placement.owned(rank), held, room) for rank in range(placement.ranks)]
     most = max(map(len, waves))
     return [own + [range(0)] * (most - len(own)) for own in waves]
+
+
+def clients_at_once(wanted: int | None, memory: int, one_client: int) -> int:
+    """How many clients a rank computes together.
+
+    Args:
+        wanted: by the user.
+        memory: bytes to fill if nobody wanted a number; 0 for one client.
+        one_client: bytes of one.
+    """
+    return wanted or min(max(memory // one_client, 1), _MOST_AT_ONCE)
 
 
 def _cut(clients: range, held: np.ndarray, room: int) -> list[range]:

@@ -34,8 +34,10 @@ def loss_value(outputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> torch
 def correct(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Samples of each class whose largest output is at their label, `[class]` integers."""
     # The indices of max, since argmax is slow where the samples are the last axis in memory.
-    hits = labels[outputs.max(1).indices == labels]
-    return torch.bincount(hits, minlength=outputs.shape[1])
+    hits = outputs.max(1).indices == labels
+    # On a GPU bincount would wait for the numbers.
+    found = torch.zeros(outputs.shape[1], dtype=torch.int64, device=outputs.device)
+    return found.scatter_add_(0, labels.long(), hits.long())
 
 
 def loss_gradient(

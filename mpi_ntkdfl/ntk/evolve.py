@@ -48,50 +48,11 @@ from itertools import pairwise
 
 import torch
 
+from mpi_ntkdfl.ntk import scheme
 from mpi_ntkdfl.ntk.path import End, Path
 
 DEFAULT_TOLERANCE = 1e-5
 """Bound on the relative error of the weight update."""
-
-# Bounds of the local estimates, in tolerances.  The estimates belong to the lower order of each
-# method and are pessimistic for the result that is kept; measured in the tests.
-_INNER_FRACTION = 1.5
-_OUTER_FRACTION = 1.5
-# The extrapolation error grows like s^2 (s + d)^2; its mean over a step is a quarter of its end.
-_MEAN_OVER_END = 0.25
-# |P| <= 0.9 from -2 to -9.77 for the pair's stability polynomial P; the rest allows the power
-# iteration to be 30 % low.
-_STABLE = 7.5
-_RANK, _PASSES = 32, 2
-_SAFETY, _SHRINK, _GROW = 0.8, 0.2, 3.0
-# The first step and the shift of u in the path's logarithm, in longest stable inner steps: the
-# scales on which the fast directions start to move and have settled.
-_FIRST, _SHIFT = 0.007, 0.15
-_ENDS = 3
-_INNER_ORDER, _OUTER_ORDERS = 4.0, (2.5, 4.5, 5.5)
-
-# Stages, the last of them the result, and the difference from the embedded result of order 3.
-# Coefficients: the polynomial of degree 6 that agrees with exp to order 4 and stays below 0.9 in
-# absolute value the furthest; then least squares on the error terms of order 5, on the stages'
-# own errors of order 2 and on their growth, subject to the conditions of order 4.
-_STAGES = (
-    (0.1565796949303249,),
-    (0.07150196155762101, 0.1741259449894775),
-    (-0.0705866034261095, 0.2378456966155731, 0.28051456780779),
-    (-0.1276891409237598, 0.08889275534553386, 0.3947538078850438, 0.3946536601383482),
-    (
-        *(0.2351567246841404, -0.1156356470823768, 0.1329563847944102, 0.3446507434848805),
-        0.2501014484367351,
-    ),
-    (
-        *(0.07569172230973134, -0.0002191090216965758, 0.3158288974324857, 0.2178966552199592),
-        *(0.06426682327425817, 0.3265350107852623),
-    ),
-)
-_ERROR = (
-    *(-0.0885925374765009, -0.1846440005392028, 0.486748525153158, -0.1704094817460717),
-    *(-0.028898634076223, -0.141080153749879, 0.1268762824347194),
-)
 
 
 @dataclass(frozen=True)
@@ -256,13 +217,13 @@ def _nystroem_factor(kernel: torch.Tensor) -> torch.Tensor:
         ArithmeticError: if a product with the kernel overflows.
     """
     samples = kernel.shape[0]
-    rank = min(_RANK, samples)
+    rank = min(scheme.RANK, samples)
     row = torch.arange(1, rank + 1, dtype=torch.float64, device=kernel.device)
     column = torch.arange(1, samples + 1, dtype=torch.float64, device=kernel.device)
     # Quadratic phases at an irrational rate are spread evenly and repeat for no N.
     phase = torch.outer(row, column * (column + 1)) * ((math.sqrt(5) - 1) / 2)
     basis = torch.cos(phase).to(kernel.dtype)
-    for _ in range(_PASSES):
+    for _ in range(scheme.PASSES):
         basis = torch.linalg.qr((basis @ kernel).T)[0].T.contiguous()
     image = basis @ kernel
     small = (image @ basis.T).double()
@@ -285,8 +246,10 @@ def _jacobian(probability: torch.Tensor, direction: torch.Tensor) -> torch.Tenso
 def _factor(error: float, order: float) -> float:
     """Return by how much the next step may be larger than the last, given its error."""
     if not math.isfinite(error):
-        return _SHRINK
-    return min(_GROW, max(_SHRINK, _SAFETY * math.pow(max(error, 1e-10), -1.0 / order)))
+        return scheme.SHRINK
+    return min(
+        scheme.GROW, max(scheme.SHRINK, scheme.SAFETY * math.pow(max(error, 1e-10), -1.0 / order))
+    )
 
 
 def _share(left: float, step: float) -> float:
@@ -340,14 +303,14 @@ class _FastFlow:
         self.factor, self.transposed = factor, factor.T.contiguous()
         self.initial, self.targets, self.scale, self.bound = initial, targets, scale, bound
         outputs, rank = initial.shape[0], factor.shape[0]
-        self.residuals = initial.new_empty(len(_STAGES) + 1, *initial.shape)
-        self.rates = initial.new_empty(len(_STAGES) + 1, outputs, rank)
+        self.residuals = initial.new_empty(len(scheme.STAGES) + 1, *initial.shape)
+        self.rates = initial.new_empty(len(scheme.STAGES) + 1, outputs, rank)
         # Views for every stage, made once: they take as long as the small products.
-        self.rows = [initial.new_tensor(row) for row in _STAGES]
-        self.known = [self.rates[:stage].flatten(1).T for stage in range(1, len(_STAGES) + 1)]
+        self.rows = [initial.new_tensor(row) for row in scheme.STAGES]
+        self.known = [self.rates[:stage].flatten(1).T for stage in range(1, len(scheme.STAGES) + 1)]
         self.slopes = self.residuals[:-1].flatten(1).T
         self.stages = list(zip(self.residuals[1:], self.rates[1:], strict=True))
-        self.error_row = initial.new_tensor(_ERROR)
+        self.error_row = initial.new_tensor(scheme.ERROR)
         self.step, self.longest = math.inf, math.inf
         self.direction: torch.Tensor | None = None
 
@@ -369,7 +332,7 @@ class _FastFlow:
         # 0 / 0 where nothing moves: start anew the next time.
         moves = value > 0.0
         self.direction = direction if moves else None
-        self.longest = _STABLE / value if moves else math.inf
+        self.longest = scheme.STABLE / value if moves else math.inf
 
     def run(
         self,
@@ -398,15 +361,15 @@ class _FastFlow:
         while True:
             left = end - now
             trial = _share(left, min(self.step, self.longest))
-            stages = [(now + math.fsum(row) * trial, 0) for row in _STAGES]
+            stages = [(now + math.fsum(row) * trial, 0) for row in scheme.STAGES]
             fields = path.evaluate(*stages, (now + trial, 1))
             after = self._stages(state, fields, trial)
             error = self._error(after, trial)
             if not error <= 1.0:
-                self.step = trial * _factor(error, _INNER_ORDER)
+                self.step = trial * _factor(error, scheme.INNER_ORDER)
                 _require_progress(self.step, now)
                 continue
-            self.step = _after(self.step, trial, _factor(error, _INNER_ORDER))
+            self.step = _after(self.step, trial, _factor(error, scheme.INNER_ORDER))
             end_curvature = self._curvature(after, fields[-1], self.rates[-1])
             ends = (state.integral, after.integral, curvature, end_curvature)
             # Not now + trial, which may round across an integer end and count it twice.
@@ -479,13 +442,13 @@ class _Multirate:
         self.scale = lr / kernel.shape[0]
         self.initial, self.targets = outputs.T.contiguous(), targets.T.contiguous()
         reachable = max(tolerance, 4 * torch.finfo(outputs.dtype).eps)
-        self.bound = _OUTER_FRACTION * reachable
+        self.bound = scheme.OUTER_FRACTION * reachable
         factor = _nystroem_factor(kernel)
         # Formed once: products with K less products with F^T F would lose two digits each time.
         self.rest = torch.addmm(kernel, factor.T, factor, alpha=-1.0)
-        inner = _INNER_FRACTION * reachable
+        inner = scheme.INNER_FRACTION * reachable
         self.flow = _FastFlow(factor, self.initial, self.targets, self.scale, inner)
-        self.columns = (_PASSES + 1) * min(_RANK, kernel.shape[0])
+        self.columns = (scheme.PASSES + 1) * min(scheme.RANK, kernel.shape[0])
         zero = torch.zeros_like(self.initial)
         fast = zero.new_zeros(zero.shape[0], factor.shape[0])
         self.state = _State(zero, fast, self.initial, torch.softmax(self.initial, 0))
@@ -494,9 +457,9 @@ class _Multirate:
         self.sums_at: list[torch.Tensor] = []
         self.at: list[torch.Tensor] = []
         self.flow.limit_step(self.state, 4)
-        self.step = self.flow.step = _FIRST * self.flow.longest
+        self.step = self.flow.step = scheme.FIRST * self.flow.longest
         # Finite where nothing moves.
-        self.shift = _SHIFT * min(self.flow.longest, 1e6)
+        self.shift = scheme.SHIFT * min(self.flow.longest, 1e6)
 
     def run(self, taus: tuple[int, ...]) -> Evolution:
         """Integrate to the last tau and collect S and f at all of them."""
@@ -504,7 +467,7 @@ class _Multirate:
         while now < end:
             trial = _share(end - now, self.step)
             then = end if trial == end - now else now + trial
-            order = _OUTER_ORDERS[len(self.ends) - 1]
+            order = scheme.OUTER_ORDERS[len(self.ends) - 1]
             error = self._attempt(now, then, taus)
             if error <= 1.0:
                 self.step = _after(self.step, trial, _factor(error, order))
@@ -536,7 +499,7 @@ class _Multirate:
         outputs = state.outputs - missed
         size = (state.integral * (self.initial - outputs)).sum()
         # To first order the residual is off by H missed over the step, in norm at most this.
-        square = _MEAN_OVER_END * (then - now) * (turned * missed).sum()
+        square = scheme.MEAN_OVER_END * (then - now) * (turned * missed).sum()
         error = _relative(square, size) / self.bound
         if error <= 1.0:
             for stop, (total, predicted) in zip(stops, found, strict=True):
@@ -545,7 +508,7 @@ class _Multirate:
                     self.at.append(predicted - on_the_way)
                     self.sums_at.append(total)
             self.state = _State(state.integral, state.fast, outputs, torch.softmax(outputs, 0))
-            self.ends, self.sums = [end, *self.ends[: _ENDS - 1]], sums
+            self.ends, self.sums = [end, *self.ends[: scheme.ENDS - 1]], sums
         return error
 
     def _slow_parts(self, gain: torch.Tensor, state: _State) -> tuple[torch.Tensor, torch.Tensor]:

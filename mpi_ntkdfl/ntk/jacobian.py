@@ -53,15 +53,16 @@ def symmetric_matrix(
 ) -> torch.Tensor:
     """A symmetric matrix `[sample, sample]` from the tiles of its lower triangle.
 
-    Little more than half of the work of the whole, and what is done to a tile stays in the cache. The
-    tiling depends on the number of samples alone, so the bits do as well.
+    On CPU little more than half of the work of the whole, and what is done to a tile stays in the
+    cache. The tiling depends on the number of samples alone, so the bits do as well.
 
     Args:
         samples: N.
         block: gives the entries of a range of rows and a range of columns.
         like: any tensor of the type and device.
     """
-    tiles = max(samples // _TILE, 1)
+    # A GPU takes the whole in less time than it takes to be told of the tiles.
+    tiles = 1 if like.is_cuda else max(samples // _TILE, 1)
     matrix = torch.empty(samples, samples, dtype=like.dtype, device=like.device)
     for start, stop in pairwise(samples * tile // tiles for tile in range(tiles + 1)):
         matrix[start:stop, :stop] = block(slice(start, stop), slice(stop))

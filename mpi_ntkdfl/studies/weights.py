@@ -13,7 +13,7 @@ import torch
 from mpi_ntkdfl import seeds
 from mpi_ntkdfl.assembly import read_weights, starting_weights
 from mpi_ntkdfl.checkpoint import Checkpoint
-from mpi_ntkdfl.comm.exchange import Samples
+from mpi_ntkdfl.comm.federation import Samples
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.data import partition, sources
 from mpi_ntkdfl.evaluate import score

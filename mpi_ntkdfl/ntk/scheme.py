@@ -1,0 +1,41 @@
+"""Numbers of the scheme that evolves outputs; `evolve` explains it."""
+
+# Bounds of the local estimates, in tolerances.  The estimates belong to the lower order of each
+# method and are pessimistic for the result that is kept; measured in the tests.
+INNER_FRACTION = 1.5
+OUTER_FRACTION = 1.5
+# The extrapolation error grows like s^2 (s + d)^2; its mean over a step is a quarter of its end.
+MEAN_OVER_END = 0.25
+# |P| <= 0.9 from -2 to -9.77 for the pair's stability polynomial P; the rest allows the power
+# iteration to be 30 % low.
+STABLE = 7.5
+RANK, PASSES = 32, 2
+SAFETY, SHRINK, GROW = 0.8, 0.2, 3.0
+# The first step and the shift of u in the path's logarithm, in longest stable inner steps: the
+# scales on which the fast directions start to move and have settled.
+FIRST, SHIFT = 0.007, 0.15
+ENDS = 3
+INNER_ORDER, OUTER_ORDERS = 4.0, (2.5, 4.5, 5.5)
+
+# Stages, the last of them the result, and the difference from the embedded result of order 3.
+# Coefficients: the polynomial of degree 6 that agrees with exp to order 4 and stays below 0.9 in
+# absolute value the furthest; then least squares on the error terms of order 5, on the stages'
+# own errors of order 2 and on their growth, subject to the conditions of order 4.
+STAGES = (
+    (0.1565796949303249,),
+    (0.07150196155762101, 0.1741259449894775),
+    (-0.0705866034261095, 0.2378456966155731, 0.28051456780779),
+    (-0.1276891409237598, 0.08889275534553386, 0.3947538078850438, 0.3946536601383482),
+    (
+        *(0.2351567246841404, -0.1156356470823768, 0.1329563847944102, 0.3446507434848805),
+        0.2501014484367351,
+    ),
+    (
+        *(0.07569172230973134, -0.0002191090216965758, 0.3158288974324857, 0.2178966552199592),
+        *(0.06426682327425817, 0.3265350107852623),
+    ),
+)
+ERROR = (
+    *(-0.0885925374765009, -0.1846440005392028, 0.486748525153158, -0.1704094817460717),
+    *(-0.028898634076223, -0.141080153749879, 0.1268762824347194),
+)
