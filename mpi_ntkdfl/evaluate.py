@@ -100,6 +100,9 @@ class Evaluator:
         self._federation = federation
         self._inputs, self._labels, self._loss, self._clients = inputs, labels, loss, clients
         self._present = self._by_class(labels)
+        self._own = {
+            client: self._by_class(own.labels) for client, own in federation.samples.items()
+        }
 
     def __call__(self, weights: torch.Tensor) -> Evaluation:
         """Evaluates `weights` `[owned, param]`; all ranks take part."""
@@ -129,8 +132,8 @@ class Evaluator:
     def _row(self, params: torch.Tensor, client: int) -> tuple[float, float, float]:
         """Accuracy, loss and own accuracy of a client's `params` `[param]`."""
         right, loss = self._score(params)
-        own = self._by_class(self._federation.samples[client].labels)
-        return right.sum() / len(self._labels), loss, own_accuracy(right, self._present, own)
+        accurate = own_accuracy(right, self._present, self._own[client])
+        return right.sum() / len(self._labels), loss, accurate
 
     def _by_class(self, labels: torch.Tensor) -> np.ndarray:
         """How many of `labels` `[sample]` are of each class, `[class]`."""

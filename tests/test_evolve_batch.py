@@ -10,7 +10,7 @@ from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.comm.exchange import Exchange
 from mpi_ntkdfl.ntk import evolve as one
 from mpi_ntkdfl.ntk.evolve import evolve
-from mpi_ntkdfl.ntk.evolve_batch import BatchEvolution, evolve_batch, left_sum_weights
+from mpi_ntkdfl.ntk.evolve_batch import BatchEvolution, LeftSums, evolve_batch
 from mpi_ntkdfl.topology.graphs import Graph
 from tests.conftest import make_federation, random_weights
 from tests.test_evolve import Problem, make_problem, update_error
@@ -102,11 +102,11 @@ def test_kernels_of_low_rank(rank: int) -> None:
 def test_weights_of_left_sums() -> None:
     starts = torch.tensor([0.0, 0.0, 0.3, 4.1, 5.0, 17.2, 3.0], dtype=torch.float64)
     ends = torch.tensor([1.0, 800.0, 2.9, 5.0, 5.5, 301.0, 3.0], dtype=torch.float64)
-    found = left_sum_weights(starts, ends)
+    found = LeftSums(starts.device).weights(starts, ends)
     for place, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
         expected = one._left_sum_weights(start, end) if end > start else None
         assert torch.allclose(
-            found[:, place], torch.tensor(expected or [0.0] * 5, dtype=torch.float64), rtol=1e-10
+            found[place], torch.tensor(expected or [0.0] * 5, dtype=torch.float64), rtol=1e-10
         )
 
 

@@ -22,13 +22,14 @@ def one_hot(labels: torch.Tensor, classes: int, dtype: torch.dtype) -> torch.Ten
 
 
 def loss_value(outputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> torch.Tensor:
-    """The loss, a scalar tensor, of `outputs` `[sample, output]` against integer labels `[sample]`."""
+    """The losses `[...]` of `outputs` `[..., sample, output]` against integer labels `[sample]`."""
     if loss == "cross-entropy":
         # Ten times faster than torch's function where the samples are the last axis in memory.
-        right = outputs.gather(1, labels.long()[:, None])[:, 0]
-        return (torch.logsumexp(outputs, 1) - right).mean()
-    targets = one_hot(labels, outputs.shape[1], outputs.dtype)
-    return 0.5 * (outputs - targets).square().sum(1).mean()
+        places = labels.long().expand(outputs.shape[:-1])[..., None]
+        right = outputs.gather(-1, places)[..., 0]
+        return (torch.logsumexp(outputs, -1) - right).mean(-1)
+    targets = one_hot(labels, outputs.shape[-1], outputs.dtype)
+    return 0.5 * (outputs - targets).square().sum(-1).mean(-1)
 
 
 def correct(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

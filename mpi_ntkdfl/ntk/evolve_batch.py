@@ -16,10 +16,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from mpi_ntkdfl.ntk import scheme
-from mpi_ntkdfl.ntk.path_batch import BatchPath, Ends
+from mpi_ntkdfl.ntk.path_batch import BatchPath, Constants, Ends
 
 
 @dataclass(frozen=True)
@@ -79,31 +80,64 @@ def evolve_batch(
     ).run(taus)
 
 
-def left_sum_weights(start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-    """Weights `[5, client]` of the left sum over [start, end) `[client]`; see `evolve`. Zero if none.
+_WEIGHTS = np.array(
+    [
+        (0, 0, 30, -60, 30),
+        (1, 0, -18, 32, -15),
+        (0, 0, -12, 28, -15),
+        (0, 1, -4.5, 6, -2.5),
+        (0, 0, 1.5, -4, 2.5),
+    ]
+)
+"""Weights of the left sum over a step of length 1 from the sums of theta^0 to theta^4; see `evolve`."""
 
-    With n integers x in the step, the sums of theta^k = ((x - start) / (end - start))^k follow from
-    those of the powers of 0 to n - 1.
-    """
-    first, step = start.ceil(), torch.where(end > start, end - start, 1.0)
-    n = end.ceil() - first
-    s1 = n * (n - 1) / 2
-    s2 = s1 * (2 * n - 1) / 3
-    s3, s4 = s1**2, s2 * (3 * n**2 - 3 * n - 1) / 5
-    x, h = (first - start) / step, 1 / step
-    m0, m1 = n, n * x + h * s1
-    m2 = n * x**2 + 2 * x * h * s1 + h**2 * s2
-    m3 = n * x**3 + 3 * x**2 * h * s1 + 3 * x * h**2 * s2 + h**3 * s3
-    m4 = n * x**4 + 4 * x**3 * h * s1 + 6 * x**2 * h**2 * s2 + 4 * x * h**3 * s3 + h**4 * s4
-    return torch.stack(
+_OF_LENGTH = (-1, 0, 0, 1, 1)
+"""The powers of the step's length that go with them."""
+
+_POWER_SUMS = np.array(
+    [
+        (0, 1, 0, 0, 0, 0),
+        (0, -1 / 2, 1 / 2, 0, 0, 0),
+        (0, 1 / 6, -1 / 2, 1 / 3, 0, 0),
+        (0, 0, 1 / 4, -1 / 2, 1 / 4, 0),
+        (0, -1 / 30, 0, 1 / 3, -1 / 2, 1 / 5),
+    ]
+)
+"""Sums of j^0 to j^4 over j = 0 to n - 1 from n^0 to n^5 (Faulhaber)."""
+
+# (x + h j)^k by the binomial theorem: what x^a and h^i sum_j j^i contribute to each weight.
+_BINOMIAL = np.array(
+    [
         [
-            30 * (m2 - 2 * m3 + m4) / step,
-            m0 - 18 * m2 + 32 * m3 - 15 * m4,
-            -12 * m2 + 28 * m3 - 15 * m4,
-            step * (m1 - 4.5 * m2 + 6 * m3 - 2.5 * m4),
-            step * (1.5 * m2 - 4 * m3 + 2.5 * m4),
+            [row[a + i] * math.comb(a + i, i) if a + i < 5 else 0.0 for i in range(5)]
+            for a in range(5)
         ]
-    )
+        for row in _WEIGHTS
+    ]
+)
+
+
+class LeftSums:
+    """Weights that turn end values of steps into the left sums of g over them; see `evolve`."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Puts the coefficients on a device."""
+
+        def there(numbers: object) -> torch.Tensor:
+            return torch.tensor(numbers, dtype=torch.float64, device=device)
+
+        self.powers, self.lengths = there(range(6)), there(_OF_LENGTH)
+        self.sums, self.binomial = there(_POWER_SUMS.T), there(_BINOMIAL.reshape(5, 25).T)
+
+    def weights(self, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        """The five weights `[client, 5]` for the integers in [start, end) `[client]`; zero if none."""
+        first, step = start.ceil(), torch.where(end > start, end - start, 1.0)[:, None]
+        n = (end.ceil() - first)[:, None]
+        x, h = (first - start)[:, None] / step, 1 / step
+        powers = self.powers[:5]
+        sums = n**self.powers @ self.sums * h**powers
+        both = ((x**powers)[:, :, None] * sums[:, None, :]).flatten(1)
+        return both @ self.binomial * step**self.lengths
 
 
 def _nystroem_factors(kernels: torch.Tensor) -> torch.Tensor:
@@ -144,9 +178,8 @@ def _jacobian(probability: torch.Tensor, direction: torch.Tensor) -> torch.Tenso
 
 
 def _relative(square: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
-    """sqrt(|square / size|) `[client]`, 0 where square is 0, infinite where size is."""
-    ratio = (square.abs() / size.abs()).sqrt()
-    return torch.where(square == 0, 0.0, torch.where(size == 0, math.inf, ratio))
+    """sqrt(|square / size|) `[client]`, 0 where square is 0."""
+    return torch.where(square == 0, 0.0, (square / size).abs_().sqrt_())
 
 
 def _factor(error: torch.Tensor, order: torch.Tensor | float) -> torch.Tensor:
@@ -157,8 +190,9 @@ def _factor(error: torch.Tensor, order: torch.Tensor | float) -> torch.Tensor:
 
 def _share(left: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
     """Steps to take: equal shares near the end of the way."""
-    equal = left / (left / step - 1e-9).ceil().clamp(min=1)
-    return torch.where(left >= 2 * step, step, torch.where(left > step, equal, left))
+    ratio = left / step
+    equal = left / (ratio - 1e-9).ceil_().clamp_(min=1)
+    return torch.where(ratio >= 2, step, equal)
 
 
 def _adapted(
@@ -213,13 +247,24 @@ class _Lockstep:
         self.factor = _nystroem_factors(kernels)
         self.columns = (scheme.PASSES + 1) * self.factor.shape[1]
         self.transposed = self.factor.mT.contiguous()
+        self.scaled = scale * self.factor
         self.rest = kernels.baddbmm_(self.transposed, self.factor, alpha=-1.0)
         zero = torch.zeros_like(initial)
         fast = zero.new_zeros(*zero.shape[:2], self.factor.shape[1])
         self.state = _State(zero, fast, initial, torch.softmax(initial, 1), zero)
         self.ends = Ends.start(self._slow_parts(zero, self.state)[1])
-        self.now = torch.zeros(len(initial), dtype=torch.float64, device=initial.device)
-        self.failed = torch.zeros(len(initial), dtype=torch.bool, device=initial.device)
+        stages, device = len(scheme.STAGES) + 1, initial.device
+        self.residuals = zero.new_empty(stages, *zero.shape)
+        self.rates = zero.new_empty(stages, *fast.shape)
+        # Numbers go to the device once: each transfer would wait for all that is under way.
+        self.rows = [zero.new_tensor(row) for row in scheme.STAGES]
+        self.error_row = zero.new_tensor(scheme.ERROR)
+        fractions = [math.fsum(row) for row in scheme.STAGES]
+        self.fractions = torch.tensor(fractions, dtype=torch.float64, device=device)
+        self.orders = torch.tensor(scheme.OUTER_ORDERS, dtype=torch.float64, device=device)
+        self.left_sums, self.path_constants = LeftSums(device), Constants(device)
+        self.now = torch.zeros(len(initial), dtype=torch.float64, device=device)
+        self.failed = torch.zeros(len(initial), dtype=torch.bool, device=device)
         self.direction = (self.state.probability - targets) @ self.transposed
         self._limit_step(4)
         self.step = self.inner_step = scheme.FIRST * self.longest
@@ -230,7 +275,6 @@ class _Lockstep:
         self.taus = torch.tensor(taus, dtype=torch.float64, device=self.now.device)
         empty = self.initial.new_zeros(len(self.initial), len(taus), *self.initial.shape[1:])
         self.sums_at, self.at = empty, empty.clone()
-        orders = torch.tensor(scheme.OUTER_ORDERS, dtype=torch.float64, device=self.now.device)
         end = float(taus[-1])
         while True:
             live = (self.now < end) & ~self.failed
@@ -239,7 +283,7 @@ class _Lockstep:
             left = end - self.now
             trial = torch.where(live, _share(left, self.step), 0.0)
             then = torch.where(trial == left, end, self.now + trial)
-            order = orders[self.ends.count - 1]
+            order = self.orders[self.ends.count - 1]
             error = self._attempt(then, live)
             adapted = _adapted(self.step, trial, error, order)
             self.step = torch.where(live, adapted, self.step)
@@ -282,11 +326,11 @@ class _Lockstep:
 
     def _attempt(self, then: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
         """Takes the outer steps to `then` whose errors are in bounds; the errors `[client]`."""
-        path = BatchPath(self.ends, self.initial, self.shift)
+        path = BatchPath(self.ends, self.initial, self.shift, self.path_constants)
         state, passed = self._inner_steps(path, then)
         gain, slope = self._slow_parts(state.integral - self.state.integral, state)
         value = self.ends.value + gain
-        reached, pace = path.evaluate(then[:, None], then[:, None])
+        reached, pace = path.along(then[:, None])
         missed, drift = reached - (self.initial - value), pace + slope
         turned = _jacobian(state.probability, missed)
         outputs = state.outputs - missed
@@ -330,85 +374,72 @@ class _Lockstep:
         """Integrates along the path to `then`; also sums and outputs at the taus on the way."""
         state, now = self.state, self.now
         sums_at, at = self.sums_at, self.at
-        residual = state.probability - self.targets
-        rate = residual @ self.transposed
-        slow = path.evaluate(now.new_empty(len(now), 0), now[:, None])[0]
-        curvature = self._curvature(state, slow, rate)
+        g, rate = self.residuals, self.rates
+        torch.sub(state.probability, self.targets, out=g[0])
+        torch.bmm(g[0], self.transposed, out=rate[0])
+        bend = self._curvature(state, path.slope(now), rate[0])
         while True:
             active = (now < then) & ~self.failed
             if not bool(active.any()):
                 return state, (sums_at, at)
-            place = torch.searchsorted(self.taus, now, right=True)
-            mark = self.taus[place.clamp(max=len(self.taus) - 1)]
-            stop = torch.where(mark > now, torch.minimum(mark, then), then)
+            ahead = torch.where(self.taus > now[:, None], self.taus, math.inf).amin(1)
+            stop = torch.minimum(ahead, then)
             left = stop - now
             wanted = torch.minimum(self.inner_step, self.longest)
             trial = torch.where(active, _share(left, wanted), 0.0)
-            after, residuals, rates, slow = self._stages(state, (residual, rate), path, now, trial)
-            error = self._error(after, rates, trial)
+            after, slow = self._stages(state, path, now, trial)
+            error = self._error(after, trial)
             accepted = active & (error <= 1)
             adapted = _adapted(self.inner_step, trial, error, scheme.INNER_ORDER)
             self.inner_step = torch.where(active, adapted, self.inner_step)
             self._require_progress(active & ~accepted, self.inner_step, now)
             reached = torch.where(trial == left, stop, now + trial)
-            bend = self._curvature(after, slow, rates[-1])
-            weights = left_sum_weights(now, reached).to(residual)[:, :, None, None]
-            terms = (after.integral - state.integral, residual, residuals[-1], curvature, bend)
-            gained = sum(weight * term for weight, term in zip(weights, terms, strict=True))
-            after.sums = state.sums + gained
+            bend_after = self._curvature(after, slow, rate[-1])
+            terms = [after.integral - state.integral, g[0], g[-1], bend, bend_after]
+            weights = self.left_sums.weights(now, reached).to(g)[:, :, None, None]
+            after.sums = state.sums + (weights * torch.stack(terms, dim=1)).sum(1)
             state = after.where(accepted, state)
             here = accepted[:, None, None]
-            residual, rate = (
-                torch.where(here, *pair) for pair in ((residuals[-1], residual), (rates[-1], rate))
-            )
-            curvature = torch.where(here, bend, curvature)
+            torch.where(here, g[-1], g[0], out=g[0])
+            torch.where(here, rate[-1], rate[0], out=rate[0])
+            bend = torch.where(here, bend_after, bend)
             now = torch.where(accepted, reached, now)
             hit = (accepted[:, None] & (now[:, None] == self.taus))[:, :, None, None]
             sums_at = torch.where(hit, state.sums[:, None], sums_at)
             at = torch.where(hit, state.outputs[:, None], at)
 
     def _stages(
-        self,
-        state: _State,
-        start: tuple[torch.Tensor, torch.Tensor],
-        path: BatchPath,
-        now: torch.Tensor,
-        step: torch.Tensor,
-    ) -> tuple[_State, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """One step of the pair from g and a' at its start.
+        self, state: _State, path: BatchPath, now: torch.Tensor, step: torch.Tensor
+    ) -> tuple[_State, torch.Tensor]:
+        """One step of the pair; fills g and a' of all stages but the first, which are known.
 
         Returns:
-            The state at its end; g `[stage, client, output, sample]` and a' at all stages; the slope
-            of the path at the end.
+            The state at its end; the slope of the path there.
         """
-        ends = torch.stack([now + math.fsum(row) * step for row in scheme.STAGES], dim=1)
-        fields = path.evaluate(ends, (now + step)[:, None])
+        fields = path.along(now[:, None] + step[:, None] * self.fractions)
         length = step.to(state.fast)[:, None, None]
-        residuals, rates = [start[0]], [start[1]]
-        for row, field in zip(scheme.STAGES, fields[:-1], strict=True):
-            fast = state.fast + length * _weighted(row, rates)
-            outputs = torch.baddbmm(field, self.scale * fast, self.factor, alpha=-1.0)
+        for stage, (row, field) in enumerate(zip(self.rows, fields[:-1], strict=True), 1):
+            fast = torch.addcmul(state.fast, length, _weighted(row, self.rates[:stage]))
+            outputs = torch.baddbmm(field, fast, self.scaled, alpha=-1.0)
             probability = torch.softmax(outputs, 1)
-            residuals.append(probability - self.targets)
-            rates.append(residuals[-1] @ self.transposed)
-        integral = state.integral + length * _weighted(scheme.STAGES[-1], residuals[:-1])
-        after = _State(integral, fast, outputs, probability, state.sums)
-        return after, torch.stack(residuals), torch.stack(rates), fields[-1]
+            torch.sub(probability, self.targets, out=self.residuals[stage])
+            torch.bmm(self.residuals[stage], self.transposed, out=self.rates[stage])
+        gained = _weighted(self.rows[-1], self.residuals[:-1])
+        integral = torch.addcmul(state.integral, length, gained)
+        return _State(integral, fast, outputs, probability, state.sums), fields[-1]
 
-    def _error(self, after: _State, rates: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    def _error(self, after: _State, step: torch.Tensor) -> torch.Tensor:
         """Estimated local errors over their bound `[client]`; F^T F stands for K in the norm."""
-        fast = _weighted(scheme.ERROR, list(rates)) * step.to(rates)[:, None, None]
-        size = _dot(after.integral, (self.initial - after.outputs) / self.scale)
-        return _relative(_dot(fast, fast), size) / self.inner_bound
+        fast = _weighted(self.error_row, self.rates)
+        size = _dot(after.integral, self.initial - after.outputs) / self.scale[:, 0, 0]
+        return _relative(step**2 * _dot(fast, fast), size) / self.inner_bound
 
     def _curvature(self, state: _State, slow: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
         """dg/du, given the slow part of df/du and da/du."""
-        slope = torch.baddbmm(slow, self.scale * rate, self.factor, alpha=-1.0)
+        slope = torch.baddbmm(slow, rate, self.scaled, alpha=-1.0)
         return _jacobian(state.probability, slope)
 
 
-def _weighted(row: Sequence[float], terms: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Sum of `terms` with the weights of `row`."""
-    stacked = torch.stack(list(terms))
-    weights = stacked.new_tensor(row)
-    return (weights @ stacked.flatten(1)).view_as(terms[0])
+def _weighted(row: torch.Tensor, terms: torch.Tensor) -> torch.Tensor:
+    """Sum of `terms` `[term, ...]` with the weights of `row` `[term]`."""
+    return (row @ terms.flatten(1)).view(terms.shape[1:])

@@ -6,8 +6,19 @@ from dataclasses import dataclass
 
 import torch
 
-TERMS = 6
+_TERMS = 6
 """Powers of the path's polynomial."""
+
+
+class Constants:
+    """Small arrays a path needs, put on the device once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.powers = torch.arange(_TERMS, dtype=torch.float64, device=device)
+        self.below = (self.powers - 1).clamp(min=0)
+        self.identity = torch.eye(_TERMS - 1, dtype=torch.float64, device=device)
+        # Ends that the slope at the newest, and value and slope at each older one, take.
+        self.needed = torch.tensor([1, 2, 2, 3, 3], device=device)
 
 
 @dataclass(frozen=True)
@@ -60,14 +71,18 @@ class Ends:
 class BatchPath:
     """f(0) - R of every client as a polynomial in its own `w`; see `path.Path`."""
 
-    def __init__(self, ends: Ends, initial: torch.Tensor, shift: torch.Tensor) -> None:
+    def __init__(
+        self, ends: Ends, initial: torch.Tensor, shift: torch.Tensor, constants: Constants
+    ) -> None:
         """Interpolates values and slopes of R at the newest ends.
 
         Args:
             ends: of all clients.
             initial: f(0), `[client, output, sample]`.
             shift: of u in the logarithm, `[client]` float64.
+            constants: on the same device.
         """
+        self.constants = constants
         self.origin, self.shift, self.shape = ends.at[0], shift, initial.shape
         self.unit = torch.ones_like(shift)
         unit = -self._time(ends.at[1][:, None])[:, 0]
@@ -82,9 +97,8 @@ class BatchPath:
             ],
             dim=1,
         )[:, :, 1:]
-        needed = torch.tensor([1, 2, 2, 3, 3], device=shift.device)
-        there = ends.count[:, None] >= needed
-        rows = torch.where(there[:, :, None], rows, torch.eye(TERMS - 1, device=shift.device))
+        there = ends.count[:, None] >= constants.needed
+        rows = torch.where(there[:, :, None], rows, constants.identity)
         # Values relative to the newest end, where rounding would drown their differences.
         gaps = -ends.gain[:2].cumsum(0)
         known = torch.stack([ends.slope[0], gaps[0], ends.slope[1], gaps[1], ends.slope[2]], dim=1)
@@ -100,19 +114,25 @@ class BatchPath:
 
     def _rows(self, at: torch.Tensor, order: int) -> torch.Tensor:
         """Derivative with respect to u of the powers, at `at` `[client, point]`: `[client, point, 6]`."""
-        w, power = self._time(at)[:, :, None], torch.arange(TERMS, device=at.device)
+        w, known = self._time(at)[:, :, None], self.constants
         if order == 0:
-            return w**power
-        rate = 1.0 / (self.unit[:, None] * (at + self.shift[:, None]))
-        return rate[:, :, None] * power * w ** (power - 1).clamp(min=0)
+            return w**known.powers
+        rate = self.unit[:, None] * (at + self.shift[:, None])
+        return w**known.below * known.powers / rate[:, :, None]
 
-    def evaluate(self, values: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
-        """Values at `values` and then derivatives at `slopes`, both `[client, point]`.
+    def slope(self, at: torch.Tensor) -> torch.Tensor:
+        """Derivative with respect to u at `at` `[client]`: `[client, output, sample]`."""
+        return self._evaluated(self._rows(at[:, None], 1))[0]
+
+    def along(self, at: torch.Tensor) -> torch.Tensor:
+        """Values at `at` `[client, point]`, and the derivative at the last point.
 
         Returns:
-            `[point, client, output, sample]`.
+            `[point + 1, client, output, sample]`.
         """
-        rows = torch.cat([self._rows(values, 0), self._rows(slopes, 1)], dim=1)
+        return self._evaluated(torch.cat([self._rows(at, 0), self._rows(at[:, -1:], 1)], dim=1))
+
+    def _evaluated(self, rows: torch.Tensor) -> torch.Tensor:
         found = rows.to(self.coefficients) @ self.coefficients
         return found.transpose(0, 1).reshape(-1, *self.shape)
 

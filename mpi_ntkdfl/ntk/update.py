@@ -29,13 +29,15 @@ def network_losses(
 
     This is what the authors' code selects tau by. It needs the neighbours' raw inputs.
     """
-    each = network.outputs_of_each(candidates, inputs)
-    return torch.stack([loss_value(outputs, labels, loss) for outputs in each]).tolist()
+    outputs = network.outputs_of_each(candidates, inputs)
+    losses: list[float] = loss_value(outputs, labels, loss).tolist()
+    return losses
 
 
 def linearised_losses(outputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> list[float]:
     """Loss of the evolved outputs `[tau, sample, output]`: no raw inputs needed."""
-    return [float(loss_value(evolved, labels, loss)) for evolved in outputs]
+    losses: list[float] = loss_value(outputs, labels, loss).tolist()
+    return losses
 
 
 def best(losses: list[float]) -> int:
