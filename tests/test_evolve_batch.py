@@ -5,10 +5,12 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.comm.exchange import Exchange
 from mpi_ntkdfl.ntk import evolve as one
+from mpi_ntkdfl.ntk import evolve_batch as module
 from mpi_ntkdfl.ntk.evolve import evolve
 from mpi_ntkdfl.ntk.evolve_batch import BatchEvolution, LeftSums, evolve_batch
 from mpi_ntkdfl.topology.graphs import Graph
@@ -115,6 +117,46 @@ def test_refuses_arrays_that_do_not_fit() -> None:
         evolve_batch(torch.zeros(1, 3, 2), *[torch.zeros(1, 3, 2)] * 2, [3], 0.1, (1,), 1e-3)
 
 
+class Operations(TorchDispatchMode):
+    """Counts operations, and those in which the host waits for a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all = self.waits = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.all += 1
+        self.waits += "_local_scalar_dense" in str(function) or "lift_fresh" in str(function)
+        return function(*args, **(kwargs or {}))
+
+
+def test_neither_operations_nor_waiting_grow_with_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU is told, and how often the host waits for it, is by step, not by client."""
+    steps = 0
+    attempt, stages = module._Lockstep._attempt, module._Lockstep._stages
+
+    def counted(function):
+        def call(*args):
+            nonlocal steps
+            steps += 1
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(module._Lockstep, "_attempt", counted(attempt))
+    monkeypatch.setattr(module._Lockstep, "_stages", counted(stages))
+    counts = []
+    for copies in (1, 4):
+        steps = 0
+        with Operations() as seen:
+            together(problems()[:1] * copies, 1e-4)
+        # A flag before each inner step, one that ends them, one before each outer step.
+        assert seen.waits <= 2 * steps + 30
+        counts.append((steps, seen.all - 20 * copies))
+    assert counts[0][0] == counts[1][0]
+    assert counts[1][1] <= counts[0][1]
+
+
 # ------------------------------------------------------------------------------------- in a method
 
 PATH = Graph.from_pairs(6, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)])
@@ -150,3 +192,18 @@ def test_only_the_diverged_take_no_step(caplog: pytest.LogCaptureFixture) -> Non
     assert [tau > 0 for tau in taus] == [True] * 4 + [False] * 2
     assert torch.isfinite(weights).all()
     assert caplog.text.count("no step is taken") == 2
+
+
+def test_how_many_evolve_together() -> None:
+    def at_once(**changes: object) -> int:
+        federation = dataclasses.replace(make_federation((5, 4, 3), [3] * 6), **changes)
+        with Exchange(federation, PATH) as exchange:
+            return exchange.at_once(taus=2)
+
+    assert at_once() == 1
+    assert at_once(batch=7) == 7
+    assert at_once(batch=3, batch_bytes=2**30) == 3
+    assert at_once(batch_bytes=2**60) == 512
+    some = at_once(batch_bytes=2**22)
+    assert 2 <= some < 512
+    assert at_once(batch_bytes=2**60, memory_limit=2**23) == some

@@ -211,7 +211,7 @@ class Exchange:
         f = self.federation
         work = WorkingSet.of(f.network, taus, f.dtype)
         one_client = work.one_client(largest_neighbourhood(self.graph, f.sizes))
-        return clients_at_once(f.batch, f.batch_bytes, one_client)
+        return clients_at_once(f.batch, f.batch_bytes, f.memory_limit, one_client)
 
     def samples(self, taus: int) -> Iterator[tuple[int, Samples]]:
         """Collects the raw samples of every closed neighbourhood.

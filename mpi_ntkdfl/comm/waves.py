@@ -102,21 +102,24 @@ def factored_waves(
     """
     # A wave's messages are held while the next wave's arrive, and sent messages weigh about as much.
     held = 4 * neighbourhood_sums(graph, message_bytes)
-    computing = at_once * work.one_client(largest_neighbourhood(graph, sizes))
-    room = max((DEFAULT_LIMIT if limit is None else limit) - computing, 0)
+    one_client = work.one_client(largest_neighbourhood(graph, sizes))
+    allowed = DEFAULT_LIMIT + (at_once - 1) * one_client if limit is None else limit
+    room = max(allowed - at_once * one_client, 0)
     waves = [_cut(placement.owned(rank), held, room) for rank in range(placement.ranks)]
     most = max(map(len, waves))
     return [own + [range(0)] * (most - len(own)) for own in waves]
 
 
-def clients_at_once(wanted: int | None, memory: int, one_client: int) -> int:
+def clients_at_once(wanted: int | None, memory: int, limit: int | None, one_client: int) -> int:
     """How many clients a rank computes together.
 
     Args:
         wanted: by the user.
         memory: bytes to fill if nobody wanted a number; 0 for one client.
+        limit: working memory of a rank, of which half is for messages; None for no limit.
         one_client: bytes of one.
     """
+    memory = memory if limit is None else min(memory, limit // 2)
     return wanted or min(max(memory // one_client, 1), _MOST_AT_ONCE)
 
 
