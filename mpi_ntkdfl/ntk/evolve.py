@@ -216,13 +216,7 @@ def _nystroem_factor(kernel: torch.Tensor) -> torch.Tensor:
     Raises:
         ArithmeticError: if a product with the kernel overflows.
     """
-    samples = kernel.shape[0]
-    rank = min(scheme.RANK, samples)
-    row = torch.arange(1, rank + 1, dtype=torch.float64, device=kernel.device)
-    column = torch.arange(1, samples + 1, dtype=torch.float64, device=kernel.device)
-    # Quadratic phases at an irrational rate are spread evenly and repeat for no N.
-    phase = torch.outer(row, column * (column + 1)) * ((math.sqrt(5) - 1) / 2)
-    basis = torch.cos(phase).to(kernel.dtype)
+    basis = scheme.start(kernel.shape[0], kernel)
     for _ in range(scheme.PASSES):
         basis = torch.linalg.qr((basis @ kernel).T)[0].T.contiguous()
     image = basis @ kernel

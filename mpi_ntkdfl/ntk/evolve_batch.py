@@ -142,12 +142,7 @@ class LeftSums:
 
 def _nystroem_factors(kernels: torch.Tensor) -> torch.Tensor:
     """A factor F `[client, rank, sample]` of each kernel; see `evolve`. Missing ranks are zero."""
-    samples = kernels.shape[1]
-    rank = min(scheme.RANK, samples)
-    row = torch.arange(1, rank + 1, dtype=torch.float64, device=kernels.device)
-    column = torch.arange(1, samples + 1, dtype=torch.float64, device=kernels.device)
-    phase = torch.outer(row, column * (column + 1)) * ((math.sqrt(5) - 1) / 2)
-    image = torch.cos(phase).to(kernels).expand(kernels.shape[0], -1, -1) @ kernels
+    image = scheme.start(kernels.shape[1], kernels).expand(kernels.shape[0], -1, -1) @ kernels
     for _ in range(scheme.PASSES):
         wide = image.double()
         basis = _whitened(wide @ wide.mT, image, 1e-12)

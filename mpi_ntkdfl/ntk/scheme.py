@@ -1,5 +1,11 @@
 """Numbers of the scheme that evolves outputs; `evolve` explains it."""
 
+from __future__ import annotations
+
+import math
+
+import torch
+
 # Bounds of the local estimates, in tolerances.  The estimates belong to the lower order of each
 # method and are pessimistic for the result that is kept; measured in the tests.
 INNER_FRACTION = 1.5
@@ -39,3 +45,17 @@ ERROR = (
     *(-0.0885925374765009, -0.1846440005392028, 0.486748525153158, -0.1704094817460717),
     *(-0.028898634076223, -0.141080153749879, 0.1268762824347194),
 )
+
+
+def start(samples: int, like: torch.Tensor) -> torch.Tensor:
+    """Rows `[rank, sample]` from which the subspace iteration starts: a fixed function of N.
+
+    Args:
+        samples: N.
+        like: any tensor of the type and device.
+    """
+    row = torch.arange(1, min(RANK, samples) + 1, dtype=torch.float64, device=like.device)
+    column = torch.arange(1, samples + 1, dtype=torch.float64, device=like.device)
+    # Quadratic phases at an irrational rate are spread evenly and repeat for no N.
+    phase = torch.outer(row, column * (column + 1)) * ((math.sqrt(5) - 1) / 2)
+    return torch.cos(phase).to(like.dtype)
