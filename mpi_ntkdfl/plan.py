@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mpi_ntkdfl.algorithms.base import Method, Needs
+from mpi_ntkdfl.algorithms.base import Needs
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.comm.messages import Field, MessageFormat
 from mpi_ntkdfl.comm.reduce import reduced_bytes
@@ -71,7 +71,7 @@ class _Collecting:
 
 def make_plan(
     config: Config,
-    method: type[Method],
+    needs: Needs,
     network: MLP,
     sizes: np.ndarray,
     test_samples: int,
@@ -80,12 +80,20 @@ def make_plan(
 ) -> Plan:
     """Plans the first round.
 
+    Args:
+        config: the run.
+        needs: of its method.
+        network: the model.
+        sizes: samples of each client, `[client]`.
+        test_samples: in the test set.
+        graph: of round 0.
+        placement: who owns whom.
+
     Raises:
         InputError: if `compute.memory_limit` cannot hold a single client's neighbourhood or what a
             server gathers; if a server should ask more clients than there are, or they start apart.
     """
     dtype = getattr(torch, config.compute.dtype)
-    needs = method.needs(config.algorithm, network, dtype)
     work = WorkingSet.of(network, needs.taus, dtype)
     limit = config.compute.memory_bytes
     if needs.participants:

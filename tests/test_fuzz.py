@@ -21,7 +21,6 @@ from tests.children import (
     command,
     files,
     interrupted,
-    quick_starts,
     restore,
     run,
     run_words,
@@ -30,11 +29,7 @@ from tests.children import (
 LIMIT = 20
 """Seconds; what takes longer hangs."""
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    with quick_starts():
-        yield
+pytestmark = pytest.mark.usefixtures("quick_starts")
 
 
 def examples(count):

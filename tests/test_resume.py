@@ -28,18 +28,13 @@ from tests.children import (
     command,
     files,
     interrupted,
-    quick_starts,
     restore,
     rounds_in,
     run,
     run_words,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    with quick_starts():
-        yield
+pytestmark = pytest.mark.usefixtures("quick_starts")
 
 
 @pytest.fixture(scope="module")
