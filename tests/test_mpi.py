@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import h5py
@@ -133,6 +134,13 @@ def overrides(settings):
     return [word for setting in settings for word in ("--set", setting)]
 
 
+def recorded(path: Path):
+    """The configuration of a run."""
+    with h5py.File(path) as file:
+        written = read_yaml(file.attrs["config"], "config")
+    return parse([written], {name: method.Settings for name, method in METHODS.items()})
+
+
 def assert_same_bits(one: Path, other: Path) -> None:
     """Two runs of one configuration: record, weights and what else the method carries."""
     with h5py.File(one) as a, h5py.File(other) as b:
@@ -176,11 +184,8 @@ def test_the_plan_is_what_the_ledger_books(records, case):
     """`check` and the exchange count with the same formats but not with the same code."""
     if case not in chosen(CASES):
         pytest.skip("needs Fashion-MNIST: Debian package dataset-fashion-mnist")
+    config = recorded(records(3)[case])
     with h5py.File(records(3)[case]) as file:
-        config = parse(
-            [read_yaml(file.attrs["config"], "config")],
-            {name: method.Settings for name, method in METHODS.items()},
-        )
         phases = list(file["traffic"].attrs["phases"])
         booked = np.stack([file["traffic/protocol_bytes"][0], file["traffic/mpi_bytes"][0]])
     plan = prepare(config, 3).plan.traffic
@@ -195,6 +200,28 @@ def test_the_plan_is_what_the_ledger_books(records, case):
         assert 2 * plan[1, entries] <= booked[1, entries] < 2.02 * plan[1, entries]
         plan[1, entries] = booked[1, entries]
     assert plan[:, :-1].tolist() == booked[:, :-1].tolist()
+
+
+PEAK = """
+import atexit, re
+from pathlib import Path
+from mpi_ntkdfl.cli import main
+peak = lambda: re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]
+atexit.register(lambda: print("peak", peak(), flush=True))
+main()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_the_plan_tells_memory_within_half_of_it(mpirun, tmp_path):
+    settings = ("clients=500", "partition.samples=20", "rounds=1", "algorithm.loss=squared")
+    words = ["quickstart", *overrides(settings), "-o", tmp_path / "run.h5", "-q"]
+    done = mpirun(2, "-c", PEAK, "run", *words)
+    assert done.returncode == 0, done.stderr
+    peaks = [1024 * int(each) for each in re.findall(r"peak (\d+)", done.stdout)]
+    assert len(peaks) == 2
+    planned = sum(prepare(recorded(tmp_path / "run.h5"), 2).plan.memory.values())
+    assert max(peaks) / 1.5 < planned < 1.5 * max(peaks)
 
 
 def run_script(mpirun, folder: Path, ranks: int, text: str) -> None:
