@@ -11,6 +11,7 @@ import torch
 
 from mpi_ntkdfl import seeds
 from mpi_ntkdfl.algorithms import METHODS
+from mpi_ntkdfl.algorithms.base import Needs
 from mpi_ntkdfl.clock import Clock
 from mpi_ntkdfl.comm.federation import Federation, Samples
 from mpi_ntkdfl.comm.ledger import Ledger
@@ -45,6 +46,7 @@ class Problem:
         network: the model.
         start: starting weights from `model.weights`, `[param]` float64, or None to draw them.
         placement: which rank owns which client.
+        needs: what a round of the method sends and holds.
         work: what a round asks of each client, by phase.
         plan: the first round in numbers.
     """
@@ -55,6 +57,7 @@ class Problem:
     network: nets.MLP
     start: np.ndarray | None
     placement: Placement
+    needs: Needs
     work: dict[str, Work]
     plan: Plan
 
@@ -67,13 +70,17 @@ class Problem:
 
     def round_seconds(self, config: Config, machine: Machine, cores: int) -> dict[str, float]:
         """Seconds of a round by phase on the busiest rank; see `costs.round_seconds`."""
-        settings = config.algorithm
-        needs = METHODS[settings.name].needs(
-            settings, self.network, getattr(torch, config.compute.dtype)
-        )
         moved, sizes = int(self.plan.traffic[1].sum()), self.partition.sizes
         return round_seconds(
-            config, needs, self.network, sizes, self.work, moved, self.placement, machine, cores
+            config,
+            self.needs,
+            self.network,
+            sizes,
+            self.work,
+            moved,
+            self.placement,
+            machine,
+            cores,
         )
 
 
@@ -98,8 +105,8 @@ def prepare(config: Config, ranks: int) -> Problem:
     needs = method.needs(config.algorithm, network, getattr(torch, config.compute.dtype))
     work = round_work(config, needs, network, sizes, tests, graph)
     placement = Placement.balanced(placement_costs(work), ranks)
-    plan = make_plan(config, method, network, sizes, tests, graph, placement)
-    return Problem(dataset, shares, schedule, network, start, placement, work, plan)
+    plan = make_plan(config, needs, network, sizes, tests, graph, placement)
+    return Problem(dataset, shares, schedule, network, start, placement, needs, work, plan)
 
 
 def read_weights(path: Path, layout: Layout) -> torch.Tensor:

@@ -8,7 +8,6 @@ imports happen inside the commands that need them, so that `presets` and `show` 
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
@@ -22,6 +21,7 @@ from mpi_ntkdfl.cli_scaling import scaling
 from mpi_ntkdfl.cli_study import study
 from mpi_ntkdfl.comm.mpi import Elsewhere, MpiWorld, launched_rank, open_world
 from mpi_ntkdfl.errors import InputError, MpiNtkdflError
+from mpi_ntkdfl.launching import usable_cores
 from mpi_ntkdfl.outputs import Outputs, choose
 from mpi_ntkdfl.stopping import UNFINISHED, watch_signals
 from mpi_ntkdfl.units import readable
@@ -79,6 +79,7 @@ def cli(context: click.Context) -> None:
         context.invoke(run, source="quickstart")
 
 
+cli.add_command(scaling)
 cli.add_command(study)
 
 # ------------------------------------------------------------------------------------------- running
@@ -410,9 +411,6 @@ def doctor() -> None:
             click.echo(examination.report(world, ranks))
 
 
-cli.add_command(scaling)
-
-
 # -------------------------------------------------------------------------------------------- helpers
 
 
@@ -483,7 +481,7 @@ def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
 
 
 def _seconds_text(settings: config.Config, problem: Problem, measured: bool) -> str:
-    machine, cores = problem.machine(settings, measured), len(os.sched_getaffinity(0))
+    machine, cores = problem.machine(settings, measured), len(usable_cores())
     found = problem.round_seconds(settings, machine, cores)
     speed = "as measured just now" if measured else "nominal"
     lines = [

@@ -12,6 +12,7 @@ from mpi_ntkdfl import __version__
 from mpi_ntkdfl.assembly import choose_device
 from mpi_ntkdfl.comm.mpi import MpiWorld, launched_size
 from mpi_ntkdfl.data import sources
+from mpi_ntkdfl.launching import usable_cores
 
 _PACKAGES = ("torch", "mpi4py", "numpy", "h5py", "networkx", "pydantic", "scikit-learn")
 
@@ -38,14 +39,10 @@ def this_rank(local_rank: int) -> Rank:
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if hasattr(os, "sched_getaffinity"):
-        cores = tuple(sorted(os.sched_getaffinity(0)))
-    else:
-        cores = tuple(range(os.cpu_count() or 1))
     return Rank(
         tuple(torch.cuda.get_device_name(index) for index in range(gpus)),
         _described(str(choose_device("auto", local_rank))),
-        cores,
+        usable_cores(),
         os.environ.get("OMP_NUM_THREADS", "unset"),
     )
 

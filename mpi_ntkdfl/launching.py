@@ -1,7 +1,8 @@
-"""How the program starts ranks of itself."""
+"""How the program starts ranks of itself, and the cores it has for them."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -45,3 +46,10 @@ def run_command(words: Sequence[str], ranks: int, source: Path, record: Path) ->
     started = [word.replace("{ranks}", str(ranks)) for word in words]
     run = ["-m", "mpi_ntkdfl", "run", str(source), "-o", str(record), "--resume", "-q"]
     return [*started, sys.executable, *run]
+
+
+def usable_cores() -> tuple[int, ...]:
+    """Numbers of the cores that this process may run on, ascending."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))  # macOS binds no processes

@@ -130,9 +130,7 @@ def temporary(path: Path) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: Path, former: Path | None = None) -> Iterator[Path]:
-    """Yields a temporary path to write to; afterwards flushes it to disk and renames it to `path`.
-
-    If anything fails the temporary file is removed and `path` is as before.
+    """Yields a temporary path at which to write a file of a run, which then replaces `path`.
 
     Args:
         path: what to replace.
@@ -141,7 +139,29 @@ def replacing(path: Path, former: Path | None = None) -> Iterator[Path]:
     Raises:
         SimulationError: if the file cannot be written.
     """
-    made = temporary(path)
+    try:
+        with made_whole(path, temporary(path), former) as made:
+            yield made
+    except OSError as error:
+        raise SimulationError(
+            f"{unwritable(path, error)}; --resume goes on from the last checkpoint"
+        ) from error
+
+
+@contextlib.contextmanager
+def made_whole(path: Path, made: Path, former: Path | None = None) -> Iterator[Path]:
+    """Yields `made` to write to; afterwards flushes it to disk and renames it to `path`.
+
+    If anything fails `made` is removed and `path` is as before.
+
+    Args:
+        path: what to replace.
+        made: a name in the same folder.
+        former: where the file that `path` was is kept, if anywhere.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
     try:
         made.unlink(missing_ok=True)
         yield made
@@ -151,13 +171,9 @@ def replacing(path: Path, former: Path | None = None) -> Iterator[Path]:
             _keep(path, former)
         made.replace(path)
         _sync_folder(path.parent)
-    except BaseException as error:
+    except BaseException:
         with contextlib.suppress(OSError):
             made.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise SimulationError(
-                f"{unwritable(path, error)}; --resume goes on from the last checkpoint"
-            ) from error
         raise
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mpi_ntkdfl.algorithms.base import Method, Needs
+from mpi_ntkdfl.algorithms.base import Needs
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.comm.messages import Field, MessageFormat
 from mpi_ntkdfl.comm.reduce import reduced_bytes
@@ -32,8 +32,9 @@ from mpi_ntkdfl.topology.placement import Placement
 from mpi_ntkdfl.topology.schedule import participants
 from mpi_ntkdfl.units import readable
 
-LIBRARIES = 350 * 10**6
-"""Memory of one rank's interpreter and libraries before it holds anything, bytes (measured, CPU)."""
+LIBRARIES, SCIKIT_LEARN = 280 * 10**6, 100 * 10**6
+"""Memory of a rank's interpreter and libraries before it holds anything, and of the library that rank 0
+loads for the data sets inside it, bytes (measured, CPU)."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class _Collecting:
 
 def make_plan(
     config: Config,
-    method: type[Method],
+    needs: Needs,
     network: MLP,
     sizes: np.ndarray,
     test_samples: int,
@@ -80,12 +81,20 @@ def make_plan(
 ) -> Plan:
     """Plans the first round.
 
+    Args:
+        config: the run.
+        needs: of its method.
+        network: the model.
+        sizes: samples of each client, `[client]`.
+        test_samples: in the test set.
+        graph: of round 0.
+        placement: who owns whom.
+
     Raises:
         InputError: if `compute.memory_limit` cannot hold a single client's neighbourhood or what a
             server gathers; if a server should ask more clients than there are, or they start apart.
     """
     dtype = getattr(torch, config.compute.dtype)
-    needs = method.needs(config.algorithm, network, dtype)
     work = WorkingSet.of(network, needs.taus, dtype)
     limit = config.compute.memory_bytes
     if needs.participants:
@@ -110,7 +119,8 @@ def make_plan(
         )
     allowed = max(limit or DEFAULT_LIMIT, collecting.smallest)
     working = allowed if collecting.working is None else min(allowed, collecting.working)
-    memory = _memory(needs, network, dtype, sizes, test_samples, placement, working)
+    dataset = config.dataset.name
+    memory = _memory(needs, network, dtype, dataset, sizes, test_samples, placement, working)
     return Plan(
         params=network.layout.size,
         largest=collecting.largest,
@@ -227,6 +237,7 @@ def _memory(
     needs: Needs,
     network: MLP,
     dtype: torch.dtype,
+    dataset: str,
     sizes: np.ndarray,
     test_samples: int,
     placement: Placement,
@@ -240,7 +251,7 @@ def _memory(
         each = np.array([needs.kept(int(samples)) for samples in sizes])
         kept["method's own"] = max(int(each[own.start : own.stop].sum()) for own in owned)
     return {
-        "libraries": LIBRARIES,
+        "libraries": LIBRARIES + SCIKIT_LEARN * (dataset in ("digits", "breast-cancer")),
         "own samples": max(int(sizes[own.start : own.stop].sum()) for own in owned)
         * features
         * item,

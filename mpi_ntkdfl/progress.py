@@ -8,10 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-import numpy as np
-
 from mpi_ntkdfl.simulation import Progress
-from mpi_ntkdfl.units import duration
+from mpi_ntkdfl.units import accuracy_words, duration, round_words
 
 _log = logging.getLogger(__name__)
 
@@ -26,11 +24,10 @@ class Reporter(Protocol):
 
 def describe(progress: Progress) -> str:
     """One line: round, accuracy of the average, mean client, chosen tau, time gone and left."""
-    parts = [f"round {progress.done:>{len(str(progress.rounds))}}/{progress.rounds}"]
+    parts = [round_words(progress.done, progress.rounds)]
     if progress.evaluation is not None:
-        parts.append(f"average {progress.evaluation.model_accuracy:.4f}")
-        if not np.isnan(progress.evaluation.accuracy).all():
-            parts.append(f"mean client {progress.evaluation.accuracy.mean():.4f}")
+        found = progress.evaluation
+        parts += accuracy_words(found.model_accuracy, found.accuracy)
     if progress.done and progress.taus.any():
         parts.append(f"mean tau {progress.taus.mean():.0f}")
     parts.append(f"{duration(progress.seconds)} gone")

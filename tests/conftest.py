@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import hypothesis
@@ -121,3 +121,12 @@ def mpirun() -> Callable[..., Run]:
 def simulate(mpirun: Callable[..., Run]) -> Callable[..., Run]:
     """Starts `python -m mpi_ntkdfl ARGS` on some ranks."""
     return lambda ranks, *args, **kwargs: mpirun(ranks, "-m", "mpi_ntkdfl", *args, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def quick_starts() -> Iterator[None]:
+    """Children (`tests/children.py`) of this module start with everything loaded."""
+    from tests import children
+
+    with children.quick_starts():
+        yield

@@ -73,12 +73,11 @@ def write_config(folder, topology, algorithm):
     return path
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize(
-    ("topology", "algorithm"),
+    ("ranks", "topology", "algorithm"),
     [
-        ({"kind": "ring"}, {"taus": [20, 60, 150]}),
-        ({"kind": "regular", "degree": 1, "dynamic": True}, {"taus": [100], "loss": "squared"}),
+        (3, {"kind": "ring"}, {"taus": [20, 60, 150]}),
+        (1, {"kind": "regular", "degree": 1, "dynamic": True}, {"taus": [100], "loss": "squared"}),
     ],
     ids=["ring", "dynamic pairs, squared loss"],
 )

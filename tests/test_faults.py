@@ -27,17 +27,12 @@ from tests.children import (
     command,
     files,
     interrupted,
-    quick_starts,
     rounds_in,
     run,
     run_words,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    with quick_starts():
-        yield
+pytestmark = pytest.mark.usefixtures("quick_starts")
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from tests.children import (
     command,
     files,
     interrupted,
-    quick_starts,
     restore,
     run,
     run_words,
@@ -30,11 +29,7 @@ from tests.children import (
 LIMIT = 20
 """Seconds; what takes longer hangs."""
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    with quick_starts():
-        yield
+pytestmark = pytest.mark.usefixtures("quick_starts")
 
 
 def examples(count):
@@ -157,7 +152,9 @@ def test_damaged_input_is_checked_or_refused(tmp_path, save, how, places, seed):
     sets = ["clients=4", "topology.degree=3", "model.hidden=[4]", "partition.samples=5"]
     taken = setting.partition("=")[0] + "."
     kept = [each for each in sets if not each.startswith(taken)]
-    answered("check", *(word for each in (*kept, setting) for word in ("--set", each)))
+    answered(
+        "check", "--no-measure", *(word for each in (*kept, setting) for word in ("--set", each))
+    )
     assert files(tmp_path) == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,15 @@ def test_dirichlet_client_does_not_depend_on_the_number_of_clients() -> None:
     many = partition.make(dirichlet(0.5, samples=50), labels, 30, seed=7)
     for i in range(3):
         assert np.array_equal(few.client(i), many.client(i))
+
+
+@pytest.mark.parametrize(
+    ("alpha", "samples", "digest"), [(0.1, 20, "69aa7897774c966e"), (1.0, 100, "0008e85fe6814306")]
+)
+def test_published_runs_keep_their_shares(alpha: float, samples: int, digest: str) -> None:
+    labels = np.random.Generator(np.random.Philox(1)).integers(0, 10, 1500)
+    parts = partition.make(dirichlet(alpha, samples), labels, 40, seed=3)
+    assert hashlib.sha256(parts.indices.tobytes()).hexdigest()[:16] == digest
 
 
 def test_dirichlet_of_tiny_alpha_gives_one_class_each_and_all_classes_in_turn() -> None:

@@ -159,6 +159,27 @@ def test_regular_graphs_are_regular(clients: int, data: st.DataObject) -> None:
     assert set(drawn("regular", clients, degree=degree).degrees.tolist()) == {degree}
 
 
+@pytest.mark.parametrize(
+    ("clients", "degree", "seed", "round", "digest"),
+    [
+        (8, 3, 0, 0, "a44ecbf955769291"),
+        (32, 5, 0, 0, "846bd21c835f3d49"),
+        (300, 5, 1, 29, "ce997c9648bc1282"),
+        (60, 29, 0, 4, "710ead3078d41d27"),
+        (60, 40, 1, 2, "bec4d46bd06a632b"),
+        (201, 100, 5, 0, "048bbb006ca64dda"),
+        (2_000, 10, 7, 3, "28b53c354fcdf0db"),
+        (100_000, 5, 0, 0, "d217fbed75ebdb5c"),
+    ],
+)
+def test_published_runs_keep_their_graphs(
+    clients: int, degree: int, seed: int, round: int, digest: str
+) -> None:
+    """Digests of what networkx 3.6 drew for them."""
+    graph = Schedule(topology("regular", degree=degree, dynamic=True), clients, seed).graph(round)
+    assert hashlib.sha256(graph.edges.tobytes()).hexdigest()[:16] == digest
+
+
 def test_nearly_complete_regular_graphs_are_drawn_too() -> None:
     """Drawn directly instead of by complement, this one does not finish."""
     one, other = (drawn("regular", 200, seed, degree=194) for seed in (0, 1))

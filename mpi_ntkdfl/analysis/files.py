@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.outputs import made_whole
 
 
 def require_suffix(path: Path, *suffixes: str) -> str:
@@ -30,13 +31,11 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         InputError: if the file cannot be written.
     """
+    # No lock keeps two processes apart, so each has a name of its own.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        try:
+        with made_whole(path, temporary):
             yield temporary
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise InputError(f"cannot write {path}: {reason}; choose another name") from error

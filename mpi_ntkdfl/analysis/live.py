@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-import numpy as np
-
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.outputs import Outputs, holder
+from mpi_ntkdfl.units import accuracy_words, round_words
 
 
 def status(outputs: Outputs, run: tables.Run) -> str:
@@ -59,11 +58,11 @@ def follow(outputs: Outputs, interval: float) -> Iterator[str]:
 
 def _line(run: tables.Run, row: int, rounds: int) -> str:
     """One evaluation."""
-    parts = [
-        f"round {run.rounds[row]:>{len(str(rounds))}}/{rounds}",
-        f"average {run.model_accuracy[row]:.4f}",
-    ]
-    if not np.isnan(run.accuracy[row]).all():
-        parts.append(f"mean client {run.accuracy[row].mean():.4f}")
-    parts += [f"loss {run.model_loss[row]:.4f}", f"deviation {run.deviation[row]:.4f}"]
-    return "  ".join(parts)
+    return "  ".join(
+        [
+            round_words(int(run.rounds[row]), rounds),
+            *accuracy_words(float(run.model_accuracy[row]), run.accuracy[row]),
+            f"loss {run.model_loss[row]:.4f}",
+            f"deviation {run.deviation[row]:.4f}",
+        ]
+    )

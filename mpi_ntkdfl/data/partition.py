@@ -138,8 +138,9 @@ def _draw_client(
     counts = np.minimum(np.floor(proportions * samples).astype(np.int64), available)
     if not counts.any():
         counts[np.argmax(proportions)] = 1
+    # Most counts are zero where alpha is small; drawing nothing takes its time and no random number.
     return np.concatenate(
-        [random.choice(m, size=k, replace=False) for m, k in zip(members, counts, strict=True)]
+        [random.choice(m, size=k, replace=False) for m, k in zip(members, counts, strict=True) if k]
     )
 
 

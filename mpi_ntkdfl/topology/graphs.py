@@ -29,6 +29,7 @@ from mpi_ntkdfl.config import (
     Topology,
 )
 from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.topology.pairing import random_regular
 
 if TYPE_CHECKING:
     import networkx
@@ -137,8 +138,8 @@ def draw(settings: Topology, clients: int, generator: np.random.Generator) -> Gr
     """Draws one graph.
 
     Kinds of fixed shape (ring, complete, star, grid, file) use the generator only if dynamic, to
-    seat the clients anew. Random kinds hand networkx an integer seed from the generator, so that
-    their graphs stay the same only across networkx versions that draw alike.
+    seat the clients anew. Random kinds take an integer seed from the generator. All but regular ones
+    hand it to networkx, so they stay the same only across networkx versions that draw alike.
 
     Args:
         settings: which kind, already validated against `clients` by `Config`.
@@ -213,18 +214,15 @@ def _draw_random(settings: Topology, clients: int, seed: int) -> Graph:
 
 
 def _random_regular(degree: int, clients: int, seed: int) -> Graph:
-    import networkx as nx
-
-    # networkx pairs stubs and starts over when stuck, which near the complete graph is practically
-    # always. The missing edges form a regular graph as well, and a sparse one.
+    # Pairing starts over when stuck, which near the complete graph is practically always. The missing
+    # edges form a regular graph as well, and a sparse one.
     by_complement = 2 * degree > clients - 1
     sought = clients - 1 - degree if by_complement else degree
-    drawn = nx.random_regular_graph(sought, clients, seed=seed)
-    graph = Graph.from_pairs(clients, list(drawn.edges()))
+    edges = random_regular(sought, clients, seed)
     if not by_complement:
-        return graph
+        return Graph(clients, edges)
     wanted = np.triu(np.ones((clients, clients), dtype=bool), 1)
-    wanted[graph.edges[:, 0], graph.edges[:, 1]] = False
+    wanted[edges[:, 0], edges[:, 1]] = False
     return Graph(clients, np.argwhere(wanted))
 
 
