@@ -1,4 +1,7 @@
-"""Wall-clock time by phase, exclusive: time spent in an inner phase does not count for the outer."""
+"""Wall-clock time by phase, exclusive: time spent in an inner phase does not count for the outer.
+
+And the time of exchanges in flight, which pass beneath other phases.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,17 @@ PHASES = (
 
 
 class Clock:
-    """Accumulates seconds by phase for one rank; `lap` reads and resets them."""
+    """Accumulates seconds by phase for one rank; `lap` reads and resets them.
+
+    Those of exchanges in flight are kept apart, and read by `lap_flights`.
+    """
 
     def __init__(self) -> None:
         """Starts with the phase `other`."""
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._stack = ["other"]
         self._since = time.perf_counter()
+        self._flown = self._waited = 0.0
 
     def _charge(self) -> None:
         now = time.perf_counter()
@@ -53,6 +60,17 @@ class Clock:
         seconds = [self._seconds[phase] for phase in PHASES]
         self._seconds = dict.fromkeys(PHASES, 0.0)
         return seconds
+
+    def book_flight(self, flown: float, waited: float) -> None:
+        """Adds an exchange that was `flown` seconds in flight, of which it was `waited` for."""
+        self._flown += flown
+        self._waited += waited
+
+    def lap_flights(self) -> tuple[float, float]:
+        """Seconds in flight and seconds waited of all exchanges since the last lap."""
+        found = self._flown, self._waited
+        self._flown = self._waited = 0.0
+        return found
 
 
 class _Block:

@@ -18,6 +18,7 @@ import torch
 
 from mpi_ntkdfl.clock import Clock
 from mpi_ntkdfl.comm.crossing import Crossing
+from mpi_ntkdfl.comm.flight import Flight
 from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.messages import (
     Field,
@@ -158,7 +159,7 @@ class Exchange:
             pending = outgoing.start(
                 channel, [len(c) * each for c in leaving], [len(c) * each for c in coming]
             )
-            received, start = pending.wait(), 0
+            received, start = Flight(pending, f.clock).wait(), 0
             for clients in coming:
                 for client in clients:
                     views = form.read(received, start, 1)
@@ -371,7 +372,7 @@ class Exchange:
             receive_bytes = [
                 sum(form.nbytes(int(sizes[j])) for _, j in wanted) for wanted in coming
             ]
-            pending = outgoing.start(channel, send_bytes, receive_bytes)
+            pending = Flight(outgoing.start(channel, send_bytes, receive_bytes), f.clock)
         order = [pair for wanted in coming for pair in wanted]
         return Transfer(pending, order, form, sizes, make, f.device, f.clock)
 

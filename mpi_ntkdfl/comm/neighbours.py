@@ -86,8 +86,8 @@ class _Started:
     def __init__(self, request: Any, send: torch.Tensor, received: torch.Tensor) -> None:
         self._request, self._send, self._received = request, send, received
 
-    def poke(self) -> None:
-        self._request.Test()
+    def poke(self) -> bool:
+        return bool(self._request.Test())
 
     def wait(self) -> torch.Tensor:
         self._request.Wait()
