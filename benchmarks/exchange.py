@@ -1,14 +1,24 @@
 """Throughput of the package's exchange against bare `Neighbor_alltoallw` on the same graph and bytes.
 
-    mpirun -n 4 python benchmarks/exchange.py [--largest BYTES] [--repeats N]
+    mpirun -n 2 python benchmarks/exchange.py [--smallest BYTES] [--largest BYTES] [--repeats N]
 
-Every rank is a neighbour of every other. "package" is what a wave costs: arrays packed into the send
-buffer (`Outgoing`), sent (`GraphChannel`), read where they lie (`MessageFormat.read`), and copied once
-into the stacked samples the kernel works on. "bare" sends from and into buffers that exist already, and
-copies once on either side likewise, since data that nobody packs or stacks is of no use. The two
-alternate; figures are bytes received over seconds of the slowest rank, the best of all repeats, which
-others on the machine disturb least. "copy" is what memory does alone: the same bytes through
-`memcpy`, with all ranks at it.
+Every rank is a neighbour of every other. What is timed:
+
+- bare: mpi4py's blocking `Neighbor_alltoallw` out of and into buffers that exist before the clock
+  starts; the lists of counts and displacements exist as well. Nothing is packed or looked at.
+- channel: the collective alone as the package calls it, `GraphChannel.start` and `wait`, out of the same
+  buffer. Finding memory for what arrives and the layout is inside.
+- share: the whole verb `Exchange.share` by which methods send vectors, from the clients' tensor to
+  tensors by client. Planning, packing, booking, the collective, views of what arrived are inside.
+- samples: the whole verb `Exchange.samples`, in one wave: besides, what arrived and the client's own
+  data are stacked. Messages have two fields and 16 to 128 samples of 1,023 features.
+- copy: the same bytes through `memcpy`, all ranks at it. Packing costs one such copy, since the clients'
+  arrays are no send buffer. `samples` costs three: it packs, and stacks as much again twice.
+
+A vector or message has 2^19 bytes at most; there are as many clients a rank as that takes. All take
+turns in one process; seconds are those of the slowest rank after a barrier. Ratios above 1 mean that the
+package is faster; "floor" is bare with the copies that cannot be avoided. Ratios are of the shortest
+times, which others on the machine disturb least, with those of medians in brackets.
 
 Then latency and bytes a second of a message between two ranks, for `scaling predict`.
 """
@@ -17,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Callable
 from itertools import accumulate
 
 import numpy as np
@@ -24,78 +35,112 @@ import torch
 from mpi4py import MPI
 
 from mpi_ntkdfl.clock import Clock
+from mpi_ntkdfl.comm.exchange import Exchange
+from mpi_ntkdfl.comm.federation import Federation, Samples
 from mpi_ntkdfl.comm.ledger import Ledger
-from mpi_ntkdfl.comm.messages import Field, MessageFormat
+from mpi_ntkdfl.comm.mpi import MpiWorld
 from mpi_ntkdfl.comm.neighbours import GraphChannel
-from mpi_ntkdfl.comm.transfer import Outgoing, Transfer
+from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.topology.graphs import Graph
+from mpi_ntkdfl.topology.placement import Placement
 
-ROW = 1024
+FEATURES = 1023
+"""Of a sample, so that with its label it has 4,096 bytes."""
 MESSAGE = 2**19
 """Bytes of a message at most, about those of 200 samples of the paper's network."""
+COPIES = {"channel": 0, "share": 1, "samples": 3}
+"""Copies of the bytes a rank sends that each task cannot do without."""
 
 
-class Package:
-    """Messages of about `MESSAGE` bytes to each neighbour, through the package."""
+def prepare(comm: MPI.Intracomm, nbytes: int) -> dict[str, Callable[[], object]]:
+    """What is timed, by name, for `nbytes` to each neighbour."""
+    neighbours = [rank for rank in range(comm.size) if rank != comm.rank]
+    total = nbytes * len(neighbours)
+    counts = [nbytes] * len(neighbours)
+    layout = counts, list(accumulate(counts, initial=0))[:-1], [MPI.BYTE] * len(counts)
+    graph = comm.Create_dist_graph_adjacent(neighbours, neighbours, reorder=False)
+    channel = GraphChannel(comm, neighbours)
+    send = torch.randint(255, (total,), dtype=torch.uint8)
+    leaving, arriving, target = send.numpy(), np.zeros(total, np.uint8), np.zeros(total, np.uint8)
+    exchange = clients(comm, nbytes)
+    each = len(exchange.federation.owned)
+    vectors = torch.rand(each, nbytes // each // 4)
 
-    def __init__(self, comm: MPI.Intracomm, neighbours: list[int], nbytes: int) -> None:
-        self.channel = GraphChannel(comm, neighbours)
-        self.form = MessageFormat({"vector": Field("weights", (ROW,), torch.float32)})
-        self.each = max(1, nbytes // MESSAGE)
-        self.rows = nbytes // self.each // (4 * ROW)
-        self.count = self.each * len(neighbours)
-        self.sizes = np.full(self.count, self.rows)
-        self.source = torch.rand(self.each, self.rows, ROW)
-        self.stacked = torch.empty(self.count, self.rows, ROW)
-        self.share = [self.each * self.form.nbytes(self.rows)] * len(neighbours)
+    def samples() -> None:
+        for _ in exchange.samples(taus=1):
+            pass
 
-    def exchange(self) -> None:
-        """One wave."""
-        outgoing, device = Outgoing(Ledger(), torch.device("cpu")), torch.device("cpu")
-        for client in range(self.count):
-            row = self.source[client % self.each]
-            outgoing.add(self.form, self.rows, lambda row=row: {"vector": row})
-        pending = outgoing.start(self.channel, self.share, self.share)
-        pairs = [(0, client) for client in range(self.count)]
-        made = Transfer(pending, pairs, self.form, self.sizes, lambda _: {}, device, Clock())
-        arrived = made.finish()
-        for client in range(self.count):
-            self.stacked[client].copy_(arrived(0, client)["vector"])
-
-    def close(self) -> None:
-        """Frees the communicator."""
-        self.channel.close()
+    return {
+        "bare": lambda: graph.Neighbor_alltoallw([leaving, *layout], [arriving, *layout]),
+        "channel": lambda: channel.start(send, counts, counts).wait(),
+        "share": lambda: exchange.share(vectors, "weights"),
+        "samples": samples,
+        "copy": lambda: np.copyto(target, leaving),
+    }
 
 
-class Bare:
-    """The same bytes by mpi4py alone, from buffers that are there before the clock starts."""
+def clients(comm: MPI.Intracomm, nbytes: int) -> Exchange:
+    """An exchange in which client k of every rank is a neighbour of client k of every other."""
+    world, each = MpiWorld(comm), max(1, nbytes // MESSAGE)
+    count = each * comm.size
+    pairs = [(i, j) for i in range(count) for j in range(i + each, count, each)]
+    rows = nbytes // each // (4 * (FEATURES + 1))
+    placement = Placement(count, comm.size)
+    own = {
+        client: Samples(torch.rand(rows, FEATURES), torch.zeros(rows, dtype=torch.int64))
+        for client in placement.owned(comm.rank)
+    }
+    federation = Federation(
+        world=world,
+        placement=placement,
+        network=MLP((FEATURES, 2)),
+        samples=own,
+        sizes=np.full(count, rows),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        memory_limit=2**40,
+        seed=0,
+        ledger=Ledger(),
+        clock=Clock(),
+    )
+    return Exchange(federation, Graph.from_pairs(count, pairs))
 
-    def __init__(self, comm: MPI.Intracomm, neighbours: list[int], nbytes: int) -> None:
-        self.graph = comm.Create_dist_graph_adjacent(neighbours, neighbours, reorder=False)
-        total = nbytes * len(neighbours)
-        self.source = np.random.default_rng(0).integers(0, 255, nbytes, np.uint8)
-        self.send, self.receive = np.zeros(total, np.uint8), np.zeros(total, np.uint8)
-        self.stacked = np.zeros(total, np.uint8)
-        counts = [nbytes] * len(neighbours)
-        starts = list(accumulate(counts, initial=0))[:-1]
-        self.layout = counts, starts, [MPI.BYTE] * len(counts)
 
-    def exchange(self) -> None:
-        """One exchange with a copy on either side."""
-        self.send.reshape(-1, len(self.source))[:] = self.source
-        self.graph.Neighbor_alltoallw([self.send, *self.layout], [self.receive, *self.layout])
-        self.stacked[:] = self.receive
-
-    def close(self) -> None:
-        """Frees the communicator."""
-        self.graph.Free()
-
-
-def seconds(comm: MPI.Intracomm, task: object) -> float:
+def seconds(comm: MPI.Intracomm, task: Callable[[], object]) -> float:
     """Wall clock of the slowest rank."""
     comm.Barrier()
     start = MPI.Wtime()
-    task()  # type: ignore[operator]
+    task()
     return float(comm.allreduce(MPI.Wtime() - start, op=MPI.MAX))
+
+
+def measured(
+    comm: MPI.Intracomm, tasks: dict[str, Callable[[], object]], repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of every repetition of every task; they take turns."""
+    times: dict[str, list[float]] = {name: [] for name in tasks}
+    for turn in range(repeats + 1):
+        for name, task in tasks.items():
+            took = seconds(comm, task)
+            if turn:  # the first touches the memory
+                times[name].append(took)
+    return times
+
+
+def row(nbytes: int, times: dict[str, list[float]]) -> str:
+    """A line of the table: shortest times and their ratios, with those of medians in brackets."""
+    least = {name: min(taken) for name, taken in times.items()}
+    middle = {name: statistics.median(taken) for name, taken in times.items()}
+    cells = [f"{nbytes / 1e6:.3f} MB"]
+    cells += [f"{1e3 * least[name]:.3f} ms" for name in ("bare", "copy", *COPIES)]
+    for name, copies in COPIES.items():
+        to_bare, to_floor = (
+            [taken["bare"] + extra * taken["copy"] for taken in (least, middle)]
+            for extra in (0, copies)
+        )
+        for floor in (to_bare, to_floor) if copies else (to_bare,):
+            cells.append(f"{floor[0] / least[name]:.2f} ({floor[1] / middle[name]:.2f})")
+    return "| " + " | ".join(cells) + " |"
 
 
 def network(comm: MPI.Intracomm, repeats: int) -> tuple[float, float]:
@@ -123,42 +168,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smallest", type=int, default=2**16, help="bytes a neighbour")
     parser.add_argument("--largest", type=int, default=2**26, help="bytes a neighbour")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=9, help="ten times as many up to 1 MB")
     options = parser.parse_args()
     comm = MPI.COMM_WORLD
     torch.set_num_threads(1)
     if comm.size < 2:
         raise SystemExit("start it on at least 2 ranks: mpirun -n 2 python benchmarks/exchange.py")
-    neighbours = [rank for rank in range(comm.size) if rank != comm.rank]
     if comm.rank == 0:
         print(f"{comm.size} ranks, {MPI.Get_library_version().split(chr(10))[0].strip(chr(0))}")
-        print(f"{'a neighbour':>12}{'package':>12}{'bare':>12}{'ratio':>8}{'copy':>12}")
+        heads = ["a neighbour", "bare", "copy", *COPIES]
+        for name, copies in COPIES.items():
+            heads += [f"bare / {name}", f"floor / {name}"] if copies else [f"bare / {name}"]
+        print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     nbytes = options.smallest
     while nbytes <= options.largest:
-        package, bare = Package(comm, neighbours, nbytes), Bare(comm, neighbours, nbytes)
-        total = nbytes * len(neighbours)
-        target, source = np.zeros(total, np.uint8), np.ones(total, np.uint8)
-        tasks = {
-            "package": package.exchange,
-            "bare": bare.exchange,
-            "copy": lambda target=target, source=source: np.copyto(target, source),
-        }
-        times: dict[str, list[float]] = {name: [] for name in tasks}
-        for turn in range(options.repeats + 1):
-            for name, task in tasks.items():
-                took = seconds(comm, task)
-                if turn:  # the first touches the memory
-                    times[name].append(took)
-        rate = {name: total / min(taken) / 1e9 for name, taken in times.items()}
+        repeats = options.repeats * (10 if nbytes <= 2**20 else 1)
+        times = measured(comm, prepare(comm, nbytes), repeats)
         if comm.rank == 0:
-            ratio = rate["package"] / rate["bare"]
-            print(
-                f"{nbytes / 1e6:>9.3f} MB{rate['package']:>7.2f} GB/s{rate['bare']:>7.2f} GB/s"
-                f"{ratio:>8.2f}{rate['copy']:>7.2f} GB/s",
-                flush=True,
-            )
-        package.close()
-        bare.close()
+            print(row(nbytes, times), flush=True)
         nbytes *= 4
     latency, bandwidth = network(comm, options.repeats)
     if comm.rank == 0:

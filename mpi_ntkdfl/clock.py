@@ -1,10 +1,12 @@
-"""Wall-clock time by phase, exclusive: time spent in an inner phase does not count for the outer."""
+"""Wall-clock time by phase, exclusive: time spent in an inner phase does not count for the outer.
+
+And the time of exchanges in flight, which pass beneath other phases.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 PHASES = (
     "exchange",
@@ -21,29 +23,36 @@ PHASES = (
 
 
 class Clock:
-    """Accumulates seconds by phase for one rank; `lap` reads and resets them."""
+    """Accumulates seconds by phase for one rank; `lap` reads and resets them.
+
+    Those of exchanges in flight are kept apart, and read by `lap_flights`.
+    """
 
     def __init__(self) -> None:
         """Starts with the phase `other`."""
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._stack = ["other"]
         self._since = time.perf_counter()
+        self._flown = self._waited = 0.0
 
     def _charge(self) -> None:
         now = time.perf_counter()
         self._seconds[self._stack[-1]] += now - self._since
         self._since = now
 
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Charges the time inside the block to `phase`, one of `PHASES`."""
+    def __call__(self, phase: str) -> _Block:
+        """Charges the time inside the `with` block to `phase`, one of `PHASES`."""
+        return _Block(self, phase)
+
+    def enter(self, phase: str) -> None:
+        """Charges what follows to `phase`."""
         self._charge()
         self._stack.append(phase)
-        try:
-            yield
-        finally:
-            self._charge()
-            self._stack.pop()
+
+    def leave(self) -> None:
+        """Charges what follows to the phase before."""
+        self._charge()
+        self._stack.pop()
 
     def lap(self) -> list[float]:
         """Seconds of each phase, in the order of `PHASES`, since the last lap."""
@@ -51,3 +60,34 @@ class Clock:
         seconds = [self._seconds[phase] for phase in PHASES]
         self._seconds = dict.fromkeys(PHASES, 0.0)
         return seconds
+
+    def book_flight(self, flown: float, waited: float) -> None:
+        """Adds an exchange that was `flown` seconds in flight, of which it was `waited` for."""
+        self._flown += flown
+        self._waited += waited
+
+    def lap_flights(self) -> tuple[float, float]:
+        """Seconds in flight and seconds waited of all exchanges since the last lap."""
+        found = self._flown, self._waited
+        self._flown = self._waited = 0.0
+        return found
+
+
+class _Block:
+    """A phase as a context manager: a fraction of the cost of one made from a generator."""
+
+    __slots__ = ("_clock", "_phase")
+
+    def __init__(self, clock: Clock, phase: str) -> None:
+        self._clock, self._phase = clock, phase
+
+    def __enter__(self) -> None:
+        self._clock.enter(self._phase)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._clock.leave()

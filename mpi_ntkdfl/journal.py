@@ -105,11 +105,12 @@ class Journal:
         ledger = self._federation.ledger
         busiest, traffic = ledger.busiest, self._world.total(ledger.lap())
         seconds = self._gather(np.array([self._clock.lap()]))
+        flights = self._gather(np.array([self._clock.lap_flights()]))
         with self._clock("record"):
             if self._world.rank == 0:
-                told = (
-                    None if graph is None else RoundRecord(graph.edges, traffic, seconds, busiest)
-                )
+                told = None
+                if graph is not None:
+                    told = RoundRecord(graph.edges, traffic, seconds, busiest, flights)
                 self._record.append(done, every_tau, evaluation, told)
         return every_tau
 

@@ -13,6 +13,7 @@ the file, while the run goes on or after it was killed, finds a whole one with e
     /traffic     protocol_bytes, mpi_bytes [round, phase]  attribute phases
                  busiest_bytes [round]                     protocol bytes through the busiest node
     /time        seconds [round, rank, phase]              attribute phases; NaN for ranks that were not
+                 in_flight, waited [round, rank]           of exchanges; NaN likewise
     /topology    edges [edge, 2], offsets [round + 1]      round k: edges[offsets[k]:offsets[k+1]]
     /partition   offsets [client + 1], indices             into the training set
 """
@@ -60,8 +61,16 @@ BY_ROUND = {
     "traffic/mpi_bytes": "i8",
     "traffic/busiest_bytes": "i8",
     "time/seconds": "f8",
+    "time/in_flight": "f8",
+    "time/waited": "f8",
 }
 """Datasets that grow by a row a round."""
+
+_BY_RANK = {"time/seconds": (len(PHASES),), "time/in_flight": (), "time/waited": ()}
+"""Those of them with an axis of ranks, and their shape after it."""
+
+_LATER = ("time/in_flight", "time/waited")
+"""Those that records of earlier versions lack, which may still go on."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +82,14 @@ class RoundRecord:
         traffic: protocol and MPI bytes, `[2, phase]`.
         seconds: by rank and phase, `[rank, phase]`.
         busiest: protocol bytes in plus out of the busiest node.
+        flights: seconds of exchanges in flight, and waited for, `[rank, 2]`.
     """
 
     edges: np.ndarray
     traffic: np.ndarray
     seconds: np.ndarray
     busiest: int
+    flights: np.ndarray
 
 
 def provenance(world: World, device: str, torch: str) -> dict[str, str | int]:
@@ -163,17 +174,17 @@ class Record:
             kept = [r for r in file["rounds/round"][:].tolist() if r <= done and r % every == 0]
             for name in BY_EVALUATION:
                 file[name].resize(len(kept), axis=0)
+            for name in _LATER:
+                if name not in file:
+                    _create_by_rank(file, name, 0)
             for name in BY_ROUND:
                 file[name].resize(done, axis=0)
             offsets = file["topology/offsets"]
             offsets.resize(done + 1, axis=0)
             file["topology/edges"].resize(int(offsets[done]), axis=0)
-            seconds = file["time/seconds"]
-            former = seconds.shape[1]
-            seconds.resize(max(former, int(start["ranks"])), axis=1)
-            seconds[:, former:] = (
-                np.nan
-            )  # stored, since readers take what is larger than its file for damaged
+            ranks = max(file["time/seconds"].shape[1], int(start["ranks"]))
+            for name in _BY_RANK:
+                _widen(file[name], ranks)
             file.attrs["config"] = config_yaml
             starts = [*json.loads(file.attrs["resumed"]), {"round": done, **start}]
             file.attrs["resumed"] = json.dumps(starts)
@@ -184,11 +195,9 @@ class Record:
 
         for name, dtype in BY_EVALUATION.items():
             grows(name, dtype, *((clients,) if name.startswith("clients/") else ()))
-        phases = len(PHASES)
         for name, dtype in BY_ROUND.items():
-            if name == "time/seconds":  # another number of ranks may go on with it
-                shapes = {"shape": (0, ranks, phases), "maxshape": (None, None, phases)}
-                file.create_dataset(name, dtype=dtype, chunks=True, fillvalue=np.nan, **shapes)
+            if name in _BY_RANK:
+                _create_by_rank(file, name, ranks)
             elif name == "traffic/busiest_bytes":
                 grows(name, dtype)
             else:
@@ -221,10 +230,9 @@ class Record:
                 _extend(file["traffic/protocol_bytes"], round_record.traffic[:1])
                 _extend(file["traffic/mpi_bytes"], round_record.traffic[1:])
                 _extend(file["traffic/busiest_bytes"], [round_record.busiest])
-                seconds = file["time/seconds"]
-                ranks = np.full((1, *seconds.shape[1:]), np.nan)
-                ranks[0, : len(round_record.seconds)] = round_record.seconds
-                _extend(seconds, ranks)
+                _extend_by_rank(file["time/seconds"], round_record.seconds)
+                _extend_by_rank(file["time/in_flight"], round_record.flights[:, 0])
+                _extend_by_rank(file["time/waited"], round_record.flights[:, 1])
                 _extend(file["topology/edges"], round_record.edges)
                 _extend(file["topology/offsets"], [len(file["topology/edges"])])
             if evaluation is not None:
@@ -254,9 +262,31 @@ def read_all(file: h5py.File) -> None:
         Exception: of many kinds, over a damaged file.
     """
     for name in (*BY_EVALUATION, *BY_ROUND, "topology/edges", "topology/offsets"):
-        sane(file, name)[...]
+        if name in file or name not in _LATER:
+            sane(file, name)[...]
     for group in ("traffic", "time"):
         file[group].attrs["phases"]
+
+
+def _create_by_rank(file: h5py.File, name: str, ranks: int) -> None:
+    """An empty dataset with a column a rank; another number of ranks may go on with it."""
+    after = _BY_RANK[name]
+    shapes = {"shape": (0, ranks, *after), "maxshape": (None, None, *after)}
+    file.create_dataset(name, dtype=BY_ROUND[name], chunks=True, fillvalue=np.nan, **shapes)
+
+
+def _widen(dataset: h5py.Dataset, ranks: int) -> None:
+    """Makes room for `ranks` ranks, which former rounds did not have."""
+    former = dataset.shape[1]
+    dataset.resize(ranks, axis=1)
+    dataset[:, former:] = np.nan  # stored: readers take what is larger than its file for damaged
+
+
+def _extend_by_rank(dataset: h5py.Dataset, ranks: np.ndarray) -> None:
+    """Appends a row of values `[rank, ...]`, NaN for ranks that a round did not have."""
+    row = np.full((1, *dataset.shape[1:]), np.nan)
+    row[0, : len(ranks)] = ranks
+    _extend(dataset, row)
 
 
 def _extend(dataset: h5py.Dataset, rows: np.ndarray | Sequence[float]) -> None:

@@ -539,6 +539,8 @@ def assert_record(path, clients, ranks, rounds):
         "traffic/mpi_bytes": ((rounds, phases), "i8"),
         "traffic/busiest_bytes": ((rounds,), "i8"),
         "time/seconds": ((rounds, ranks, len(PHASES)), "f8"),
+        "time/in_flight": ((rounds, ranks), "f8"),
+        "time/waited": ((rounds, ranks), "f8"),
         "topology/edges": ((rounds * 9, 2), "i4"),
         "topology/offsets": ((rounds + 1,), "i8"),
         "partition/offsets": ((clients + 1,), "i8"),

@@ -68,7 +68,8 @@ def write(
         seconds[:, PHASES.index("evolve")] = 1 + np.arange(RANKS)
         seconds[0, PHASES.index("evaluate")] = 30
         seconds[0, PHASES.index("record")] = 20
-        over = RoundRecord(np.array([[0, 1]]), traffic, seconds, 4 + done) if done else None
+        edges, flights = np.array([[0, 1]]), np.full((RANKS, 2), 0.5)
+        over = RoundRecord(edges, traffic, seconds, 4 + done, flights) if done else None
         record.append(done, np.zeros(CLIENTS, int), row if due else None, over)
     return path
 

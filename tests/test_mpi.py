@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mpi_ntkdfl.algorithms import METHODS
+from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.assembly import prepare
 from mpi_ntkdfl.config import parse, read_yaml
 from mpi_ntkdfl.data.sources import DEBIAN_FASHION
@@ -167,6 +168,21 @@ def test_same_bits_for_any_number_of_ranks(records, case, ranks):
         sent = file["traffic/mpi_bytes"][:].sum(0)
     assert sent[statistics] > 0
     assert (sent.sum() > sent[statistics]) == (case != "local")
+
+
+def test_exchanges_are_hidden_where_waves_follow_each_other(records):
+    """With a single wave nobody computes while it travels."""
+    hidden = {}
+    for case in ("dynamic", "small waves"):
+        run = tables.read(records(2)[case])
+        assert run.in_flight.shape == run.waited.shape == run.seconds.shape[:2]
+        assert np.isfinite(run.in_flight).all()
+        assert (run.waited >= 0).all()
+        hidden[case] = run.in_flight - run.waited
+        assert (hidden[case] >= 0).all()
+    assert (hidden["small waves"] > 0).all()
+    assert hidden["small waves"].mean() > hidden["dynamic"].mean()
+    assert "in flight beneath computation" in tables.summary(run)
 
 
 @pytest.mark.parametrize("case", RESUMED)

@@ -18,9 +18,17 @@ from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.errors import InputError, SimulationError
 from mpi_ntkdfl.evaluate import Evaluation
+from mpi_ntkdfl.hdf5 import reading
 from mpi_ntkdfl.model.params import Layout
 from mpi_ntkdfl.outputs import Outputs, choose, refuse
-from mpi_ntkdfl.record import BY_EVALUATION, BY_ROUND, Record, RoundRecord, provenance
+from mpi_ntkdfl.record import (
+    BY_EVALUATION,
+    BY_ROUND,
+    Record,
+    RoundRecord,
+    provenance,
+    read_all,
+)
 
 CLIENTS, RANKS = 4, 3
 LAYOUT = Layout({"fc1.weight": (3, 5), "fc1.bias": (3,)})
@@ -42,7 +50,9 @@ def evaluation(done):
 def round_record(done):
     edges = np.array([[0, 1], [1, 2], [2, 3]])[: done + 1]
     traffic = np.arange(2 * len(TRAFFIC_PHASES)).reshape(2, -1) + 10 * done
-    return RoundRecord(edges, traffic, np.full((RANKS, len(PHASES)), done / 4), 7 * done)
+    flights = done * np.array([[4.0, 1.0], [5.0, 0.5], [6.0, 0.0]])
+    seconds = np.full((RANKS, len(PHASES)), done / 4)
+    return RoundRecord(edges, traffic, seconds, 7 * done, flights)
 
 
 def attributes(*hosts):
@@ -106,6 +116,8 @@ def test_rows_come_back(tmp_path):
         assert np.array_equal(run.protocol_bytes[row], expected.traffic[0])
         assert np.array_equal(run.mpi_bytes[row], expected.traffic[1])
         assert np.array_equal(run.seconds[row], expected.seconds)
+        assert np.array_equal(run.in_flight[row], expected.flights[:, 0])
+        assert np.array_equal(run.waited[row], expected.flights[:, 1])
         with h5py.File(tmp_path / "run.h5") as file:
             assert file["traffic/busiest_bytes"][row] == expected.busiest
     assert tuple(run.traffic_phases) == TRAFFIC_PHASES
@@ -173,6 +185,47 @@ def test_summary_tells_what_ran(tmp_path):
         *("3 ranks on 2 host(s), cpu, torch 2.0, Some MPI", "    2   0.7000", "2 rounds"),
     ):
         assert part in text
+
+
+def test_summary_tells_what_was_hidden(tmp_path):
+    """Means over ranks, summed over the rounds: 1 + 2 times 5 s in flight, 0.5 s of them waited for."""
+    path = write_record(tmp_path / "run.h5").path
+    said = "exchange: 1.5 s waited for, 13.5 s in flight beneath computation (90 % hidden at most)"
+    assert said in tables.summary(tables.read(path)).splitlines()
+    with h5py.File(path, "r+") as file:
+        file["time/in_flight"][0] = file["time/waited"][0] = np.nan
+        file["time/in_flight"][1, 2] = file["time/waited"][1, 2] = np.nan
+    said = "exchange: 1.5 s waited for, 7.5 s in flight beneath computation (83 % hidden at most)"
+    assert said in tables.summary(tables.read(path)).splitlines()
+
+
+@pytest.mark.parametrize("name", ["traffic/mpi_bytes", "time/in_flight"])
+def test_summary_of_ranks_that_exchanged_nothing(tmp_path, name):
+    """One process, or a method whose ranks only add up."""
+    path = write_record(tmp_path / "run.h5").path
+    with h5py.File(path, "r+") as file:
+        file[name][...] = 0
+        file["time/waited"][...] = 0
+    assert "exchange:" not in tables.summary(tables.read(path))
+
+
+def test_records_of_earlier_versions_go_on(tmp_path):
+    """They lack the time of exchanges, which is NaN for the rounds that are done."""
+    record = write_record(tmp_path / "run.h5", rounds=2)
+    with h5py.File(record.path, "r+") as file:
+        del file["time/in_flight"], file["time/waited"]
+    run = tables.read(record.path)
+    assert (run.in_flight, run.waited) == (None, None)
+    assert "exchange:" not in tables.summary(run)
+    with reading(record.path) as file:
+        read_all(file)
+    record.resume(1, 1, config_text(), provenance(SoloWorld(), "cpu", "2.0"))
+    record.append(2, np.zeros(CLIENTS, int), evaluation(2), round_record(2))
+    run = tables.read(record.path)
+    assert run.in_flight.shape == run.waited.shape == run.seconds.shape[:2] == (2, RANKS)
+    assert np.isnan(run.in_flight[0]).all()
+    assert np.array_equal(run.waited[1], round_record(2).flights[:, 1])
+    assert "exchange: 1.0 s waited for, 9.0 s in flight" in tables.summary(run)
 
 
 @pytest.mark.parametrize("lacking", ["config", "hosts", "ranks", "commit"])

@@ -67,7 +67,8 @@ def write(path, evolve, exchange, clients=4, rounds=3, cores=8, **settings):
         seconds[:, PHASES.index("exchange")] = exchange
         seconds *= 100 if done == 1 else 1
         seconds[:, PHASES.index("evaluate")] = 30
-        record.append(done, np.zeros(clients, int), None, RoundRecord(edges, traffic, seconds, 0))
+        over = RoundRecord(edges, traffic, seconds, 0, seconds[:, :2])
+        record.append(done, np.zeros(clients, int), None, over)
     return path
 
 

@@ -32,6 +32,7 @@ class Run:
         partition: fingerprint of the clients' samples, empty if the record has none.
         own_accuracy: `[row, client]`, on each client's own distribution; None in records without it.
         busiest_bytes: protocol bytes of the busiest client, `[round]`; None likewise.
+        in_flight, waited: seconds of exchanges, `[round, rank]`, NaN like `seconds`; None likewise.
     """
 
     attributes: dict[str, str]
@@ -51,6 +52,8 @@ class Run:
     partition: str = ""
     own_accuracy: np.ndarray | None = None
     busiest_bytes: np.ndarray | None = None
+    in_flight: np.ndarray | None = None
+    waited: np.ndarray | None = None
 
 
 _BY_EVALUATION = {
@@ -69,8 +72,10 @@ _BY_ROUND = {
     "mpi_bytes": "traffic/mpi_bytes",
     "seconds": "time/seconds",
     "busiest_bytes": "traffic/busiest_bytes",
+    "in_flight": "time/in_flight",
+    "waited": "time/waited",
 }
-_OPTIONAL = {"own_accuracy", "busiest_bytes"}
+_OPTIONAL = {"own_accuracy", "busiest_bytes", "in_flight", "waited"}
 
 
 def read(path: Path) -> Run:
@@ -211,4 +216,20 @@ def _time(run: Run) -> list[str]:
     return [
         f"time, mean over ranks (slowest ranks {duration(total)}, {len(run.seconds)} rounds)",
         *lines,
+        *_hidden(run),
+    ]
+
+
+def _hidden(run: Run) -> list[str]:
+    """How much of the exchanges passed beneath computation; nothing where ranks exchanged nothing."""
+    if run.in_flight is None or run.waited is None or not run.mpi_bytes.any():
+        return []
+    known = ~np.isnan(run.in_flight).all(axis=1)  # not of rounds of an earlier version
+    flown, waited = (np.nanmean(each[known], axis=1).sum() for each in (run.in_flight, run.waited))
+    if not flown:
+        return []
+    hidden = flown - waited
+    return [
+        f"exchange: {waited:.1f} s waited for, {hidden:.1f} s in flight beneath computation "
+        f"({100 * hidden / flown:.0f} % hidden at most)"
     ]

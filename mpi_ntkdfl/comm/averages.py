@@ -104,7 +104,7 @@ def masked_average(exchange: Exchange, vectors: torch.Tensor, masks: torch.Tenso
         client: {"values": vector[mask][None], "mask": _packed(mask)[None]}
         for client, vector, mask in zip(f.owned, vectors, masks, strict=True)
     }
-    exchange.book_neighbours(form, np.ones(graph.clients, dtype=np.int64))
+    exchange.book_vectors(form)
     shared = exchange.share_messages(form, own)
     averages = torch.empty_like(vectors)
     with f.clock("update"):

@@ -20,33 +20,47 @@ _KEPT = 4
 """Free blocks that are kept: what one wave sends and receives, and the next."""
 
 
+class _Loan(weakref.ref[np.ndarray]):
+    """A block of memory, and the array that looks into it; the block is free once that is gone."""
+
+    __slots__ = ("block",)
+    block: np.ndarray
+
+
 class Buffers:
     """Lends host memory; what was lent comes back by itself."""
 
     def __init__(self) -> None:
         """Starts without a block."""
-        self._free: list[np.ndarray] = []
+        # By id, because arrays and references to them cannot be hashed.
+        self._free: dict[int, np.ndarray] = {}
+        self._loans: dict[int, _Loan] = {}
 
     def empty(self, nbytes: int) -> torch.Tensor:
         """`[nbytes]` uint8, not initialised, on a cache line. Its views may outlive it."""
-        least = nbytes + ALIGNMENT  # a block need not begin on a cache line
-        fitting = [block for block in self._free if least <= block.nbytes <= 4 * least]
-        if fitting:
-            block = min(fitting, key=lambda each: each.nbytes)
-            self._free = [each for each in self._free if each is not block]
-        else:
-            block = np.empty(nbytes + nbytes // 8 + ALIGNMENT, dtype=np.uint8)
-        start = -block.ctypes.data % ALIGNMENT
-        # An array object of its own, so that its end, not the block's, is noticed.
-        lent = np.frombuffer(block.data, np.uint8, nbytes, start)
-        weakref.finalize(lent, self._take_back, block).atexit = False
+        most = 4 * (nbytes + ALIGNMENT)
+        fitting = [block for block in self._free.values() if nbytes <= len(block) <= most]
+        block = min(fitting, key=len) if fitting else _block(nbytes + nbytes // 8)
+        self._free.pop(id(block), None)
+        # An array object of its own, held by the tensor, so that its end, not the block's, is noticed.
+        lent = block[:nbytes]
+        loan = _Loan(lent, self._take_back)
+        loan.block = block
+        self._loans[id(loan)] = loan
         return torch.from_numpy(lent)
 
-    def _take_back(self, block: np.ndarray) -> None:
-        self._free.append(block)
+    def _take_back(self, loan: weakref.ref[np.ndarray]) -> None:
+        block = self._loans.pop(id(loan)).block
+        self._free[id(block)] = block
         if len(self._free) > _KEPT:
-            smallest = min(self._free, key=lambda each: each.nbytes)
-            self._free = [each for each in self._free if each is not smallest]
+            del self._free[id(min(self._free.values(), key=len))]
+
+
+def _block(nbytes: int) -> np.ndarray:
+    """Fresh memory `[nbytes]` uint8 that starts on a cache line."""
+    whole = np.empty(nbytes + ALIGNMENT, dtype=np.uint8)
+    start = -whole.ctypes.data % ALIGNMENT
+    return whole[start : start + nbytes]
 
 
 _OF_THIS_RANK = Buffers()

@@ -8,14 +8,16 @@ in ascending client id, so that its bits do not depend on the number of ranks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cached_property, partial
 from types import TracebackType
 from typing import Literal
 
 import numpy as np
 import torch
 
+from mpi_ntkdfl.comm.crossing import Crossing
 from mpi_ntkdfl.comm.federation import Federation, Samples
+from mpi_ntkdfl.comm.flight import Flight
 from mpi_ntkdfl.comm.messages import (
     Field,
     MessageFormat,
@@ -39,12 +41,7 @@ from mpi_ntkdfl.model.params import aligned
 from mpi_ntkdfl.ntk.jacobian import DenseJacobian, FactoredJacobian
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.mixing import weights
-from mpi_ntkdfl.topology.placement import (
-    neighbour_ranks,
-    pairs,
-    receive_clients,
-    send_clients,
-)
+from mpi_ntkdfl.topology.placement import neighbour_ranks
 
 JacobianKind = Literal["factored", "dense"]
 
@@ -59,6 +56,7 @@ class Exchange:
         self._rank = federation.world.rank
         found = neighbour_ranks(graph, federation.placement, self._rank)
         self._channel = federation.world.channel(found.tolist())
+        self._crossing = Crossing(graph, federation.placement, self._rank, self._channel.neighbours)
 
     def __enter__(self) -> Exchange:
         return self
@@ -91,7 +89,7 @@ class Exchange:
         """
         form = MessageFormat({"vector": Field(phase, (vectors.shape[1],), vectors.dtype)})
         own = zip(self.federation.owned, vectors, strict=True)
-        self.book_neighbours(form, np.ones(self.graph.clients, np.int64))
+        self.book_vectors(form)
         known = self.share_messages(form, {client: {"vector": row[None]} for client, row in own})
         return {client: message["vector"][0] for client, message in known.items()}
 
@@ -110,27 +108,20 @@ class Exchange:
         f, channel = self.federation, self._channel
         known = dict(messages)
         with f.clock("exchange"):
-            leaving = [
-                send_clients(self.graph, f.placement, self._rank, to) for to in channel.neighbours
-            ]
-            coming = [
-                receive_clients(self.graph, f.placement, self._rank, source)
-                for source in channel.neighbours
-            ]
-            outgoing = Outgoing(f.ledger, f.device)
+            leaving, coming = self._crossing.leaving, self._crossing.coming
+            each, outgoing = form.nbytes(1), Outgoing(f.ledger, f.device)
             for clients in leaving:
-                for client in clients.tolist():
+                for client in clients:
                     outgoing.add(form, 1, partial(known.__getitem__, client))
             pending = outgoing.start(
-                channel,
-                [len(c) * form.nbytes(1) for c in leaving],
-                [len(c) * form.nbytes(1) for c in coming],
+                channel, [len(c) * each for c in leaving], [len(c) * each for c in coming]
             )
-            received, start = pending.wait(), 0
-            for client in (int(c) for clients in coming for c in clients):
-                views = form.read(received, start, 1)
-                known[client] = {name: view.to(f.device) for name, view in views.items()}
-                start += form.nbytes(1)
+            received, start = Flight(pending, f.clock).wait(), 0
+            for clients in coming:
+                for client in clients:
+                    views = form.read(received, start, 1)
+                    known[client] = {name: view.to(f.device) for name, view in views.items()}
+                    start += each
         return known
 
     def average(
@@ -293,7 +284,7 @@ class Exchange:
         waves = factored_waves(
             self.graph, f.placement, f.sizes, message_bytes, work, f.memory_limit, at_once
         )
-        self.book_neighbours(form, f.sizes)
+        self._book_samples(form)
         turns = len(waves[self._rank])
         transfer = self._transfer(form, [wave[0] for wave in waves], make)
         for turn in range(turns):
@@ -311,7 +302,7 @@ class Exchange:
         form = dense_heading(f.network, f.dtype, inputs)
         width = slice_width(self.graph, f.sizes, work, f.memory_limit)
         for part in (form, dense_entries(f.network, f.dtype, work.params)):
-            self.book_neighbours(part, f.sizes)
+            self._book_samples(part)
         owned = [f.placement.owned(rank) for rank in range(f.world.size)]
         for turn in range(max(map(len, owned))):
             targets = [own[turn : turn + 1] for own in owned]
@@ -338,27 +329,17 @@ class Exchange:
         sizes = f.sizes
         with f.clock("exchange"):
             outgoing, send_bytes = Outgoing(f.ledger, f.device), []
-            for to in channel.neighbours:
-                wanted = self._pairs(self._rank, to, targets[to])
+            for wanted in self._crossing.pairs_leaving(targets):
                 send_bytes.append(sum(form.nbytes(int(sizes[j])) for _, j in wanted))
                 for pair in wanted:
                     outgoing.add(form, int(sizes[pair[1]]), partial(make, pair))
-            coming = [
-                self._pairs(source, self._rank, targets[self._rank])
-                for source in channel.neighbours
-            ]
+            coming = self._crossing.pairs_coming(targets)
             receive_bytes = [
                 sum(form.nbytes(int(sizes[j])) for _, j in wanted) for wanted in coming
             ]
-            pending = outgoing.start(channel, send_bytes, receive_bytes)
+            pending = Flight(outgoing.start(channel, send_bytes, receive_bytes), f.clock)
         order = [pair for wanted in coming for pair in wanted]
         return Transfer(pending, order, form, sizes, make, f.device, f.clock)
-
-    def _pairs(self, source: int, target: int, clients: range) -> list[Pair]:
-        """(i, j) for clients i of rank `target` within `clients` and their neighbours j of `source`."""
-        found = pairs(self.graph, self.federation.placement, source, target)
-        kept = found[(found[:, 0] >= clients.start) & (found[:, 0] < clients.stop)]
-        return [(int(i), int(j)) for i, j in kept]
 
     # ----------------------------------------------------------------------------------- server
 
@@ -438,15 +419,34 @@ class Exchange:
         for phase, count in form.by_phase(1, travelling=False).items():
             self._book_protocol(phase, count * through)
 
-    def book_neighbours(self, form: MessageFormat, rows: np.ndarray) -> None:
-        """Books a message of `rows` `[client]` rows from every client to each of its neighbours."""
+    def book_vectors(self, form: MessageFormat) -> None:
+        """Books a message of one row from every client to each of its neighbours."""
+        self._book_rows(form, self._vectors_through)
+
+    def _book_samples(self, form: MessageFormat) -> None:
+        """Books a message of a row a sample from every client to each of its neighbours."""
+        self._book_rows(form, self._samples_through)
+
+    def _book_rows(self, form: MessageFormat, through: np.ndarray) -> None:
         for phase, count in form.by_phase(1, travelling=False).items():
-            self.book_sent(phase, count * rows)
+            self._book_protocol(phase, count * through)
 
     def book_sent(self, phase: str, counts: np.ndarray) -> None:
         """Books `counts` `[client]` bytes, known on rank 0, from every client to each neighbour."""
+        self._book_protocol(phase, self._through(counts))
+
+    def _through(self, counts: np.ndarray) -> np.ndarray:
+        """In plus out of each node, `[client + 1]`, if client i sends `counts[i]` to each neighbour."""
         sent, received = self.graph.degrees * counts, neighbourhood_sums(self.graph, counts)
-        self._book_protocol(phase, np.append(sent + received, 0))
+        return np.append(sent + received, 0)
+
+    @cached_property
+    def _vectors_through(self) -> np.ndarray:
+        return self._through(np.ones(self.graph.clients, dtype=np.int64))
+
+    @cached_property
+    def _samples_through(self) -> np.ndarray:
+        return self._through(self.federation.sizes)
 
     def _book_protocol(self, phase: str, through: np.ndarray) -> None:
         """Books payload once for the whole job: bytes in plus out of each node, `[client + 1]`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -36,9 +37,10 @@ class Field:
     trailing: tuple[int, ...]
     dtype: torch.dtype
 
-    def nbytes(self, samples: int) -> int:
-        """Payload bytes for a client with `samples` samples."""
-        return samples * math.prod(self.trailing) * self.dtype.itemsize
+    @cached_property
+    def row_bytes(self) -> int:
+        """Payload bytes of a sample."""
+        return math.prod(self.trailing) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -49,17 +51,19 @@ class MessageFormat:
 
     def nbytes(self, samples: int) -> int:
         """Bytes of the message as it travels, padding included."""
-        return sum(padded(field.nbytes(samples)) for field in self.fields.values())
+        return sum([padded(samples * field.row_bytes) for field in self.fields.values()])
 
     def nbytes_each(self, sizes: np.ndarray) -> np.ndarray:
         """Bytes of the message of each client, given their samples `sizes` `[client]`."""
-        return np.array([self.nbytes(int(samples)) for samples in sizes])
+        lines = [-(-sizes * field.row_bytes // ALIGNMENT) for field in self.fields.values()]
+        each: np.ndarray = ALIGNMENT * np.sum(lines, axis=0)
+        return each
 
     def by_phase(self, samples: int, travelling: bool) -> dict[str, int]:
         """Bytes by ledger phase: as MPI moves them (`travelling`) or payload alone."""
         found: dict[str, int] = {}
         for field in self.fields.values():
-            count = field.nbytes(samples)
+            count = samples * field.row_bytes
             found[field.phase] = found.get(field.phase, 0) + (
                 padded(count) if travelling else count
             )
@@ -69,24 +73,27 @@ class MessageFormat:
         self, buffer: torch.Tensor, start: int, samples: int, arrays: Mapping[str, torch.Tensor]
     ) -> int:
         """Copies `arrays` into `buffer` `[bytes]` from byte `start`; returns where the message ends."""
-        for name, view in self._views(buffer, start, samples):
+        views, stop = self._views(buffer, start, samples)
+        for name, view in views.items():
             view.copy_(arrays[name])
-        return start + self.nbytes(samples)
+        return stop
 
     def read(self, buffer: torch.Tensor, start: int, samples: int) -> dict[str, torch.Tensor]:
         """Views into `buffer` `[bytes]` of the message that starts at byte `start`."""
-        return dict(self._views(buffer, start, samples))
+        return self._views(buffer, start, samples)[0]
 
     def _views(
         self, buffer: torch.Tensor, start: int, samples: int
-    ) -> list[tuple[str, torch.Tensor]]:
-        views = []
+    ) -> tuple[dict[str, torch.Tensor], int]:
+        """Views of the fields, and the byte at which the message ends."""
+        views = {}
         for name, field in self.fields.items():
-            count = field.nbytes(samples)
-            flat = buffer[start : start + count].view(field.dtype)
-            views.append((name, flat.view(samples, *field.trailing)))
+            count = samples * field.row_bytes
+            # `narrow` is half the cost of a slice, which counts where messages are small.
+            flat = buffer.narrow(0, start, count).view(field.dtype)
+            views[name] = flat.view(samples, *field.trailing)
             start += padded(count)
-        return views
+        return views, start
 
 
 # ------------------------------------------------------------------------ what clients send each other

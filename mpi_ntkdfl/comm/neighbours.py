@@ -36,6 +36,7 @@ class GraphChannel:
             self.neighbours, self.neighbours, reorder=False
         )
         self._unit = MPI.BYTE.Create_contiguous(UNIT).Commit()
+        self._layouts: dict[tuple[int, ...], list[Any]] = {}
 
     def start(
         self, send: torch.Tensor, send_bytes: Sequence[int], receive_bytes: Sequence[int]
@@ -45,27 +46,38 @@ class GraphChannel:
         Raises:
             ValueError: if a size is no multiple of 64, or the sizes do not fit the neighbours.
         """
-        sizes = (*send_bytes, *receive_bytes)
-        if len(sizes) != 2 * len(self.neighbours) or any(size % UNIT for size in sizes):
-            raise ValueError(
-                f"expected sizes in multiples of {UNIT} bytes for {len(self.neighbours)} neighbours, "
-                f"got {list(send_bytes)} and {list(receive_bytes)}"
-            )
+        leaving, coming = self._layout(tuple(send_bytes)), self._layout(tuple(receive_bytes))
         received = host_bytes(sum(receive_bytes), send.is_pinned())
         request = self._graph.Ineighbor_alltoallw(
-            self._message(send, send_bytes), self._message(received, receive_bytes)
+            [_memory(send), *leaving], [_memory(received), *coming]
         )
         return _Started(request, send, received)
 
-    def _message(self, buffer: torch.Tensor, sizes: Sequence[int]) -> list[Any]:
-        displacements = list(accumulate(sizes, initial=0))[:-1]
-        counts = [size // UNIT for size in sizes]
-        return [buffer.numpy(), counts, displacements, [self._unit] * len(counts)]
+    def _layout(self, sizes: tuple[int, ...]) -> list[Any]:
+        """Counts, displacements and types of a buffer with `sizes` bytes for each neighbour.
+
+        Kept, since rounds on one graph exchange the same sizes again.
+        """
+        if sizes not in self._layouts:
+            if len(sizes) != len(self.neighbours) or any(size % UNIT for size in sizes):
+                raise ValueError(
+                    f"expected sizes in multiples of {UNIT} bytes for {len(self.neighbours)} "
+                    f"neighbours, got {list(sizes)}"
+                )
+            displacements = list(accumulate(sizes, initial=0))[:-1]
+            counts = [size // UNIT for size in sizes]
+            self._layouts[sizes] = [counts, displacements, [self._unit] * len(counts)]
+        return self._layouts[sizes]
 
     def close(self) -> None:
         """Frees the communicator."""
         self._unit.Free()
         self._graph.Free()
+
+
+def _memory(buffer: torch.Tensor) -> Any:
+    """Where `buffer` lies, as mpi4py takes it; cheaper than its array, and keeps nothing alive."""
+    return MPI.buffer.fromaddress(buffer.data_ptr(), buffer.numel())
 
 
 class _Started:
@@ -74,8 +86,8 @@ class _Started:
     def __init__(self, request: Any, send: torch.Tensor, received: torch.Tensor) -> None:
         self._request, self._send, self._received = request, send, received
 
-    def poke(self) -> None:
-        self._request.Test()
+    def poke(self) -> bool:
+        return bool(self._request.Test())
 
     def wait(self) -> torch.Tensor:
         self._request.Wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,11 +39,12 @@ class Outgoing:
         """Writes and books all messages, one after another: `[bytes]` uint8 on the host."""
         size = sum(form.nbytes(samples) for form, samples, _ in self._messages)
         buffer = host_bytes(size, self._pinned)
-        position = 0
+        position, sent = 0, Counter[str]()
         for form, samples, make in self._messages:
             position = form.write(buffer, position, samples, make())
-            for phase, count in form.by_phase(samples, travelling=True).items():
-                self._ledger.book_mpi(phase, count)
+            sent.update(form.by_phase(samples, travelling=True))
+        for phase, count in sent.items():
+            self._ledger.book_mpi(phase, count)
         return buffer
 
 

@@ -21,8 +21,8 @@ T = TypeVar("T")
 class Pending(Protocol):
     """A started exchange."""
 
-    def poke(self) -> None:
-        """Lets the message-passing library make progress; returns at once."""
+    def poke(self) -> bool:
+        """Lets the message-passing library make progress; returns at once whether all is there."""
         ...
 
     def wait(self) -> torch.Tensor:
@@ -103,8 +103,8 @@ class World(Protocol):
 
 
 class _Done:
-    def poke(self) -> None:
-        pass
+    def poke(self) -> bool:
+        return True
 
     def wait(self) -> torch.Tensor:
         import torch  # so that commands that look at records start without it
