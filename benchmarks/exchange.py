@@ -27,6 +27,7 @@ from mpi_ntkdfl.clock import Clock
 from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.messages import Field, MessageFormat
 from mpi_ntkdfl.comm.neighbours import GraphChannel
+from mpi_ntkdfl.comm.staging import DirectStaging
 from mpi_ntkdfl.comm.transfer import Outgoing, Transfer
 
 ROW = 1024
@@ -50,13 +51,13 @@ class Package:
 
     def exchange(self) -> None:
         """One wave."""
-        outgoing, device = Outgoing(Ledger(), torch.device("cpu")), torch.device("cpu")
+        outgoing, way = Outgoing(Ledger(), DirectStaging()), DirectStaging()
         for client in range(self.count):
             row = self.source[client % self.each]
             outgoing.add(self.form, self.rows, lambda row=row: {"vector": row})
         pending = outgoing.start(self.channel, self.share, self.share)
         pairs = [(0, client) for client in range(self.count)]
-        made = Transfer(pending, pairs, self.form, self.sizes, lambda _: {}, device, Clock())
+        made = Transfer(pending, pairs, self.form, self.sizes, lambda _: {}, way, Clock())
         arrived = made.finish()
         for client in range(self.count):
             self.stacked[client].copy_(arrived(0, client)["vector"])

@@ -236,12 +236,17 @@ def _parse_seconds(limit: float | str) -> float:
 
 
 class ComputeSettings(Section):
-    """Where and how precisely; `threads` and `memory_limit` (bytes, or text as "2GB") are per rank."""
+    """Where and how precisely; `threads` and `memory_limit` (bytes, or text as "2GB") are per rank.
+
+    `gpu_aware_mpi`: MPI is handed messages in the GPU's memory, instead of by way of host memory; it
+    must be built with CUDA support.
+    """
 
     device: str = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     threads: int = Field(default=1, ge=1)
     memory_limit: int | str | None = None
+    gpu_aware_mpi: bool = False
 
     @field_validator("device")
     @classmethod

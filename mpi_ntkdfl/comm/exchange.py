@@ -28,6 +28,7 @@ from mpi_ntkdfl.comm.messages import (
 )
 from mpi_ntkdfl.comm.neighbourhood import Arrays, HeldNeighbourhood, Neighbourhood, stacked
 from mpi_ntkdfl.comm.reduce import exact_mean, reduced_bytes
+from mpi_ntkdfl.comm.staging import DirectStaging, Staging
 from mpi_ntkdfl.comm.transfer import Outgoing, Pair, Transfer
 from mpi_ntkdfl.comm.waves import WorkingSet, factored_waves, neighbourhood_sums, slice_width
 from mpi_ntkdfl.comm.world import World
@@ -72,6 +73,7 @@ class Federation:
         ledger: books the traffic.
         clock: books the time.
         on_divergence: whether the run stops when a client diverges, or goes on without its step.
+        staging: the way of messages between the device and MPI; one made for that device.
     """
 
     world: World
@@ -86,6 +88,7 @@ class Federation:
     ledger: Ledger
     clock: Clock
     on_divergence: Literal["stop", "continue"] = "stop"
+    staging: Staging = DirectStaging()
 
     @property
     def owned(self) -> range:
@@ -161,7 +164,7 @@ class Exchange:
                 receive_clients(self.graph, f.placement, self._rank, source)
                 for source in channel.neighbours
             ]
-            outgoing = Outgoing(f.ledger, f.device)
+            outgoing = Outgoing(f.ledger, f.staging)
             for clients in leaving:
                 for client in clients.tolist():
                     outgoing.add(form, 1, partial(known.__getitem__, client))
@@ -170,10 +173,9 @@ class Exchange:
                 [len(c) * form.nbytes(1) for c in leaving],
                 [len(c) * form.nbytes(1) for c in coming],
             )
-            received, start = pending.wait(), 0
+            received, start = f.staging.arrive(pending.wait()), 0
             for client in (int(c) for clients in coming for c in clients):
-                views = form.read(received, start, 1)
-                known[client] = {name: view.to(f.device) for name, view in views.items()}
+                known[client] = form.read(received, start, 1)
                 start += form.nbytes(1)
         return known
 
@@ -373,7 +375,7 @@ class Exchange:
         f, channel = self.federation, self._channel
         sizes = f.sizes
         with f.clock("exchange"):
-            outgoing, send_bytes = Outgoing(f.ledger, f.device), []
+            outgoing, send_bytes = Outgoing(f.ledger, f.staging), []
             for to in channel.neighbours:
                 wanted = self._pairs(self._rank, to, targets[to])
                 send_bytes.append(sum(form.nbytes(int(sizes[j])) for _, j in wanted))
@@ -388,7 +390,7 @@ class Exchange:
             ]
             pending = outgoing.start(channel, send_bytes, receive_bytes)
         order = [pair for wanted in coming for pair in wanted]
-        return Transfer(pending, order, form, sizes, make, f.device, f.clock)
+        return Transfer(pending, order, form, sizes, make, f.staging, f.clock)
 
     def _pairs(self, source: int, target: int, clients: range) -> list[Pair]:
         """(i, j) for clients i of rank `target` within `clients` and their neighbours j of `source`."""
@@ -449,20 +451,19 @@ class Exchange:
         """Messages `make(client)` of `clients`, in id order, on rank 0; elsewhere none."""
         f = self.federation
         owners = np.asarray(f.placement.owner(clients))
-        outgoing = Outgoing(f.ledger, f.device)
+        outgoing = Outgoing(f.ledger, f.staging)
         if self._rank:
             for client in clients[owners == self._rank].tolist():
                 outgoing.add(form, int(f.sizes[client]), partial(make, client))
         found = []
-        for rank, received in enumerate(f.world.collect(outgoing.pack().numpy())):
-            buffer, position = torch.from_numpy(received), 0
+        for rank, received in enumerate(f.world.collect(outgoing.pack().cpu().numpy())):
+            buffer, position = torch.from_numpy(received).to(f.device), 0
             for client in clients[owners == rank].tolist():
                 if rank == self._rank:
                     found.append(make(client))
                     continue
                 samples = int(f.sizes[client])
-                views = form.read(buffer, position, samples)
-                found.append({name: view.to(f.device) for name, view in views.items()})
+                found.append(form.read(buffer, position, samples))
                 position += form.nbytes(samples)
         return found
 

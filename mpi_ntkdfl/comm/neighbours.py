@@ -17,6 +17,7 @@ from mpi4py import MPI
 
 from mpi_ntkdfl.comm.buffers import host_bytes
 from mpi_ntkdfl.comm.world import Pending
+from mpi_ntkdfl.device import on_gpu
 from mpi_ntkdfl.model.params import ALIGNMENT as UNIT
 
 
@@ -38,7 +39,11 @@ class GraphChannel:
         self._unit = MPI.BYTE.Create_contiguous(UNIT).Commit()
 
     def start(
-        self, send: torch.Tensor, send_bytes: Sequence[int], receive_bytes: Sequence[int]
+        self,
+        send: torch.Tensor,
+        send_bytes: Sequence[int],
+        receive_bytes: Sequence[int],
+        room: torch.Tensor | None = None,
     ) -> Pending:
         """Starts one exchange; see `Channel.start`.
 
@@ -51,7 +56,7 @@ class GraphChannel:
                 f"expected sizes in multiples of {UNIT} bytes for {len(self.neighbours)} neighbours, "
                 f"got {list(send_bytes)} and {list(receive_bytes)}"
             )
-        received = host_bytes(sum(receive_bytes), send.is_pinned())
+        received = host_bytes(sum(receive_bytes)) if room is None else room
         request = self._graph.Ineighbor_alltoallw(
             self._message(send, send_bytes), self._message(received, receive_bytes)
         )
@@ -60,7 +65,9 @@ class GraphChannel:
     def _message(self, buffer: torch.Tensor, sizes: Sequence[int]) -> list[Any]:
         displacements = list(accumulate(sizes, initial=0))[:-1]
         counts = [size // UNIT for size in sizes]
-        return [buffer.numpy(), counts, displacements, [self._unit] * len(counts)]
+        # Pinned host memory calls itself a GPU's where tensors describe themselves (DLPack).
+        memory = buffer if on_gpu(buffer.device) else buffer.numpy()
+        return [memory, counts, displacements, [self._unit] * len(counts)]
 
     def close(self) -> None:
         """Frees the communicator."""
