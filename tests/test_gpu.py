@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 import types
 
 import h5py
@@ -25,10 +27,8 @@ from mpi_ntkdfl.errors import InputError
 from mpi_ntkdfl.evaluate import Evaluator
 from mpi_ntkdfl.outputs import Outputs
 from mpi_ntkdfl.topology.schedule import Schedule
-from tests.conftest import ROOT, make_federation, random_weights
+from tests.conftest import ROOT, environment, make_federation, needs_cuda, random_weights
 from tests.pretend_gpu import GPU, FakeCopies, PretendGpu, pretended
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 # ------------------------------------------------------------------------------------------- devices
 
@@ -450,3 +450,28 @@ def test_ranks_that_share_a_gpu_agree_with_the_cpu(simulate, tmp_path):
         with h5py.File(Outputs(record).checkpoint) as file:
             found.append(file["params"][:])
     assert np.linalg.norm(found[0] - found[1]) <= 1e-4 * np.linalg.norm(found[0])
+
+
+# ------------------------------------------------------------------------------------ the benchmark
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_on_a_cpu(tmp_path):
+    """Every piece of it; on a GPU it is one command as well."""
+    words = [sys.executable, ROOT / "benchmarks/gpu.py", "--device", "cpu", "--small"]
+    done = subprocess.run(
+        [*words, "-o", tmp_path / "table.md"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "table.md").read_text()
+    assert text.strip() == done.stdout.strip()
+    assert "Tflop/s, copies" in text
+    assert "CUDA tests: " in text
+    for row in ("evolve", "kernel", "all", "1 | 2", "4 | 2"):
+        assert f"\n| {row} |" in text
+    assert "```" in text
