@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mpi_ntkdfl import seeds
+from mpi_ntkdfl import device, seeds
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.algorithms.base import Needs
 from mpi_ntkdfl.clock import Clock
 from mpi_ntkdfl.comm.federation import Federation, Samples
+from mpi_ntkdfl.comm.gpu_aware import agreed_staging
 from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.config import Config
@@ -116,7 +117,7 @@ def read_weights(path: Path, layout: Layout) -> torch.Tensor:
         InputError: if it is missing, is no plain state_dict, or does not fit the model.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location=device.HOST, weights_only=True)
     except Exception as error:  # a damaged file can raise nearly anything from the unpickler
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise InputError(f"model.weights: {path} is no readable state_dict: {reason}") from error
@@ -153,12 +154,11 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         problem: from `prepare`, on rank 0; None elsewhere.
 
     Raises:
-        InputError: if a rank lacks the device asked for.
+        InputError: if a rank lacks the device asked for, or MPI cannot take its memory as asked.
     """
-    device = world.agree(lambda: choose_device(config.compute.device, world.local_rank))
-    torch.set_num_threads(config.compute.threads)
-    # TF32 would keep 10 bits of the mantissa, too few for the kernel.
-    torch.set_float32_matmul_precision("highest")
+    chosen = world.agree(lambda: device.choose(config.compute.device, world.local_rank))
+    device.use(chosen, config.compute.threads)
+    way = agreed_staging(world, chosen, config.compute.gpu_aware_mpi)
     dtype = getattr(torch, config.compute.dtype)
 
     def told() -> tuple[nets.MLP, Schedule, sources.Scaling, np.ndarray, Placement]:
@@ -170,7 +170,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
 
     def ship(stored: np.ndarray, labels: np.ndarray) -> Samples:
         inputs = torch.tensor(scaling.apply(stored, config.compute.dtype))
-        return Samples(inputs.to(device), torch.tensor(labels).to(device))
+        return Samples(inputs.to(chosen), torch.tensor(labels).to(chosen))
 
     stored, labels = _own_samples(world, placement, problem)
     owned = placement.owned(world.rank)
@@ -187,14 +187,14 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
     start = problem.start if problem else None
     if config.model.weights is not None:
         start = world.broadcast(start)
-    weights = starting_weights(config, network, owned, start).to(device=device, dtype=dtype)
+    weights = starting_weights(config, network, owned, start).to(device=chosen, dtype=dtype)
     federation = Federation(
         world=world,
         placement=placement,
         network=network,
         samples=samples,
         sizes=sizes,
-        device=device,
+        device=chosen,
         dtype=dtype,
         memory_limit=config.compute.memory_bytes,
         seed=config.seed,
@@ -202,42 +202,11 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         clock=Clock(),
         on_divergence=config.on_divergence,
         batch=config.compute.batch,
-        batch_bytes=_free_memory(device, world.hosts.count(world.hosts[world.rank])),
+        batch_bytes=device.free_share(chosen, world.hosts.count(world.hosts[world.rank])),
+        staging=way,
     )
     shares = (problem.partition.offsets, problem.partition.indices) if problem else None
     return Assembly(federation, schedule, weights, test, shares)
-
-
-def choose_device(wanted: str, local_rank: int) -> torch.device:
-    """The device of a rank: `auto` and `cuda` deal the node's GPUs out by local rank.
-
-    Raises:
-        InputError: if a GPU is asked for and this rank sees none.
-    """
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted == "cpu" or (wanted == "auto" and not found):
-        return torch.device("cpu")
-    index = int(wanted.removeprefix("cuda:")) if ":" in wanted else local_rank % max(found, 1)
-    if index >= found:
-        raise InputError(
-            f"compute.device {wanted} needs a CUDA device on every rank, this one sees {found}; "
-            "use compute.device=cpu, or check the driver and CUDA_VISIBLE_DEVICES"
-        )
-    return torch.device("cuda", index)
-
-
-def _free_memory(device: torch.device, ranks: int) -> int:
-    """Bytes of a GPU that this rank may fill: half of its share of what is free; 0 on CPU.
-
-    Args:
-        device: of the rank.
-        ranks: on its host, which share the host's GPUs.
-    """
-    if device.type == "cpu":
-        return 0
-    free, _ = torch.cuda.mem_get_info(device)
-    sharing = -(-ranks // torch.cuda.device_count())
-    return free // (2 * sharing)
 
 
 def _own_samples(

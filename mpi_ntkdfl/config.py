@@ -240,6 +240,9 @@ class ComputeSettings(Section):
 
     `batch` clients evolve together; null is one on CPU, and as many as fit on a GPU. Above one, the
     last bits depend on which clients share a rank.
+
+    `gpu_aware_mpi`: MPI is handed messages in the GPU's memory, instead of by way of host memory; it
+    must be built with CUDA support.
     """
 
     device: str = "auto"
@@ -247,6 +250,7 @@ class ComputeSettings(Section):
     threads: int = Field(default=1, ge=1)
     memory_limit: int | str | None = None
     batch: int | None = Field(default=None, ge=1)
+    gpu_aware_mpi: bool = False
 
     @field_validator("device")
     @classmethod

@@ -8,13 +8,18 @@ import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mpi_ntkdfl import __version__
-from mpi_ntkdfl.assembly import choose_device
+from mpi_ntkdfl import __version__, device
 from mpi_ntkdfl.comm.mpi import MpiWorld, launched_size
 from mpi_ntkdfl.data import sources
 from mpi_ntkdfl.launching import usable_cores
 
 _PACKAGES = ("torch", "mpi4py", "numpy", "h5py", "networkx", "pydantic", "scikit-learn")
+
+_CUDA_AWARE = {
+    True: "says it takes CUDA memory (compute.gpu_aware_mpi)",
+    False: "says it does not take CUDA memory",
+    None: "does not say whether it takes CUDA memory",
+}
 
 
 @dataclass(frozen=True)
@@ -38,19 +43,19 @@ def this_rank(local_rank: int) -> Rank:
     """What this rank sees, as number `local_rank` on its node."""
     import torch
 
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = device.visible_gpus()
     return Rank(
         tuple(torch.cuda.get_device_name(index) for index in range(gpus)),
-        _described(str(choose_device("auto", local_rank))),
+        _described(str(device.choose("auto", local_rank))),
         usable_cores(),
         os.environ.get("OMP_NUM_THREADS", "unset"),
     )
 
 
-def _described(device: str) -> str:
+def _described(name: str) -> str:
     """With the GPUs that the batch system lets this rank see, since numbers count within them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return f"{device} of {visible}" if device != "cpu" and visible else device
+    return f"{name} of {visible}" if name != str(device.HOST) and visible else name
 
 
 def report(world: MpiWorld, ranks: Sequence[Rank]) -> str:
@@ -71,7 +76,7 @@ def report(world: MpiWorld, ranks: Sequence[Rank]) -> str:
         [
             f"mpi_ntkdfl {__version__}, Python {platform.python_version()}, {platform.platform()}",
             versions,
-            f"MPI: {world.library}",
+            f"MPI: {world.library}, {_CUDA_AWARE[world.cuda_aware]}",
             f"launcher: {_launcher()}; {launched_size()} processes started, {world.size} ranks see "
             "each other",
             *(node_line(host, world.hosts, ranks) for host in dict.fromkeys(world.hosts)),

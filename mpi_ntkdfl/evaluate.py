@@ -9,6 +9,7 @@ import torch
 
 from mpi_ntkdfl.comm.exchange import mean_over_clients
 from mpi_ntkdfl.comm.federation import Federation
+from mpi_ntkdfl.device import on_gpu
 from mpi_ntkdfl.model.losses import Loss, correct, loss_gradient, loss_value
 from mpi_ntkdfl.model.nets import MLP
 
@@ -47,7 +48,7 @@ def score(
     """Of `params` `[param]` on `inputs` `[sample, feature]`: correct ones `[class]`, and mean loss."""
     right = torch.zeros(network.widths[-1], dtype=torch.float64, device=params.device)
     total = torch.zeros(1, dtype=torch.float64, device=params.device)
-    samples = len(labels) if inputs.is_cuda else _CHUNK
+    samples = len(labels) if on_gpu(inputs.device) else _CHUNK
     for start in range(0, len(labels), samples):
         chunk, of = labels[start : start + samples], inputs[start : start + samples]
         outputs = network.outputs(params, of)

@@ -22,7 +22,10 @@ from mpi_ntkdfl.record import read_all
 _log = logging.getLogger(__name__)
 
 # Nothing of the result depends on these. Data are compared by content, not by where they are.
-_FREE = ("rounds", "output.", "dataset.root", "partition.path", "topology.path")
+_FREE = (
+    *("rounds", "output.", "dataset.root", "partition.path", "topology.path"),
+    "compute.gpu_aware_mpi",
+)
 # These may change the rounding of sums, so the last bits.
 _ROUNDING = ("compute.device", "compute.threads", "compute.memory_limit", "compute.batch")
 

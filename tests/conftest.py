@@ -36,6 +36,13 @@ needs_fashion = pytest.mark.skipif(
 )
 
 
+def needs_cuda(test: Callable[..., None]) -> Callable[..., None]:
+    """Marks a test that needs a CUDA device; `pytest -m gpu` runs these."""
+    missing = not torch.cuda.is_available()
+    skipped = pytest.mark.skipif(missing, reason="needs a CUDA device")(test)
+    return pytest.mark.gpu(skipped)  # type: ignore[no-any-return]
+
+
 def make_federation(
     widths: tuple[int, ...],
     sizes: Sequence[int],

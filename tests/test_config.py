@@ -402,6 +402,7 @@ CONFIGS = st.fixed_dictionaries(
             dtype=st.sampled_from(["float32", "float64"]),
             threads=counts,
             memory_limit=st.sampled_from([None, "2GB", 10**9]),
+            gpu_aware_mpi=st.booleans(),
         ),
     },
 )

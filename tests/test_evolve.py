@@ -15,6 +15,7 @@ from mpi_ntkdfl.ntk import evolve as module
 from mpi_ntkdfl.ntk import scheme
 from mpi_ntkdfl.ntk.evolve import DEFAULT_TOLERANCE, evolve
 from mpi_ntkdfl.ntk.path import End, Path
+from tests.conftest import needs_cuda
 
 Problem = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 LONG = (100, 200, 400, 600, 800)
@@ -345,7 +346,7 @@ def test_misfits_are_named(change: dict[str, object], message: str) -> None:
         evolve(**{**good, **change})  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda
 @pytest.mark.parametrize("loss", ["cross-entropy", "squared"])
 def test_cuda_agrees_with_the_cpu(loss: str) -> None:
     problem = make_problem(200, 10)

@@ -362,6 +362,14 @@ def test_changes_that_may_change_the_rounding_warn(again, key, value):
     assert f"is {value}: the last bits of the result may differ" in ended.err
 
 
+def test_the_way_of_messages_may_change(again):
+    """What refuses it here is that there is no GPU, not that it is another setting."""
+    ended = run(again, "--resume", compute__gpu_aware_mpi="true")
+    assert ended.code == 2
+    assert "compute.gpu_aware_mpi hands MPI memory of a CUDA device" in ended.err
+    assert "changed configuration" not in ended.err
+
+
 def test_files_that_changed(path):
     """Under the same name; another name with the same content is fine."""
     parent = path.parent

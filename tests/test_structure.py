@@ -23,6 +23,7 @@ LAYERS = [
         "logs",
         "units",
         "clock",
+        "device",
         "stopping",
         "outputs",
         "hdf5",

@@ -200,6 +200,7 @@ def test_a_run_is_known_by_what_its_result_depends_on(tmp_path):
     free = (
         "output.checkpoint_every=3",
         "compute.threads=2",
+        "compute.gpu_aware_mpi=true",
         "dataset.root=x",
         "compute.device=cpu",
     )

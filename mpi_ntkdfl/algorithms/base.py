@@ -46,10 +46,15 @@ def require_finite(weights: torch.Tensor, way_out: str) -> None:
         Diverged: if an entry is not finite.
     """
     if not bool(torch.isfinite(weights).all()):
-        raise Diverged(
-            f"the client's weights became non-finite; {way_out}, look for extreme values in the data, "
-            "or set on_divergence=continue"
-        )
+        raise not_finite(way_out)
+
+
+def not_finite(way_out: str) -> Diverged:
+    """What `require_finite` raises, for those who looked themselves."""
+    return Diverged(
+        f"the client's weights became non-finite; {way_out}, look for extreme values in the data, "
+        "or set on_divergence=continue"
+    )
 
 
 @contextmanager

@@ -168,9 +168,8 @@ class Dispfl(Method):
         mask, sizes = mask.clone(), list(self.layout.sizes)
         slopes = self._gradient(client, weights, number).abs()
         share = self.settings.exchanged(number)
-        pieces = zip(*(torch.split(row, sizes) for row in (mask, weights, slopes)), strict=True)
-        for kept, values, slope in pieces:
-            count = int(kept.sum())
+        pieces = (torch.split(row, sizes) for row in (mask, weights, slopes))
+        for kept, values, slope, count in zip(*pieces, self.kept.values(), strict=True):
             if count == len(kept):
                 continue
             change = math.ceil(share * count)

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl import seeds
-from mpi_ntkdfl.algorithms.base import may_diverge, require_finite
+from mpi_ntkdfl.algorithms.base import may_diverge, not_finite
 from mpi_ntkdfl.comm.federation import Federation
-from mpi_ntkdfl.errors import Diverged
+from mpi_ntkdfl.device import on_gpu
 from mpi_ntkdfl.model.batched import BatchedMLP, Factors, padded, product
 from mpi_ntkdfl.model.losses import one_hot
 from mpi_ntkdfl.model.nets import MLP
@@ -289,13 +289,12 @@ class LocalTraining:
             for group in self._groups(dual):
                 rows = self._own_rows(group)
                 trained[rows] = train(group, self._of_group(group, weights))[: len(rows)]
-        for client, before, row in zip(f.owned, weights, trained, strict=True):
+        finite = torch.isfinite(trained).all(dim=1).tolist()
+        for client, before, row, fine in zip(f.owned, weights, trained, finite, strict=True):
             with may_diverge(f, number, client):
-                try:
-                    require_finite(row, "lower algorithm.lr or algorithm.momentum")
-                except Diverged:
+                if not fine:
                     row.copy_(before)
-                    raise
+                    raise not_finite("lower algorithm.lr or algorithm.momentum")
         return trained
 
     def _own_rows(self, group: _Group) -> torch.Tensor:
@@ -320,7 +319,7 @@ class LocalTraining:
             in_dual = dual and dual_pays(samples, features, self._epochs)
             work = self._batch * width * (samples if in_dual else 2 * features)
             places = min(max(_GROUP_WORK // work, 1), _PLACES)
-            if f.device.type == "cuda":
+            if on_gpu(f.device):
                 places = min(_PLACES_CUDA, len(clients))
             for start in range(0, len(clients), places):
                 chosen = tuple(clients[start : start + places])

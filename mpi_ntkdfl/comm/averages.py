@@ -34,7 +34,7 @@ def quantised(vector: torch.Tensor, levels: int) -> Arrays:
     """
     low, high = vector.min(), vector.max()
     step = (high - low) / (levels - 1)
-    codes = torch.round((vector - low) / step) if step > 0 else torch.zeros_like(vector)
+    codes = torch.where(step > 0, torch.round((vector - low) / step), 0)
     return {"codes": codes.to(torch.uint8)[None], "scale": torch.stack([low, step])[None]}
 
 
@@ -44,13 +44,17 @@ def dequantised(message: Arrays) -> torch.Tensor:
     return message["codes"][0].double().mul_(step).add_(low)
 
 
-def coded_bytes(message: Arrays) -> int:
-    """Bytes of a quantised message under an ideal entropy code: entropy times entries, and the scale."""
-    codes = message["codes"]
-    counts = np.bincount(codes.flatten().cpu().numpy())
-    shares = counts[counts > 0] / codes.numel()
-    bits = codes.numel() * -float(shares @ np.log2(shares))
-    return math.ceil(bits / 8) + message["scale"].numel() * message["scale"].dtype.itemsize
+def coded_bytes(codes: np.ndarray, itemsize: int) -> int:
+    """Bytes of a quantised message under an ideal entropy code: entropy times entries, and the scale.
+
+    Args:
+        codes: `[param]` uint8.
+        itemsize: bytes of a number of the scale.
+    """
+    counts = np.bincount(codes)
+    shares = counts[counts > 0] / codes.size
+    bits = codes.size * -float(shares @ np.log2(shares))
+    return math.ceil(bits / 8) + 2 * itemsize
 
 
 def quantised_average(
@@ -71,7 +75,9 @@ def quantised_average(
     form = quantised_format(vectors.shape[1], vectors.dtype)
     own = {c: quantised(v, levels) for c, v in zip(f.owned, vectors, strict=True)}
     coded = np.zeros(graph.clients, dtype=np.int64)
-    coded[f.owned.start : f.owned.stop] = [coded_bytes(message) for message in own.values()]
+    codes = torch.cat([message["codes"] for message in own.values()]).cpu().numpy()
+    itemsize = vectors.dtype.itemsize
+    coded[f.owned.start : f.owned.stop] = [coded_bytes(row, itemsize) for row in codes]
     exchange.book_sent("weights", f.world.total(coded))
     known = exchange.share_messages(form, own)
     return exchange.mixed(lambda client: dequantised(known[client]), kind, vectors)
@@ -122,13 +128,21 @@ def masked_average(exchange: Exchange, vectors: torch.Tensor, masks: torch.Tenso
 
 def _packed(mask: torch.Tensor) -> torch.Tensor:
     """Bits `[ceil(param / 8)]` uint8 of a `mask` `[param]`."""
-    return torch.from_numpy(np.packbits(mask.cpu().numpy())).to(mask.device)
+    whole = mask.new_zeros(-(-len(mask) // 8), 8, dtype=torch.uint8)
+    whole.view(-1)[: len(mask)] = mask
+    packed, *others = whole.unbind(1)
+    for column in others:
+        packed = packed * 2 + column
+    return packed
 
 
 def _unmasked(message: Arrays, params: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The vector `[param]` of a masked message, 0 where nothing is kept, and its mask `[param]` bool."""
     values, bits = message["values"][0], message["mask"][0]
-    mask = torch.from_numpy(np.unpackbits(bits.cpu().numpy(), count=params).view(bool))
-    vector = values.new_zeros(params)
-    vector[mask.to(vector.device)] = values
-    return vector, mask.to(vector.device)
+    mask = (bits[:, None] >> _shifts(bits)).bitwise_and_(1).flatten()[:params].bool()
+    return values.new_zeros(params).masked_scatter_(mask, values), mask
+
+
+def _shifts(like: torch.Tensor) -> torch.Tensor:
+    """Places of a byte's bits, the highest first, on the device of `like`."""
+    return torch.arange(7, -1, -1, dtype=torch.uint8, device=like.device)

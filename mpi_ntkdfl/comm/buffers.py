@@ -66,8 +66,6 @@ def _block(nbytes: int) -> np.ndarray:
 _OF_THIS_RANK = Buffers()
 
 
-def host_bytes(nbytes: int, pinned: bool) -> torch.Tensor:
-    """Memory for a message, `[nbytes]` uint8, not initialised; torch itself reuses pinned memory."""
-    if pinned:
-        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+def host_bytes(nbytes: int) -> torch.Tensor:
+    """Memory for a message, `[nbytes]` uint8, not initialised."""
     return _OF_THIS_RANK.empty(nbytes)

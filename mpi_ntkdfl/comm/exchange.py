@@ -109,18 +109,17 @@ class Exchange:
         known = dict(messages)
         with f.clock("exchange"):
             leaving, coming = self._crossing.leaving, self._crossing.coming
-            each, outgoing = form.nbytes(1), Outgoing(f.ledger, f.device)
+            each, outgoing = form.nbytes(1), Outgoing(f.ledger, f.staging)
             for clients in leaving:
                 for client in clients:
                     outgoing.add(form, 1, partial(known.__getitem__, client))
             pending = outgoing.start(
                 channel, [len(c) * each for c in leaving], [len(c) * each for c in coming]
             )
-            received, start = Flight(pending, f.clock).wait(), 0
+            received, start = f.staging.arrive(Flight(pending, f.clock).wait()), 0
             for clients in coming:
                 for client in clients:
-                    views = form.read(received, start, 1)
-                    known[client] = {name: view.to(f.device) for name, view in views.items()}
+                    known[client] = form.read(received, start, 1)
                     start += each
         return known
 
@@ -328,7 +327,7 @@ class Exchange:
         f, channel = self.federation, self._channel
         sizes = f.sizes
         with f.clock("exchange"):
-            outgoing, send_bytes = Outgoing(f.ledger, f.device), []
+            outgoing, send_bytes = Outgoing(f.ledger, f.staging), []
             for wanted in self._crossing.pairs_leaving(targets):
                 send_bytes.append(sum(form.nbytes(int(sizes[j])) for _, j in wanted))
                 for pair in wanted:
@@ -339,7 +338,7 @@ class Exchange:
             ]
             pending = Flight(outgoing.start(channel, send_bytes, receive_bytes), f.clock)
         order = [pair for wanted in coming for pair in wanted]
-        return Transfer(pending, order, form, sizes, make, f.device, f.clock)
+        return Transfer(pending, order, form, sizes, make, f.staging, f.clock)
 
     # ----------------------------------------------------------------------------------- server
 
@@ -394,20 +393,19 @@ class Exchange:
         """Messages `make(client)` of `clients`, in id order, on rank 0; elsewhere none."""
         f = self.federation
         owners = np.asarray(f.placement.owner(clients))
-        outgoing = Outgoing(f.ledger, f.device)
+        outgoing = Outgoing(f.ledger, f.staging)
         if self._rank:
             for client in clients[owners == self._rank].tolist():
                 outgoing.add(form, int(f.sizes[client]), partial(make, client))
         found = []
-        for rank, received in enumerate(f.world.collect(outgoing.pack().numpy())):
-            buffer, position = torch.from_numpy(received), 0
+        for rank, received in enumerate(f.world.collect(outgoing.pack().cpu().numpy())):
+            buffer, position = torch.from_numpy(received).to(f.device), 0
             for client in clients[owners == rank].tolist():
                 if rank == self._rank:
                     found.append(make(client))
                     continue
                 samples = int(f.sizes[client])
-                views = form.read(buffer, position, samples)
-                found.append({name: view.to(f.device) for name, view in views.items()})
+                found.append(form.read(buffer, position, samples))
                 position += form.nbytes(samples)
         return found
 

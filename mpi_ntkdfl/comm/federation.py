@@ -11,6 +11,7 @@ import torch
 
 from mpi_ntkdfl.clock import Clock
 from mpi_ntkdfl.comm.ledger import Ledger
+from mpi_ntkdfl.comm.staging import DirectStaging, Staging
 from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.model.nets import MLP
 from mpi_ntkdfl.topology.placement import Placement
@@ -43,6 +44,7 @@ class Federation:
         on_divergence: whether the run stops when a client diverges, or goes on without its step.
         batch: clients this rank evolves together, None for as many as
         batch_bytes: hold; 0 for one.
+        staging: the way of messages between the device and MPI; one made for that device.
     """
 
     world: World
@@ -59,6 +61,7 @@ class Federation:
     on_divergence: Literal["stop", "continue"] = "stop"
     batch: int | None = None
     batch_bytes: int = 0
+    staging: Staging = DirectStaging()
 
     @property
     def owned(self) -> range:

@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -111,6 +112,13 @@ class MpiWorld:
         self.hosts: tuple[str, ...] = tuple(comm.allgather(socket.gethostname()))
         self.local_rank = local_rank(self.hosts, self.rank)
         self.library = _library(MPI)
+
+    @cached_property
+    def cuda_aware(self) -> bool | None:
+        """What the library says; see `World`."""
+        from mpi_ntkdfl.comm.gpu_aware import says_cuda_aware
+
+        return says_cuda_aware(self._mpi)
 
     def on_root(self, task: Callable[[], T]) -> T:
         """Runs `task` on rank 0 and returns its small result everywhere."""

@@ -39,7 +39,11 @@ class GraphChannel:
         self._layouts: dict[tuple[int, ...], list[Any]] = {}
 
     def start(
-        self, send: torch.Tensor, send_bytes: Sequence[int], receive_bytes: Sequence[int]
+        self,
+        send: torch.Tensor,
+        send_bytes: Sequence[int],
+        receive_bytes: Sequence[int],
+        room: torch.Tensor | None = None,
     ) -> Pending:
         """Starts one exchange; see `Channel.start`.
 
@@ -47,7 +51,7 @@ class GraphChannel:
             ValueError: if a size is no multiple of 64, or the sizes do not fit the neighbours.
         """
         leaving, coming = self._layout(tuple(send_bytes)), self._layout(tuple(receive_bytes))
-        received = host_bytes(sum(receive_bytes), send.is_pinned())
+        received = host_bytes(sum(receive_bytes)) if room is None else room
         request = self._graph.Ineighbor_alltoallw(
             [_memory(send), *leaving], [_memory(received), *coming]
         )

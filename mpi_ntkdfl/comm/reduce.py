@@ -40,15 +40,18 @@ def exact_mean(
     largest = world.largest(float(rows.abs().max()) if rows.numel() else 0.0)
     # 2^62 leaves the sign and one bit; shares that add up to `total` of at most 2^exponent fit below.
     exponent = 62 - math.ceil(math.log2(total)) - math.frexp(largest)[1]
-    summed = world.total(_scaled_sum(rows, shares or [1] * len(rows), exponent))
+    own = _scaled_sum(rows, shares or [1] * len(rows), exponent)
+    summed = world.total(own.cpu().numpy())
     mean = np.ldexp(summed.astype(np.float64), -exponent) / total
     return torch.from_numpy(mean).to(dtype=rows.dtype, device=rows.device)
 
 
-def _scaled_sum(rows: Iterable[torch.Tensor], shares: Iterable[int], exponent: int) -> np.ndarray:
-    total = np.zeros(0, dtype=np.int64)
+def _scaled_sum(rows: torch.Tensor, shares: Iterable[int], exponent: int) -> torch.Tensor:
+    """`sum_i shares_i round(2^exponent rows_i)`, `[param]` int64, on the rows' device."""
+    total = torch.zeros(rows.shape[1], dtype=torch.int64, device=rows.device)
+    # In two steps, because 2^exponent by itself may be beyond what a float64 holds.
+    first, second = 2.0 ** (exponent // 2), 2.0 ** (exponent - exponent // 2)
     for row, share in zip(rows, shares, strict=True):
-        scaled = np.ldexp(row.cpu().numpy().astype(np.float64), exponent)
-        term = np.rint(scaled).astype(np.int64) * share
-        total = total + term if total.size else term
+        scaled = row.to(torch.float64, copy=True).mul_(first).mul_(second).round_()
+        total.add_(scaled.long(), alpha=share)
     return total

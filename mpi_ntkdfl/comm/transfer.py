@@ -10,21 +10,21 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl.clock import Clock
-from mpi_ntkdfl.comm.buffers import host_bytes
 from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.messages import MessageFormat
 from mpi_ntkdfl.comm.neighbourhood import Arrays
+from mpi_ntkdfl.comm.staging import Staging
 from mpi_ntkdfl.comm.world import Channel, Pending
 
 Pair = tuple[int, int]
 
 
 class Outgoing:
-    """Messages on their way into one host buffer."""
+    """Messages on their way into one buffer."""
 
-    def __init__(self, ledger: Ledger, device: torch.device) -> None:
-        """Starts empty; the ledger books what leaves, the device decides whether memory is pinned."""
-        self._ledger, self._pinned = ledger, device.type == "cuda"
+    def __init__(self, ledger: Ledger, staging: Staging) -> None:
+        """Starts empty; the ledger books what leaves, by way of `staging`."""
+        self._ledger, self._staging = ledger, staging
         self._messages: list[tuple[MessageFormat, int, Callable[[], Arrays]]] = []
 
     def add(self, form: MessageFormat, samples: int, make: Callable[[], Arrays]) -> None:
@@ -33,12 +33,15 @@ class Outgoing:
 
     def start(self, channel: Channel, send_bytes: list[int], receive_bytes: list[int]) -> Pending:
         """Writes all messages and hands the buffer to the channel."""
-        return channel.start(self.pack(), send_bytes, receive_bytes)
+        send = self._staging.depart(self.pack())
+        room = self._staging.room(sum(receive_bytes))
+        self._staging.settle()
+        return channel.start(send, send_bytes, receive_bytes, room)
 
     def pack(self) -> torch.Tensor:
-        """Writes and books all messages, one after another: `[bytes]` uint8 on the host."""
+        """Writes and books all messages, one after another: `[bytes]` uint8 on the device."""
         size = sum(form.nbytes(samples) for form, samples, _ in self._messages)
-        buffer = host_bytes(size, self._pinned)
+        buffer = self._staging.space(size)
         position, sent = 0, Counter[str]()
         for form, samples, make in self._messages:
             position = form.write(buffer, position, samples, make())
@@ -58,7 +61,7 @@ class Transfer:
         form: their layout.
         sizes: samples of each client, `[client]`.
         make: the message of own client j for client i.
-        device: where received arrays are wanted.
+        staging: brings what is received to the device.
         clock: books the waiting.
     """
 
@@ -67,7 +70,7 @@ class Transfer:
     form: MessageFormat
     sizes: np.ndarray
     make: Callable[[Pair], Arrays]
-    device: torch.device
+    staging: Staging
     clock: Clock
 
     def poke(self) -> None:
@@ -77,7 +80,7 @@ class Transfer:
     def finish(self) -> Callable[[int, int], Arrays]:
         """Waits; returns a function of (i, j) that reads a received message or makes a local one."""
         with self.clock("exchange"):
-            buffer, position = self.pending.wait(), 0
+            buffer, position = self.staging.arrive(self.pending.wait()), 0
         found: dict[Pair, tuple[int, int]] = {}
         for pair in self.coming:
             samples = int(self.sizes[pair[1]])
@@ -87,7 +90,6 @@ class Transfer:
         def message(i: int, j: int) -> Arrays:
             if (i, j) not in found:
                 return self.make((i, j))
-            views = self.form.read(buffer, *found[i, j])
-            return {name: view.to(self.device) for name, view in views.items()}
+            return self.form.read(buffer, *found[i, j])
 
         return message

@@ -26,7 +26,7 @@ class Pending(Protocol):
         ...
 
     def wait(self) -> torch.Tensor:
-        """Blocks until done; returns the received bytes, `[bytes]` uint8 on the host."""
+        """Blocks until done; returns the received bytes, `[bytes]` uint8."""
         ...
 
 
@@ -36,14 +36,19 @@ class Channel(Protocol):
     neighbours: tuple[int, ...]
 
     def start(
-        self, send: torch.Tensor, send_bytes: Sequence[int], receive_bytes: Sequence[int]
+        self,
+        send: torch.Tensor,
+        send_bytes: Sequence[int],
+        receive_bytes: Sequence[int],
+        room: torch.Tensor | None = None,
     ) -> Pending:
         """Starts one exchange; all ranks of the world take part, in the same order.
 
         Args:
-            send: `[sum(send_bytes)]` uint8 on the host, the parts for each neighbour one after another.
+            send: `[sum(send_bytes)]` uint8, the parts for each neighbour one after another.
             send_bytes: bytes for each neighbour, multiples of 64.
             receive_bytes: bytes from each neighbour, multiples of 64.
+            room: `[sum(receive_bytes)]` uint8 to receive into; None for host memory.
         """
         ...
 
@@ -60,6 +65,11 @@ class World(Protocol):
     hosts: tuple[str, ...]
     local_rank: int
     library: str
+
+    @property
+    def cuda_aware(self) -> bool | None:
+        """Whether the library says that it takes memory of a GPU; None if it does not say."""
+        ...
 
     def on_root(self, task: Callable[[], T]) -> T:
         """Runs `task` on rank 0 and returns its (small) result on every rank.
@@ -118,7 +128,11 @@ class SoloChannel:
     neighbours: tuple[int, ...] = ()
 
     def start(
-        self, send: torch.Tensor, send_bytes: Sequence[int], receive_bytes: Sequence[int]
+        self,
+        send: torch.Tensor,
+        send_bytes: Sequence[int],
+        receive_bytes: Sequence[int],
+        room: torch.Tensor | None = None,
     ) -> Pending:
         """Nothing to do."""
         return _Done()
@@ -135,6 +149,7 @@ class SoloWorld:
     hosts: tuple[str, ...] = ("localhost",)
     local_rank = 0
     library = "none (one process)"
+    cuda_aware: bool | None = None
 
     def on_root(self, task: Callable[[], T]) -> T:
         """Runs `task`."""

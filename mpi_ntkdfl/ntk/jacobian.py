@@ -29,6 +29,7 @@ from typing import Protocol
 
 import torch
 
+from mpi_ntkdfl.device import on_gpu
 from mpi_ntkdfl.model.nets import MLP
 from mpi_ntkdfl.model.params import aligned
 
@@ -62,7 +63,7 @@ def symmetric_matrix(
         like: any tensor of the type and device.
     """
     # A GPU takes the whole in less time than it takes to be told of the tiles.
-    tiles = 1 if like.is_cuda else max(samples // _TILE, 1)
+    tiles = 1 if on_gpu(like.device) else max(samples // _TILE, 1)
     matrix = torch.empty(samples, samples, dtype=like.dtype, device=like.device)
     for start, stop in pairwise(samples * tile // tiles for tile in range(tiles + 1)):
         matrix[start:stop, :stop] = block(slice(start, stop), slice(stop))
