@@ -343,6 +343,22 @@ def test_a_round_keeps_its_arrays_on_the_device(name):
     assert torch.equal(here, there)
 
 
+def test_clients_evolve_together_on_the_device():
+    """The host waits for a flag a step, and for what comes out; numbers go there once."""
+
+    def federation():
+        return dataclasses.replace(make_federation(*SHAPE, torch.float32), batch=6)
+
+    here = one_round("ntk-dfl", federation())
+    with PretendGpu() as mode:
+        there = one_round("ntk-dfl", moved(federation(), GPU, StagedStaging(GPU, FakeCopies())))
+    assert torch.equal(here, there)
+    waits = {key: count for key, count in mode.waits.items() if "ntk/" in key}
+    assert not [key for key in waits if "path" in key or "/evolve.py" in key]
+    flags = sum(count for key, count in waits.items() if key.startswith("__bool__"))
+    assert sum(waits.values()) - flags <= 30
+
+
 def test_the_pretended_gpu_refuses_what_a_gpu_refuses():
     with PretendGpu() as mode:
         there, here = torch.ones(3, device="cuda"), torch.ones(3)
@@ -379,6 +395,7 @@ from mpi_ntkdfl.comm.mpi import MpiWorld
 from tests.pretend_gpu import FakeCopies, PretendGpu
 device.visible_gpus = lambda: 1
 torch.cuda.set_device = lambda _: None
+torch.cuda.mem_get_info = lambda _: (0, 0)
 torch.cuda.current_stream = lambda _: types.SimpleNamespace(synchronize=lambda: None)
 MpiWorld.cuda_aware = True
 made = []
