@@ -444,14 +444,15 @@ def test_ranks_with_pretended_gpus_get_the_bits_of_the_cpu(mpirun, tmp_path):
 
 @needs_cuda
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])
-@pytest.mark.parametrize("name", METHODS)
-def test_a_round_on_a_gpu_agrees_with_the_cpu(name, dtype, bound):
+@pytest.mark.parametrize(("name", "batch"), [*((name, None) for name in METHODS), ("ntk-dfl", 4)])
+def test_a_round_on_a_gpu_agrees_with_the_cpu(name, batch, dtype, bound):
     """docs/performance.md, "On a GPU"."""
     device.use(torch.device("cuda", 0), 1)
     shape = ((40, 20, 10), (50, 30, 80, 40, 60, 70))
     here = one_round(name, make_federation(*shape, dtype))
     gpu = torch.device("cuda", 0)
-    there = one_round(name, moved(make_federation(*shape, dtype), gpu, staging(gpu, False)))
+    federation = dataclasses.replace(make_federation(*shape, dtype), batch=batch)
+    there = one_round(name, moved(federation, gpu, staging(gpu, False)))
     assert (here - there).norm() <= bound * here.norm()
 
 
