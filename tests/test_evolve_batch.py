@@ -17,7 +17,7 @@ from mpi_ntkdfl.topology.graphs import Graph
 from tests.conftest import make_federation, random_weights
 from tests.test_evolve import Problem, make_problem, update_error
 
-TAUS = (1, 7, 30, 120)
+TAUS = (1, 7, 30, 60)
 OUTPUTS = 4
 SIZES = (60, 45, 20, 33)
 
@@ -50,7 +50,7 @@ def test_every_client_keeps_the_tolerance(tolerance: float) -> None:
     found = together(clients, tolerance)
     assert found.failed == [False] * 4
     for place, problem in enumerate(clients):
-        exact = evolve(*problem, 0.01, TAUS, tolerance=1e-12)
+        exact = evolve(*problem, 0.01, TAUS, tolerance=1e-10)
         n = SIZES[place]
         for index in range(len(TAUS)):
             sums = found.residual_sums[place, index, :n]
@@ -65,7 +65,7 @@ def test_in_float32_as_one_alone() -> None:
     clients = problems()
     found = together(clients, one.DEFAULT_TOLERANCE, torch.float32)
     for place, problem in enumerate(clients):
-        exact = evolve(*problem, 0.01, TAUS, tolerance=1e-12).residual_sums[-1]
+        exact = evolve(*problem, 0.01, TAUS, tolerance=1e-10).residual_sums[-1]
         sums = found.residual_sums[place, -1, : SIZES[place]]
         assert update_error(problem[0], sums, exact) <= one.DEFAULT_TOLERANCE
 
@@ -95,7 +95,7 @@ def test_kernels_of_low_rank(rank: int) -> None:
     rows = make_problem(30, OUTPUTS, seed=9)[0][:, :rank]
     kernel = rows @ rows.T
     found = together([(kernel, initial, targets)], 1e-6).residual_sums[0]
-    exact = evolve(kernel, initial, targets, 0.01, TAUS, tolerance=1e-12).residual_sums
+    exact = evolve(kernel, initial, targets, 0.01, TAUS, tolerance=1e-10).residual_sums
     assert torch.allclose(found, exact, rtol=1e-6, atol=1e-6)
     if rank == 0:
         assert torch.allclose(found[-1], TAUS[-1] * (torch.softmax(initial, 1) - targets))

@@ -162,8 +162,8 @@ WIDE = {"model__hidden": "[300]"}
         (0, 3000, {}, "run.h5"),
         (0, 20_000, {}, "run.h5"),  # inside HDF5
         (1, 20_000, {}, "run.h5"),
-        (0, 200_000, WIDE, "run.ckpt.h5"),
-        (1, 200_000, WIDE, "run.ckpt.h5"),
+        (0, 240_000, WIDE, "run.ckpt.h5"),
+        (1, 240_000, WIDE, "run.ckpt.h5"),
         (2, 5000, {}, "run.ckpt.h5"),
     ],
 )
