@@ -594,10 +594,11 @@ def test_figures_of_every_kind(done, tmp_path, kind):
     study = expanded(done.folder.parent, tiny(done.folder.parent, figures=[figure]))
     made = drawing(collect(study), study.definition.figures[0])
     tiny(done.folder.parent)
-    assert len(made.panels) == (1 if kind == "drift" else 2)
+    assert len(made.panels) == {"drift": 1, "selection": 2, "taus": 1}[kind]
     assert all(len(line.x) for panel in made.panels for line in panel.lines)
     if kind == "taus":
-        shares = {line.label: line.mean for line in made.panels[1].lines}
+        shares = {line.label: line.mean for line in made.panels[0].lines}
+        assert "tau = 0" not in shares, "D-PSGD has no panel"
         assert sum(shares.values()).tolist() == [1, 1]
     draw.write(tmp_path / "figure.svg", made)
     assert "<svg" in (tmp_path / "figure.svg").read_text()

@@ -72,7 +72,9 @@ def drawing(results: Results, figure: Figure) -> Drawing:
     if figure.kind == "curves":
         panels = _curves(results, figure)
     elif figure.kind == "taus":
-        panels = [_taus(cell) for cell in results.cells]
+        # Methods without steps to choose are recorded with tau 0.
+        choosing = [c for c in results.cells if any(f.record.tau.any() for f in c.finished)]
+        panels = [_taus(cell) for cell in choosing or results.cells]
     elif figure.kind == "selection":
         panels = [_selection(cell) for cell in results.cells]
     else:
