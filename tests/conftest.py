@@ -43,6 +43,19 @@ def needs_cuda(test: Callable[..., None]) -> Callable[..., None]:
     return pytest.mark.gpu(skipped)  # type: ignore[no-any-return]
 
 
+MANY = """
+import json, sys
+from mpi_ntkdfl.cli import main
+for line in json.loads(sys.argv[1]):
+    sys.argv[1:] = line
+    try:
+        main()
+    except SystemExit as ended:
+        assert not ended.code, line
+"""
+"""A program that runs the command lines it is given, a JSON list of lists of words, in one launch."""
+
+
 def make_federation(
     widths: tuple[int, ...],
     sizes: Sequence[int],

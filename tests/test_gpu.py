@@ -28,7 +28,7 @@ from mpi_ntkdfl.errors import InputError
 from mpi_ntkdfl.evaluate import Evaluator
 from mpi_ntkdfl.outputs import Outputs
 from mpi_ntkdfl.topology.schedule import Schedule
-from tests.conftest import ROOT, environment, make_federation, needs_cuda, random_weights
+from tests.conftest import MANY, ROOT, environment, make_federation, needs_cuda, random_weights
 from tests.pretend_gpu import GPU, FakeCopies, PretendGpu, pretended
 
 # ------------------------------------------------------------------------------------------- devices
@@ -376,16 +376,6 @@ def test_the_pretended_gpu_refuses_what_a_gpu_refuses():
         assert sum(mode.waits.values()) == 2
 
 
-MANY = """
-import json, sys
-from mpi_ntkdfl.cli import main
-for line in json.loads(sys.argv[1]):
-    sys.argv[1:] = line
-    try:
-        main()
-    except SystemExit as ended:
-        assert not ended.code, line
-"""
 PRETEND = f"""
 import types
 import torch

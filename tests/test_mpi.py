@@ -15,6 +15,7 @@ from mpi_ntkdfl.assembly import prepare
 from mpi_ntkdfl.config import parse, read_yaml
 from mpi_ntkdfl.data.sources import DEBIAN_FASHION
 from mpi_ntkdfl.outputs import Outputs
+from tests.conftest import MANY
 
 # A test may wait for two launches of many runs, and a machine may be busy.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -77,18 +78,6 @@ LAUNCHES = {
 }
 BEGIN, GO_ON = 3, 2
 """Ranks that begin a run and that resume it."""
-
-
-MANY = """
-import json, sys
-from mpi_ntkdfl.cli import main
-for line in json.loads(sys.argv[1]):
-    sys.argv[1:] = line
-    try:
-        main()
-    except SystemExit as ended:
-        assert not ended.code, line
-"""
 
 
 def chosen(names):

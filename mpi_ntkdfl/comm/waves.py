@@ -103,9 +103,8 @@ def factored_waves(
     # A wave's messages are held while the next wave's arrive, and sent messages weigh about as much.
     held = 4 * neighbourhood_sums(graph, message_bytes)
     one_client = work.one_client(largest_neighbourhood(graph, sizes))
-    allowed = DEFAULT_LIMIT + (at_once - 1) * one_client if limit is None else limit
-    room = max(allowed - at_once * one_client, 0)
-    waves = [_cut(placement.owned(rank), held, room) for rank in range(placement.ranks)]
+    room = DEFAULT_LIMIT - one_client if limit is None else limit - at_once * one_client
+    waves = [_cut(placement.owned(rank), held, max(room, 0)) for rank in range(placement.ranks)]
     most = max(map(len, waves))
     return [own + [range(0)] * (most - len(own)) for own in waves]
 
