@@ -31,6 +31,7 @@ from mpi_ntkdfl.data import partition, sources
 from mpi_ntkdfl.errors import InputError
 from mpi_ntkdfl.model import nets
 from mpi_ntkdfl.model.params import Layout
+from mpi_ntkdfl.ntk.levels import Levels
 from mpi_ntkdfl.plan import Plan, make_plan
 from mpi_ntkdfl.topology.placement import Placement
 from mpi_ntkdfl.topology.schedule import Schedule
@@ -173,6 +174,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         return Samples(inputs.to(chosen), torch.tensor(labels).to(chosen))
 
     stored, labels = _own_samples(world, placement, problem)
+    grid = scaling.grid() if stored.dtype == np.uint8 and not device.on_gpu(chosen) else None
     owned = placement.owned(world.rank)
     cuts = np.cumsum(sizes[owned.start : owned.stop])[:-1]
     samples = {
@@ -204,6 +206,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         batch=config.compute.batch,
         batch_bytes=device.free_share(chosen, world.hosts.count(world.hosts[world.rank])),
         staging=way,
+        levels=Levels.of_bytes(grid, network.widths[0]) if grid else None,
     )
     shares = (problem.partition.offsets, problem.partition.indices) if problem else None
     return Assembly(federation, schedule, weights, test, shares)

@@ -261,7 +261,7 @@ class Exchange:
 
         for client, parts in self._in_waves(form, work, make):
             with f.clock("jacobian"):
-                neighbourhood = HeldNeighbourhood(f.network, client, at[client], parts)
+                neighbourhood = HeldNeighbourhood(f.network, client, at[client], parts, f.levels)
             yield neighbourhood
 
     def _in_waves(
@@ -369,7 +369,7 @@ class Exchange:
         def serve() -> int:
             nonlocal new
             with f.clock("jacobian"):
-                hood = HeldNeighbourhood(f.network, self.graph.clients, w, parts)
+                hood = HeldNeighbourhood(f.network, self.graph.clients, w, parts, f.levels)
             parts.clear()
             weights, number = answer(hood)
             new = weights.cpu().numpy()

@@ -14,6 +14,7 @@ from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.staging import DirectStaging, Staging
 from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.ntk.levels import Levels
 from mpi_ntkdfl.topology.placement import Placement
 
 
@@ -45,6 +46,7 @@ class Federation:
         batch: clients this rank evolves together, None for as many as
         batch_bytes: hold; 0 for one.
         staging: the way of messages between the device and MPI; one made for that device.
+        levels: on which all inputs lie, if they do and computing by them pays on the device.
     """
 
     world: World
@@ -62,6 +64,7 @@ class Federation:
     batch: int | None = None
     batch_bytes: int = 0
     staging: Staging = DirectStaging()
+    levels: Levels | None = None
 
     @property
     def owned(self) -> range:

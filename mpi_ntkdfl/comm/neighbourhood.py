@@ -10,6 +10,7 @@ import torch
 from mpi_ntkdfl.model.nets import MLP
 from mpi_ntkdfl.ntk.jacobian import FactoredJacobian
 from mpi_ntkdfl.ntk.kernel import trace_kernel
+from mpi_ntkdfl.ntk.levels import Levels
 
 Arrays = Mapping[str, torch.Tensor]
 
@@ -49,14 +50,19 @@ class HeldNeighbourhood:
     """A neighbourhood whose factored Jacobian is in memory. See `Neighbourhood`."""
 
     def __init__(
-        self, network: MLP, client: int, params: torch.Tensor, parts: Sequence[Arrays]
+        self,
+        network: MLP,
+        client: int,
+        params: torch.Tensor,
+        parts: Sequence[Arrays],
+        levels: Levels | None,
     ) -> None:
         self.client = client
         self.outputs = stacked(parts, "outputs")
         self.labels = stacked(parts, "labels").long()
         layers = [stacked(parts, f"layer{index}") for index in range(network.layers)]
         self.inputs: torch.Tensor | None = layers[0]
-        self._jacobian = FactoredJacobian(network, params, layers)
+        self._jacobian = FactoredJacobian(network, params, layers, levels)
 
     def kernel(self) -> torch.Tensor:
         """The trace kernel `[sample, sample]`."""

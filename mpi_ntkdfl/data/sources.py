@@ -59,6 +59,13 @@ class Scaling:
         inputs /= self.deviation.astype(dtype)
         return inputs
 
+    def grid(self) -> tuple[float, float] | None:
+        """(offset, step) such that inputs are (stored + offset) step; None if features differ."""
+        if self.mean.size > 1 or self.deviation.size > 1:
+            return None
+        step = 1 / (self.divisor * float(self.deviation[0]))
+        return -self.divisor * float(self.mean[0]), step
+
 
 @dataclass(frozen=True)
 class Dataset:

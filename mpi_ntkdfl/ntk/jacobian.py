@@ -32,6 +32,7 @@ import torch
 from mpi_ntkdfl.device import on_gpu
 from mpi_ntkdfl.model.nets import MLP
 from mpi_ntkdfl.model.params import aligned
+from mpi_ntkdfl.ntk.levels import LevelGram, Levels
 
 # Rows of a tile of a symmetric matrix, at least.
 _TILE = 128
@@ -74,6 +75,29 @@ def symmetric_matrix(
 def symmetric_product(a: torch.Tensor) -> torch.Tensor:
     """`a a^T` `[n, n]` of `a [n, k]`."""
     return symmetric_matrix(a.shape[0], lambda rows, columns: a[rows] @ a[columns].T, a)
+
+
+class InputGram(Protocol):
+    """`a a^T + 1` of a layer's inputs and the constant one of its bias."""
+
+    def block(self, rows: slice, columns: slice) -> torch.Tensor:
+        """Entries `[row, column]`, the caller's to overwrite."""
+        ...
+
+
+@dataclass(frozen=True)
+class PlainGram:
+    """Of inputs of any values.
+
+    Attributes:
+        inputs: a `[sample, fan_in]`.
+    """
+
+    inputs: torch.Tensor
+
+    def block(self, rows: slice, columns: slice) -> torch.Tensor:
+        """Entries `[row, column]`."""
+        return (self.inputs[rows] @ self.inputs[columns].T).add_(1)
 
 
 # -------------------------------------------------------------------------- backpropagated signals
@@ -192,13 +216,20 @@ def _signals(network: MLP, params: torch.Tensor, inputs: Sequence[torch.Tensor])
 class FactoredJacobian:
     """The exact Jacobian of an MLP by layers: inputs of each layer and backpropagated signals."""
 
-    def __init__(self, network: MLP, params: torch.Tensor, inputs: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self,
+        network: MLP,
+        params: torch.Tensor,
+        inputs: Sequence[torch.Tensor],
+        levels: Levels | None = None,
+    ) -> None:
         """Builds the Jacobian at `params` from a forward pass there.
 
         Args:
             network: the network.
             params: `[P]`, the point of linearisation.
             inputs: input of each layer, `[sample, fan_in]`, as `MLP.activations` keeps them.
+            levels: on which the network's own inputs lie, if they do.
 
         Raises:
             ValueError: if the inputs do not fit the network's layers.
@@ -209,18 +240,22 @@ class FactoredJacobian:
         self.network = network
         self.inputs = [aligned(x) for x in inputs]
         self.signals = _signals(network, params, self.inputs)
+        self._levels = levels
 
     def trace_gram(self) -> torch.Tensor:
         """`sum_c J_c J_c^T`, `[sample, sample]`, the sum over layers."""
-
-        def term(layer: int, rows: slice, columns: slice) -> torch.Tensor:
-            of, signals = self.inputs[layer], self.signals[layer]
-            return (of[rows] @ of[columns].T).add_(1).mul_(signals.trace_gram(rows, columns))
+        grams: list[InputGram] = [PlainGram(of) for of in self.inputs]
+        if self._levels:
+            grams[0] = LevelGram(self._levels, self.inputs[0])
 
         def block(rows: slice, columns: slice) -> torch.Tensor:
-            total = term(0, rows, columns)
-            for layer in range(1, len(self.inputs)):
-                total.add_(term(layer, rows, columns))
+            terms = (
+                gram.block(rows, columns).mul_(signals.trace_gram(rows, columns))
+                for gram, signals in zip(grams, self.signals, strict=True)
+            )
+            total = next(terms)
+            for term in terms:
+                total.add_(term)
             return total
 
         return symmetric_matrix(self.inputs[0].shape[0], block, self.inputs[0])
