@@ -214,10 +214,10 @@ def test_an_integer_end_belongs_to_the_next_step() -> None:
     _, initial, targets = make_problem(4, 3)
     system = module._Multirate(torch.zeros(4, 4, dtype=torch.float64), initial, targets, 0.1, 1e-5)
     residual = (torch.softmax(initial, 1) - targets).T
-    path = Path(system.ends, system.initial, system.shift)
+    system.path.follow(system.ends)
     for start in (0.0, 1 / 7, 31.1, 99.0, 99.9):
         sums = torch.zeros_like(residual)
-        system.flow.run(system.state, path, start, 100.0, sums)
+        system.flow.run(system.state, system.path, start, 100.0, sums)
         expected = (100 - math.ceil(start)) * residual
         assert torch.allclose(sums, expected, rtol=1e-11, atol=1e-11)
 
@@ -239,7 +239,8 @@ def test_path_meets_values_and_slopes_at_the_ends_and_is_a_polynomial_in_the_log
         End(at, slow(at), slow(at) - slow(before), slope(at))
         for at, before in itertools.pairwise(times)
     ]
-    path = Path(ends[:count], initial, shift)
+    path = Path(initial, shift)
+    path.follow(ends[:count])
     for u in (*times[:count], 9.5, 14.0):
         value, derivative = path.evaluate((u, 0), (u, 1))
         torch.testing.assert_close(value, -slow(u), rtol=1e-10, atol=1e-10)
@@ -262,7 +263,8 @@ def pair_error(step: float) -> float:
     system = module._Multirate(kernel, initial, targets, 0.05, 1e-3)
     system.flow.bound, state = math.inf, system.state
     sums, zero = torch.zeros_like(system.sums), torch.zeros_like(system.sums)
-    path = Path([End(0.0, zero, zero, zero)], system.initial, 1.0)
+    path = Path(system.initial, 1.0)
+    path.follow([End(0.0, zero, zero, zero)])
     for index in range(round(0.4 / step)):
         system.flow.step = system.flow.longest = step
         state = system.flow.run(state, path, index * step, (index + 1) * step, sums)

@@ -134,7 +134,9 @@ def _evolve(hood: Neighbourhood, lr: float, s: NtkSettings, federation: Federati
     with federation.clock("evolve"):
         targets = one_hot(hood.labels, hood.outputs.shape[1], hood.outputs.dtype)
         try:
-            return evolve(kernel, hood.outputs, targets, lr, s.taus, s.loss, s.tolerance)
+            return evolve(
+                kernel, hood.outputs, targets, lr, s.taus, s.loss, s.tolerance, overwrite=True
+            )
         except ArithmeticError as error:
             raise Diverged(f"the evolution failed: {error}; {_WAY_OUT}") from error
 

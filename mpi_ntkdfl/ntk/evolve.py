@@ -81,6 +81,7 @@ def evolve(
     taus: Sequence[int],
     loss: str = "cross-entropy",
     tolerance: float = DEFAULT_TOLERANCE,
+    overwrite: bool = False,
 ) -> Evolution:
     """Evolve the outputs and sum the residuals over the first tau steps.
 
@@ -94,6 +95,7 @@ def evolve(
         tolerance: bound aimed at for the error of the update relative to the update,
             ``sqrt(e^T K e / S^T K S)`` with e the error of S.  Rounding sets a floor of a few
             1e-6 in float32 and 1e-13 in float64.  The squared loss is exact to rounding.
+        overwrite: whether the kernel's memory may be used, which spares another of its size.
 
     Returns:
         The evolution, in the type and on the device of the inputs.
@@ -107,7 +109,7 @@ def evolve(
     if loss == "squared":
         return _evolve_squared(kernel, outputs, targets, lr, marks)
     if loss == "cross-entropy":
-        return _Multirate(kernel, outputs, targets, lr, tolerance).run(marks)
+        return _Multirate(kernel, outputs, targets, lr, tolerance, overwrite).run(marks)
     raise ValueError(f'expected loss "cross-entropy" or "squared", got {loss!r}')
 
 
@@ -375,7 +377,7 @@ class _FastFlow:
                 return state
 
     def _stages(self, state: _State, fields: torch.Tensor, step: float) -> _State:
-        """Run the stages of one step; return the state at its end."""
+        """Run the stages of one step; return the state at its end. Overwrites the fields."""
         origin, shape = state.fast.flatten(), state.fast.shape
         for (residual, rate), row, known, field in zip(
             self.stages, self.rows, self.known, fields[:-1], strict=True
@@ -431,6 +433,7 @@ class _Multirate:
         targets: torch.Tensor,
         lr: float,
         tolerance: float,
+        overwrite: bool = False,
     ) -> None:
         """Split the kernel and start at u = 0 with z = 0, S = 0 and R = 0."""
         self.scale = lr / kernel.shape[0]
@@ -439,7 +442,8 @@ class _Multirate:
         self.bound = scheme.OUTER_FRACTION * reachable
         factor = _nystroem_factor(kernel)
         # Formed once: products with K less products with F^T F would lose two digits each time.
-        self.rest = torch.addmm(kernel, factor.T, factor, alpha=-1.0)
+        room = kernel if overwrite else None
+        self.rest = torch.addmm(kernel, factor.T, factor, alpha=-1.0, out=room)
         inner = scheme.INNER_FRACTION * reachable
         self.flow = _FastFlow(factor, self.initial, self.targets, self.scale, inner)
         self.columns = (scheme.PASSES + 1) * min(scheme.RANK, kernel.shape[0])
@@ -453,7 +457,7 @@ class _Multirate:
         self.flow.limit_step(self.state, 4)
         self.step = self.flow.step = scheme.FIRST * self.flow.longest
         # Finite where nothing moves.
-        self.shift = scheme.SHIFT * min(self.flow.longest, 1e6)
+        self.path = Path(self.initial, scheme.SHIFT * min(self.flow.longest, 1e6))
 
     def run(self, taus: tuple[int, ...]) -> Evolution:
         """Integrate to the last tau and collect S and f at all of them."""
@@ -478,7 +482,8 @@ class _Multirate:
 
     def _attempt(self, now: float, then: float, taus: tuple[int, ...]) -> float:
         """Take the step to then if its error is in bounds; return the error over the bound."""
-        path, sums = Path(self.ends, self.initial, self.shift), self.sums.clone()
+        path, sums = self.path, self.sums.clone()
+        path.follow(self.ends)
         stops = [*(float(tau) for tau in taus if now < tau < then), then]
         state, found = self.state, []
         for start, stop in pairwise([now, *stops]):

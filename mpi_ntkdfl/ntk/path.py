@@ -4,7 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+
+
+_TERMS = 6
+"""Of the polynomial through three ends: a value and a slope at each."""
 
 
 @dataclass(frozen=True)
@@ -24,29 +29,46 @@ class Path:
     much further than one in u.
     """
 
-    def __init__(self, ends: Sequence[End], initial: torch.Tensor, shift: float) -> None:
+    def __init__(self, initial: torch.Tensor, shift: float) -> None:
+        """Allocate; `follow` must come before anything else.
+
+        Args:
+            initial: f(0) [output, sample].
+            shift: of u in the logarithm.
+        """
+        self.initial, self.shift = initial, shift
+        self.origin, self.unit, self.terms = 0.0, 1.0, 0
+        # Kept from path to path: new memory of this size costs more than what is written into it.
+        self.coefficients = initial.new_empty(_TERMS, initial.numel())
+        self.known = initial.new_empty(_TERMS - 1, *initial.shape)
+        self.values = initial.new_empty(0, initial.numel())
+
+    def follow(self, ends: Sequence[End]) -> None:
         """Interpolate values and slopes of R at the newest ends.
 
         Args:
             ends: at most three, the newest first, where the path starts.
-            initial: f(0) [output, sample].
-            shift: of u in the logarithm.
         """
         newest, *others = ends
-        self.origin, self.shift, self.unit, self.shape = newest.at, shift, 1.0, initial.shape
+        self.origin, self.unit = newest.at, 1.0
         if others:
             self.unit = -self._time(others[0].at)
+        known, rows = self.known[: 2 * len(ends) - 1], [self._row(newest.at, 1)]
+        known[0] = newest.slope
         # Values relative to the newest end, where rounding would drown their differences.
-        known, rows, gap = [newest.slope], [self._row(newest.at, 1)], torch.zeros_like(initial)
-        for end, before in zip(others, ends, strict=False):
-            gap = gap - before.gain
-            known += [gap, end.slope]
+        for place, (end, before) in enumerate(zip(others, ends, strict=False)):
+            gap = known[2 * place + 1]
+            if place:
+                torch.sub(known[2 * place - 1], before.gain, out=gap)
+            else:
+                torch.neg(before.gain, out=gap)
+            known[2 * place + 2] = end.slope
             rows += [self._row(end.at, 0), self._row(end.at, 1)]
-        columns = torch.tensor(rows, dtype=torch.float64)[:, 1 : len(rows) + 1]
-        weights = -torch.linalg.inv(columns).to(initial)
-        terms = weights @ torch.stack(known).flatten(1)
-        first = (initial - newest.value).flatten()[None]
-        self.coefficients = torch.cat([first, terms])
+        self.terms = len(rows) + 1
+        weights = -np.linalg.inv(np.array(rows)[:, 1 : self.terms])
+        coefficients = self.coefficients[: self.terms]
+        torch.sub(self.initial.flatten(), newest.value.flatten(), out=coefficients[0])
+        torch.mm(self.initial.new_tensor(weights), known.flatten(1), out=coefficients[1:])
 
     def _time(self, at: float) -> float:
         return math.log1p((at - self.origin) / (self.origin + self.shift)) / self.unit
@@ -76,7 +98,13 @@ class Path:
         return part**2 * (3 - 2 * part) * value + steep * slope
 
     def evaluate(self, *points: tuple[float, int]) -> torch.Tensor:
-        """Value (0) or derivative (1) at each of the points (u, 0 or 1): [point, output, sample]."""
-        terms = len(self.coefficients)
-        rows = self.coefficients.new_tensor([self._row(*point)[:terms] for point in points])
-        return (rows @ self.coefficients).view(-1, *self.shape)
+        """Value (0) or derivative (1) at each of the points (u, 0 or 1): [point, output, sample].
+
+        The next call overwrites the answer.
+        """
+        if len(points) > len(self.values):
+            self.values = self.initial.new_empty(len(points), self.initial.numel())
+        rows = self.initial.new_tensor([self._row(*point)[: self.terms] for point in points])
+        values = self.values[: len(points)]
+        torch.mm(rows, self.coefficients[: self.terms], out=values)
+        return values.view(-1, *self.initial.shape)
