@@ -146,8 +146,9 @@ def rounds(asked: Asked, config: Config, peak: float, bandwidth: float) -> list[
     clock = WaitingClock(assembly.federation.device)
     federation = replace(assembly.federation, clock=clock)
     method = METHODS[config.algorithm.name](config.algorithm, federation)
-    test = assembly.test
-    evaluate = Evaluator(federation, test.inputs, test.labels, method.loss, True)
+    evaluate = Evaluator(
+        federation, assembly.test_inputs, assembly.test_labels, method.loss, clients=True
+    )
     weights, laps = assembly.weights, []
     for number in range(2 if asked.small else 4):
         clock.lap()

@@ -30,8 +30,8 @@ from mpi_ntkdfl.costs import (
 from mpi_ntkdfl.data import partition, sources
 from mpi_ntkdfl.errors import InputError
 from mpi_ntkdfl.model import nets
+from mpi_ntkdfl.model.levels import LEAST_FEATURES, Inputs, Levels, multiplies_bytes
 from mpi_ntkdfl.model.params import Layout
-from mpi_ntkdfl.ntk.levels import Levels
 from mpi_ntkdfl.plan import Plan, make_plan
 from mpi_ntkdfl.topology.placement import Placement
 from mpi_ntkdfl.topology.schedule import Schedule
@@ -135,14 +135,16 @@ class Assembly:
         federation: the clients and how they compute.
         schedule: the graphs.
         weights: starting weights of this rank's clients, `[owned, param]`.
-        test: the test set.
+        test_inputs: of the test set, `[sample, feature]`.
+        test_labels: of the test set, `[sample]`.
         shares: offsets and indices of the partition, on rank 0.
     """
 
     federation: Federation
     schedule: Schedule
     weights: torch.Tensor
-    test: Samples
+    test_inputs: Inputs
+    test_labels: torch.Tensor
     shares: tuple[np.ndarray, np.ndarray] | None
 
 
@@ -169,23 +171,23 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
 
     network, schedule, scaling, sizes, placement = world.on_root(told)
 
-    def ship(stored: np.ndarray, labels: np.ndarray) -> Samples:
-        inputs = torch.tensor(scaling.apply(stored, config.compute.dtype))
-        return Samples(inputs.to(chosen), torch.tensor(labels).to(chosen))
+    def plain(stored: np.ndarray) -> torch.Tensor:
+        return torch.tensor(scaling.apply(stored, config.compute.dtype)).to(chosen)
+
+    def ship(array: np.ndarray) -> torch.Tensor:
+        return torch.tensor(array).to(chosen)
 
     stored, labels = _own_samples(world, placement, problem)
-    grid = scaling.grid() if stored.dtype == np.uint8 and not device.on_gpu(chosen) else None
+    levels = _levels(config, world, scaling, stored, chosen)
     owned = placement.owned(world.rank)
     cuts = np.cumsum(sizes[owned.start : owned.stop])[:-1]
     samples = {
-        client: ship(x, y)
+        client: Samples(plain(x), ship(y))
         for client, x, y in zip(owned, np.split(stored, cuts), np.split(labels, cuts), strict=True)
     }
     data = problem.dataset if problem else None
-    test = ship(
-        world.broadcast(data.test_inputs if data else None),
-        world.broadcast(data.test_labels if data else None),
-    )
+    tested = world.broadcast(data.test_inputs if data else None)
+    test_labels = ship(world.broadcast(data.test_labels if data else None))
     start = problem.start if problem else None
     if config.model.weights is not None:
         start = world.broadcast(start)
@@ -206,10 +208,23 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         batch=config.compute.batch,
         batch_bytes=device.free_share(chosen, world.hosts.count(world.hosts[world.rank])),
         staging=way,
-        levels=Levels.of_bytes(grid, network.widths[0]) if grid else None,
+        levels=levels,
     )
     shares = (problem.partition.offsets, problem.partition.indices) if problem else None
-    return Assembly(federation, schedule, weights, test, shares)
+    test_inputs = levels.take(tested) if levels else plain(tested)
+    return Assembly(federation, schedule, weights, test_inputs, test_labels, shares)
+
+
+def _levels(
+    config: Config, world: World, scaling: sources.Scaling, stored: np.ndarray, chosen: torch.device
+) -> Levels | None:
+    """The levels of inputs that are bytes, if computing by them pays on every rank's processor."""
+    grid = scaling.grid() if stored.dtype == np.uint8 else None
+    wide = stored.shape[1] >= LEAST_FEATURES and config.compute.dtype == "float32"
+    able = wide and not device.on_gpu(chosen) and multiplies_bytes()
+    # Clients of ranks that differ would differ in their last bits.
+    able = world.largest(float(not able)) == 0
+    return Levels.of_bytes(*grid) if grid and able else None
 
 
 def _own_samples(

@@ -10,12 +10,16 @@ import torch
 from mpi_ntkdfl.comm.exchange import mean_over_clients
 from mpi_ntkdfl.comm.federation import Federation
 from mpi_ntkdfl.device import on_gpu
+from mpi_ntkdfl.model.levels import Inputs
 from mpi_ntkdfl.model.losses import Loss, correct, loss_gradient, loss_value
 from mpi_ntkdfl.model.nets import MLP
 
 # Test samples a forward pass takes at once on CPU: few enough that the hidden layer stays in the cache.
 # A constant, because sums over chunks round by their size.
 _CHUNK = 1_000
+
+# Bytes of layers at most of the networks that a GPU evaluates at once.
+_GPU_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -43,19 +47,38 @@ class Evaluation:
 
 
 def score(
-    network: MLP, params: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor, loss: Loss
+    network: MLP, params: torch.Tensor, inputs: Inputs, labels: torch.Tensor, loss: Loss
 ) -> tuple[np.ndarray, float]:
     """Of `params` `[param]` on `inputs` `[sample, feature]`: correct ones `[class]`, and mean loss."""
-    right = torch.zeros(network.widths[-1], dtype=torch.float64, device=params.device)
-    total = torch.zeros(1, dtype=torch.float64, device=params.device)
-    samples = len(labels) if on_gpu(inputs.device) else _CHUNK
-    for start in range(0, len(labels), samples):
-        chunk, of = labels[start : start + samples], inputs[start : start + samples]
-        outputs = network.outputs(params, of)
-        right += correct(outputs, chunk)
-        total += loss_value(outputs, chunk, loss).double() * len(chunk)
-    *hits, total_loss = torch.cat([right, total]).tolist()
-    return np.array(hits, dtype=np.int64), total_loss / len(labels)
+    right, losses = scores(network, params[None], inputs, labels, loss)
+    return right[0], float(losses[0])
+
+
+def scores(
+    network: MLP, params: torch.Tensor, inputs: Inputs, labels: torch.Tensor, loss: Loss
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same of several `params` `[model, param]`: `[model, class]` and `[model]`.
+
+    On CPU a model's bits do not depend on the others: they come one after another.
+    """
+    at_once, samples = 1, _CHUNK
+    if on_gpu(inputs.device):
+        layers = len(labels) * sum(network.widths[1:]) * params.dtype.itemsize
+        at_once, samples = max(_GPU_BYTES // layers, 1), len(labels)
+    found = []
+    for some in torch.split(params, at_once):
+        outputs_of = network.functions(some, inputs)
+        numbers = torch.zeros(
+            len(some), network.widths[-1] + 1, dtype=torch.float64, device=params.device
+        )
+        for start in range(0, len(labels), samples):
+            chunk = labels[start : start + samples]
+            outputs = outputs_of(inputs[start : start + samples])
+            numbers[:, :-1] += correct(outputs, chunk)
+            numbers[:, -1] += loss_value(outputs, chunk, loss).double() * len(chunk)
+        found.append(numbers.cpu().numpy())
+    right, total = np.split(np.concatenate(found), [-1], axis=1)
+    return right.astype(np.int64), total[:, 0] / len(labels)
 
 
 def own_accuracy(right: np.ndarray, present: np.ndarray, own: np.ndarray) -> float:
@@ -84,7 +107,7 @@ class Evaluator:
     def __init__(
         self,
         federation: Federation,
-        inputs: torch.Tensor,
+        inputs: Inputs,
         labels: torch.Tensor,
         loss: Loss,
         clients: bool,
@@ -114,12 +137,12 @@ class Evaluator:
             columns = np.full((len(weights), 4), np.nan)
             columns[:, 3] = distance.cpu().numpy()
             if self._clients:
-                columns[:, :3] = [
-                    self._row(w, client) for client, w in zip(f.owned, weights, strict=True)
-                ]
+                columns[:, :3] = self._rows(weights)
             gathered = list(f.world.collect(columns))
             every = np.concatenate(gathered) if gathered else columns
-            right, loss = self._score(average) if f.world.rank == 0 else (np.zeros(0), np.nan)
+            right, loss = np.zeros(0), np.nan
+            if f.world.rank == 0:
+                right, loss = score(f.network, average, self._inputs, self._labels, self._loss)
             return Evaluation(
                 accuracy=every[:, 0],
                 loss=every[:, 1],
@@ -130,19 +153,20 @@ class Evaluator:
                 deviation=float(every[:, 3].mean()),
             )
 
-    def _row(self, params: torch.Tensor, client: int) -> tuple[float, float, float]:
-        """Accuracy, loss and own accuracy of a client's `params` `[param]`."""
-        right, loss = self._score(params)
-        accurate = own_accuracy(right, self._present, self._own[client])
-        return right.sum() / len(self._labels), loss, accurate
+    def _rows(self, weights: torch.Tensor) -> np.ndarray:
+        """Accuracy, loss and own accuracy of own clients' `weights` `[owned, param]`: `[owned, 3]`."""
+        f = self._federation
+        right, loss = scores(f.network, weights, self._inputs, self._labels, self._loss)
+        accurate = [
+            own_accuracy(hits, self._present, self._own[client])
+            for client, hits in zip(f.owned, right, strict=True)
+        ]
+        return np.stack([right.sum(1) / len(self._labels), loss, accurate], axis=1)
 
     def _by_class(self, labels: torch.Tensor) -> np.ndarray:
         """How many of `labels` `[sample]` are of each class, `[class]`."""
         classes = self._federation.network.widths[-1]
         return np.bincount(labels.cpu().numpy(), minlength=classes)
-
-    def _score(self, params: torch.Tensor) -> tuple[np.ndarray, float]:
-        return score(self._federation.network, params, self._inputs, self._labels, self._loss)
 
     def _gradient_norm(self, average: torch.Tensor) -> float:
         f = self._federation

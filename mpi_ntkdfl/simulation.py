@@ -143,8 +143,8 @@ class Simulation:
         self.method = METHODS[config.algorithm.name](config.algorithm, federation)
         self.evaluate = Evaluator(
             federation,
-            assembly.test.inputs,
-            assembly.test.labels,
+            assembly.test_inputs,
+            assembly.test_labels,
             self.method.loss,
             config.evaluation.clients,
         )

@@ -1,89 +1,143 @@
-"""Exact Gram matrices of inputs on levels."""
+"""Products with inputs on levels."""
 
 import numpy as np
 import pytest
 import torch
 
 from mpi_ntkdfl.data.sources import IMAGE_SETS, Scaling, _standardise
+from mpi_ntkdfl.evaluate import scores
+from mpi_ntkdfl.model.levels import FixedPoint, Levels, multiplies_bytes
 from mpi_ntkdfl.model.nets import MLP
-from mpi_ntkdfl.ntk import levels as levels_module
 from mpi_ntkdfl.ntk.jacobian import FactoredJacobian
-from mpi_ntkdfl.ntk.levels import MOST_FEATURES, LevelGram, Levels, multiplies_bytes
 
+able = pytest.mark.skipif(
+    not multiplies_bytes(), reason="torch has no exact products of bytes on this CPU"
+)
 SCALINGS = {
     name: Scaling(255.0, np.array([known.mean]), np.array([known.deviation]))
     for name, known in IMAGE_SETS.items()
 }
+MNIST = SCALINGS["mnist"]
 
 
-def levels_of(scaling: Scaling, features: int = 784) -> Levels:
+def levels_of(scaling: Scaling) -> Levels:
     grid = scaling.grid()
     assert grid is not None
-    found = Levels.of_bytes(grid, features)
-    assert found is not None
-    return found
+    return Levels.of_bytes(*grid)
 
 
-@pytest.mark.parametrize("kind", ["float32", "float64"])
-@pytest.mark.parametrize("name", SCALINGS)
-def test_every_byte_is_found_again(name, kind):
-    stored = np.arange(256, dtype=np.uint8)[None]
-    inputs = torch.from_numpy(SCALINGS[name].apply(stored, kind))
-    found = levels_of(SCALINGS[name]).of(inputs)
-    assert (found.int() + 128).tolist() == stored.tolist()
-
-
-def images(samples: int, features: int = 784, kind: str = "float32") -> torch.Tensor:
+def images(samples: int, features: int = 784) -> np.ndarray:
     """Half of the pixels are black, as in clothes; one image is, one is white."""
     rng = np.random.default_rng(samples)
     stored = rng.integers(256, size=(samples, features)) * rng.integers(2, size=(samples, features))
     stored[0], stored[-1] = 0, 255
-    return torch.from_numpy(SCALINGS["mnist"].apply(stored.astype(np.uint8), kind))
+    return stored.astype(np.uint8)
 
 
-@pytest.mark.parametrize("kind, bound", [("float32", 3e-7), ("float64", 1e-14)])
-@pytest.mark.parametrize("samples, features", [(1, 784), (300, 784), (40, MOST_FEATURES)])
-def test_gram_is_that_of_the_inputs(samples, features, kind, bound):
-    x = images(samples, features, kind)
-    gram = LevelGram(levels_of(SCALINGS["mnist"], features), x)
-    found = gram.block(slice(samples), slice(samples)).double()
-    # The inputs before they were rounded to their type.
-    exact = images(samples, features, "float64")
-    expected = exact @ exact.T + 1
-    assert float((found - expected).abs().max() / expected.max()) < bound
+def plain(stored: np.ndarray, kind: str = "float32") -> torch.Tensor:
+    return torch.from_numpy(MNIST.apply(stored, kind))
 
 
-@pytest.mark.skipif(not multiplies_bytes(), reason="no exact products of bytes on this CPU")
-def test_bytes_multiplied_or_not_the_bits_are_the_same(monkeypatch):
-    x = images(200)
-    levels = levels_of(SCALINGS["mnist"])
-    fast = LevelGram(levels, x).block(slice(50, 200), slice(200))
-    monkeypatch.setattr(levels_module, "multiplies_bytes", lambda: False)
-    assert torch.equal(fast, LevelGram(levels, x).block(slice(50, 200), slice(200)))
+def off_by(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.double() - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_every_byte_is_found_again(name):
+    stored = np.arange(256, dtype=np.uint8)[None]
+    levels = levels_of(SCALINGS[name])
+    found = levels.find(torch.from_numpy(SCALINGS[name].apply(stored)))
+    assert (found.numbers.int() + 128).tolist() == stored.tolist()
+    assert torch.equal(found.numbers, levels.take(stored).numbers)
+
+
+def test_features_scaled_apart_have_no_levels():
+    rng = np.random.default_rng(0)
+    features = _standardise(rng.standard_normal((9, 3)), 1.0, per_feature=True)
+    assert features.grid() is None
+
+
+@able
+@pytest.mark.parametrize("samples, features", [(1, 784), (300, 784), (40, 3000)])
+def test_gram_is_that_of_the_inputs_before_they_were_rounded(samples, features):
+    stored = images(samples, features)
+    everything = slice(samples)
+    found = levels_of(MNIST).take(stored).gram(everything, everything)
+    exact = plain(stored, "float64")
+    assert off_by(found, exact @ exact.T + 1) < 2e-7
+
+
+@able
+@pytest.mark.parametrize("rows", [1, 20])
+def test_products_with_weights_are_as_exact_as_those_of_floats(rows):
+    stored = images(500)
+    rng = np.random.default_rng(rows)
+    # Rows of very different size, and entries of very different size in a row.
+    weights = rng.standard_normal((rows, 784)) ** 3 * 10.0 ** rng.integers(-6, 6, (rows, 1))
+    matrix = torch.from_numpy(weights).float()
+    found = FixedPoint(matrix).times(levels_of(MNIST).take(stored))
+    exact = matrix.double() @ plain(stored, "float64").T
+    for row, expected in zip(found, exact, strict=True):
+        assert off_by(row, expected) < 1e-6
+
+
+@able
+def test_extreme_weights():
+    """The largest of a row rounds to the largest number; zeros, and what is not finite, stay so."""
+    stored = images(10)
+    matrix = torch.zeros(4, 784)
+    matrix[0], matrix[1, 5] = 1 / 3, -1e30
+    matrix[3, 7] = torch.nan
+    found = FixedPoint(matrix).times(levels_of(MNIST).take(stored))
+    exact = matrix.double() @ plain(stored, "float64").T
+    assert off_by(found[:2], exact[:2]) < 2e-7
+    assert not found[2].any()
+    assert found[3].isnan().all()
+
+
+@able
+def test_a_sample_and_a_row_have_the_same_bits_in_any_company():
+    levels, stored, matrix = levels_of(MNIST), images(300), torch.randn(30, 784)
+    whole = FixedPoint(matrix).times(levels.take(stored))
+    part = FixedPoint(matrix[7:9].clone()).times(levels.take(stored[100:173]))
+    assert torch.equal(whole[7:9, 100:173], part)
+
+
+@able
+def test_kernel_of_a_network_on_levels():
+    network, stored = MLP((784, 20, 10)), images(150)
+    params = torch.from_numpy(network.initial(np.random.default_rng(1))).float()
+
+    def gram(x: torch.Tensor, levels: Levels | None = None) -> torch.Tensor:
+        inputs = network.activations(params.to(x.dtype), x).inputs
+        return FactoredJacobian(network, params.to(x.dtype), inputs, levels).trace_gram()
+
+    exact = gram(plain(stored, "float64"))
+    by_levels = off_by(gram(plain(stored), levels_of(MNIST)), exact)
+    assert by_levels < 1e-6
+    assert by_levels < off_by(gram(plain(stored)), exact)
+
+
+@able
+@pytest.mark.parametrize("hidden", [(), (30,), (20, 10)])
+def test_a_network_is_judged_by_its_inputs_levels_as_by_its_inputs(hidden):
+    stored = images(2300)
+    labels = torch.from_numpy(np.random.default_rng(2).integers(10, size=2300))
+    network, rng = MLP((784, *hidden, 10)), np.random.default_rng(3)
+    params = torch.from_numpy(np.stack([network.initial(rng) for _ in range(3)])).float()
+    right, losses = scores(network, params, levels_of(MNIST).take(stored), labels, "cross-entropy")
+    exactly = scores(network, params.double(), plain(stored, "float64"), labels, "cross-entropy")
+    assert np.abs(right - exactly[0]).sum() <= 1  # outputs that all but tie
+    np.testing.assert_allclose(losses, exactly[1], rtol=1e-6)
 
 
 def test_a_library_that_overflows_is_found_out(monkeypatch):
     def saturating(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        pairs = a.int()[:, 0::2] @ b.int()[0::2] + a.int()[:, 1::2] @ b.int()[1::2]
-        return pairs.clamp(-(2**15), 2**15 - 1)
+        a, b = a.int(), b.int()
+        pairs = [a[:, k : k + 2] @ b[k : k + 2] for k in range(0, a.shape[1], 2)]
+        return torch.stack(pairs).clamp(-(2**15), 2**15 - 1).sum(0)
 
     monkeypatch.setattr(torch, "_int_mm", saturating, raising=False)
     assert not multiplies_bytes.__wrapped__()
     monkeypatch.delattr(torch, "_int_mm")
     assert not multiplies_bytes.__wrapped__()
-
-
-def test_kernel_of_a_network_on_levels():
-    network, x = MLP((784, 20, 10)), images(150)
-    params = torch.from_numpy(network.initial(np.random.default_rng(1))).float()
-    inputs = network.activations(params, x).inputs
-    by_levels = FactoredJacobian(network, params, inputs, levels_of(SCALINGS["mnist"]))
-    plain = FactoredJacobian(network, params, inputs)
-    torch.testing.assert_close(by_levels.trace_gram(), plain.trace_gram(), rtol=1e-5, atol=1e-4)
-
-
-def test_scalings_without_levels():
-    rng = np.random.default_rng(0)
-    features = _standardise(rng.standard_normal((9, 3)), 1.0, per_feature=True)
-    assert features.grid() is None
-    assert Levels.of_bytes((0.0, 1.0), MOST_FEATURES + 1) is None

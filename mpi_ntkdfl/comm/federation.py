@@ -13,8 +13,8 @@ from mpi_ntkdfl.clock import Clock
 from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.staging import DirectStaging, Staging
 from mpi_ntkdfl.comm.world import World
+from mpi_ntkdfl.model.levels import Levels
 from mpi_ntkdfl.model.nets import MLP
-from mpi_ntkdfl.ntk.levels import Levels
 from mpi_ntkdfl.topology.placement import Placement
 
 

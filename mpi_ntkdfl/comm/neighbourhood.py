@@ -7,10 +7,10 @@ from typing import Protocol
 
 import torch
 
+from mpi_ntkdfl.model.levels import Levels
 from mpi_ntkdfl.model.nets import MLP
 from mpi_ntkdfl.ntk.jacobian import FactoredJacobian
 from mpi_ntkdfl.ntk.kernel import trace_kernel
-from mpi_ntkdfl.ntk.levels import Levels
 
 Arrays = Mapping[str, torch.Tensor]
 

@@ -33,12 +33,18 @@ def loss_value(outputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> torch
 
 
 def correct(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Samples of each class whose largest output is at their label, `[class]` integers."""
+    """Samples of each class whose largest output is at their label, `[..., class]` integers.
+
+    Args:
+        outputs: `[..., sample, output]`.
+        labels: `[sample]`.
+    """
     # The indices of max, since argmax is slow where the samples are the last axis in memory.
-    hits = outputs.max(1).indices == labels
+    hits = outputs.max(-1).indices == labels
     # On a GPU bincount would wait for the numbers.
-    found = torch.zeros(outputs.shape[1], dtype=torch.int64, device=outputs.device)
-    return found.scatter_add_(0, labels.long(), hits.long())
+    shape = (*outputs.shape[:-2], outputs.shape[-1])
+    found = torch.zeros(shape, dtype=torch.int64, device=outputs.device)
+    return found.scatter_add_(-1, labels.long().expand(hits.shape), hits.long())
 
 
 def loss_gradient(

@@ -7,6 +7,7 @@ Axis convention of the whole package: inputs `[sample, feature]`, outputs `[samp
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl.config import ModelSettings
+from mpi_ntkdfl.model.levels import Inputs, prepared
 from mpi_ntkdfl.model.params import Layout, aligned
 
 
@@ -81,26 +83,34 @@ class MLP:
         return self.outputs_of_each(params[None], inputs)[0]
 
     def outputs_of_each(self, params: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-        """Outputs of several networks at the same inputs.
+        """Outputs `[network, sample, output]` of networks with `params` `[network, P]` at `inputs`."""
+        return self.functions(params, inputs)(inputs)
+
+    def functions(self, params: torch.Tensor, like: Inputs) -> Callable[[Inputs], torch.Tensor]:
+        """What several networks make of the same inputs, for use on many of them.
 
         The samples are the last axis in memory: products of that form, and the losses' sums over
         outputs, are faster on CPU by a fifth and by ten times.
 
         Args:
             params: `[network, P]`.
-            inputs: `[sample, feature]`.
+            like: inputs of the kind to come.
 
         Returns:
-            `[network, sample, output]`, a transposed view.
+            From inputs `[sample, feature]` to outputs `[network, sample, output]`, a transposed view.
         """
-        networks = params.shape[0]
         (first, shift), *others = self.weights_and_biases(aligned(params))
         # The networks' first layers are one product.
-        here = torch.mm(first.reshape(-1, first.shape[2]), inputs.T)
-        here = here.view(networks, -1, inputs.shape[0]).add_(shift[:, :, None])
-        for weight, bias in others:
-            here = torch.baddbmm(bias[:, :, None], weight, here.relu_())
-        return here.transpose(1, 2)
+        weights = prepared(first.reshape(-1, first.shape[2]), like)
+
+        def outputs(inputs: Inputs) -> torch.Tensor:
+            here = weights.times(inputs).view(len(params), -1, len(inputs))
+            here.add_(shift[:, :, None])
+            for weight, bias in others:
+                here = torch.baddbmm(bias[:, :, None], weight, here.relu_())
+            return here.transpose(1, 2)
+
+        return outputs
 
     def initial(self, generator: np.random.Generator) -> np.ndarray:
         """Kaiming-normal weights (deviation sqrt(2 / fan_in)) and zero biases, `[P]` float64.

@@ -30,9 +30,9 @@ from typing import Protocol
 import torch
 
 from mpi_ntkdfl.device import on_gpu
+from mpi_ntkdfl.model.levels import Levels
 from mpi_ntkdfl.model.nets import MLP
 from mpi_ntkdfl.model.params import aligned
-from mpi_ntkdfl.ntk.levels import LevelGram, Levels
 
 # Rows of a tile of a symmetric matrix, at least.
 _TILE = 128
@@ -77,27 +77,23 @@ def symmetric_product(a: torch.Tensor) -> torch.Tensor:
     return symmetric_matrix(a.shape[0], lambda rows, columns: a[rows] @ a[columns].T, a)
 
 
-class InputGram(Protocol):
-    """`a a^T + 1` of a layer's inputs and the constant one of its bias."""
+class LayerInputs(Protocol):
+    """What a layer is given, a `[sample, fan_in]`, in some form."""
 
-    def block(self, rows: slice, columns: slice) -> torch.Tensor:
-        """Entries `[row, column]`, the caller's to overwrite."""
+    def gram(self, rows: slice, columns: slice) -> torch.Tensor:
+        """A block of `a a^T + 1`, the last for the bias; the caller's to overwrite."""
         ...
 
 
 @dataclass(frozen=True)
-class PlainGram:
-    """Of inputs of any values.
+class PlainInputs:
+    """Inputs of any values, `[sample, fan_in]`."""
 
-    Attributes:
-        inputs: a `[sample, fan_in]`.
-    """
+    values: torch.Tensor
 
-    inputs: torch.Tensor
-
-    def block(self, rows: slice, columns: slice) -> torch.Tensor:
-        """Entries `[row, column]`."""
-        return (self.inputs[rows] @ self.inputs[columns].T).add_(1)
+    def gram(self, rows: slice, columns: slice) -> torch.Tensor:
+        """A block of `a a^T + 1`."""
+        return (self.values[rows] @ self.values[columns].T).add_(1)
 
 
 # -------------------------------------------------------------------------- backpropagated signals
@@ -244,14 +240,14 @@ class FactoredJacobian:
 
     def trace_gram(self) -> torch.Tensor:
         """`sum_c J_c J_c^T`, `[sample, sample]`, the sum over layers."""
-        grams: list[InputGram] = [PlainGram(of) for of in self.inputs]
+        layers: list[LayerInputs] = [PlainInputs(values) for values in self.inputs]
         if self._levels:
-            grams[0] = LevelGram(self._levels, self.inputs[0])
+            layers[0] = self._levels.find(self.inputs[0])
 
         def block(rows: slice, columns: slice) -> torch.Tensor:
             terms = (
-                gram.block(rows, columns).mul_(signals.trace_gram(rows, columns))
-                for gram, signals in zip(grams, self.signals, strict=True)
+                of.gram(rows, columns).mul_(signals.trace_gram(rows, columns))
+                for of, signals in zip(layers, self.signals, strict=True)
             )
             total = next(terms)
             for term in terms:

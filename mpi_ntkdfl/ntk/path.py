@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-
 _TERMS = 6
 """Of the polynomial through three ends: a value and a slope at each."""
 
