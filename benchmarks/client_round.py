@@ -85,6 +85,7 @@ def make(n: int, hidden: int, lr: float) -> tuple[Client, torch.Tensor, torch.Te
     return Client(network, w_bar, inputs, labels, lr), *samples(rng, means, TEST)
 
 
+@torch.inference_mode()
 def measure(n: int, hidden: int, lr: float, repetitions: int, peak: float) -> list[list[str]]:
     """Rows of the table."""
     client, test_inputs, test_labels = make(n, hidden, lr)
@@ -144,10 +145,11 @@ def compare(n: int, hidden: int, lr: float) -> list[str]:
     """Against the plain reference, one client, tau 100."""
     client, *_ = make(n, hidden, lr)
     widths, taus = client.network.widths, TAUS["tau 100"]
-    client.round(taus)
-    start = time.process_time()
-    found, _ = client.round(taus)
-    middle = time.process_time()
+    with torch.inference_mode():
+        client.round(taus)
+        start = time.process_time()
+        found, _ = client.round(taus)
+        middle = time.process_time()
     expected, _, products = reference.client_round(
         client.w_bar, client.inputs, client.labels, widths, lr, list(taus)
     )

@@ -152,7 +152,8 @@ def rounds(asked: Asked, config: Config, peak: float, bandwidth: float) -> list[
     weights, laps = assembly.weights, []
     for number in range(2 if asked.small else 4):
         clock.lap()
-        with Exchange(federation, assembly.schedule.graph(number)) as exchange:
+        graph = assembly.schedule.graph(number)
+        with Exchange(federation, graph) as exchange, torch.inference_mode():
             weights = method.round(weights, number, exchange).weights
         evaluate(weights)
         laps.append(clock.lap())

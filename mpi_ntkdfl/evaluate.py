@@ -54,6 +54,7 @@ def score(
     return right[0], float(losses[0])
 
 
+@torch.inference_mode()
 def scores(
     network: MLP, params: torch.Tensor, inputs: Inputs, labels: torch.Tensor, loss: Loss
 ) -> tuple[np.ndarray, np.ndarray]:

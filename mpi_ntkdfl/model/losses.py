@@ -51,8 +51,9 @@ def loss_gradient(
     network: MLP, params: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor, loss: Loss
 ) -> torch.Tensor:
     """Gradient `[param]` of the loss on `inputs` `[sample, feature]` at `params` `[param]`."""
-    point = params.detach().clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(
-        loss_value(network.outputs(point, inputs), labels, loss), point
-    )
-    return gradient
+    # Rounds run in inference mode, whose tensors autograd takes only as copies made outside it.
+    with torch.inference_mode(False):
+        point, inputs, labels = params.clone().requires_grad_(), inputs.clone(), labels.clone()
+        value = loss_value(network.outputs(point, inputs), labels, loss)
+        (gradient,) = torch.autograd.grad(value, point)
+        return gradient
