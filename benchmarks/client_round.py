@@ -1,10 +1,11 @@
 """CPU seconds of one client's round of NTK-DFL by phase, beside the least they could take.
 
-    python benchmarks/client_round.py [--samples N ...] [--hidden WIDTH ...] [--reference N]
+    python benchmarks/client_round.py [--samples N ...] [--hidden WIDTH ...] [--reference N] [--floats]
 
-The floor of a phase is its necessary operations over the speed of a large matrix product, measured in the
-same run (for the evolution: of the kernel products it spent). Inputs are random and the same in every
-run: ten classes, each its own mean image, at freshly drawn weights, where the evolution is stiffest.
+The floor of a phase is its necessary operations over the speed of a large matrix product, of floats or
+of bytes, measured in the same run (for the evolution: of the kernel products it spent). Inputs are random
+and the same in every run: ten classes, each its own mean image, at freshly drawn weights, where the
+evolution is stiffest. They are images of bytes, and multiplied as such where the processor can.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import reference
 import timing
 import torch
 
+from mpi_ntkdfl.data.sources import IMAGE_SETS, Scaling
 from mpi_ntkdfl.evaluate import score
+from mpi_ntkdfl.model.levels import Inputs, Levels, multiplies_bytes
 from mpi_ntkdfl.model.losses import one_hot
 from mpi_ntkdfl.model.nets import MLP
 from mpi_ntkdfl.ntk.evolve import Evolution, evolve
@@ -28,6 +31,8 @@ from mpi_ntkdfl.ntk.kernel import trace_kernel
 from mpi_ntkdfl.ntk.update import best, candidate_weights, network_losses
 
 FEATURES, CLASSES, TEST = 784, 10, 10_000
+LOOKS = IMAGE_SETS["fashion-mnist"]
+SCALING = Scaling(255.0, np.array([LOOKS.mean]), np.array([LOOKS.deviation]))
 TAUS = {"tau 100": (100,), "five taus": (100, 200, 400, 600, 800)}
 
 
@@ -40,11 +45,12 @@ class Client:
     inputs: torch.Tensor
     labels: torch.Tensor
     lr: float
+    levels: Levels | None
 
     def jacobian(self) -> FactoredJacobian:
         passed = self.network.activations(self.w_bar, self.inputs)
         self.outputs = passed.outputs
-        return FactoredJacobian(self.network, self.w_bar, passed.inputs)
+        return FactoredJacobian(self.network, self.w_bar, passed.inputs, self.levels)
 
     def evolved(self, kernel: torch.Tensor, taus: tuple[int, ...]) -> Evolution:
         targets = one_hot(self.labels, CLASSES, torch.float32)
@@ -67,28 +73,44 @@ class Client:
         return candidates[chosen], taus[chosen]
 
 
-def samples(rng: np.random.Generator, means: np.ndarray, n: int) -> tuple[torch.Tensor, ...]:
+def samples(rng: np.random.Generator, means: np.ndarray, n: int) -> tuple[np.ndarray, torch.Tensor]:
+    """Images `[n, feature]` as bytes, and their labels."""
     labels = rng.integers(CLASSES, size=n)
     inputs = means[labels] + 0.7 * rng.standard_normal((n, FEATURES))
-    return torch.from_numpy(inputs).float(), torch.from_numpy(labels)
+    images = 255 * (inputs * LOOKS.deviation + LOOKS.mean)
+    return images.round().clip(0, 255).astype(np.uint8), torch.from_numpy(labels)
 
 
-def make(n: int, hidden: int, lr: float) -> tuple[Client, torch.Tensor, torch.Tensor]:
+def make(
+    n: int, hidden: int, lr: float, floats: bool = False
+) -> tuple[Client, Inputs, torch.Tensor]:
     """A client, and test inputs and labels."""
     rng = np.random.default_rng(n + 7919 * hidden)
     network = MLP((FEATURES, hidden, CLASSES))
     # Smooth images, as correlated as photographs.
     coarse = rng.standard_normal((CLASSES, 7, 7)).repeat(4, 1).repeat(4, 2)
     means = 0.5 + 0.7 * coarse.reshape(CLASSES, FEATURES)
-    inputs, labels = samples(rng, means, n)
+    images, labels = samples(rng, means, n)
     w_bar = torch.from_numpy(network.initial(rng)).float()
-    return Client(network, w_bar, inputs, labels, lr), *samples(rng, means, TEST)
+    test_images, test_labels = samples(rng, means, TEST)
+    grid, levels = SCALING.grid(), None
+    if grid and multiplies_bytes() and not floats:
+        levels = Levels.of_bytes(*grid)
+    client = Client(network, w_bar, plain(images), labels, lr, levels)
+    return client, levels.take(test_images) if levels else plain(test_images), test_labels
+
+
+def plain(images: np.ndarray) -> torch.Tensor:
+    """What a network is given of `images`."""
+    return torch.from_numpy(SCALING.apply(images))
 
 
 @torch.inference_mode()
-def measure(n: int, hidden: int, lr: float, repetitions: int, peak: float) -> list[list[str]]:
+def measure(
+    n: int, hidden: int, asked: argparse.Namespace, peak: float, byte_peak: float
+) -> list[list[str]]:
     """Rows of the table."""
-    client, test_inputs, test_labels = make(n, hidden, lr)
+    client, test_inputs, test_labels = make(n, hidden, asked.lr, asked.floats)
     jacobian = client.jacobian()
     kernel = trace_kernel(jacobian, CLASSES)
     through, taus = hidden * (FEATURES + CLASSES), TAUS["five taus"]
@@ -103,33 +125,36 @@ def measure(n: int, hidden: int, lr: float, repetitions: int, peak: float) -> li
             client.network, client.w_bar, test_inputs, test_labels, "cross-entropy"
         ),
     }
-    operations = {
-        "forward, signals": 2.0 * n * through,
-        "kernel": float(n * n * (FEATURES + 2 * hidden)),
-        "update, five taus": 2.0 * n * through * len(taus),
-        "select, five taus": 2.0 * n * through * len(taus),
-        "evaluation": 2.0 * TEST * through,
+    first, digits, pace = FEATURES * hidden, 1, peak
+    if client.levels:
+        digits, pace = 3, byte_peak
+    floors = {
+        "forward, signals": 2 * n * through / peak,
+        "kernel": n * n * FEATURES / pace + n * n * 2 * hidden / peak,
+        "update, five taus": 2 * n * through * len(taus) / peak,
+        "select, five taus": 2 * n * through * len(taus) / peak,
+        "evaluation": 2 * TEST * (digits * first / pace + (through - first) / peak),
     }
     products = {}
     for name, some in TAUS.items():
         key = f"evolution, {name}"
         tasks[key] = lambda some=some: client.evolved(kernel, some)
         products[name] = client.evolved(kernel, some).products
-        operations[key] = 2.0 * products[name] * n * n * CLASSES
+        floors[key] = 2 * products[name] * n * n * CLASSES / peak
     for name, some in TAUS.items():
         key = f"round and evaluation, {name}"
         tasks[key] = lambda some=some: (client.round(some), tasks["evaluation"]())
         each = len(some) / len(taus)
-        operations[key] = (
-            operations["forward, signals"]
-            + operations["kernel"]
-            + operations[f"evolution, {name}"]
-            + each * (operations["update, five taus"] + operations["select, five taus"])
-            + operations["evaluation"]
+        floors[key] = (
+            floors["forward, signals"]
+            + floors["kernel"]
+            + floors[f"evolution, {name}"]
+            + each * (floors["update, five taus"] + floors["select, five taus"])
+            + floors["evaluation"]
         )
     rows = []
-    for name, seconds in timing.medians(tasks, repetitions).items():
-        floor = operations[name] / peak
+    for name, seconds in timing.medians(tasks, asked.repetitions).items():
+        floor = floors[name]
         tau = name.removeprefix("evolution, ")
         note = f"{products[tau]} products" if tau in products and tau != name else ""
         rows.append(
@@ -166,18 +191,21 @@ def main() -> None:
     parser.add_argument("--samples", type=int, nargs="+", default=[200, 1184, 2000], metavar="N")
     parser.add_argument("--hidden", type=int, nargs="+", default=[100], metavar="WIDTH")
     parser.add_argument("--reference", type=int, default=200, help="samples of it; 0: without")
+    parser.add_argument("--floats", action="store_true", help="never multiply bytes")
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--repetitions", type=int, default=5)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     peak = timing.product_peak()
+    byte_peak = timing.byte_peak() if multiplies_bytes() else 0.0
     print(
-        f"matrix products: {peak / 1e9:.0f} GFLOP/s; copies: {timing.bandwidth() / 1e9:.1f} GB/s\n"
+        f"matrix products: {peak / 1e9:.0f} GFLOP/s; of bytes: {byte_peak / 1e9:.0f} G/s; "
+        f"copies: {timing.bandwidth() / 1e9:.1f} GB/s\n"
     )
     rows = []
     for n in asked.samples:
         for hidden in asked.hidden:
-            rows += measure(n, hidden, asked.lr, asked.repetitions, peak)
+            rows += measure(n, hidden, asked, peak, byte_peak)
     header = ["samples", "hidden", "phase", "ms", "floor ms", "ratio", "kernel products"]
     timing.print_table(header, rows)
     if asked.reference:

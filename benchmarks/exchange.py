@@ -6,8 +6,8 @@ Every rank is a neighbour of every other. What is timed:
 
 - bare: mpi4py's blocking `Neighbor_alltoallw` out of and into buffers that exist before the clock
   starts; the lists of counts and displacements exist as well. Nothing is packed or looked at.
-- channel: the collective alone as the package calls it, `GraphChannel.start` and `wait`, out of the same
-  buffer. Finding memory for what arrives and the layout is inside.
+- channel: the collective alone as the package calls it, `GraphChannel.start` and `wait`, out of and into
+  the same buffers.
 - share: the whole verb `Exchange.share` by which methods send vectors, from the clients' tensor to
   tensors by client. Planning, packing, booking, the collective, views of what arrived are inside.
 - samples: the whole verb `Exchange.samples`, in one wave: besides, what arrived and the client's own
@@ -62,6 +62,7 @@ def prepare(comm: MPI.Intracomm, nbytes: int) -> dict[str, Callable[[], object]]
     channel = GraphChannel(comm, neighbours)
     send = torch.randint(255, (total,), dtype=torch.uint8)
     leaving, arriving, target = send.numpy(), np.zeros(total, np.uint8), np.zeros(total, np.uint8)
+    room, sizes = torch.from_numpy(arriving), tuple(counts)
     exchange = clients(comm, nbytes)
     each = len(exchange.federation.owned)
     vectors = torch.rand(each, nbytes // each // 4)
@@ -72,7 +73,7 @@ def prepare(comm: MPI.Intracomm, nbytes: int) -> dict[str, Callable[[], object]]
 
     return {
         "bare": lambda: graph.Neighbor_alltoallw([leaving, *layout], [arriving, *layout]),
-        "channel": lambda: channel.start(send, counts, counts).wait(),
+        "channel": lambda: channel.start(send, sizes, sizes, room).wait(),
         "share": lambda: exchange.share(vectors, "weights"),
         "samples": samples,
         "copy": lambda: np.copyto(target, leaving),

@@ -30,6 +30,12 @@ def product_peak(size: int = 1536) -> float:
     return 2 * size**3 / _shortest(lambda: a @ b, 5)
 
 
+def byte_peak(size: int = 1536) -> float:
+    """Operations a second of a large product of bytes, the best of five."""
+    a = torch.ones(size, size, dtype=torch.int8)
+    return 2 * size**3 / _shortest(lambda: torch._int_mm(a, a), 5)
+
+
 def bandwidth(nbytes: int = 2**27) -> float:
     """Bytes a second read and written by a copy that no cache holds, the best of five."""
     source = torch.zeros(nbytes, dtype=torch.uint8)

@@ -66,8 +66,9 @@ def scores(
     if on_gpu(inputs.device):
         layers = len(labels) * sum(network.widths[1:]) * params.dtype.itemsize
         at_once, samples = max(_GPU_BYTES // layers, 1), len(labels)
-    found = []
-    for some in torch.split(params, at_once):
+    found = [np.zeros((0, network.widths[-1] + 1))]
+    for first in range(0, len(params), at_once):
+        some = params[first : first + at_once]
         outputs_of = network.functions(some, inputs)
         numbers = torch.zeros(
             len(some), network.widths[-1] + 1, dtype=torch.float64, device=params.device

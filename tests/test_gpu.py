@@ -117,7 +117,7 @@ class Mirror:
     def __init__(self):
         self.seen = b""
 
-    def start(self, send, send_bytes, receive_bytes, room=None):
+    def start(self, send, send_bytes, receive_bytes, room):
         assert len(send) == sum(send_bytes) == sum(receive_bytes) == len(room)
         self.seen = send.numpy().tobytes()
         room.copy_(send)
@@ -240,7 +240,7 @@ class TwoRanks(SoloWorld):
         self._reply = reply
 
     def channel(self, neighbours):
-        def start(send, send_bytes, receive_bytes, room=None):
+        def start(send, send_bytes, receive_bytes, room):
             room.copy_(self._reply(send))
             return types.SimpleNamespace(wait=lambda: room)
 

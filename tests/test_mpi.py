@@ -245,7 +245,8 @@ mine, theirs = (size, little) if world.rank == 0 else (little, size)
 send = torch.empty(mine, dtype=torch.uint8).fill_(world.rank + 1)
 send[-1] = 77 + world.rank
 channel = world.channel([1 - world.rank])
-got = channel.start(send, [mine], [theirs]).wait()
+room = torch.empty(theirs, dtype=torch.uint8)
+got = channel.start(send, (mine,), (theirs,), room).wait()
 assert got.numel() == theirs and int(got[-1]) == 78 - world.rank
 assert int(got[:-1].min()) == int(got[:-1].max()) == 2 - world.rank
 channel.close()
@@ -270,7 +271,8 @@ others = {0: [], 1: [2], 2: [1]}[world.rank]
 for turn in range(2200):
     channel = world.channel(others)
     send = torch.full((64 * len(others),), (world.rank + turn) % 251, dtype=torch.uint8)
-    pending = channel.start(send, [64] * len(others), [64] * len(others))
+    sizes = (64,) * len(others)
+    pending = channel.start(send, sizes, sizes, torch.empty_like(send))
     pending.poke()
     got = pending.wait()
     assert all(int(v) == (o + turn) % 251 for o in others for v in got)

@@ -221,7 +221,8 @@ class Exchange:
             own = f.samples[pair[1]]
             return {"inputs": own.inputs, "labels": own.labels}
 
-        for client, parts in self._in_waves(form, WorkingSet.of(f.network, taus, f.dtype), make):
+        work = WorkingSet.of(f.network, taus, f.dtype)
+        for client, parts in self._in_waves(form, work, make, at_once=1):
             yield client, Samples(stacked(parts, "inputs"), stacked(parts, "labels").long())
 
     def neighbourhoods(
@@ -259,13 +260,13 @@ class Exchange:
         def make(pair: Pair) -> Arrays:
             return _factored_message(f, at[pair[0]], pair[1])
 
-        for client, parts in self._in_waves(form, work, make):
+        for client, parts in self._in_waves(form, work, make, self.at_once(work.taus)):
             with f.clock("jacobian"):
                 neighbourhood = HeldNeighbourhood(f.network, client, at[client], parts, f.levels)
             yield neighbourhood
 
     def _in_waves(
-        self, form: MessageFormat, work: WorkingSet, make: Callable[[Pair], Arrays]
+        self, form: MessageFormat, work: WorkingSet, make: Callable[[Pair], Arrays], at_once: int
     ) -> Iterator[tuple[int, list[Arrays]]]:
         """Collects `make(i, j)` for own clients i from their closed neighbourhoods, within memory.
 
@@ -273,13 +274,13 @@ class Exchange:
             form: layout of a message, by the samples of j.
             work: sizes of what the caller does with a client's messages.
             make: the message of own client j for client i.
+            at_once: clients the caller computes together.
 
         Yields:
             Own clients in id order, each with its messages in id order.
         """
         f = self.federation
         message_bytes = form.nbytes_each(f.sizes)
-        at_once = self.at_once(work.taus)
         waves = factored_waves(
             self.graph, f.placement, f.sizes, message_bytes, work, f.memory_limit, at_once
         )

@@ -68,7 +68,7 @@ def try_out(world: World, way: Staging) -> None:
     """
     others = sorted({(world.rank + step) % world.size for step in (-1, 1)} - {world.rank})
     send = torch.cat([way.space(0), *(_pattern(world.rank, other, way) for other in others)])
-    sizes = [_TRIAL] * len(others)
+    sizes = (_TRIAL,) * len(others)
     channel = world.channel(others)
     leaving, room = way.depart(send), way.room(sum(sizes))
     way.settle()

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from mpi4py import MPI
 
-from mpi_ntkdfl.comm.buffers import host_bytes
 from mpi_ntkdfl.comm.world import Pending
 from mpi_ntkdfl.model.params import ALIGNMENT as UNIT
 
@@ -41,36 +40,36 @@ class GraphChannel:
     def start(
         self,
         send: torch.Tensor,
-        send_bytes: Sequence[int],
-        receive_bytes: Sequence[int],
-        room: torch.Tensor | None = None,
+        send_bytes: tuple[int, ...],
+        receive_bytes: tuple[int, ...],
+        room: torch.Tensor,
     ) -> Pending:
         """Starts one exchange; see `Channel.start`.
 
         Raises:
             ValueError: if a size is no multiple of 64, or the sizes do not fit the neighbours.
         """
-        leaving, coming = self._layout(tuple(send_bytes)), self._layout(tuple(receive_bytes))
-        received = host_bytes(sum(receive_bytes)) if room is None else room
+        known = self._layouts
+        leaving = known.get(send_bytes) or self._layout(send_bytes)
+        coming = known.get(receive_bytes) or self._layout(receive_bytes)
         request = self._graph.Ineighbor_alltoallw(
-            [_memory(send), *leaving], [_memory(received), *coming]
+            [_memory(send), *leaving], [_memory(room), *coming]
         )
-        return _Started(request, send, received)
+        return _Started(request, send, room)
 
     def _layout(self, sizes: tuple[int, ...]) -> list[Any]:
         """Counts, displacements and types of a buffer with `sizes` bytes for each neighbour.
 
         Kept, since rounds on one graph exchange the same sizes again.
         """
-        if sizes not in self._layouts:
-            if len(sizes) != len(self.neighbours) or any(size % UNIT for size in sizes):
-                raise ValueError(
-                    f"expected sizes in multiples of {UNIT} bytes for {len(self.neighbours)} "
-                    f"neighbours, got {list(sizes)}"
-                )
-            displacements = list(accumulate(sizes, initial=0))[:-1]
-            counts = [size // UNIT for size in sizes]
-            self._layouts[sizes] = [counts, displacements, [self._unit] * len(counts)]
+        if len(sizes) != len(self.neighbours) or any(size % UNIT for size in sizes):
+            raise ValueError(
+                f"expected sizes in multiples of {UNIT} bytes for {len(self.neighbours)} "
+                f"neighbours, got {list(sizes)}"
+            )
+        displacements = list(accumulate(sizes, initial=0))[:-1]
+        counts = [size // UNIT for size in sizes]
+        self._layouts[sizes] = [counts, displacements, [self._unit] * len(counts)]
         return self._layouts[sizes]
 
     def close(self) -> None:
@@ -86,6 +85,8 @@ def _memory(buffer: torch.Tensor) -> Any:
 
 class _Started:
     """A request together with the buffers it needs alive."""
+
+    __slots__ = ("_received", "_request", "_send")
 
     def __init__(self, request: Any, send: torch.Tensor, received: torch.Tensor) -> None:
         self._request, self._send, self._received = request, send, received

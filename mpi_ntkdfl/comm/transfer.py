@@ -36,7 +36,7 @@ class Outgoing:
         send = self._staging.depart(self.pack())
         room = self._staging.room(sum(receive_bytes))
         self._staging.settle()
-        return channel.start(send, send_bytes, receive_bytes, room)
+        return channel.start(send, tuple(send_bytes), tuple(receive_bytes), room)
 
     def pack(self) -> torch.Tensor:
         """Writes and books all messages, one after another: `[bytes]` uint8 on the device."""

@@ -38,9 +38,9 @@ class Channel(Protocol):
     def start(
         self,
         send: torch.Tensor,
-        send_bytes: Sequence[int],
-        receive_bytes: Sequence[int],
-        room: torch.Tensor | None = None,
+        send_bytes: tuple[int, ...],
+        receive_bytes: tuple[int, ...],
+        room: torch.Tensor,
     ) -> Pending:
         """Starts one exchange; all ranks of the world take part, in the same order.
 
@@ -48,7 +48,7 @@ class Channel(Protocol):
             send: `[sum(send_bytes)]` uint8, the parts for each neighbour one after another.
             send_bytes: bytes for each neighbour, multiples of 64.
             receive_bytes: bytes from each neighbour, multiples of 64.
-            room: `[sum(receive_bytes)]` uint8 to receive into; None for host memory.
+            room: `[sum(receive_bytes)]` uint8 to receive into.
         """
         ...
 
@@ -130,9 +130,9 @@ class SoloChannel:
     def start(
         self,
         send: torch.Tensor,
-        send_bytes: Sequence[int],
-        receive_bytes: Sequence[int],
-        room: torch.Tensor | None = None,
+        send_bytes: tuple[int, ...],
+        receive_bytes: tuple[int, ...],
+        room: torch.Tensor,
     ) -> Pending:
         """Nothing to do."""
         return _Done()

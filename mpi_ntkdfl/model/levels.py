@@ -67,7 +67,8 @@ class FixedPoint:
     def __init__(self, matrix: torch.Tensor) -> None:
         """Rounds `matrix` `[row, feature]`, float32, on a little-endian CPU."""
         rows, columns = matrix.shape
-        largest = matrix.abs().amax(1, keepdim=True).clamp_(min=torch.finfo(matrix.dtype).tiny)
+        # A row of zeros must not divide by zero, nor by what overflows.
+        largest = matrix.abs().amax(1, keepdim=True).clamp_(min=2.0**-100)
         self.unit = largest / _LARGEST
         whole = (matrix * (_LARGEST / largest)).round_().to(torch.int32)
         self.sums = whole.sum(1, keepdim=True)
