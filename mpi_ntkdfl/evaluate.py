@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl.comm.exchange import mean_over_clients
-from mpi_ntkdfl.comm.federation import Federation
+from mpi_ntkdfl.comm.federation import Federation, Samples
 from mpi_ntkdfl.device import on_gpu
 from mpi_ntkdfl.model.levels import Inputs
 from mpi_ntkdfl.model.losses import Loss, correct, loss_gradient, loss_value
@@ -18,8 +18,8 @@ from mpi_ntkdfl.model.nets import MLP
 # A constant, because sums over chunks round by their size.
 _CHUNK = 1_000
 
-# Bytes of layers at most of the networks that a GPU evaluates at once.
-_GPU_BYTES = 2**28
+# Bytes of layers at most of the networks that a GPU evaluates at once, and samples it differentiates at.
+_GPU_BYTES, _GPU_SAMPLES = 2**28, 2**16
 
 
 @dataclass(frozen=True)
@@ -172,11 +172,30 @@ class Evaluator:
 
     def _gradient_norm(self, average: torch.Tensor) -> float:
         f = self._federation
-        gradients = torch.stack(
-            [
+        if on_gpu(f.device):
+            gradients = self._gradient_sums(average)
+        else:
+            gradients = [
                 loss_gradient(f.network, average, own.inputs, own.labels, self._loss)
                 for own in f.samples.values()
             ]
-        )
-        mean = mean_over_clients(f, gradients)
+        mean = mean_over_clients(f, torch.stack(gradients))
         return float(torch.linalg.vector_norm(mean.double()))
+
+    def _gradient_sums(self, average: torch.Tensor) -> list[torch.Tensor]:
+        """Sums `[param]` over many own clients each of what `_gradient_norm` adds up, in few calls."""
+        f, found, several = self._federation, [], list[Samples]()
+        for own in f.samples.values():
+            several.append(own)
+            if sum(len(each.labels) for each in several) >= _GPU_SAMPLES:
+                found.append(self._gradient_sum(average, several))
+                several = []
+        return [*found, self._gradient_sum(average, several)] if several else found
+
+    def _gradient_sum(self, average: torch.Tensor, several: list[Samples]) -> torch.Tensor:
+        inputs = torch.cat([own.inputs for own in several])
+        labels = torch.cat([own.labels for own in several])
+        sizes = torch.tensor([len(own.labels) for own in several])
+        shares = (1 / sizes.to(average.dtype)).repeat_interleave(sizes).to(average.device)
+        network = self._federation.network
+        return loss_gradient(network, average, inputs, labels, self._loss, shares)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from mpi_ntkdfl import evaluate
 from mpi_ntkdfl.evaluate import Evaluator, own_accuracy
 from tests.conftest import make_federation, random_weights
 
@@ -27,6 +28,19 @@ def test_a_client_with_the_test_sets_distribution_is_as_accurate_on_its_own():
     present = rng.integers(1, 9, 10)
     right = rng.integers(0, present + 1)
     assert own_accuracy(right, present, 3 * present) == pytest.approx(right.sum() / present.sum())
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "squared"])
+@pytest.mark.parametrize("samples", [1, 8, 1000])
+def test_a_gpu_sums_the_gradients_of_many_clients_at_once(monkeypatch, loss, samples):
+    """Clients count alike, however many samples they have; groups are cut anywhere."""
+    federation = make_federation((6, 5, 3), (5, 3, 8, 4))
+    weights, inputs = random_weights(federation), torch.ones(2, 6, dtype=torch.float64)
+    evaluator = Evaluator(federation, inputs, torch.tensor([0, 1]), loss, clients=False)
+    expected = evaluator(weights).gradient_norm
+    monkeypatch.setattr(evaluate, "on_gpu", lambda device: True)
+    monkeypatch.setattr(evaluate, "_GPU_SAMPLES", samples)
+    assert evaluator(weights).gradient_norm == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("clients", [True, False])

@@ -23,13 +23,18 @@ def one_hot(labels: torch.Tensor, classes: int, dtype: torch.dtype) -> torch.Ten
 
 def loss_value(outputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> torch.Tensor:
     """The losses `[...]` of `outputs` `[..., sample, output]` against integer labels `[sample]`."""
+    return _sample_losses(outputs, labels, loss).mean(-1)
+
+
+def _sample_losses(outputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> torch.Tensor:
+    """What each sample adds to N times the loss, `[..., sample]`."""
     if loss == "cross-entropy":
         # Ten times faster than torch's function where the samples are the last axis in memory.
         places = labels.long().expand(outputs.shape[:-1])[..., None]
         right = outputs.gather(-1, places)[..., 0]
-        return (torch.logsumexp(outputs, -1) - right).mean(-1)
+        return torch.logsumexp(outputs, -1) - right
     targets = one_hot(labels, outputs.shape[-1], outputs.dtype)
-    return 0.5 * (outputs - targets).square().sum(-1).mean(-1)
+    return 0.5 * (outputs - targets).square().sum(-1)
 
 
 def correct(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -48,12 +53,27 @@ def correct(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def loss_gradient(
-    network: MLP, params: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor, loss: Loss
+    network: MLP,
+    params: torch.Tensor,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    loss: Loss,
+    shares: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Gradient `[param]` of the loss on `inputs` `[sample, feature]` at `params` `[param]`."""
+    """Gradient `[param]` of the loss on `inputs` `[sample, feature]` at `params` `[param]`.
+
+    Args:
+        network: the network.
+        params: where.
+        inputs: of the samples.
+        labels: of the samples, integers.
+        loss: which one.
+        shares: what each sample counts, `[sample]`; None for 1 / N.
+    """
     # Rounds run in inference mode, whose tensors autograd takes only as copies made outside it.
     with torch.inference_mode(False):
         point, inputs, labels = params.clone().requires_grad_(), inputs.clone(), labels.clone()
-        value = loss_value(network.outputs(point, inputs), labels, loss)
+        losses = _sample_losses(network.outputs(point, inputs), labels, loss)
+        value = losses.mean() if shares is None else torch.dot(losses, shares)
         (gradient,) = torch.autograd.grad(value, point)
         return gradient
