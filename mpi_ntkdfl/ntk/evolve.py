@@ -377,7 +377,7 @@ class _FastFlow:
                 return state
 
     def _stages(self, state: _State, fields: torch.Tensor, step: float) -> _State:
-        """Run the stages of one step; return the state at its end. Overwrites the fields."""
+        """Run the stages of one step; return the state at its end."""
         origin, shape = state.fast.flatten(), state.fast.shape
         for (residual, rate), row, known, field in zip(
             self.stages, self.rows, self.known, fields[:-1], strict=True
