@@ -20,7 +20,7 @@ import reference
 import timing
 import torch
 
-from mpi_ntkdfl.data.sources import IMAGE_SETS, Scaling
+from mpi_ntkdfl.data.sources import IMAGE_SETS
 from mpi_ntkdfl.evaluate import score
 from mpi_ntkdfl.model.levels import Inputs, Levels, multiplies_bytes
 from mpi_ntkdfl.model.losses import one_hot
@@ -32,7 +32,6 @@ from mpi_ntkdfl.ntk.update import best, candidate_weights, network_losses
 
 FEATURES, CLASSES, TEST = 784, 10, 10_000
 LOOKS = IMAGE_SETS["fashion-mnist"]
-SCALING = Scaling(255.0, np.array([LOOKS.mean]), np.array([LOOKS.deviation]))
 TAUS = {"tau 100": (100,), "five taus": (100, 200, 400, 600, 800)}
 
 
@@ -93,7 +92,7 @@ def make(
     images, labels = samples(rng, means, n)
     w_bar = torch.from_numpy(network.initial(rng)).float()
     test_images, test_labels = samples(rng, means, TEST)
-    grid, levels = SCALING.grid(), None
+    grid, levels = LOOKS.scaling.grid(), None
     if grid and multiplies_bytes() and not floats:
         levels = Levels.of_bytes(*grid)
     client = Client(network, w_bar, plain(images), labels, lr, levels)
@@ -102,7 +101,7 @@ def make(
 
 def plain(images: np.ndarray) -> torch.Tensor:
     """What a network is given of `images`."""
-    return torch.from_numpy(SCALING.apply(images))
+    return torch.from_numpy(LOOKS.scaling.apply(images))
 
 
 @torch.inference_mode()

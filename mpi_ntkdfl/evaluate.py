@@ -9,6 +9,7 @@ import torch
 
 from mpi_ntkdfl.comm.exchange import mean_over_clients
 from mpi_ntkdfl.comm.federation import Federation, Samples
+from mpi_ntkdfl.comm.waves import cut
 from mpi_ntkdfl.device import on_gpu
 from mpi_ntkdfl.model.levels import Inputs
 from mpi_ntkdfl.model.losses import Loss, correct, loss_gradient, loss_value
@@ -63,7 +64,7 @@ def scores(
     On CPU a model's bits do not depend on the others: they come one after another.
     """
     at_once, samples = 1, _CHUNK
-    if on_gpu(inputs.device):
+    if on_gpu(params.device):
         layers = len(labels) * sum(network.widths[1:]) * params.dtype.itemsize
         at_once, samples = max(_GPU_BYTES // layers, 1), len(labels)
     found = [np.zeros((0, network.widths[-1] + 1))]
@@ -184,13 +185,9 @@ class Evaluator:
 
     def _gradient_sums(self, average: torch.Tensor) -> list[torch.Tensor]:
         """Sums `[param]` over many own clients each of what `_gradient_norm` adds up, in few calls."""
-        f, found, several = self._federation, [], list[Samples]()
-        for own in f.samples.values():
-            several.append(own)
-            if sum(len(each.labels) for each in several) >= _GPU_SAMPLES:
-                found.append(self._gradient_sum(average, several))
-                several = []
-        return [*found, self._gradient_sum(average, several)] if several else found
+        f = self._federation
+        groups = cut(f.owned, f.sizes, _GPU_SAMPLES)
+        return [self._gradient_sum(average, [f.samples[c] for c in group]) for group in groups]
 
     def _gradient_sum(self, average: torch.Tensor, several: list[Samples]) -> torch.Tensor:
         inputs = torch.cat([own.inputs for own in several])

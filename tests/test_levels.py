@@ -13,10 +13,7 @@ from mpi_ntkdfl.ntk.jacobian import FactoredJacobian
 able = pytest.mark.skipif(
     not multiplies_bytes(), reason="torch has no exact products of bytes on this CPU"
 )
-SCALINGS = {
-    name: Scaling(255.0, np.array([known.mean]), np.array([known.deviation]))
-    for name, known in IMAGE_SETS.items()
-}
+SCALINGS = {name: known.scaling for name, known in IMAGE_SETS.items()}
 MNIST = SCALINGS["mnist"]
 
 

@@ -104,7 +104,7 @@ def factored_waves(
     held = 4 * neighbourhood_sums(graph, message_bytes)
     one_client = work.one_client(largest_neighbourhood(graph, sizes))
     room = DEFAULT_LIMIT - one_client if limit is None else limit - at_once * one_client
-    waves = [_cut(placement.owned(rank), held, max(room, 0)) for rank in range(placement.ranks)]
+    waves = [cut(placement.owned(rank), held, max(room, 0)) for rank in range(placement.ranks)]
     most = max(map(len, waves))
     return [own + [range(0)] * (most - len(own)) for own in waves]
 
@@ -122,8 +122,8 @@ def clients_at_once(wanted: int | None, memory: int, limit: int | None, one_clie
     return wanted or min(max(memory // one_client, 1), _MOST_AT_ONCE)
 
 
-def _cut(clients: range, held: np.ndarray, room: int) -> list[range]:
-    """Consecutive ranges of `clients` whose `held` bytes add up to at most `room`, or single ones."""
+def cut(clients: range, held: np.ndarray, room: int) -> list[range]:
+    """Consecutive ranges of `clients` whose `held` `[client]` add up to `room` at most, or singles."""
     cuts, start, filled = [], clients.start, 0
     for client in clients:
         if client > start and filled + held[client] > room:

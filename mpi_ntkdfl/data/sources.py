@@ -129,6 +129,11 @@ class ImageSet:
     deviation: float
     hashes: Mapping[str, Hashes]
 
+    @property
+    def scaling(self) -> Scaling:
+        """From its bytes to inputs."""
+        return Scaling(255.0, np.array([self.mean]), np.array([self.deviation]))
+
 
 # Name of each part's file, without `.gz`.
 FILES = {
@@ -505,8 +510,7 @@ _LOADERS: Mapping[str, Callable[[DatasetSettings], _Parts]] = {
 
 def _scaling(name: str, inputs: npt.NDArray[Any]) -> Scaling:
     if name in IMAGE_SETS:
-        image_set = IMAGE_SETS[name]
-        return Scaling(255.0, np.array([image_set.mean]), np.array([image_set.deviation]))
+        return IMAGE_SETS[name].scaling
     return _standardise(
         inputs,
         divisor=16.0 if name == "digits" else 1.0,

@@ -100,16 +100,6 @@ class LevelInputs:
     levels: Levels
     numbers: torch.Tensor
 
-    @property
-    def shape(self) -> torch.Size:
-        """Samples and features."""
-        return self.numbers.shape
-
-    @property
-    def device(self) -> torch.device:
-        """Where they are."""
-        return self.numbers.device
-
     def __len__(self) -> int:
         """Number of samples."""
         return len(self.numbers)
@@ -127,7 +117,7 @@ class LevelInputs:
     @cached_property
     def _halves(self) -> torch.Tensor:
         """Numbers h `[sample]` such that x_i x_j + 1 = q_i q_j step^2 + h_i + h_j."""
-        offset, features = self.levels.offset, self.shape[1]
+        offset, features = self.levels.offset, self.numbers.shape[1]
         sums = self.numbers.sum(1, dtype=torch.int32).double()
         halves = self.levels.step**2 * (offset * sums + features * offset**2 / 2) + 0.5
         return halves.float()

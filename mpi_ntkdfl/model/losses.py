@@ -70,9 +70,10 @@ def loss_gradient(
         loss: which one.
         shares: what each sample counts, `[sample]`; None for 1 / N.
     """
-    # Rounds run in inference mode, whose tensors autograd takes only as copies made outside it.
     with torch.inference_mode(False):
-        point, inputs, labels = params.clone().requires_grad_(), inputs.clone(), labels.clone()
+        point = params.clone().requires_grad_()
+        # Of a round's tensors, made in inference mode, autograd takes only copies made outside it.
+        inputs, labels = (x.clone() if x.is_inference() else x for x in (inputs, labels))
         losses = _sample_losses(network.outputs(point, inputs), labels, loss)
         value = losses.mean() if shares is None else torch.dot(losses, shares)
         (gradient,) = torch.autograd.grad(value, point)

@@ -37,7 +37,7 @@ class Path:
         """
         self.initial, self.shift = initial, shift
         self.origin, self.unit, self.terms = 0.0, 1.0, 0
-        # Kept from path to path: new memory of this size costs more than what is written into it.
+        # Kept from path to path, which spares memory of this size anew at each.
         self.coefficients = initial.new_empty(_TERMS, initial.numel())
         self.known = initial.new_empty(_TERMS - 1, *initial.shape)
         self.values = initial.new_empty(0, initial.numel())
