@@ -34,13 +34,13 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from mpi_ntkdfl.clock import Clock
-from mpi_ntkdfl.comm.exchange import Exchange
-from mpi_ntkdfl.comm.federation import Federation, Samples
+from mpi_ntkdfl.comm.graph_channel import GraphChannel
 from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.mpi import MpiWorld
-from mpi_ntkdfl.comm.neighbours import GraphChannel
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.federation.clients import Federation, Samples
+from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.model.mlp import MLP
+from mpi_ntkdfl.runtime.clock import Clock
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.placement import Placement
 

@@ -28,17 +28,17 @@ import h5py
 import numpy as np
 import torch
 
-from mpi_ntkdfl import device
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.assembly import assemble, prepare
-from mpi_ntkdfl.clock import PHASES, Clock
-from mpi_ntkdfl.comm.exchange import Exchange
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.config import Config, parse, read_overrides, read_source
-from mpi_ntkdfl.costs import Work
 from mpi_ntkdfl.data.sources import FILES
 from mpi_ntkdfl.evaluate import Evaluator
-from mpi_ntkdfl.launching import launcher_words
+from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.planning.costs import Work
+from mpi_ntkdfl.runtime import device
+from mpi_ntkdfl.runtime.clock import PHASES, Clock
+from mpi_ntkdfl.runtime.launching import launcher_words
 
 PARTS = ("tests", "round", "experiment", "shared", "scaling")
 ROOT = Path(__file__).resolve().parent.parent

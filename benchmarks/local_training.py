@@ -12,14 +12,14 @@ import time
 import numpy as np
 import torch
 
-from mpi_ntkdfl import seeds
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.algorithms.dfedavg import DfedavgSettings
 from mpi_ntkdfl.algorithms.local_training import LocalTraining
 from mpi_ntkdfl.assembly import assemble, prepare
-from mpi_ntkdfl.comm.federation import Federation
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.config import parse, read_source
+from mpi_ntkdfl.federation.clients import Federation
+from mpi_ntkdfl.runtime import seeds
 
 EVERY = 10
 SETTINGS = DfedavgSettings()

@@ -9,16 +9,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mpi_ntkdfl import device, seeds
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.algorithms.base import Needs
-from mpi_ntkdfl.clock import Clock
-from mpi_ntkdfl.comm.federation import Federation, Samples
 from mpi_ntkdfl.comm.gpu_aware import agreed_staging
 from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.config import Config
-from mpi_ntkdfl.costs import (
+from mpi_ntkdfl.data import partition, sources
+from mpi_ntkdfl.federation.clients import Federation, Samples
+from mpi_ntkdfl.model import mlp
+from mpi_ntkdfl.model.levels import LEAST_FEATURES, Inputs, Levels, multiplies_bytes
+from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.model.params import Layout
+from mpi_ntkdfl.planning.costs import (
     NOMINAL,
     Machine,
     Work,
@@ -27,12 +30,10 @@ from mpi_ntkdfl.costs import (
     round_seconds,
     round_work,
 )
-from mpi_ntkdfl.data import partition, sources
-from mpi_ntkdfl.errors import InputError
-from mpi_ntkdfl.model import nets
-from mpi_ntkdfl.model.levels import LEAST_FEATURES, Inputs, Levels, multiplies_bytes
-from mpi_ntkdfl.model.params import Layout
-from mpi_ntkdfl.plan import Plan, make_plan
+from mpi_ntkdfl.planning.plan import Plan, make_plan
+from mpi_ntkdfl.runtime import device, seeds
+from mpi_ntkdfl.runtime.clock import Clock
+from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.topology.placement import Placement
 from mpi_ntkdfl.topology.schedule import Schedule
 
@@ -56,7 +57,7 @@ class Problem:
     dataset: sources.Dataset
     partition: partition.Partition
     schedule: Schedule
-    network: nets.MLP
+    network: Network
     start: np.ndarray | None
     placement: Placement
     needs: Needs
@@ -98,7 +99,7 @@ def prepare(config: Config, ranks: int) -> Problem:
         config.partition, dataset.train_labels, config.clients, config.seed, dataset.writers
     )
     schedule = Schedule(config.topology, config.clients, config.seed)
-    network = nets.build(config.model, dataset.train_inputs.shape[1], dataset.classes)
+    network = mlp.build(config.model, dataset.train_inputs.shape[1], dataset.classes)
     start = None
     if config.model.weights is not None:
         start = read_weights(Path(config.model.weights), network.layout).double().numpy()
@@ -164,7 +165,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
     way = agreed_staging(world, chosen, config.compute.gpu_aware_mpi)
     dtype = getattr(torch, config.compute.dtype)
 
-    def told() -> tuple[nets.MLP, Schedule, sources.Scaling, np.ndarray, Placement]:
+    def told() -> tuple[Network, Schedule, sources.Scaling, np.ndarray, Placement]:
         assert problem is not None
         p = problem
         return p.network, p.schedule, p.dataset.scaling, p.partition.sizes, p.placement
@@ -246,7 +247,7 @@ def _own_samples(
 
 
 def starting_weights(
-    config: Config, network: nets.MLP, clients: range, start: np.ndarray | None
+    config: Config, network: Network, clients: range, start: np.ndarray | None
 ) -> torch.Tensor:
     """Starting weights of `clients`, `[client, param]` float64: given, drawn once, or one each."""
     if start is None and config.model.init == "per-client":

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mpi_ntkdfl.comm.exchange import mean_over_clients
-from mpi_ntkdfl.comm.federation import Federation, Samples
-from mpi_ntkdfl.comm.waves import cut
-from mpi_ntkdfl.device import on_gpu
+from mpi_ntkdfl.federation.clients import Federation, Samples
+from mpi_ntkdfl.federation.exchange import mean_over_clients
+from mpi_ntkdfl.federation.waves import cut
 from mpi_ntkdfl.model.levels import Inputs
 from mpi_ntkdfl.model.losses import Loss, correct, loss_gradient, loss_value
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.runtime.device import on_gpu
 
 # Test samples a forward pass takes at once on CPU: few enough that the hidden layer stays in the cache.
 # A constant, because sums over chunks round by their size.
@@ -48,7 +48,7 @@ class Evaluation:
 
 
 def score(
-    network: MLP, params: torch.Tensor, inputs: Inputs, labels: torch.Tensor, loss: Loss
+    network: Network, params: torch.Tensor, inputs: Inputs, labels: torch.Tensor, loss: Loss
 ) -> tuple[np.ndarray, float]:
     """Of `params` `[param]` on `inputs` `[sample, feature]`: correct ones `[class]`, and mean loss."""
     right, losses = scores(network, params[None], inputs, labels, loss)
@@ -57,7 +57,7 @@ def score(
 
 @torch.inference_mode()
 def scores(
-    network: MLP, params: torch.Tensor, inputs: Inputs, labels: torch.Tensor, loss: Loss
+    network: Network, params: torch.Tensor, inputs: Inputs, labels: torch.Tensor, loss: Loss
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same of several `params` `[model, param]`: `[model, class]` and `[model]`.
 

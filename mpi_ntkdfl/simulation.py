@@ -14,15 +14,15 @@ import torch
 
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.assembly import Assembly, assemble, prepare
-from mpi_ntkdfl.comm.exchange import Exchange
 from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.config import Config
-from mpi_ntkdfl.errors import SimulationError, locating
 from mpi_ntkdfl.evaluate import Evaluation, Evaluator
-from mpi_ntkdfl.journal import Journal
-from mpi_ntkdfl.outputs import Outputs, locked, refuse
-from mpi_ntkdfl.resume import find_start
-from mpi_ntkdfl.stopping import Budget, signalled
+from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.runtime.errors import SimulationError, locating
+from mpi_ntkdfl.runtime.stopping import Budget, signalled
+from mpi_ntkdfl.storage.journal import Journal
+from mpi_ntkdfl.storage.outputs import Outputs, locked, refuse
+from mpi_ntkdfl.storage.resume import find_start
 from mpi_ntkdfl.topology.graphs import Graph
 
 Mode = Literal["new", "overwrite", "resume"]
@@ -119,7 +119,7 @@ def run(
         problem = None  # every rank has its share; rank 0 needs the whole data set no longer
         simulation = Simulation(config, assembly, outputs, report)
         if first is None:
-            simulation.journal.create(assembly, data)
+            simulation.journal.create(assembly.shares, data)
         else:
             simulation.weights = simulation.journal.resume(start, simulation.method)
         return simulation.run(first)
@@ -148,7 +148,7 @@ class Simulation:
             self.method.loss,
             config.evaluation.clients,
         )
-        self.journal = Journal(config, assembly, outputs)
+        self.journal = Journal(config, federation, outputs)
         self.report = report
 
     def run(self, resumed: int | None) -> Outcome:

@@ -23,10 +23,12 @@ import pytest
 import torch
 
 # Some are imported only so that no child has to.
-from mpi_ntkdfl import assembly, cli, progress, record, simulation  # noqa: F401
+from mpi_ntkdfl import assembly, simulation  # noqa: F401
 from mpi_ntkdfl.analysis import live, tables  # noqa: F401
+from mpi_ntkdfl.cli import main as cli
 from mpi_ntkdfl.comm.world import SoloWorld
-from mpi_ntkdfl.outputs import Outputs
+from mpi_ntkdfl.storage import record
+from mpi_ntkdfl.storage.outputs import Outputs
 from tests.test_mpi import INVARIANT
 
 _PARENT = os.getpid()

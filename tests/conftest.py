@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from mpi_ntkdfl.clock import Clock
-from mpi_ntkdfl.comm.federation import Federation, Samples
 from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.data.sources import DEBIAN_FASHION
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.federation.clients import Federation, Samples
+from mpi_ntkdfl.model.mlp import MLP
+from mpi_ntkdfl.runtime.clock import Clock
 from mpi_ntkdfl.topology.placement import Placement
 
 # Examples are timed by nobody: machines are shared and noisy.
@@ -45,7 +45,7 @@ def needs_cuda(test: Callable[..., None]) -> Callable[..., None]:
 
 MANY = """
 import json, sys
-from mpi_ntkdfl.cli import main
+from mpi_ntkdfl.cli.main import main
 for line in json.loads(sys.argv[1]):
     sys.argv[1:] = line
     try:

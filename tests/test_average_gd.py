@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from mpi_ntkdfl.algorithms.average_gd import AverageGd, AverageGdSettings
-from mpi_ntkdfl.comm.exchange import Exchange
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
-from mpi_ntkdfl.errors import SimulationError
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.model.mlp import MLP
 from mpi_ntkdfl.ntk.descent import descend
+from mpi_ntkdfl.runtime.errors import SimulationError
 from mpi_ntkdfl.topology.graphs import Graph
 from tests import oracle
 from tests.conftest import make_federation, random_weights

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from mpi_ntkdfl import seeds
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.algorithms.dispfl import Dispfl, DispflSettings, kept_entries
-from mpi_ntkdfl.comm.averages import coded_bytes, dequantised, quantised
-from mpi_ntkdfl.comm.exchange import Exchange
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.comm.reduce import exact_mean
 from mpi_ntkdfl.comm.world import SoloWorld
-from mpi_ntkdfl.errors import InputError, SimulationError
+from mpi_ntkdfl.federation.averages import coded_bytes, dequantised, quantised
+from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.runtime import seeds
+from mpi_ntkdfl.runtime.errors import InputError, SimulationError
 from mpi_ntkdfl.topology.graphs import Graph
 from tests.conftest import make_federation, random_weights
 from tests.test_local_training import batches, gradient

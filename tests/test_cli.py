@@ -20,13 +20,14 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mpi_ntkdfl import __version__, cli, config
+from mpi_ntkdfl import __version__, config
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.analysis import tables
-from mpi_ntkdfl.clock import PHASES
+from mpi_ntkdfl.cli import main as cli
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.data.sources import FILES
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.model.mlp import MLP
+from mpi_ntkdfl.runtime.clock import PHASES
 from tests import children
 from tests.conftest import environment
 from tests.test_record import finished_run
@@ -400,7 +401,7 @@ def test_any_words(tmp_path, monkeypatch, first, rest):
 MANY = """
 import contextlib, io, json, sys
 from mpi4py import MPI
-from mpi_ntkdfl import cli
+from mpi_ntkdfl.cli import main as cli
 
 found = []
 for words in json.loads(sys.argv[1]):

@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from mpi_ntkdfl.analysis import compare, compare_text, tables, traces
-from mpi_ntkdfl.clock import PHASES
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
-from mpi_ntkdfl.errors import InputError
 from mpi_ntkdfl.evaluate import Evaluation
-from mpi_ntkdfl.record import Record, RoundRecord
+from mpi_ntkdfl.runtime.clock import PHASES
+from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.storage.record import Record, RoundRecord
 from tests.test_cli import complaint, words
 from tests.test_record import attributes
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mpi_ntkdfl import config
 from mpi_ntkdfl.algorithms import METHODS
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.runtime.errors import InputError
 
 SETTINGS = {name: method.Settings for name, method in METHODS.items()}
 

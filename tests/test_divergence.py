@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mpi_ntkdfl.algorithms import METHODS
-from mpi_ntkdfl.comm.exchange import Exchange
-from mpi_ntkdfl.errors import Diverged
+from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.runtime.errors import Diverged
 from mpi_ntkdfl.topology.graphs import Graph
 from tests.conftest import make_federation, random_weights
 

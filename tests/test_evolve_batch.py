@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mpi_ntkdfl.algorithms import METHODS
-from mpi_ntkdfl.comm.exchange import Exchange
+from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.ntk import evolve as one
 from mpi_ntkdfl.ntk import evolve_batch as module
 from mpi_ntkdfl.ntk.evolve import evolve

@@ -9,21 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpi_ntkdfl.algorithms.ntk_dfl import NtkDfl, NtkDflSettings
-from mpi_ntkdfl.comm.exchange import Exchange
+from mpi_ntkdfl.comm.graph_channel import GraphChannel
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.comm.messages import Field, MessageFormat
 from mpi_ntkdfl.comm.mpi import MpiWorld
-from mpi_ntkdfl.comm.neighbours import GraphChannel
 from mpi_ntkdfl.comm.reduce import exact_mean
-from mpi_ntkdfl.comm.waves import (
+from mpi_ntkdfl.comm.world import Channel, SoloWorld, World
+from mpi_ntkdfl.config import RegularTopology
+from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.federation.waves import (
     WorkingSet,
     factored_waves,
     neighbourhood_sums,
     slice_width,
     smallest_limit,
 )
-from mpi_ntkdfl.comm.world import Channel, SoloWorld, World
-from mpi_ntkdfl.config import RegularTopology
 from mpi_ntkdfl.model.params import ALIGNMENT, aligned
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.placement import Placement

@@ -10,10 +10,10 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-from mpi_ntkdfl.cli import cli
+from mpi_ntkdfl.cli.main import cli
 from mpi_ntkdfl.config import DatasetSettings
 from mpi_ntkdfl.data import sources
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.model.mlp import MLP
 from tests import oracle
 from tests.conftest import needs_fashion
 

@@ -15,11 +15,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from mpi_ntkdfl import stopping
 from mpi_ntkdfl.algorithms.ntk_dfl import NtkDfl
 from mpi_ntkdfl.analysis import tables
-from mpi_ntkdfl.checkpoint import Checkpoint
-from mpi_ntkdfl.outputs import Outputs
+from mpi_ntkdfl.runtime import stopping
+from mpi_ntkdfl.storage.checkpoint import Checkpoint
+from mpi_ntkdfl.storage.outputs import Outputs
 from tests.children import (
     after_round,
     assert_refused,

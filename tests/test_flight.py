@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from mpi_ntkdfl.algorithms.ntk_dfl import NtkDfl, NtkDflSettings
-from mpi_ntkdfl.clock import Clock
 from mpi_ntkdfl.comm import flight
-from mpi_ntkdfl.comm.exchange import Exchange
 from mpi_ntkdfl.comm.flight import Flight
 from mpi_ntkdfl.config import RegularTopology
+from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.runtime.clock import Clock
 from mpi_ntkdfl.topology.schedule import Schedule
 from tests.conftest import make_federation, random_weights
 

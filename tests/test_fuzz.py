@@ -14,8 +14,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mpi_ntkdfl.model.nets import MLP
-from mpi_ntkdfl.outputs import Outputs
+from mpi_ntkdfl.model.mlp import MLP
+from mpi_ntkdfl.storage.outputs import Outputs
 from tests.children import (
     bits,
     command,

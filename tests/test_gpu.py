@@ -12,21 +12,21 @@ import numpy as np
 import pytest
 import torch
 
-from mpi_ntkdfl import device
 from mpi_ntkdfl.algorithms import METHODS
-from mpi_ntkdfl.clock import Clock
-from mpi_ntkdfl.comm.exchange import Exchange
-from mpi_ntkdfl.comm.federation import Federation, Samples
 from mpi_ntkdfl.comm.gpu_aware import agreed_staging, require_cuda_aware, says_cuda_aware, try_out
 from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.messages import Field, MessageFormat
 from mpi_ntkdfl.comm.staging import DirectStaging, StagedStaging, staging
-from mpi_ntkdfl.comm.transfer import Outgoing, Transfer
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.config import RegularTopology
-from mpi_ntkdfl.errors import InputError
 from mpi_ntkdfl.evaluate import Evaluator
-from mpi_ntkdfl.outputs import Outputs
+from mpi_ntkdfl.federation.clients import Federation, Samples
+from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.federation.transfer import Outgoing, Transfer
+from mpi_ntkdfl.runtime import device
+from mpi_ntkdfl.runtime.clock import Clock
+from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.topology.schedule import Schedule
 from tests.conftest import MANY, ROOT, environment, make_federation, needs_cuda, random_weights
 from tests.pretend_gpu import GPU, FakeCopies, PretendGpu, pretended
@@ -262,7 +262,7 @@ import torch
 from mpi_ntkdfl.comm.gpu_aware import require_cuda_aware, try_out
 from mpi_ntkdfl.comm.mpi import open_world
 from mpi_ntkdfl.comm.staging import DirectStaging
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.runtime.errors import InputError
 world = open_world()
 assert world.cuda_aware in (True, False, None)
 try:
@@ -379,7 +379,7 @@ def test_the_pretended_gpu_refuses_what_a_gpu_refuses():
 PRETEND = f"""
 import types
 import torch
-from mpi_ntkdfl import device
+from mpi_ntkdfl.runtime import device
 from mpi_ntkdfl.comm import staging
 from mpi_ntkdfl.comm.mpi import MpiWorld
 from tests.pretend_gpu import FakeCopies, PretendGpu

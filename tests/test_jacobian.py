@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mpi_ntkdfl.model.losses import correct, loss_value
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.model.mlp import MLP
 from mpi_ntkdfl.ntk.jacobian import DenseJacobian, FactoredJacobian, symmetric_product
 from mpi_ntkdfl.ntk.kernel import trace_kernel
 from tests import oracle

@@ -15,9 +15,9 @@ from pathlib import Path
 import h5py
 import pytest
 
-from mpi_ntkdfl.checkpoint import newest
-from mpi_ntkdfl.errors import InputError
-from mpi_ntkdfl.outputs import Outputs
+from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.storage.checkpoint import newest
+from mpi_ntkdfl.storage.outputs import Outputs
 from tests.children import bits, command, rounds_in
 from tests.conftest import environment, find_mpirun, launcher
 
@@ -169,7 +169,7 @@ def test_a_signal_to_the_launcher_ends_the_run_with_a_checkpoint(tmp_path, numbe
 FAILING = """
 import os, resource, signal, sys
 import numpy
-from mpi_ntkdfl import cli
+from mpi_ntkdfl.cli import main as cli
 from mpi_ntkdfl.algorithms import ntk_dfl
 
 how, rank = sys.argv.pop(1), int(os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK")))
@@ -228,8 +228,8 @@ def test_a_rank_that_fails_ends_all_and_the_run_goes_on_later(tmp_path, whole, h
 
 MEASURED = """
 import os
-from mpi_ntkdfl import cli
-from mpi_ntkdfl.comm import neighbours
+from mpi_ntkdfl.cli import main as cli
+from mpi_ntkdfl.comm import graph_channel as neighbours
 from mpi_ntkdfl.simulation import Simulation
 
 opened, sizes, look = [0], [], Simulation._look_around

@@ -7,7 +7,7 @@ import torch
 from mpi_ntkdfl.data.sources import IMAGE_SETS, Scaling, _standardise
 from mpi_ntkdfl.evaluate import scores
 from mpi_ntkdfl.model.levels import FixedPoint, Levels, multiplies_bytes
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.model.mlp import MLP
 from mpi_ntkdfl.ntk.jacobian import FactoredJacobian
 
 able = pytest.mark.skipif(

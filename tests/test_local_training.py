@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from mpi_ntkdfl import seeds
 from mpi_ntkdfl.algorithms.local_training import LocalTraining, Sgd, SgdRule, gram_bytes
 from mpi_ntkdfl.comm.world import SoloWorld
-from mpi_ntkdfl.errors import SimulationError
+from mpi_ntkdfl.runtime import seeds
+from mpi_ntkdfl.runtime.errors import SimulationError
 from mpi_ntkdfl.topology.placement import Placement
 from tests import oracle
 from tests.conftest import make_federation, random_weights

@@ -14,7 +14,7 @@ from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.assembly import prepare
 from mpi_ntkdfl.config import parse, read_yaml
 from mpi_ntkdfl.data.sources import DEBIAN_FASHION
-from mpi_ntkdfl.outputs import Outputs
+from mpi_ntkdfl.storage.outputs import Outputs
 from tests.conftest import MANY
 
 # A test may wait for two launches of many runs, and a machine may be busy.
@@ -210,7 +210,7 @@ def test_the_plan_is_what_the_ledger_books(records, case):
 PEAK = """
 import atexit, re
 from pathlib import Path
-from mpi_ntkdfl.cli import main
+from mpi_ntkdfl.cli.main import main
 peak = lambda: re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]
 atexit.register(lambda: print("peak", peak(), flush=True))
 main()
@@ -287,7 +287,7 @@ def test_channels_are_freed_and_a_rank_may_be_alone(mpirun, tmp_path):
 WORLD = """
 import numpy as np
 from mpi_ntkdfl.comm.mpi import Elsewhere, open_world
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.runtime.errors import InputError
 world = open_world()
 array = np.arange(7, dtype=np.int16).reshape(7, 1)
 assert (world.broadcast(array if world.rank == 0 else None) == array).all()

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from mpi_ntkdfl.algorithms.ntk_dfl import NtkDfl, NtkDflSettings
-from mpi_ntkdfl.comm.exchange import Exchange
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
-from mpi_ntkdfl.errors import SimulationError
+from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.runtime.errors import SimulationError
 from mpi_ntkdfl.topology.graphs import Graph
 from tests import oracle
 from tests.conftest import make_federation, random_weights

@@ -7,10 +7,10 @@ import torch
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.algorithms.ntk_fl import NtkFl, NtkFlSettings
 from mpi_ntkdfl.assembly import prepare
-from mpi_ntkdfl.comm.exchange import Exchange
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.config import parse, read_overrides, read_source
-from mpi_ntkdfl.errors import InputError, SimulationError
+from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.runtime.errors import InputError, SimulationError
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.schedule import participants
 from tests import oracle

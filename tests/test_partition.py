@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mpi_ntkdfl import config
 from mpi_ntkdfl.data import partition
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.runtime.errors import InputError
 
 IID = config.IidPartition(kind="iid")
 WRITER = config.WriterPartition(kind="writer")

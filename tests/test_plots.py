@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex, to_rgb
 
 from mpi_ntkdfl.analysis import plots, style, traces
 from mpi_ntkdfl.analysis.plots import Request
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.runtime.errors import InputError
 from tests.test_cli import complaint, words
 from tests.test_compare import ACCURACY, read, two_seeds, write
 

@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from mpi_ntkdfl import checkpoint, config
+from mpi_ntkdfl import config
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.analysis import tables
-from mpi_ntkdfl.clock import PHASES
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.comm.world import SoloWorld
-from mpi_ntkdfl.errors import InputError, SimulationError
 from mpi_ntkdfl.evaluate import Evaluation
-from mpi_ntkdfl.hdf5 import reading
 from mpi_ntkdfl.model.params import Layout
-from mpi_ntkdfl.outputs import Outputs, choose, refuse
-from mpi_ntkdfl.record import (
+from mpi_ntkdfl.runtime.clock import PHASES
+from mpi_ntkdfl.runtime.errors import InputError, SimulationError
+from mpi_ntkdfl.runtime.hdf5 import reading
+from mpi_ntkdfl.storage import checkpoint
+from mpi_ntkdfl.storage.outputs import Outputs, choose, refuse
+from mpi_ntkdfl.storage.record import (
     BY_EVALUATION,
     BY_ROUND,
     Record,

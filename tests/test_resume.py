@@ -16,12 +16,14 @@ import h5py
 import numpy as np
 import pytest
 
-from mpi_ntkdfl import assembly, config, hdf5, outputs, resume
+from mpi_ntkdfl import assembly, config
 from mpi_ntkdfl.algorithms import METHODS
-from mpi_ntkdfl.checkpoint import Checkpoint
-from mpi_ntkdfl.errors import InputError
-from mpi_ntkdfl.outputs import Outputs
-from mpi_ntkdfl.record import Record
+from mpi_ntkdfl.runtime import hdf5
+from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.storage import outputs, resume
+from mpi_ntkdfl.storage.checkpoint import Checkpoint
+from mpi_ntkdfl.storage.outputs import Outputs
+from mpi_ntkdfl.storage.record import Record
 from tests.children import (
     assert_refused,
     bits,

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import yaml
 
-from mpi_ntkdfl import costs
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.analysis import scaling, scaling_model, scaling_plot, scaling_run, scaling_text
 from mpi_ntkdfl.analysis.scaling_model import Network
 from mpi_ntkdfl.assembly import prepare
-from mpi_ntkdfl.clock import PHASES
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.config import parse, read_source
-from mpi_ntkdfl.errors import InputError
-from mpi_ntkdfl.launching import launcher_words
-from mpi_ntkdfl.record import Record, RoundRecord
+from mpi_ntkdfl.planning import costs
+from mpi_ntkdfl.runtime.clock import PHASES
+from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.launching import launcher_words
+from mpi_ntkdfl.storage.record import Record, RoundRecord
 from tests.conftest import environment, find_mpirun
 from tests.test_cli import answer, complaint
 from tests.test_record import attributes

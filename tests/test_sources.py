@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from mpi_ntkdfl.config import DatasetSettings
 from mpi_ntkdfl.data import femnist, idx, sources
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.runtime.errors import InputError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 28, 28)).astype(np.uint8)
 LABELS = (np.arange(12) % 10).astype(np.uint8)

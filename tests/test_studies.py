@@ -16,9 +16,9 @@ import torch
 import yaml
 
 from mpi_ntkdfl import simulation
-from mpi_ntkdfl.checkpoint import Checkpoint
-from mpi_ntkdfl.errors import InputError
-from mpi_ntkdfl.outputs import locked
+from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.storage.checkpoint import Checkpoint
+from mpi_ntkdfl.storage.outputs import locked
 from mpi_ntkdfl.studies import definition, draw, estimate, execute, grid, page, report, weights
 from mpi_ntkdfl.studies.collect import collect
 from mpi_ntkdfl.studies.series import drawing

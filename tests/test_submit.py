@@ -9,7 +9,10 @@ import sys
 
 import pytest
 
-from mpi_ntkdfl import cli, config, doctor, submit
+from mpi_ntkdfl import config
+from mpi_ntkdfl.cli import batch_script as submit
+from mpi_ntkdfl.cli import doctor
+from mpi_ntkdfl.cli import main as cli
 from tests.conftest import ROOT
 from tests.test_cli import answer, complaint
 

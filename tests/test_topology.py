@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from mpi_ntkdfl import seeds
 from mpi_ntkdfl.config import Topology
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.runtime import seeds
+from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.topology import graphs
 from mpi_ntkdfl.topology.graphs import Graph, components, draw, is_connected, spectral_gap
 from mpi_ntkdfl.topology.mixing import weights

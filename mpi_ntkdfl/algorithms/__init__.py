@@ -1,5 +1,7 @@
 """The methods, by the name a configuration calls them."""
 
+from typing import Any
+
 from mpi_ntkdfl.algorithms.average_gd import AverageGd
 from mpi_ntkdfl.algorithms.base import Method
 from mpi_ntkdfl.algorithms.d_psgd import DPsgd
@@ -12,7 +14,7 @@ from mpi_ntkdfl.algorithms.local import Local
 from mpi_ntkdfl.algorithms.ntk_dfl import NtkDfl
 from mpi_ntkdfl.algorithms.ntk_fl import NtkFl
 
-METHODS: dict[str, type[Method]] = {
+METHODS: dict[str, type[Method[Any]]] = {
     "ntk-dfl": NtkDfl,
     "d-psgd": DPsgd,
     "dfedavg": Dfedavg,

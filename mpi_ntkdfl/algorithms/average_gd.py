@@ -14,11 +14,10 @@ import torch
 
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult, may_diverge
 from mpi_ntkdfl.algorithms.steps import StepSettings, keep_best
-from mpi_ntkdfl.comm.exchange import Exchange
-from mpi_ntkdfl.comm.federation import Federation, Samples
-from mpi_ntkdfl.comm.messages import samples_format
-from mpi_ntkdfl.config import MethodSettings
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.federation.clients import Federation, Samples
+from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.federation.formats import samples_format
+from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.ntk.descent import descend
 from mpi_ntkdfl.ntk.update import network_losses
 
@@ -34,22 +33,19 @@ class AverageGdSettings(StepSettings):
     averaging: Literal["plain", "samples"] = "plain"
 
 
-class AverageGd(Method):
+class AverageGd(Method[AverageGdSettings]):
     """Averaging, then gradient descent."""
 
     Settings = AverageGdSettings
 
-    def __init__(self, settings: MethodSettings, federation: Federation) -> None:
+    def __init__(self, settings: AverageGdSettings, federation: Federation) -> None:
         """Prepares the method; it carries no state from round to round but the weights."""
-        assert isinstance(settings, AverageGdSettings)
-        self.settings = settings
-        self.federation = federation
+        super().__init__(settings, federation)
         self.loss = settings.loss
 
-    @staticmethod
-    def needs(settings: MethodSettings, network: MLP, dtype: torch.dtype) -> Needs:
+    @classmethod
+    def needs(cls, settings: AverageGdSettings, network: Network, dtype: torch.dtype) -> Needs:
         """Weights as vectors; raw samples as blocks if the neighbours' are wanted."""
-        assert isinstance(settings, AverageGdSettings)
         shared = settings.data == "neighbourhood"
         blocks = (samples_format(network, dtype),) if shared else ()
         return Needs(("weights",), blocks=blocks, taus=len(settings.taus))

@@ -7,19 +7,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 
-from mpi_ntkdfl.comm.exchange import Exchange
-from mpi_ntkdfl.comm.federation import Federation
 from mpi_ntkdfl.comm.messages import MessageFormat
 from mpi_ntkdfl.config import MethodSettings
-from mpi_ntkdfl.errors import Diverged, locating
+from mpi_ntkdfl.federation.clients import Federation
+from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.losses import Loss
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.runtime.errors import Diverged, locating
 
 _log = logging.getLogger(__name__)
+
+SettingsT = TypeVar("SettingsT", bound=MethodSettings)
 
 
 @dataclass(frozen=True)
@@ -104,25 +106,27 @@ class Needs:
     kept: Callable[[int], int] | None = None
 
 
-class Method(ABC):
+class Method(ABC, Generic[SettingsT]):
     """A decentralized learning method. One file each; it never sees MPI.
 
     Attributes:
-        Settings: the `algorithm:` section it understands.
-        loss: which loss the record reports.
+        Settings: the class of the `algorithm:` section that the method understands.
+        settings: that section.
+        federation: the clients of this rank.
+        loss: the loss that the record reports.
     """
 
     Settings: ClassVar[type[MethodSettings]]
     loss: Loss = "cross-entropy"
 
-    @staticmethod
-    @abstractmethod
-    def needs(settings: MethodSettings, network: MLP, dtype: torch.dtype) -> Needs:
-        """What a round will send and keep; MPI and data are not needed to say it."""
-
-    @abstractmethod
-    def __init__(self, settings: MethodSettings, federation: Federation) -> None:
+    def __init__(self, settings: SettingsT, federation: Federation) -> None:
         """Prepares the method for the clients of `federation`."""
+        self.settings, self.federation = settings, federation
+
+    @classmethod
+    @abstractmethod
+    def needs(cls, settings: SettingsT, network: Network, dtype: torch.dtype) -> Needs:
+        """Says what a round will send and keep, from the settings and the network only."""
 
     @abstractmethod
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:

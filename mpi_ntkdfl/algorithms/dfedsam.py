@@ -21,11 +21,10 @@ from mpi_ntkdfl.algorithms.local_training import (
     SgdRule,
 )
 from mpi_ntkdfl.algorithms.train_then_average import TrainingSettings
-from mpi_ntkdfl.comm.exchange import Exchange
-from mpi_ntkdfl.comm.federation import Federation
-from mpi_ntkdfl.config import MethodSettings
+from mpi_ntkdfl.federation.clients import Federation
+from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.batched import product
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.model.network import Network
 
 
 class DfedsamSettings(TrainingSettings):
@@ -68,19 +67,18 @@ class SamRule:
         self._rule.descend(layers, gradient(nearby))
 
 
-class Dfedsam(Method):
+class Dfedsam(Method[DfedsamSettings]):
     """Local passes of SAM, then one averaging step."""
 
     Settings = DfedsamSettings
 
-    def __init__(self, settings: MethodSettings, federation: Federation) -> None:
+    def __init__(self, settings: DfedsamSettings, federation: Federation) -> None:
         """Prepares local training; no state is carried from round to round but the weights."""
-        assert isinstance(settings, DfedsamSettings)
-        self.settings = settings
+        super().__init__(settings, federation)
         self.training = LocalTraining(federation, settings.batch, settings.epochs)
 
-    @staticmethod
-    def needs(settings: MethodSettings, network: MLP, dtype: torch.dtype) -> Needs:
+    @classmethod
+    def needs(cls, settings: DfedsamSettings, network: Network, dtype: torch.dtype) -> Needs:
         """Weights to the neighbours."""
         return Needs(("weights",))
 

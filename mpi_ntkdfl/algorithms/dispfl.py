@@ -17,7 +17,6 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from mpi_ntkdfl import seeds
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult
 from mpi_ntkdfl.algorithms.local_training import (
     Gradient,
@@ -27,14 +26,14 @@ from mpi_ntkdfl.algorithms.local_training import (
     SgdRule,
 )
 from mpi_ntkdfl.algorithms.train_then_average import TrainingSettings
-from mpi_ntkdfl.comm.averages import masked_average, masked_format
-from mpi_ntkdfl.comm.exchange import Exchange
-from mpi_ntkdfl.comm.federation import Federation
-from mpi_ntkdfl.config import MethodSettings
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.federation.averages import masked_average, masked_format
+from mpi_ntkdfl.federation.clients import Federation
+from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.losses import loss_gradient
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.model.params import Layout
+from mpi_ntkdfl.runtime import seeds
+from mpi_ntkdfl.runtime.errors import InputError
 
 
 class DispflSettings(TrainingSettings):
@@ -105,24 +104,22 @@ class MaskedRule:
             layer.mul_(mask)
 
 
-class Dispfl(Method):
+class Dispfl(Method[DispflSettings]):
     """Masked local training, a change of masks, then masked averaging."""
 
     Settings = DispflSettings
 
-    def __init__(self, settings: MethodSettings, federation: Federation) -> None:
+    def __init__(self, settings: DispflSettings, federation: Federation) -> None:
         """Draws every client's first mask."""
-        assert isinstance(settings, DispflSettings)
-        self.settings, self.federation = settings, federation
+        super().__init__(settings, federation)
         self.layout = federation.network.layout
         self.kept = kept_entries(self.layout, settings.dense_ratio)
         self.training = LocalTraining(federation, settings.batch, settings.epochs)
         self.masks = torch.stack([self._first_mask(client) for client in federation.owned])
 
-    @staticmethod
-    def needs(settings: MethodSettings, network: MLP, dtype: torch.dtype) -> Needs:
+    @classmethod
+    def needs(cls, settings: DispflSettings, network: Network, dtype: torch.dtype) -> Needs:
         """Kept weights and masks to the neighbours."""
-        assert isinstance(settings, DispflSettings)
         kept = sum(kept_entries(network.layout, settings.dense_ratio).values())
         form = masked_format(kept, network.layout.size, dtype)
         return Needs(messages=(form,), kept=lambda _: network.layout.size)

@@ -13,10 +13,9 @@ from pydantic import Field
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult
 from mpi_ntkdfl.algorithms.local_training import LocalTraining
 from mpi_ntkdfl.algorithms.train_then_average import TrainingSettings
-from mpi_ntkdfl.comm.exchange import Exchange
-from mpi_ntkdfl.comm.federation import Federation
-from mpi_ntkdfl.config import MethodSettings
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.federation.clients import Federation
+from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.model.network import Network
 
 
 class FedavgSettings(TrainingSettings):
@@ -29,21 +28,19 @@ class FedavgSettings(TrainingSettings):
     averaging: Literal["plain", "samples"] = "samples"
 
 
-class Fedavg(Method):
+class Fedavg(Method[FedavgSettings]):
     """Local SGD at all clients, then the mean of all."""
 
     Settings = FedavgSettings
 
-    def __init__(self, settings: MethodSettings, federation: Federation) -> None:
+    def __init__(self, settings: FedavgSettings, federation: Federation) -> None:
         """Prepares local training; no state is carried from round to round but the weights."""
-        assert isinstance(settings, FedavgSettings)
-        self.settings = settings
+        super().__init__(settings, federation)
         self.training = LocalTraining(federation, settings.batch, settings.epochs)
 
-    @staticmethod
-    def needs(settings: MethodSettings, network: MLP, dtype: torch.dtype) -> Needs:
+    @classmethod
+    def needs(cls, settings: FedavgSettings, network: Network, dtype: torch.dtype) -> Needs:
         """Weights to the server, their mean back."""
-        assert isinstance(settings, FedavgSettings)
         return Needs(server=True, kept=settings.kept(network, dtype))
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:

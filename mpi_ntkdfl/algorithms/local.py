@@ -10,10 +10,9 @@ from pydantic import Field
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult
 from mpi_ntkdfl.algorithms.local_training import LocalTraining
 from mpi_ntkdfl.algorithms.train_then_average import TrainingSettings
-from mpi_ntkdfl.comm.exchange import Exchange
-from mpi_ntkdfl.comm.federation import Federation
-from mpi_ntkdfl.config import MethodSettings
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.federation.clients import Federation
+from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.model.network import Network
 
 
 class LocalSettings(TrainingSettings):
@@ -25,21 +24,19 @@ class LocalSettings(TrainingSettings):
     epochs: int = Field(default=20, ge=1)
 
 
-class Local(Method):
+class Local(Method[LocalSettings]):
     """Local SGD and nothing else."""
 
     Settings = LocalSettings
 
-    def __init__(self, settings: MethodSettings, federation: Federation) -> None:
+    def __init__(self, settings: LocalSettings, federation: Federation) -> None:
         """Prepares local training; no state is carried from round to round but the weights."""
-        assert isinstance(settings, LocalSettings)
-        self.settings = settings
+        super().__init__(settings, federation)
         self.training = LocalTraining(federation, settings.batch, settings.epochs)
 
-    @staticmethod
-    def needs(settings: MethodSettings, network: MLP, dtype: torch.dtype) -> Needs:
+    @classmethod
+    def needs(cls, settings: LocalSettings, network: Network, dtype: torch.dtype) -> Needs:
         """Nothing is sent."""
-        assert isinstance(settings, LocalSettings)
         return Needs(kept=settings.kept(network, dtype))
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:

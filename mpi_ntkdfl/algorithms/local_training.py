@@ -23,13 +23,13 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from mpi_ntkdfl import seeds
 from mpi_ntkdfl.algorithms.base import may_diverge, not_finite
-from mpi_ntkdfl.comm.federation import Federation
-from mpi_ntkdfl.device import on_gpu
+from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.model.batched import BatchedMLP, Factors, padded, product
 from mpi_ntkdfl.model.losses import one_hot
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.runtime import seeds
+from mpi_ntkdfl.runtime.device import on_gpu
 
 _PLACES = 4
 """Clients of a group: enough to share the cost of calls, few enough for the caches of a core."""
@@ -181,7 +181,7 @@ def padded_samples(samples: int, batch: int) -> int:
     return padded(-(-samples // batch) * batch)
 
 
-def gram_bytes(network: MLP, dtype: torch.dtype, batch: int, epochs: int, samples: int) -> int:
+def gram_bytes(network: Network, dtype: torch.dtype, batch: int, epochs: int, samples: int) -> int:
     """Bytes of the Gram matrix that local training by SGD keeps for a client with `samples`."""
     rows = padded_samples(samples, batch)
     return rows * rows * dtype.itemsize * dual_pays(rows, network.widths[0], epochs)

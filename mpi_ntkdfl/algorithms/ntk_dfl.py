@@ -13,11 +13,10 @@ import torch
 
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult, may_diverge
 from mpi_ntkdfl.algorithms.steps import NtkSettings, evolve_together, ntk_step
-from mpi_ntkdfl.comm.exchange import Exchange
-from mpi_ntkdfl.comm.federation import Federation
-from mpi_ntkdfl.comm.messages import dense_entries, dense_heading, factored_format
-from mpi_ntkdfl.config import MethodSettings
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.federation.clients import Federation
+from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.federation.formats import dense_entries, dense_heading, factored_format
+from mpi_ntkdfl.model.network import Network
 
 
 class NtkDflSettings(NtkSettings):
@@ -31,22 +30,19 @@ class NtkDflSettings(NtkSettings):
     averaging: Literal["plain", "samples", "none"] = "plain"
 
 
-class NtkDfl(Method):
+class NtkDfl(Method[NtkDflSettings]):
     """The method of the paper."""
 
     Settings = NtkDflSettings
 
-    def __init__(self, settings: MethodSettings, federation: Federation) -> None:
+    def __init__(self, settings: NtkDflSettings, federation: Federation) -> None:
         """Prepares the method; it carries no state from round to round but the weights."""
-        assert isinstance(settings, NtkDflSettings)
-        self.settings = settings
-        self.federation = federation
+        super().__init__(settings, federation)
         self.loss = settings.loss
 
-    @staticmethod
-    def needs(settings: MethodSettings, network: MLP, dtype: torch.dtype) -> Needs:
+    @classmethod
+    def needs(cls, settings: NtkDflSettings, network: Network, dtype: torch.dtype) -> Needs:
         """Weights (if averaged) and averages; layer inputs, or heading and entries, as blocks."""
-        assert isinstance(settings, NtkDflSettings)
         vectors: tuple[str, ...] = ("weights", "averages")
         if settings.averaging == "none":
             vectors = ("averages",)

@@ -14,12 +14,11 @@ from pydantic import Field
 
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult, may_diverge
 from mpi_ntkdfl.algorithms.steps import NtkSettings, ntk_step
-from mpi_ntkdfl.comm.exchange import Exchange
-from mpi_ntkdfl.comm.federation import Federation
-from mpi_ntkdfl.comm.messages import factored_format
-from mpi_ntkdfl.comm.neighbourhood import Neighbourhood
-from mpi_ntkdfl.config import MethodSettings
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.federation.clients import Federation
+from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.federation.formats import factored_format
+from mpi_ntkdfl.federation.neighbourhood import Neighbourhood
+from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.topology.schedule import participants
 
 
@@ -33,22 +32,19 @@ class NtkFlSettings(NtkSettings):
     clients_per_round: int = Field(default=21, ge=1)
 
 
-class NtkFl(Method):
+class NtkFl(Method[NtkFlSettings]):
     """One model, evolved on a server."""
 
     Settings = NtkFlSettings
 
-    def __init__(self, settings: MethodSettings, federation: Federation) -> None:
+    def __init__(self, settings: NtkFlSettings, federation: Federation) -> None:
         """Prepares the method; it carries no state from round to round but the weights."""
-        assert isinstance(settings, NtkFlSettings)
-        self.settings = settings
-        self.federation = federation
+        super().__init__(settings, federation)
         self.loss = settings.loss
 
-    @staticmethod
-    def needs(settings: MethodSettings, network: MLP, dtype: torch.dtype) -> Needs:
+    @classmethod
+    def needs(cls, settings: NtkFlSettings, network: Network, dtype: torch.dtype) -> Needs:
         """Layer inputs to the server, weights from it."""
-        assert isinstance(settings, NtkFlSettings)
         return Needs(
             blocks=(factored_format(network, dtype),),
             taus=len(settings.taus),

@@ -10,14 +10,14 @@ import torch
 from pydantic import Field, field_validator
 
 from mpi_ntkdfl.algorithms.base import require_finite
-from mpi_ntkdfl.comm.federation import Federation
-from mpi_ntkdfl.comm.neighbourhood import Neighbourhood
 from mpi_ntkdfl.config import MethodSettings
-from mpi_ntkdfl.errors import Diverged
+from mpi_ntkdfl.federation.clients import Federation
+from mpi_ntkdfl.federation.neighbourhood import Neighbourhood
 from mpi_ntkdfl.model.losses import one_hot
 from mpi_ntkdfl.ntk.evolve import Evolution, evolve
 from mpi_ntkdfl.ntk.evolve_batch import evolve_batch
 from mpi_ntkdfl.ntk.update import best, candidate_weights, linearised_losses, network_losses
+from mpi_ntkdfl.runtime.errors import Diverged
 
 _WAY_OUT = (
     "lower algorithm.lr or algorithm.taus, look for extreme values in the data, or set "

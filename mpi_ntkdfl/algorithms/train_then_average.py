@@ -11,11 +11,11 @@ from pydantic import Field
 
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult
 from mpi_ntkdfl.algorithms.local_training import LocalTraining, Sgd, gram_bytes
-from mpi_ntkdfl.comm.averages import quantised_average, quantised_format
-from mpi_ntkdfl.comm.exchange import Exchange
-from mpi_ntkdfl.comm.federation import Federation
 from mpi_ntkdfl.config import MethodSettings
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.federation.averages import quantised_average, quantised_format
+from mpi_ntkdfl.federation.clients import Federation
+from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.model.network import Network
 
 
 class TrainingSettings(MethodSettings):
@@ -32,7 +32,7 @@ class TrainingSettings(MethodSettings):
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
 
-    def kept(self, network: MLP, dtype: torch.dtype) -> Callable[[int], int]:
+    def kept(self, network: Network, dtype: torch.dtype) -> Callable[[int], int]:
         """Bytes that training keeps for a client, by its samples; see `Needs`."""
         return partial(gram_bytes, network, dtype, self.batch, self.epochs)
 
@@ -51,7 +51,7 @@ class GossipSettings(TrainingSettings):
     quantize: int | None = Field(default=None, ge=2, le=256)
 
 
-class TrainThenAverage(Method):
+class TrainThenAverage(Method[GossipSettings]):
     """Local SGD, then one averaging step over the closed neighbourhood.
 
     With `quantize` clients send what a round changed, rounded, and add the average of the changes, as
@@ -60,16 +60,14 @@ class TrainThenAverage(Method):
     before is not averaged again, so their weights drift apart where those of plain averages do not.
     """
 
-    def __init__(self, settings: MethodSettings, federation: Federation) -> None:
+    def __init__(self, settings: GossipSettings, federation: Federation) -> None:
         """Prepares local training; no state is carried from round to round but the weights."""
-        assert isinstance(settings, GossipSettings)
-        self.settings = settings
+        super().__init__(settings, federation)
         self.training = LocalTraining(federation, settings.batch, settings.epochs)
 
-    @staticmethod
-    def needs(settings: MethodSettings, network: MLP, dtype: torch.dtype) -> Needs:
+    @classmethod
+    def needs(cls, settings: GossipSettings, network: Network, dtype: torch.dtype) -> Needs:
         """Weights to the neighbours; when quantised, at most a byte an entry."""
-        assert isinstance(settings, GossipSettings)
         if settings.quantize is None:
             return Needs(("weights",), kept=settings.kept(network, dtype))
         form = quantised_format(network.layout.size, dtype)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mpi_ntkdfl.analysis.compare import Cost, Outcome, Spread
 from mpi_ntkdfl.analysis.files import replacing, require_suffix
-from mpi_ntkdfl.units import readable
+from mpi_ntkdfl.runtime.units import readable
 
 _NOTES = (
     "rounds, bytes and seconds up to the first evaluated round at or above the target; -: not reached",

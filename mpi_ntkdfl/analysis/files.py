@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mpi_ntkdfl.errors import InputError
-from mpi_ntkdfl.outputs import made_whole
+from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.storage.outputs import made_whole
 
 
 def require_suffix(path: Path, *suffixes: str) -> str:

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator
 
 from mpi_ntkdfl.analysis import tables
-from mpi_ntkdfl.outputs import Outputs, holder
-from mpi_ntkdfl.units import accuracy_words, round_words
+from mpi_ntkdfl.runtime.units import accuracy_words, round_words
+from mpi_ntkdfl.storage.outputs import Outputs, holder
 
 
 def status(outputs: Outputs, run: tables.Run) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from mpi_ntkdfl.analysis import style
 from mpi_ntkdfl.analysis.files import replacing, require_suffix
 from mpi_ntkdfl.analysis.traces import Group
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

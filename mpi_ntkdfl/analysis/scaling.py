@@ -28,7 +28,7 @@ import yaml
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.analysis.tables import Run
 from mpi_ntkdfl.analysis.traces import UNTIMED
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.runtime.errors import InputError
 
 WAITING = ("exchange", "other")
 """Phases in which a rank mostly waits for others, or does what does not serve the method."""

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from mpi_ntkdfl import config as configuration
-from mpi_ntkdfl import seeds
 from mpi_ntkdfl.analysis.scaling import Point
 from mpi_ntkdfl.analysis.traces import UNTIMED
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.runtime import seeds
+from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.placement import Placement, neighbour_ranks, pairs
 from mpi_ntkdfl.topology.schedule import Schedule

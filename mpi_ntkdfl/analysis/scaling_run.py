@@ -12,8 +12,8 @@ from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.analysis.files import replacing
 from mpi_ntkdfl.analysis.scaling import Kind
 from mpi_ntkdfl.config import Config
-from mpi_ntkdfl.errors import InputError, SimulationError
-from mpi_ntkdfl.launching import run_command
+from mpi_ntkdfl.runtime.errors import InputError, SimulationError
+from mpi_ntkdfl.runtime.launching import run_command
 from mpi_ntkdfl.topology.placement import Placement
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from mpi_ntkdfl.analysis.files import replacing, require_suffix
 from mpi_ntkdfl.analysis.scaling import Point, Study
 from mpi_ntkdfl.analysis.scaling_model import Model, Network, Prediction, model, predict
-from mpi_ntkdfl.errors import InputError
-from mpi_ntkdfl.units import readable
+from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.units import readable
 
 _NOTES = (
     "seconds: median round of the slowest rank, without evaluating and recording",

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.runtime.errors import InputError
 
 COLUMN, PAGE = 3.5, 7.2
 """Inches: widths of one column and of two of a journal's page."""

@@ -11,9 +11,9 @@ import h5py
 import numpy as np
 import yaml
 
-from mpi_ntkdfl.errors import InputError
-from mpi_ntkdfl.hdf5 import reading, sane
-from mpi_ntkdfl.units import duration, readable
+from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.hdf5 import reading, sane
+from mpi_ntkdfl.runtime.units import duration, readable
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import yaml
 
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.analysis.tables import Run
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.runtime.errors import InputError
 
 UNTIMED = ("evaluate", "record")
 """Phases that serve the experimenter; a real federation would not spend them."""

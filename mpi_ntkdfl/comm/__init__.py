@@ -1,1 +1,1 @@
-"""Ranks and messages: the only folder that imports mpi4py."""
+"""Transport between ranks. This is the only folder that imports mpi4py."""

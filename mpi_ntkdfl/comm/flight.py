@@ -6,8 +6,8 @@ from time import perf_counter
 
 import torch
 
-from mpi_ntkdfl.clock import Clock
 from mpi_ntkdfl.comm.world import Pending
+from mpi_ntkdfl.runtime.clock import Clock
 
 
 class Flight:

@@ -13,8 +13,8 @@ import torch
 
 from mpi_ntkdfl.comm.staging import Staging, staging
 from mpi_ntkdfl.comm.world import World
-from mpi_ntkdfl.device import on_gpu
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.runtime.device import on_gpu
+from mpi_ntkdfl.runtime.errors import InputError
 
 _TRIAL = 2**20
 """Bytes of the trial's messages: more than libraries send along with a message's envelope."""

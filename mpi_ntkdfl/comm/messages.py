@@ -14,8 +14,10 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from mpi_ntkdfl.model.nets import MLP
 from mpi_ntkdfl.model.params import ALIGNMENT
+
+Arrays = Mapping[str, torch.Tensor]
+"""A message's arrays by the names of its fields."""
 
 
 def padded(nbytes: int) -> int:
@@ -94,43 +96,3 @@ class MessageFormat:
             views[name] = flat.view(samples, *field.trailing)
             start += padded(count)
         return views, start
-
-
-# ------------------------------------------------------------------------ what clients send each other
-
-
-def samples_format(network: MLP, dtype: torch.dtype) -> MessageFormat:
-    """Raw inputs and labels."""
-    return MessageFormat({**_inputs(network, dtype), **_labels()})
-
-
-def factored_format(network: MLP, dtype: torch.dtype) -> MessageFormat:
-    """Layer inputs, outputs and labels."""
-    layers = {
-        f"layer{index}": Field("jacobians", (width,), dtype)
-        for index, width in enumerate(network.widths[:-1])
-    }
-    return MessageFormat({**layers, **_results(network, dtype)})
-
-
-def dense_heading(network: MLP, dtype: torch.dtype, inputs: bool) -> MessageFormat:
-    """What goes ahead of the slices of a dense Jacobian: outputs, labels, and inputs if wanted."""
-    raw = _inputs(network, dtype) if inputs else {}
-    return MessageFormat({**raw, **_results(network, dtype)})
-
-
-def _inputs(network: MLP, dtype: torch.dtype) -> dict[str, Field]:
-    return {"inputs": Field("inputs", (network.widths[0],), dtype)}
-
-
-def _labels() -> dict[str, Field]:
-    return {"labels": Field("labels", (), torch.int32)}
-
-
-def _results(network: MLP, dtype: torch.dtype) -> dict[str, Field]:
-    return {"outputs": Field("outputs", (network.widths[-1],), dtype), **_labels()}
-
-
-def dense_entries(network: MLP, dtype: torch.dtype, width: int) -> MessageFormat:
-    """Entries of a dense Jacobian for `width` of its parameters."""
-    return MessageFormat({"entries": Field("jacobians", (network.widths[-1], width), dtype)})

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mpi_ntkdfl.comm.world import Channel
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.runtime.errors import InputError
 
 T = TypeVar("T")
 
@@ -208,7 +208,7 @@ class MpiWorld:
 
     def channel(self, neighbours: Sequence[int]) -> Channel:
         """Opens a distributed-graph communicator with `neighbours`."""
-        from mpi_ntkdfl.comm.neighbours import GraphChannel
+        from mpi_ntkdfl.comm.graph_channel import GraphChannel
 
         return GraphChannel(self.comm, neighbours)
 

@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 
 from mpi_ntkdfl.comm.buffers import host_bytes
-from mpi_ntkdfl.device import on_gpu
+from mpi_ntkdfl.runtime.device import on_gpu
 
 
 class Staging(Protocol):

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mpi_ntkdfl.data.idx import MAX_INFLATION
-from mpi_ntkdfl.errors import InputError
-from mpi_ntkdfl.hdf5 import reading
+from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.hdf5 import reading
 
 PIXELS = 28 * 28
 

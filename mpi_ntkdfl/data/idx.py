@@ -19,7 +19,7 @@ from typing import BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.runtime.errors import InputError
 
 # Deflate cannot do better than 258 bytes from 2 bits, so no honest file promises more than this
 # many times its own size.

@@ -14,8 +14,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mpi_ntkdfl import config, seeds
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl import config
+from mpi_ntkdfl.runtime import seeds
+from mpi_ntkdfl.runtime.errors import InputError
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 

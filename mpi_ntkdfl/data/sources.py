@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mpi_ntkdfl import seeds
 from mpi_ntkdfl.config import DatasetSettings
 from mpi_ntkdfl.data import femnist, idx
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.runtime import seeds
+from mpi_ntkdfl.runtime.errors import InputError
 
 Labels = npt.NDArray[np.int64]
 Reals = npt.NDArray[np.float64]

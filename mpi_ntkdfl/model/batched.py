@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.model.mlp import MLP
 
 Factors = list[tuple[torch.Tensor, torch.Tensor]]
 """Gradients by layer matrices, as signals `[client, sample, out]` and inputs `[client, sample, in]`:

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.model.network import Network
 
 Loss = Literal["cross-entropy", "squared"]
 
@@ -53,7 +53,7 @@ def correct(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def loss_gradient(
-    network: MLP,
+    network: Network,
     params: torch.Tensor,
     inputs: torch.Tensor,
     labels: torch.Tensor,

@@ -10,7 +10,7 @@ from itertools import accumulate
 
 import torch
 
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.runtime.errors import InputError
 
 # Matrix products may round differently when an operand does not start on a cache line, so the rows
 # of a parameter matrix, whose length is no multiple of this, are copied before they are used.

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 import torch
 
 from mpi_ntkdfl.model.losses import Loss, one_hot
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.model.params import aligned
 from mpi_ntkdfl.ntk.jacobian import symmetric_product
 
 
 def descend(
-    network: MLP,
+    network: Network,
     params: torch.Tensor,
     inputs: torch.Tensor,
     labels: torch.Tensor,

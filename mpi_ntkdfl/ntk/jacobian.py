@@ -29,10 +29,10 @@ from typing import Protocol
 
 import torch
 
-from mpi_ntkdfl.device import on_gpu
 from mpi_ntkdfl.model.levels import Levels
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.model.params import aligned
+from mpi_ntkdfl.runtime.device import on_gpu
 
 # Rows of a tile of a symmetric matrix, at least.
 _TILE = 128
@@ -191,7 +191,9 @@ class DenseSignals:
         return self.entries
 
 
-def _signals(network: MLP, params: torch.Tensor, inputs: Sequence[torch.Tensor]) -> list[Signals]:
+def _signals(
+    network: Network, params: torch.Tensor, inputs: Sequence[torch.Tensor]
+) -> list[Signals]:
     """Backpropagates from the outputs to every layer; returns one `Signals` a layer, first to last."""
     weights = [weight for weight, _ in network.weights_and_biases(aligned(params))]
     outputs = network.widths[-1]
@@ -214,7 +216,7 @@ class FactoredJacobian:
 
     def __init__(
         self,
-        network: MLP,
+        network: Network,
         params: torch.Tensor,
         inputs: Sequence[torch.Tensor],
         levels: Levels | None = None,
@@ -224,7 +226,7 @@ class FactoredJacobian:
         Args:
             network: the network.
             params: `[P]`, the point of linearisation.
-            inputs: input of each layer, `[sample, fan_in]`, as `MLP.activations` keeps them.
+            inputs: input of each layer, `[sample, fan_in]`, as `Network.activations` keeps them.
             levels: on which the network's own inputs lie, if they do.
 
         Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from mpi_ntkdfl.model.losses import Loss, loss_value
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.model.network import Network
 
 
 def candidate_weights(
@@ -23,7 +23,11 @@ def candidate_weights(
 
 
 def network_losses(
-    network: MLP, candidates: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor, loss: Loss
+    network: Network,
+    candidates: torch.Tensor,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    loss: Loss,
 ) -> list[float]:
     """Loss of the true network at each of `candidates` `[tau, param]` on the neighbourhood's samples.
 

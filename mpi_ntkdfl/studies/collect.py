@@ -11,7 +11,7 @@ from mpi_ntkdfl.analysis import tables, traces
 from mpi_ntkdfl.analysis.plots import Axis as Quantity
 from mpi_ntkdfl.analysis.plots import X as PLOT_X
 from mpi_ntkdfl.analysis.plots import Y as PLOT_Y
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.studies.definition import Variant
 from mpi_ntkdfl.studies.grid import Study, StudyRun, is_done, rounds_recorded
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from mpi_ntkdfl.config import Section, read_yaml
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.runtime.errors import InputError
 
 ScaleName = Literal["paper", "small"]
 Settings = dict[str, Any]

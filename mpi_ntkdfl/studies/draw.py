@@ -12,7 +12,7 @@ import numpy as np
 
 from mpi_ntkdfl.analysis import plots, style
 from mpi_ntkdfl.analysis.files import replacing, require_suffix
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.studies.series import Drawing, Panel, Series
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from mpi_ntkdfl import simulation
 from mpi_ntkdfl.comm.world import SoloWorld
-from mpi_ntkdfl.errors import InputError, MpiNtkdflError
-from mpi_ntkdfl.launching import launcher_words, run_command
-from mpi_ntkdfl.outputs import InUse, Outputs, holder, locked, replacing
-from mpi_ntkdfl.stopping import UNFINISHED, signalled
+from mpi_ntkdfl.runtime.errors import InputError, MpiNtkdflError
+from mpi_ntkdfl.runtime.launching import launcher_words, run_command
+from mpi_ntkdfl.runtime.stopping import UNFINISHED, signalled
+from mpi_ntkdfl.runtime.units import duration
+from mpi_ntkdfl.storage.outputs import InUse, Outputs, holder, locked, replacing
 from mpi_ntkdfl.studies.grid import Study, StudyRun, is_done
-from mpi_ntkdfl.units import duration
 
 _LOOK = 0.5
 """Seconds between looks at a launched run, for signals to be passed on."""

@@ -14,8 +14,8 @@ import h5py
 
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.config import Config, parse, read_overrides, read_source
-from mpi_ntkdfl.errors import InputError
-from mpi_ntkdfl.outputs import Outputs
+from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.studies.definition import Definition, ScaleName, Variant, called, read
 
 # No result depends on these, or in its last bits only.

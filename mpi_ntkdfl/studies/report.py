@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mpi_ntkdfl.analysis import compare, compare_text
 from mpi_ntkdfl.analysis.files import replacing
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.studies import draw
 from mpi_ntkdfl.studies.collect import Results, collect
 from mpi_ntkdfl.studies.definition import Figure

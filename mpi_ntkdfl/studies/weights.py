@@ -10,16 +10,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mpi_ntkdfl import seeds
 from mpi_ntkdfl.assembly import read_weights, starting_weights
-from mpi_ntkdfl.checkpoint import Checkpoint
-from mpi_ntkdfl.comm.federation import Samples
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.data import partition, sources
 from mpi_ntkdfl.evaluate import score
-from mpi_ntkdfl.model import nets
+from mpi_ntkdfl.federation.clients import Samples
+from mpi_ntkdfl.model import mlp
+from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.ntk.jacobian import FactoredJacobian
 from mpi_ntkdfl.ntk.kernel import trace_kernel
+from mpi_ntkdfl.runtime import seeds
+from mpi_ntkdfl.storage.checkpoint import Checkpoint
 from mpi_ntkdfl.studies.collect import Cell, Finished
 
 _NUMBERS = 30
@@ -41,7 +42,7 @@ class _Run:
     """
 
     config: Config
-    network: nets.MLP
+    network: Network
     data: sources.Dataset
     params: torch.Tensor
     former: torch.Tensor | None
@@ -59,7 +60,7 @@ def _open(finished: Finished, data: sources.Dataset) -> _Run:
         InputError: if its checkpoint is damaged.
     """
     run = finished.run
-    network = nets.build(run.config.model, data.train_inputs.shape[1], data.classes)
+    network = mlp.build(run.config.model, data.train_inputs.shape[1], data.classes)
 
     def everyone(checkpoint: Checkpoint) -> torch.Tensor:
         return torch.from_numpy(checkpoint.rows("params", range(checkpoint.clients)))

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mpi_ntkdfl import seeds
 from mpi_ntkdfl.config import (
     CompleteTopology,
     ErdosRenyiTopology,
@@ -28,7 +27,8 @@ from mpi_ntkdfl.config import (
     StarTopology,
     Topology,
 )
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.runtime import seeds
+from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.topology.pairing import random_regular
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ import logging
 
 import numpy as np
 
-from mpi_ntkdfl import seeds
 from mpi_ntkdfl.config import Topology
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.runtime import seeds
+from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.topology.graphs import Graph, Integers, components, draw, fixed_shape, reseat
 
 _log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from pathlib import Path
 import h5py
 import pytest
 
-from mpi_ntkdfl.outputs import Outputs
+from mpi_ntkdfl.storage.outputs import Outputs
 from tests.conftest import ROOT, find_mpirun
 from tests.test_mpi import assert_same_bits
 

@@ -11,9 +11,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from mpi_ntkdfl.comm.exchange import Exchange
-from mpi_ntkdfl.comm.messages import Field, MessageFormat
-from mpi_ntkdfl.comm.neighbourhood import Arrays
+from mpi_ntkdfl.comm.messages import Arrays, Field, MessageFormat
+from mpi_ntkdfl.federation.exchange import Exchange
 
 
 def quantised_format(params: int, dtype: torch.dtype) -> MessageFormat:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.runtime.errors import InputError
 
 HOST = torch.device("cpu")
 """Where files are read, whatever the device."""

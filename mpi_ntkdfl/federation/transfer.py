@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mpi_ntkdfl.clock import Clock
 from mpi_ntkdfl.comm.ledger import Ledger
-from mpi_ntkdfl.comm.messages import MessageFormat
-from mpi_ntkdfl.comm.neighbourhood import Arrays
+from mpi_ntkdfl.comm.messages import Arrays, MessageFormat
 from mpi_ntkdfl.comm.staging import Staging
 from mpi_ntkdfl.comm.world import Channel, Pending
+from mpi_ntkdfl.runtime.clock import Clock
 
 Pair = tuple[int, int]
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mpi_ntkdfl import logs
-from mpi_ntkdfl.errors import InputError
-from mpi_ntkdfl.stopping import UNFINISHED, watch_signals
+from mpi_ntkdfl.runtime import logs
+from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.stopping import UNFINISHED, watch_signals
 
 if TYPE_CHECKING:
     from mpi_ntkdfl.studies.grid import Study

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpi_ntkdfl.errors import InputError, SimulationError
+from mpi_ntkdfl.runtime.errors import InputError, SimulationError
 
 _log = logging.getLogger(__name__)
 

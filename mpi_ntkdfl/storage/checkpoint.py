@@ -26,10 +26,10 @@ import torch
 
 from mpi_ntkdfl.comm.reduce import exact_mean
 from mpi_ntkdfl.comm.world import SoloWorld
-from mpi_ntkdfl.errors import InputError
-from mpi_ntkdfl.hdf5 import reading, sane, writing
 from mpi_ntkdfl.model.params import Layout
-from mpi_ntkdfl.outputs import Outputs, replacing
+from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.hdf5 import reading, sane, writing
+from mpi_ntkdfl.storage.outputs import Outputs, replacing
 
 _log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from mpi_ntkdfl.runtime.units import accuracy_words, duration, round_words
 from mpi_ntkdfl.simulation import Progress
-from mpi_ntkdfl.units import accuracy_words, duration, round_words
 
 _log = logging.getLogger(__name__)
 

@@ -4,44 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
-from mpi_ntkdfl import checkpoint
 from mpi_ntkdfl.algorithms.base import Method
-from mpi_ntkdfl.assembly import Assembly
-from mpi_ntkdfl.checkpoint import Rows
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.evaluate import Evaluation
-from mpi_ntkdfl.outputs import Outputs
-from mpi_ntkdfl.record import Record, RoundRecord, provenance
-from mpi_ntkdfl.resume import Start
+from mpi_ntkdfl.federation.clients import Federation
+from mpi_ntkdfl.storage import checkpoint
+from mpi_ntkdfl.storage.checkpoint import Rows
+from mpi_ntkdfl.storage.outputs import Outputs
+from mpi_ntkdfl.storage.record import Record, RoundRecord, provenance
+from mpi_ntkdfl.storage.resume import Start
 from mpi_ntkdfl.topology.graphs import Graph
 
 
 class Journal:
     """Record and checkpoints of one run; all ranks call the same methods together."""
 
-    def __init__(self, config: Config, assembly: Assembly, outputs: Outputs) -> None:
+    def __init__(self, config: Config, federation: Federation, outputs: Outputs) -> None:
         """Names the files; `create` or `resume` opens the journal."""
-        self._config, self._federation, self._outputs = config, assembly.federation, outputs
+        self._config, self._federation, self._outputs = config, federation, outputs
         self._world, self._clock = self._federation.world, self._federation.clock
         self._record = Record(outputs.record)
         self._provenance = provenance(
             self._world, str(self._federation.device), str(torch.__version__)
         )
 
-    def create(self, assembly: Assembly, data: str | None) -> None:
+    def create(self, shares: tuple[np.ndarray, np.ndarray] | None, data: str | None) -> None:
         """Begins an empty record; former outputs of that name go.
 
         Args:
-            assembly: of this rank.
+            shares: offsets and indices of the partition, on rank 0.
             data: fingerprint of the data set, on rank 0.
         """
 
         def begin() -> None:
-            assert assembly.shares is not None
+            assert shares is not None
             assert data is not None
             config = self._config
             attributes = {
@@ -51,11 +52,11 @@ class Journal:
                 **self._provenance,
             }
             self._outputs.remove()
-            self._record.create(attributes, config.clients, self._world.size, assembly.shares)
+            self._record.create(attributes, config.clients, self._world.size, shares)
 
         self._world.on_root(begin)
 
-    def resume(self, start: Start | None, method: Method) -> torch.Tensor:
+    def resume(self, start: Start | None, method: Method[Any]) -> torch.Tensor:
         """Cuts the record to the checkpoint, and gives `method` its state back.
 
         Args:
@@ -114,7 +115,7 @@ class Journal:
                 self._record.append(done, every_tau, evaluation, told)
         return every_tau
 
-    def checkpoint(self, done: int, weights: torch.Tensor, method: Method) -> None:
+    def checkpoint(self, done: int, weights: torch.Tensor, method: Method[Any]) -> None:
         """Writes the checkpoint after `done` rounds."""
         state = {f"state/{name}": array for name, array in method.state().items()}
         arrays = {"params": weights, **state}

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 
+from mpi_ntkdfl.comm.messages import Arrays
 from mpi_ntkdfl.model.levels import Levels
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.ntk.jacobian import FactoredJacobian
 from mpi_ntkdfl.ntk.kernel import trace_kernel
-
-Arrays = Mapping[str, torch.Tensor]
 
 
 class Neighbourhood(Protocol):
@@ -51,7 +50,7 @@ class HeldNeighbourhood:
 
     def __init__(
         self,
-        network: MLP,
+        network: Network,
         client: int,
         params: torch.Tensor,
         parts: Sequence[Arrays],

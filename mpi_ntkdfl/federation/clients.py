@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from mpi_ntkdfl.clock import Clock
 from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.staging import DirectStaging, Staging
 from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.model.levels import Levels
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.runtime.clock import Clock
 from mpi_ntkdfl.topology.placement import Placement
 
 
@@ -51,7 +51,7 @@ class Federation:
 
     world: World
     placement: Placement
-    network: MLP
+    network: Network
     samples: Mapping[int, Samples]
     sizes: np.ndarray
     device: torch.device

@@ -34,12 +34,12 @@ import h5py
 import numpy as np
 
 from mpi_ntkdfl import __version__
-from mpi_ntkdfl.clock import PHASES
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.evaluate import Evaluation
-from mpi_ntkdfl.hdf5 import sane, writing
-from mpi_ntkdfl.outputs import replacing
+from mpi_ntkdfl.runtime.clock import PHASES
+from mpi_ntkdfl.runtime.hdf5 import sane, writing
+from mpi_ntkdfl.storage.outputs import replacing
 
 SCHEMA = 2
 
@@ -109,7 +109,7 @@ def provenance(world: World, device: str, torch: str) -> dict[str, str | int]:
 
 def _commit() -> str:
     """Commit of the source tree the package runs from, `unknown` for an installed package."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     if not (package.parent / ".git").exists():
         return "unknown"
     try:

@@ -9,8 +9,8 @@ import click
 
 from mpi_ntkdfl import config
 from mpi_ntkdfl.comm.mpi import under_launcher
-from mpi_ntkdfl.errors import InputError
-from mpi_ntkdfl.launching import launcher_words
+from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.launching import launcher_words
 
 if TYPE_CHECKING:
     from mpi_ntkdfl.analysis.scaling import Kind

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from mpi_ntkdfl.comm.transfer import Pair
+from mpi_ntkdfl.federation.transfer import Pair
 from mpi_ntkdfl.topology.graphs import Graph, Integers
 from mpi_ntkdfl.topology.placement import Placement, pairs, receive_clients, send_clients
 

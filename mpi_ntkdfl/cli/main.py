@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from mpi_ntkdfl import __version__, config, logs
-from mpi_ntkdfl.cli_scaling import scaling
-from mpi_ntkdfl.cli_study import study
+from mpi_ntkdfl import __version__, config
+from mpi_ntkdfl.cli.scaling import scaling
+from mpi_ntkdfl.cli.study import study
 from mpi_ntkdfl.comm.mpi import Elsewhere, MpiWorld, launched_rank, open_world
-from mpi_ntkdfl.errors import InputError, MpiNtkdflError
-from mpi_ntkdfl.launching import usable_cores
-from mpi_ntkdfl.outputs import Outputs, choose
-from mpi_ntkdfl.stopping import UNFINISHED, watch_signals
-from mpi_ntkdfl.units import readable
+from mpi_ntkdfl.runtime import logs
+from mpi_ntkdfl.runtime.errors import InputError, MpiNtkdflError
+from mpi_ntkdfl.runtime.launching import usable_cores
+from mpi_ntkdfl.runtime.stopping import UNFINISHED, watch_signals
+from mpi_ntkdfl.runtime.units import readable
+from mpi_ntkdfl.storage.outputs import Outputs, choose
 
 if TYPE_CHECKING:
     from mpi_ntkdfl.assembly import Problem
@@ -116,7 +117,8 @@ def run(
     world = open_world()
     logs.set_up(world.rank, quiet)
     with _failing_together(world):
-        from mpi_ntkdfl import progress, simulation
+        from mpi_ntkdfl import simulation
+        from mpi_ntkdfl.cli import progress
 
         def decide() -> tuple[config.Config, Outputs]:
             found = _read(source, overrides)
@@ -190,8 +192,8 @@ def submit(
     The job ends its run with a checkpoint before the time limit, requeues itself and goes on. Cores a
     rank are compute.threads. Relative paths are relative to where sbatch is called.
     """
-    from mpi_ntkdfl import submit as slurm
     from mpi_ntkdfl.assembly import prepare
+    from mpi_ntkdfl.cli import batch_script as slurm
 
     logs.set_up(0, quiet=True)
     settings = _read(source, overrides)
@@ -350,7 +352,7 @@ def plot(
 @click.argument("target", metavar="OUT.pt", type=click.Path(path_type=Path))
 def export(record: Path, client: int | None, average: bool, target: Path) -> None:
     """Write weights from a run's checkpoint as a torch state_dict."""
-    from mpi_ntkdfl.checkpoint import export_weights, newest
+    from mpi_ntkdfl.storage.checkpoint import export_weights, newest
 
     if (client is None) == (not average):
         raise click.UsageError("choose one of --client I and --average")
@@ -402,7 +404,7 @@ def data_path(name: str) -> None:
 @cli.command()
 def doctor() -> None:
     """Tell what MPI, launcher, nodes, GPUs, threads, HDF5 and data look like; works under mpirun."""
-    from mpi_ntkdfl import doctor as examination
+    from mpi_ntkdfl.cli import doctor as examination
 
     world = open_world()
     with _failing_together(world):

@@ -15,7 +15,8 @@ from mpi_ntkdfl.algorithms.base import Needs
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.comm.messages import Field, MessageFormat
 from mpi_ntkdfl.comm.reduce import reduced_bytes
-from mpi_ntkdfl.comm.waves import (
+from mpi_ntkdfl.config import Config
+from mpi_ntkdfl.federation.waves import (
     DEFAULT_LIMIT,
     WorkingSet,
     factored_waves,
@@ -24,13 +25,12 @@ from mpi_ntkdfl.comm.waves import (
     slice_width,
     smallest_limit,
 )
-from mpi_ntkdfl.config import Config
-from mpi_ntkdfl.errors import InputError
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.units import readable
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.placement import Placement
 from mpi_ntkdfl.topology.schedule import participants
-from mpi_ntkdfl.units import readable
 
 LIBRARIES, SCIKIT_LEARN = 280 * 10**6, 100 * 10**6
 """Memory of a rank's interpreter and libraries before it holds anything, and of the library that rank 0
@@ -73,7 +73,7 @@ class _Collecting:
 def make_plan(
     config: Config,
     needs: Needs,
-    network: MLP,
+    network: Network,
     sizes: np.ndarray,
     test_samples: int,
     graph: Graph,
@@ -172,7 +172,7 @@ def _at_server(needs: Needs, work: WorkingSet, sizes: np.ndarray) -> _Collecting
 
 def _traffic(
     needs: Needs,
-    network: MLP,
+    network: Network,
     dtype: torch.dtype,
     sizes: np.ndarray,
     graph: Graph,
@@ -210,7 +210,7 @@ def _traffic(
 
 def _server_traffic(
     needs: Needs,
-    network: MLP,
+    network: Network,
     dtype: torch.dtype,
     sizes: np.ndarray,
     asked: np.ndarray,
@@ -235,7 +235,7 @@ def _server_traffic(
 
 def _memory(
     needs: Needs,
-    network: MLP,
+    network: Network,
     dtype: torch.dtype,
     dataset: str,
     sizes: np.ndarray,

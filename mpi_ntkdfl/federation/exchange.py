@@ -15,21 +15,20 @@ from typing import Literal
 import numpy as np
 import torch
 
-from mpi_ntkdfl.comm.crossing import Crossing
-from mpi_ntkdfl.comm.federation import Federation, Samples
 from mpi_ntkdfl.comm.flight import Flight
-from mpi_ntkdfl.comm.messages import (
-    Field,
-    MessageFormat,
+from mpi_ntkdfl.comm.messages import Arrays, Field, MessageFormat
+from mpi_ntkdfl.comm.reduce import exact_mean, reduced_bytes
+from mpi_ntkdfl.federation.clients import Federation, Samples
+from mpi_ntkdfl.federation.crossing import Crossing
+from mpi_ntkdfl.federation.formats import (
     dense_entries,
     dense_heading,
     factored_format,
     samples_format,
 )
-from mpi_ntkdfl.comm.neighbourhood import Arrays, HeldNeighbourhood, Neighbourhood, stacked
-from mpi_ntkdfl.comm.reduce import exact_mean, reduced_bytes
-from mpi_ntkdfl.comm.transfer import Outgoing, Pair, Transfer
-from mpi_ntkdfl.comm.waves import (
+from mpi_ntkdfl.federation.neighbourhood import HeldNeighbourhood, Neighbourhood, stacked
+from mpi_ntkdfl.federation.transfer import Outgoing, Pair, Transfer
+from mpi_ntkdfl.federation.waves import (
     WorkingSet,
     clients_at_once,
     factored_waves,

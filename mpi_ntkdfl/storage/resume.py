@@ -12,12 +12,12 @@ import h5py
 import numpy as np
 
 from mpi_ntkdfl.algorithms import METHODS
-from mpi_ntkdfl.checkpoint import Checkpoint, newest
 from mpi_ntkdfl.config import Config, parse, read_yaml
-from mpi_ntkdfl.errors import InputError
-from mpi_ntkdfl.hdf5 import reading
-from mpi_ntkdfl.outputs import Outputs
-from mpi_ntkdfl.record import read_all
+from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.hdf5 import reading
+from mpi_ntkdfl.storage.checkpoint import Checkpoint, newest
+from mpi_ntkdfl.storage.outputs import Outputs
+from mpi_ntkdfl.storage.record import read_all
 
 _log = logging.getLogger(__name__)
 

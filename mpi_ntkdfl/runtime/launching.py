@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mpi_ntkdfl.errors import InputError
+from mpi_ntkdfl.runtime.errors import InputError
 
 
 def launcher_words(template: str | None) -> tuple[str, ...]:

@@ -20,9 +20,9 @@ from mpi_ntkdfl.algorithms.dispfl import DispflSettings
 from mpi_ntkdfl.algorithms.local_training import dual_pays, padded_samples
 from mpi_ntkdfl.algorithms.steps import NtkSettings, StepSettings
 from mpi_ntkdfl.algorithms.train_then_average import TrainingSettings
-from mpi_ntkdfl.comm.waves import neighbourhood_sums
 from mpi_ntkdfl.config import Config
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.federation.waves import neighbourhood_sums
+from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.placement import Placement
 
@@ -84,7 +84,12 @@ class Work:
 
 
 def round_work(
-    config: Config, needs: Needs, network: MLP, sizes: np.ndarray, test_samples: int, graph: Graph
+    config: Config,
+    needs: Needs,
+    network: Network,
+    sizes: np.ndarray,
+    test_samples: int,
+    graph: Graph,
 ) -> dict[str, Work]:
     """Work by phase of a round like round 0, for each client; what a server does is not its clients'.
 
@@ -143,7 +148,7 @@ def round_work(
 
 
 def _ntk_step(
-    settings: NtkSettings, network: MLP, samples: np.ndarray, item: int
+    settings: NtkSettings, network: Network, samples: np.ndarray, item: int
 ) -> dict[str, Work]:
     """Kernel, evolution, update and choice for `samples` `[client]` in a neighbourhood."""
     outputs, taus, widths = network.widths[-1], len(settings.taus), network.widths
@@ -182,7 +187,7 @@ def _ntk_step(
 
 
 def _local_training(
-    settings: TrainingSettings, network: MLP, own: np.ndarray, weights: int, item: int
+    settings: TrainingSettings, network: Network, own: np.ndarray, weights: int, item: int
 ) -> Work:
     epochs, features, units = settings.epochs, network.widths[0], network.widths[1]
     rows = np.array([padded_samples(int(n), settings.batch) for n in own], dtype=np.float64)
@@ -214,7 +219,7 @@ def placement_costs(work: dict[str, Work]) -> np.ndarray:
 def round_seconds(
     config: Config,
     needs: Needs,
-    network: MLP,
+    network: Network,
     sizes: np.ndarray,
     work: dict[str, Work],
     moved: int,

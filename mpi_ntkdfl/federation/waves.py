@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mpi_ntkdfl.model.nets import MLP
+from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.placement import Placement
 
@@ -45,7 +45,7 @@ class WorkingSet:
     itemsize: int
 
     @classmethod
-    def of(cls, network: MLP, taus: int, dtype: torch.dtype) -> WorkingSet:
+    def of(cls, network: Network, taus: int, dtype: torch.dtype) -> WorkingSet:
         """The sizes of `network` with `taus` residual sums at once."""
         widths = network.widths
         return cls(widths[:-1], widths[-1], network.layout.size, taus, dtype.itemsize)
