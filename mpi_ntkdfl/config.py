@@ -227,12 +227,16 @@ def _parse_seconds(limit: float | str) -> float:
     """Seconds, 0 for what is no time."""
     if isinstance(limit, int | float):
         return limit
-    if match := re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([smhd])\s*", limit):
-        return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+    if match := re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*(s|m|min|h|d)\s*", limit):
+        return float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}[match[2]]
     if match := re.fullmatch(r"\s*(?:(\d+)-)?(\d+):([0-5]?\d):([0-5]?\d)\s*", limit):
         days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
         return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
     return 0.0
+
+
+_LONGEST_TIMEOUT = 30 * 86400
+"""Seconds."""
 
 
 class ComputeSettings(Section):
@@ -243,6 +247,9 @@ class ComputeSettings(Section):
 
     `gpu_aware_mpi`: MPI is handed messages in the GPU's memory, instead of by way of host memory; it
     must be built with CUDA support.
+
+    `timeout`: how long ranks wait for one from which nothing is heard, as seconds or text such as
+    "10min"; null for as long as it takes.
     """
 
     device: str = "auto"
@@ -251,6 +258,7 @@ class ComputeSettings(Section):
     memory_limit: int | str | None = None
     batch: int | None = Field(default=None, ge=1)
     gpu_aware_mpi: bool = False
+    timeout: int | float | str | None = "10min"
 
     @field_validator("device")
     @classmethod
@@ -258,6 +266,18 @@ class ComputeSettings(Section):
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
             raise ValueError("expected auto, cpu, cuda or cuda:N")
         return device
+
+    @field_validator("timeout")
+    @classmethod
+    def _bounded_time(cls, timeout: int | float | str | None) -> int | float | str | None:
+        if timeout is not None and not 1 <= _parse_seconds(timeout) <= _LONGEST_TIMEOUT:
+            raise ValueError('expected null, or 1 second to 30 days, such as 300, "10min" or "1h"')
+        return timeout
+
+    @property
+    def patience(self) -> float | None:
+        """`timeout` in seconds, None for no limit."""
+        return None if self.timeout is None else _parse_seconds(self.timeout)
 
     @field_validator("memory_limit")
     @classmethod

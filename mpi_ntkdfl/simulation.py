@@ -21,8 +21,9 @@ from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.runtime.errors import SimulationError, locating
 from mpi_ntkdfl.runtime.stopping import Budget, signalled
 from mpi_ntkdfl.storage.journal import Journal
-from mpi_ntkdfl.storage.outputs import Outputs, locked, refuse
-from mpi_ntkdfl.storage.resume import find_start
+from mpi_ntkdfl.storage.lock import locked
+from mpi_ntkdfl.storage.outputs import Outputs, refuse
+from mpi_ntkdfl.storage.resume import find_start, finished_without_weights
 from mpi_ntkdfl.topology.graphs import Graph
 
 Mode = Literal["new", "overwrite", "resume"]
@@ -98,9 +99,12 @@ def run(
         def read() -> int | None:
             """Rounds done by a run to go on with, None for a new one."""
             nonlocal problem, start, data
-            held.enter_context(locked(outputs))
+            killed = held.enter_context(locked(outputs))
             refuse(outputs, replace=mode != "new")
             if mode == "resume":
+                done = finished_without_weights(outputs, config, killed)
+                if done is not None:
+                    return done
                 start = held.enter_context(find_start(outputs, config))
             if start is not None and start.checkpoint.round >= config.rounds:
                 return start.checkpoint.round

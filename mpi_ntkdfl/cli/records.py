@@ -23,7 +23,7 @@ def show(record: Path, follow: bool, interval: float) -> None:
     """
     from mpi_ntkdfl.analysis import live, tables
 
-    outputs = Outputs(record)
+    outputs = Outputs.at(record)
     if follow:
         for line in live.follow(outputs, interval):
             click.echo(line)
@@ -136,5 +136,5 @@ def export(record: Path, client: int | None, average: bool, target: Path) -> Non
 
     if (client is None) == (not average):
         raise click.UsageError("choose one of --client I and --average")
-    with newest(Outputs(record)) as checkpoint:
+    with newest(Outputs.at(record)) as checkpoint:
         export_weights(checkpoint, client, target)

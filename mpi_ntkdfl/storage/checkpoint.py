@@ -29,7 +29,8 @@ from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.model.params import Layout
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.hdf5 import reading, sane, writing
-from mpi_ntkdfl.storage.outputs import Outputs, replacing
+from mpi_ntkdfl.storage.outputs import Outputs
+from mpi_ntkdfl.storage.whole import replacing
 
 _log = logging.getLogger(__name__)
 

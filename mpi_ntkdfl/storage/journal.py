@@ -13,7 +13,7 @@ from mpi_ntkdfl.algorithms.base import Method
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.evaluate import Evaluation
 from mpi_ntkdfl.federation.clients import Federation
-from mpi_ntkdfl.storage import checkpoint
+from mpi_ntkdfl.storage import checkpoint, lock, whole
 from mpi_ntkdfl.storage.checkpoint import Rows
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.storage.record import Record, RoundRecord, provenance
@@ -51,7 +51,8 @@ class Journal:
                 "data": data,
                 **self._provenance,
             }
-            self._outputs.remove()
+            whole.remove(self._outputs)
+            whole.remove_leftovers(self._outputs)
             self._record.create(attributes, config.clients, self._world.size, shares)
 
         self._world.on_root(begin)
@@ -72,7 +73,9 @@ class Journal:
             every, config_yaml = self._config.evaluation.every, self._config.to_yaml()
             if start.checkpoint.path != self._outputs.checkpoint:
                 # The next checkpoint keeps what has this name: not the damaged one.
+                lock.require_own(self._outputs.checkpoint)
                 start.checkpoint.path.replace(self._outputs.checkpoint)
+            whole.remove_leftovers(self._outputs)
             self._record.resume(start.checkpoint.round, every, config_yaml, self._provenance)
             return start.checkpoint.arrays
 

@@ -39,7 +39,7 @@ from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.evaluate import Evaluation
 from mpi_ntkdfl.runtime.clock import PHASES
 from mpi_ntkdfl.runtime.hdf5 import sane, writing
-from mpi_ntkdfl.storage.outputs import replacing
+from mpi_ntkdfl.storage.whole import replacing
 
 SCHEMA = 2
 

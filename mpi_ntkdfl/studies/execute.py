@@ -18,7 +18,9 @@ from mpi_ntkdfl.runtime.errors import InputError, MpiNtkdflError
 from mpi_ntkdfl.runtime.launching import launcher_words, run_command
 from mpi_ntkdfl.runtime.stopping import UNFINISHED, signalled
 from mpi_ntkdfl.runtime.units import duration
-from mpi_ntkdfl.storage.outputs import InUse, Outputs, holder, locked, replacing
+from mpi_ntkdfl.storage.lock import InUse, holder, locked
+from mpi_ntkdfl.storage.outputs import Outputs
+from mpi_ntkdfl.storage.whole import replacing
 from mpi_ntkdfl.studies.grid import Study, StudyRun, is_done
 
 _LOOK = 0.5
