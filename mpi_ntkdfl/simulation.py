@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.evaluate import Evaluation, Evaluator
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.runtime.errors import SimulationError, locating
-from mpi_ntkdfl.runtime.stopping import Budget, signalled
+from mpi_ntkdfl.runtime.stopping import SIGNALS, Budget, nothing_to_save, signalled
 from mpi_ntkdfl.storage.journal import Journal
 from mpi_ntkdfl.storage.lock import locked
 from mpi_ntkdfl.storage.outputs import Outputs, refuse
@@ -95,6 +94,8 @@ def run(
     """
     problem = start = data = None
     with contextlib.ExitStack() as held:
+        nothing_to_save(True)
+        held.callback(nothing_to_save, False)
 
         def read() -> int | None:
             """Rounds done by a run to go on with, None for a new one."""
@@ -166,6 +167,7 @@ class Simulation:
         self._start = self._saved = time.monotonic()
         self._budget = Budget(self.config.output.seconds)
         self.federation.clock.lap()
+        nothing_to_save(False)
         if resumed is None:
             self._finish_round(0, None, [0] * len(self.weights))
         exchange: Exchange | None = None
@@ -218,13 +220,13 @@ class Simulation:
         spent = self.world.rank == 0 and self._budget.spent()
         minutes = settings.checkpoint_minutes
         late = self.world.rank == 0 and minutes is not None and now - self._saved > 60 * minutes
-        flags = [seen == signal.SIGTERM, seen == signal.SIGUSR1, spent, late]
-        terminated, user, spent, late = self.world.total(np.array(flags, dtype=np.int64)).tolist()
+        flags = [*(seen == number for number in SIGNALS), spent, late]
+        *signals, spent, late = self.world.total(np.array(flags, dtype=np.int64)).tolist()
+        reasons = [*(number.name for number in SIGNALS), "time limit"]
         reason = ""
         if done < self.config.rounds:
-            reason = (
-                "SIGTERM" if terminated else "SIGUSR1" if user else "time limit" if spent else ""
-            )
+            named = zip(reasons, [*signals, spent], strict=True)
+            reason = next((name for name, ranks in named if ranks), "")
         cadence = done % settings.checkpoint_every == 0 or done == self.config.rounds
         due = bool(reason or late or cadence)
         if due:

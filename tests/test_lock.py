@@ -46,9 +46,7 @@ def write_claim(path, claim):
 
 def test_files_beside_the_output_that_a_run_did_not_make_stay(path):
     """A user's `poetry.lock` beside `-o poetry.h5`, and other names that a run once used."""
-    users = {
-        name: b"mine" for name in ("run.lock", "run.h5.tmp", "run.ckpt.h5.tmp", ".run.h5.x.tmp")
-    }
+    users = dict.fromkeys(("run.lock", "run.h5.tmp", "run.ckpt.h5.tmp", ".run.h5.x.tmp"), b"mine")
     for name, text in users.items():
         path.with_name(name).write_bytes(text)
     assert run(path).code == 0

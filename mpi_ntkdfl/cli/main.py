@@ -14,7 +14,7 @@ import click
 
 from mpi_ntkdfl import __version__
 from mpi_ntkdfl.cli.data import data
-from mpi_ntkdfl.cli.failing import complain
+from mpi_ntkdfl.cli.failing import complain, output_may_end
 from mpi_ntkdfl.cli.plan import check, presets
 from mpi_ntkdfl.cli.records import compare, export, plot, show
 from mpi_ntkdfl.cli.run import doctor, run
@@ -22,7 +22,7 @@ from mpi_ntkdfl.cli.scaling import scaling
 from mpi_ntkdfl.cli.study import study
 from mpi_ntkdfl.cli.submit import submit
 from mpi_ntkdfl.comm.mpi import Elsewhere, launched_rank
-from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.errors import InputError, MpiNtkdflError
 
 
 def main() -> NoReturn:
@@ -41,10 +41,26 @@ def main() -> NoReturn:
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = 130
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        complain(MpiNtkdflError(f"cannot write the output: {error.strerror or error}"))
+        code = 1
     sys.exit(code)
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    def invoke(self, context: click.Context) -> object:
+        """Calls a command; click would end with code 1 where a reader of the output has gone."""
+        with output_may_end():
+            return super().invoke(context)
+
+
+@click.group(
+    cls=_Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="mpi_ntkdfl")
 @click.pass_context
 def cli(context: click.Context) -> None:

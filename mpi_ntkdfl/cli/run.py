@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from mpi_ntkdfl import config
-from mpi_ntkdfl.cli.failing import failing_together
+from mpi_ntkdfl.cli.failing import failing_together, output_may_end
 from mpi_ntkdfl.cli.options import SET, SOURCE, read_config
-from mpi_ntkdfl.comm.mpi import open_world
+from mpi_ntkdfl.comm.mpi import launched_rank, open_world
 from mpi_ntkdfl.runtime import logs
-from mpi_ntkdfl.runtime.stopping import UNFINISHED, watch_signals
+from mpi_ntkdfl.runtime.stopping import UNFINISHED, ignore_signals, nothing_to_save, watch_signals
 from mpi_ntkdfl.storage.outputs import Outputs, choose
 
 if TYPE_CHECKING:
@@ -42,13 +42,15 @@ def run(
 
     With --resume the run goes on from its newest checkpoint, with the same or another number of
     ranks, and ends with the same bits; where there is none it starts. So one command can be submitted
-    again and again. SIGTERM, SIGUSR1 and output.time_limit end it after the running round with a
-    checkpoint and exit code 75.
+    again and again. Ctrl-C, SIGTERM, SIGUSR1, SIGHUP and output.time_limit end it after the running
+    round with a checkpoint and exit code 75; a second signal ends it at once.
     """
     if resume and overwrite:
         raise click.UsageError("choose one of --resume and --overwrite")
-    watch_signals()
+    watch_signals(speaks=launched_rank() == 0)
+    nothing_to_save(True)
     world = open_world()
+    watch_signals(speaks=world.rank == 0)  # libraries of MPI may have handlers of their own
     logs.set_up(world.rank, quiet)
     with failing_together(world):
         from mpi_ntkdfl import simulation
@@ -62,8 +64,10 @@ def run(
         mode: simulation.Mode = "resume" if resume else "overwrite" if overwrite else "new"
         with progress.reporter(quiet or world.rank > 0) as report:
             outcome = simulation.run(settings, world, outputs, mode, report)
+        ignore_signals()  # those that echo the one that stopped the run
         if world.rank == 0:
-            _say_goodbye(outputs, outcome)
+            with output_may_end():
+                _say_goodbye(outputs, outcome)
     if not outcome.finished:
         sys.exit(UNFINISHED)
 

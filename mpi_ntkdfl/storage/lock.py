@@ -28,6 +28,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mpi_ntkdfl.runtime.errors import InputError, SimulationError
+from mpi_ntkdfl.runtime.stopping import cleaning
 from mpi_ntkdfl.storage.outputs import Outputs, unwritable
 
 _log = logging.getLogger(__name__)
@@ -146,13 +147,17 @@ class _Lock:
                 finally:
                     os.close(descriptor)
 
-    def release(self) -> None:
-        """Gives the lock back; the file goes if it is still this holder's."""
+    def remove(self) -> None:
+        """Removes the lock file if it is still this holder's."""
         self._ended.set()
-        # Removed while it is still held: who waits for it sees that its name is gone or another's.
         with contextlib.suppress(OSError):
             if self.own():
                 self._outputs.lock.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Gives the lock back."""
+        # Removed while it is still held: who waits for it sees that its name is gone or another's.
+        self.remove()
         os.close(self._descriptor)
 
 
@@ -197,6 +202,7 @@ def locked(outputs: Outputs) -> Iterator[bool]:
         except OSError as error:
             raise InputError(unwritable(outputs.record, error)) from error
         _held.update(dict.fromkeys(taken.files(), taken))
+        folder.enter_context(cleaning(taken.remove))
         try:
             taken.start()
             yield left
@@ -238,14 +244,19 @@ def holder(outputs: Outputs) -> str | None:
 def _made(folder: Path) -> Iterator[None]:
     """Makes a folder and those above it; removes those again in which nothing stayed."""
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    try:
-        if missing:
-            folder.mkdir(parents=True, exist_ok=True)
-        yield
-    finally:
+
+    def remove() -> None:
         with contextlib.suppress(OSError):
             for each in missing:
                 each.rmdir()
+
+    try:
+        with cleaning(remove):
+            if missing:
+                folder.mkdir(parents=True, exist_ok=True)
+            yield
+    finally:
+        remove()
 
 
 def _acquire(outputs: Outputs) -> tuple[int, bool]:
