@@ -173,6 +173,7 @@ class Simulation:
         exchange: Exchange | None = None
         reason, _ = self._look_around(done)
         while done < rounds and not reason:
+            self.world.round = done
             with locating(round=done):
                 graph = self.schedule.graph(done)
                 if exchange is None or exchange.graph is not graph:

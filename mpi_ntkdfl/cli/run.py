@@ -11,10 +11,19 @@ import click
 from mpi_ntkdfl import config
 from mpi_ntkdfl.cli.failing import failing_together, output_may_end
 from mpi_ntkdfl.cli.options import SET, SOURCE, read_config
-from mpi_ntkdfl.comm.mpi import launched_rank, open_world
+from mpi_ntkdfl.comm.mpi import launched_rank, launched_size, not_all_started, open_world
 from mpi_ntkdfl.runtime import logs
-from mpi_ntkdfl.runtime.stopping import UNFINISHED, ignore_signals, nothing_to_save, watch_signals
+from mpi_ntkdfl.runtime.stopping import (
+    UNFINISHED,
+    ignore_signals,
+    limit_start,
+    nothing_to_save,
+    watch_signals,
+)
 from mpi_ntkdfl.storage.outputs import Outputs, choose
+
+START_LIMIT = 300.0
+"""Seconds within which all ranks must have started MPI and read the configuration."""
 
 if TYPE_CHECKING:
     from mpi_ntkdfl.simulation import Outcome
@@ -49,6 +58,7 @@ def run(
         raise click.UsageError("choose one of --resume and --overwrite")
     watch_signals(speaks=launched_rank() == 0)
     nothing_to_save(True)
+    limit_start(START_LIMIT if launched_size() > 1 else None, not_all_started)
     world = open_world()
     watch_signals(speaks=world.rank == 0)  # libraries of MPI may have handlers of their own
     logs.set_up(world.rank, quiet)
@@ -62,12 +72,13 @@ def run(
 
         settings, outputs = world.on_root(decide)
         mode: simulation.Mode = "resume" if resume else "overwrite" if overwrite else "new"
-        with progress.reporter(quiet or world.rank > 0) as report:
-            outcome = simulation.run(settings, world, outputs, mode, report)
-        ignore_signals()  # those that echo the one that stopped the run
-        if world.rank == 0:
-            with output_may_end():
-                _say_goodbye(outputs, outcome)
+        with world.watched(settings.compute.patience, settings.output.seconds):
+            with progress.reporter(quiet or world.rank > 0) as report:
+                outcome = simulation.run(settings, world, outputs, mode, report)
+            ignore_signals()  # those that echo the one that stopped the run
+            if world.rank == 0:
+                with output_may_end():
+                    _say_goodbye(outputs, outcome)
     if not outcome.finished:
         sys.exit(UNFINISHED)
 
@@ -95,8 +106,10 @@ def doctor() -> None:
     """Tell what MPI, launcher, nodes, GPUs, threads, HDF5 and data look like; works under mpirun."""
     from mpi_ntkdfl.cli import doctor as examination
 
+    limit_start(START_LIMIT if launched_size() > 1 else None, not_all_started)
     world = open_world()
     with failing_together(world):
         ranks = world.comm.gather(examination.this_rank(world.local_rank))
+        limit_start(None)
         if world.rank == 0:
             click.echo(examination.report(world, ranks))

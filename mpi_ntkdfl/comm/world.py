@@ -7,6 +7,7 @@ has no branch on "parallel or not".
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -65,6 +66,8 @@ class World(Protocol):
     hosts: tuple[str, ...]
     local_rank: int
     library: str
+    round: int
+    """Which one goes on, for messages."""
 
     @property
     def cuda_aware(self) -> bool | None:
@@ -111,6 +114,17 @@ class World(Protocol):
         """Opens a channel with `neighbours`; all ranks take part."""
         ...
 
+    def watched(
+        self, patience: float | None, limit: float | None
+    ) -> contextlib.AbstractContextManager[None]:
+        """Within the block, ends all ranks if one falls silent; all ranks take part.
+
+        Args:
+            patience: seconds without a word from a rank; None for no end.
+            limit: seconds from the program's start after which half a minute is enough, or None.
+        """
+        ...
+
 
 class _Done:
     def poke(self) -> bool:
@@ -149,6 +163,7 @@ class SoloWorld:
     hosts: tuple[str, ...] = ("localhost",)
     local_rank = 0
     library = "none (one process)"
+    round = 0
     cuda_aware: bool | None = None
 
     def on_root(self, task: Callable[[], T]) -> T:
@@ -183,3 +198,9 @@ class SoloWorld:
     def channel(self, neighbours: Sequence[int]) -> Channel:
         """A channel with nobody."""
         return SoloChannel()
+
+    def watched(
+        self, patience: float | None, limit: float | None
+    ) -> contextlib.AbstractContextManager[None]:
+        """Nobody to wait for."""
+        return contextlib.nullcontext()

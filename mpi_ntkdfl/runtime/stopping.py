@@ -106,15 +106,22 @@ def watch_signals(speaks: bool = True) -> None:
     Args:
         speaks: says at once what signals do; several ranks need to say it once only.
     """
-    global _watcher, _speaks
+    global _speaks
     _speaks = speaks
-    if _watcher is None or not _watcher.is_alive():
-        _watcher = _Watcher()
-        _watcher.start()
+    _watch()
     for number in SIGNALS:
         kept = number in (signal.SIGINT, signal.SIGHUP)
         if not (kept and signal.getsignal(number) == signal.SIG_IGN):
             signal.signal(number, _remember)
+
+
+def _watch() -> _Watcher:
+    """The thread that looks at signals; a forked child has none."""
+    global _watcher
+    if _watcher is None or not _watcher.is_alive():
+        _watcher = _Watcher()
+        _watcher.start()
+    return _watcher
 
 
 def _remember(number: int, frame: FrameType | None) -> None:
@@ -147,8 +154,8 @@ def limit_start(seconds: float | None, late: Callable[[], str] = str) -> None:
         seconds: from now. Then the process ends with exit code `SILENT`.
         late: gives the message.
     """
-    if _watcher is not None:
-        _watcher.limit(seconds, late)
+    if seconds is not None or _watcher is not None:
+        _watch().limit(seconds, late)
 
 
 @contextmanager
@@ -165,7 +172,8 @@ def end_now(code: int, message: str) -> None:
     """Ends the process from any thread, whatever the main thread is in; does not return."""
     if not _speaks:
         time.sleep(_LATER)  # the launcher may have ended this rank by then
-    _say(message)
+    if message:
+        _say(message)
     for cleanup in reversed(_cleanups):
         with contextlib.suppress(Exception):
             cleanup()
