@@ -113,7 +113,10 @@ def test_a_process_that_was_stopped_and_continued_blames_nobody(ended):
 
     leader._talk = leaping
     watchdog.time = SimpleNamespace(
-        **{name: getattr(time, name) for name in ("sleep", "clock_gettime", "pthread_getcpuclockid")},
+        **{
+            name: getattr(time, name)
+            for name in ("sleep", "clock_gettime", "pthread_getcpuclockid")
+        },
         monotonic=lambda: monotonic() + leap[0],
     )
     try:

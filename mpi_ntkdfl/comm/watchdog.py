@@ -109,7 +109,7 @@ class _Progress:
         computed = time.clock_gettime(self._clock)
         busy = computed - self._computed > 0.01 * (now - self._looked)
         # Waiting in MPI takes a processor, so there only the position counts.
-        if position != self._position or (busy and not waits) or "bdb" in sys.modules:
+        if position != self._position or (busy and not waits) or _debugged(frame):
             self._since = now
         self._position, self._computed, self._looked = position, computed, now
         return now - self._since, waits
@@ -117,6 +117,15 @@ class _Progress:
 
 def _place(frame: FrameType | None) -> tuple[object, ...]:
     return (frame.f_code, frame.f_lasti) if frame is not None else ()
+
+
+def _debugged(frame: FrameType | None) -> bool:
+    """Whether somebody sits at Python's debugger."""
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "pdb":
+            return True
+        frame = frame.f_back
+    return False
 
 
 @dataclass
