@@ -12,22 +12,13 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult
-from mpi_ntkdfl.algorithms.local_training import (
-    Gradient,
-    Layers,
-    LocalTraining,
-    Sgd,
-    SgdRule,
-)
-from mpi_ntkdfl.algorithms.train_then_average import TrainingSettings
-from mpi_ntkdfl.federation.clients import Federation
-from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.algorithms.local_training import Gradient, Layers, Sgd, SgdRule
+from mpi_ntkdfl.algorithms.train_then_average import GossipSettings, TrainThenAverage
 from mpi_ntkdfl.model.batched import product
-from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.runtime.looks import PURPLE, LineStyle
 
 
-class DfedsamSettings(TrainingSettings):
+class DfedsamSettings(GossipSettings):
     """Settings of DFedSAM; the defaults are those of the NTK-DFL paper's comparison.
 
     `rho` is the distance to which the loss is looked at, `adaptive` whether in units of the weights.
@@ -42,7 +33,6 @@ class DfedsamSettings(TrainingSettings):
     weight_decay: float = Field(default=5e-4, ge=0)
     rho: float = Field(default=0.01, gt=0)
     adaptive: bool = True
-    averaging: Literal["plain", "samples"] = "plain"
 
 
 class SamRule:
@@ -67,26 +57,18 @@ class SamRule:
         self._rule.descend(layers, gradient(nearby))
 
 
-class Dfedsam(Method[DfedsamSettings]):
+class Dfedsam(TrainThenAverage[DfedsamSettings]):
     """Local passes of SAM, then one averaging step."""
 
     Settings = DfedsamSettings
+    label = "DFedSAM"
+    look = LineStyle(PURPLE, (8, 2), "v")
+    plain_sgd = False
+    gradients_per_step = 2
 
-    def __init__(self, settings: DfedsamSettings, federation: Federation) -> None:
-        """Prepares local training; no state is carried from round to round but the weights."""
-        super().__init__(settings, federation)
-        self.training = LocalTraining(federation, settings.batch, settings.epochs)
-
-    @classmethod
-    def needs(cls, settings: DfedsamSettings, network: Network, dtype: torch.dtype) -> Needs:
-        """Weights to the neighbours."""
-        return Needs(("weights",))
-
-    def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
-        """Trains, then averages."""
+    def train(self, weights: torch.Tensor, number: int) -> torch.Tensor:
+        """Local passes of SAM."""
         s = self.settings
-        trained = self.training.follow(
+        return self.training.follow(
             weights, number, lambda _: SamRule(s.sgd(number), s.rho, s.adaptive)
         )
-        averages = exchange.average(trained, s.averaging)
-        return RoundResult(averages, [0] * len(averages))

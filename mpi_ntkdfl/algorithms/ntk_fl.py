@@ -13,12 +13,14 @@ import torch
 from pydantic import Field
 
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult, may_diverge
-from mpi_ntkdfl.algorithms.steps import NtkSettings, ntk_step
+from mpi_ntkdfl.algorithms.steps import NtkSettings, ntk_step, ntk_step_work
+from mpi_ntkdfl.algorithms.work import Load, Work
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.federation.formats import factored_format
 from mpi_ntkdfl.federation.neighbourhood import Neighbourhood
 from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.runtime.looks import DARK_GREY, LineStyle
 from mpi_ntkdfl.topology.schedule import participants
 
 
@@ -36,6 +38,8 @@ class NtkFl(Method[NtkFlSettings]):
     """One model, evolved on a server."""
 
     Settings = NtkFlSettings
+    label = "NTK-FL"
+    look = LineStyle(DARK_GREY, (10, 1.5, 1, 1.5), "*")
 
     def __init__(self, settings: NtkFlSettings, federation: Federation) -> None:
         """Prepares the method; it carries no state from round to round but the weights."""
@@ -50,6 +54,11 @@ class NtkFl(Method[NtkFlSettings]):
             taus=len(settings.taus),
             participants=settings.clients_per_round,
         )
+
+    @classmethod
+    def server_work(cls, settings: NtkFlSettings, load: Load) -> dict[str, Work]:
+        """The step by the kernel of the participants' samples."""
+        return ntk_step_work(settings, load.network, load.own, load.itemsize)
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """One round; see the module's head for the steps."""

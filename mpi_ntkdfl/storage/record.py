@@ -4,7 +4,9 @@ Rank 0 alone writes. Each append makes a copy and renames it over the record, so
 the file, while the run goes on or after it was killed, finds a whole one with every finished round.
 
     /            attributes: schema, config (YAML), version, commit, created, seed, ranks, hosts, cores,
-                 mpi, torch, device of the first start; data (sha256); resumed (JSON, later starts)
+                 mpi, torch, device of the first start; data (sha256); resumed (JSON, later starts);
+                 method_label, method_look (JSON, `runtime/looks.py`; absent if it has none),
+                 method_central (1 if the method has a server)
     /rounds      round [row]                               rounds done; row 0 is the start
     /clients     accuracy, loss, own_accuracy, tau [row, client]
                                                            what each client carries into the next round

@@ -1,85 +1,42 @@
-"""Averages over the neighbours of what does not travel as plain vectors: rounded changes, masked weights.
-
-Like `Exchange.average`, clients combine in client-id order in float64.
-"""
+"""Masks of DisPFL: how many entries a client keeps, and the messages of what it keeps."""
 
 from __future__ import annotations
 
-import math
-from typing import Literal
-
-import numpy as np
 import torch
 
 from mpi_ntkdfl.comm.messages import Arrays, Field, MessageFormat
 from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.model.params import Layout
+from mpi_ntkdfl.runtime.errors import InputError
 
 
-def quantised_format(params: int, dtype: torch.dtype) -> MessageFormat:
-    """A code for every entry, and the lowest value and the step that codes count from and in."""
-    return MessageFormat(
-        {
-            "codes": Field("weights", (params,), torch.uint8),
-            "scale": Field("weights", (2,), dtype),
-        }
-    )
+def kept_entries(layout: Layout, dense_ratio: float) -> dict[str, int]:
+    """How many entries of each tensor a client keeps, by the Erdos-Renyi kernel.
 
+    Densities are in proportion to (fan_in + fan_out) / (fan_in fan_out), at most 1, so that small
+    layers are denser (Evci et al., "Rigging the lottery", ICML 2020). Biases are kept.
 
-def quantised(vector: torch.Tensor, levels: int) -> Arrays:
-    """Rounds `vector` `[param]` to `levels` equally spaced values from its least to its largest entry.
-
-    Returns:
-        The message: codes `[1, param]` uint8, scale `[1, 2]`.
+    Raises:
+        InputError: if `dense_ratio` leaves no room for weights beside the biases.
     """
-    low, high = vector.min(), vector.max()
-    step = (high - low) / (levels - 1)
-    codes = torch.where(step > 0, torch.round((vector - low) / step), 0)
-    return {"codes": codes.to(torch.uint8)[None], "scale": torch.stack([low, step])[None]}
-
-
-def dequantised(message: Arrays) -> torch.Tensor:
-    """The values of a quantised message, `[param]` float64."""
-    low, step = message["scale"][0].double()
-    return message["codes"][0].double().mul_(step).add_(low)
-
-
-def coded_bytes(codes: np.ndarray, itemsize: int) -> int:
-    """Bytes of a quantised message under an ideal entropy code: entropy times entries, and the scale.
-
-    Args:
-        codes: `[param]` uint8.
-        itemsize: bytes of a number of the scale.
-    """
-    counts = np.bincount(codes)
-    shares = counts[counts > 0] / codes.size
-    bits = codes.size * -float(shares @ np.log2(shares))
-    return math.ceil(bits / 8) + 2 * itemsize
-
-
-def quantised_average(
-    exchange: Exchange, vectors: torch.Tensor, kind: Literal["plain", "samples"], levels: int
-) -> torch.Tensor:
-    """Each client averages its own and its neighbours' vectors, all of them rounded.
-
-    Args:
-        exchange: the round's messages.
-        vectors: `[owned, param]`.
-        kind: equal weights, or in proportion to the clients' samples.
-        levels: values an entry can take, at most 256.
-
-    Returns:
-        The averages of this rank's clients, `[owned, param]`.
-    """
-    f, graph = exchange.federation, exchange.graph
-    form = quantised_format(vectors.shape[1], vectors.dtype)
-    own = {c: quantised(v, levels) for c, v in zip(f.owned, vectors, strict=True)}
-    coded = np.zeros(graph.clients, dtype=np.int64)
-    codes = torch.cat([message["codes"] for message in own.values()]).cpu().numpy()
-    itemsize = vectors.dtype.itemsize
-    coded[f.owned.start : f.owned.stop] = [coded_bytes(row, itemsize) for row in codes]
-    exchange.book_sent("weights", f.world.total(coded))
-    known = exchange.share_messages(form, own)
-    return exchange.mixed(lambda client: dequantised(known[client]), kind, vectors)
+    kept = dict(zip(layout.shapes, layout.sizes, strict=True))
+    sparse = [name for name, shape in layout.shapes.items() if len(shape) > 1]
+    while sparse:
+        room = dense_ratio * layout.size - sum(kept[name] for name in kept if name not in sparse)
+        # Density is scale * sum(shape) / prod(shape), so entries are scale * sum(shape).
+        scale = room / sum(sum(layout.shapes[name]) for name in sparse)
+        entries = {name: scale * sum(layout.shapes[name]) for name in sparse}
+        full = [name for name in sparse if entries[name] >= kept[name]]
+        if not full:
+            kept |= {name: round(count) for name, count in entries.items()}
+            break
+        sparse = [name for name in sparse if name not in full]
+    if min(kept.values()) < 1:
+        raise InputError(
+            f"algorithm.dense_ratio must leave every layer a weight beside the biases, got "
+            f"{dense_ratio} of {layout.size} parameters; raise it"
+        )
+    return kept
 
 
 def masked_format(kept: int, params: int, dtype: torch.dtype) -> MessageFormat:
