@@ -134,9 +134,9 @@ def test_divergence_is_told_apart():
 
 def quantised(vector, levels):
     """What a receiver reads, and the bytes that were sent."""
-    codec = Quantize(QuantizeSettings(levels=levels))
+    codec = Quantize(QuantizeSettings(levels=levels), len(vector), vector.dtype)
     message = codec.encode(vector, seeds.generator(0, "unused"), {})
-    for name, (shape, dtype) in codec.format(len(vector), vector.dtype).items():
+    for name, (shape, dtype) in codec.format().items():
         assert (tuple(message[name].shape), message[name].dtype) == (shape, dtype)
     return codec.decode(message), codec.protocol_bytes(message)
 

@@ -40,10 +40,10 @@ class GossipSettings(TrainingSettings):
         section: dict[str, Any] = serialize(self)
         return {k: v for k, v in section.items() if k != "codec" or v is not None}
 
-    def weights_codec(self) -> Codec[Any] | None:
-        """The codec of the weights, None to send them as they are."""
+    def weights_codec(self, params: int, dtype: torch.dtype) -> Codec[Any] | None:
+        """The codec of weights `[params]` of type `dtype`, None to send them as they are."""
         chosen = None if self.codec is None else self.codec.weights
-        return None if chosen is None else CODECS[chosen.name](chosen)
+        return None if chosen is None else CODECS[chosen.name](chosen, params, dtype)
 
 
 class QuantizableSettings(GossipSettings):
@@ -60,11 +60,11 @@ class QuantizableSettings(GossipSettings):
             )
         return self
 
-    def weights_codec(self) -> Codec[Any] | None:
-        """The codec of the weights, None to send them as they are."""
+    def weights_codec(self, params: int, dtype: torch.dtype) -> Codec[Any] | None:
+        """The codec of weights `[params]` of type `dtype`, None to send them as they are."""
         if self.quantize is not None:
-            return Quantize(QuantizeSettings(levels=self.quantize))
-        return super().weights_codec()
+            return Quantize(QuantizeSettings(levels=self.quantize), params, dtype)
+        return super().weights_codec(params, dtype)
 
 
 SettingsT = TypeVar("SettingsT", bound=GossipSettings)
@@ -83,24 +83,23 @@ class TrainThenAverage(TrainingMethod[SettingsT]):
     def __init__(self, settings: SettingsT, federation: Federation) -> None:
         """Prepares local training and the codec."""
         super().__init__(settings, federation)
-        codec = settings.weights_codec()
+        codec = settings.weights_codec(federation.network.layout.size, federation.dtype)
         self.coding = None if codec is None else Coding(codec, federation)
 
     @classmethod
     def needs(cls, settings: SettingsT, network: Network, dtype: torch.dtype) -> Needs:
         """Weights to the neighbours, or the messages of the codec."""
-        kept, params = cls.training_bytes(settings, network, dtype), network.layout.size
-        codec = settings.weights_codec()
+        kept = cls.training_bytes(settings, network, dtype)
+        codec = settings.weights_codec(network.layout.size, dtype)
         if codec is None:
             return Needs(("weights",), kept=kept)
-        arrays = codec.state(params, dtype).values()
+        arrays = codec.state().values()
         remembered = sum(array.numel() * array.element_size() for array in arrays)
 
         def kept_with_codec(samples: int) -> int:
             return remembered + (kept(samples) if kept is not None else 0)
 
-        form = message_format(codec, "weights", params, dtype)
-        return Needs(messages=(form,), kept=kept_with_codec)
+        return Needs(messages=(message_format(codec, "weights"),), kept=kept_with_codec)
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """Trains, then averages."""

@@ -42,23 +42,21 @@ class Codec(ABC, Generic[SettingsT]):
     Attributes:
         Settings: the class of the codec's settings, a subclass of `CodecSettings`.
         settings: those of this run.
+        params: number of entries of a vector.
+        dtype: element type of a vector.
     """
 
     Settings: ClassVar[type[CodecSettings]]
 
-    def __init__(self, settings: SettingsT) -> None:
-        """Keeps the settings."""
-        self.settings = settings
+    def __init__(self, settings: SettingsT, params: int, dtype: torch.dtype) -> None:
+        """Prepares the codec for vectors of `params` entries of type `dtype`."""
+        self.settings, self.params, self.dtype = settings, params, dtype
 
     @abstractmethod
-    def format(self, params: int, dtype: torch.dtype) -> Mapping[str, ArrayFormat]:
+    def format(self) -> Mapping[str, ArrayFormat]:
         """Shape and element type of each array of a message, by name.
 
         They must not depend on the vector: every rank computes them to know how many bytes arrive.
-
-        Args:
-            params: entries of a vector.
-            dtype: element type of a vector.
         """
 
     @abstractmethod
@@ -88,7 +86,7 @@ class Codec(ABC, Generic[SettingsT]):
         """Bytes that a real client would send for a message; by default the size of its arrays."""
         return sum(array.numel() * array.element_size() for array in message.values())
 
-    def state(self, params: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    def state(self) -> dict[str, torch.Tensor]:
         """What the codec remembers of one client from round to round, as it is before the first round.
 
         An example is the error that earlier messages have left (error feedback). Checkpoints store
@@ -140,9 +138,9 @@ class CodecChoice(Section):
         return CODECS[name].Settings.model_validate(value)
 
 
-def message_format(codec: Codec[Any], phase: str, params: int, dtype: torch.dtype) -> MessageFormat:
+def message_format(codec: Codec[Any], phase: str) -> MessageFormat:
     """The layout of a codec's messages, which the ledger books under `phase`."""
-    arrays = codec.format(params, dtype).items()
+    arrays = codec.format().items()
     return MessageFormat({name: Field(phase, shape, kind) for name, (shape, kind) in arrays})
 
 
@@ -152,16 +150,14 @@ class Coding:
     def __init__(self, codec: Codec[Any], federation: Federation) -> None:
         """Starts with the state before the first round."""
         self._codec, self._federation = codec, federation
-        fresh = codec.state(federation.network.layout.size, federation.dtype)
         self._state = {
             name: torch.stack([array] * len(federation.owned)).to(federation.device)
-            for name, array in fresh.items()
+            for name, array in codec.state().items()
         }
 
     def format(self, phase: str) -> MessageFormat:
         """The layout of a message."""
-        f = self._federation
-        return message_format(self._codec, phase, f.network.layout.size, f.dtype)
+        return message_format(self._codec, phase)
 
     def encode(self, vectors: torch.Tensor, phase: str, number: int) -> dict[int, Arrays]:
         """The messages of this rank's clients, by client id.
@@ -217,9 +213,9 @@ class Quantize(Codec[QuantizeSettings]):
 
     Settings = QuantizeSettings
 
-    def format(self, params: int, dtype: torch.dtype) -> dict[str, ArrayFormat]:
+    def format(self) -> dict[str, ArrayFormat]:
         """A code for every entry; the lowest value, and the step between two values."""
-        return {"codes": ((params,), torch.uint8), "scale": ((2,), dtype)}
+        return {"codes": ((self.params,), torch.uint8), "scale": ((2,), self.dtype)}
 
     def encode(
         self, vector: torch.Tensor, rng: np.random.Generator, state: Mapping[str, torch.Tensor]
