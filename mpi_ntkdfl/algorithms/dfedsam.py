@@ -1,8 +1,8 @@
 """DFedSAM (Shi et al., "Improving the model consistency of decentralized federated learning", ICML 2023).
 
-DFedAvg whose local steps are those of sharpness-aware minimisation: the gradient is taken where the
-loss nearby is about highest. Adaptive (Kwon et al., "ASAM", ICML 2021) measures "nearby" in units of the
-weights' own sizes: w + rho w^2 g / ||w g||, entry by entry, where plain SAM takes w + rho g / ||g||.
+This is DFedAvg with the local steps of sharpness-aware minimisation (SAM): the gradient is taken at the
+point nearby where the loss is about highest, w + rho g / ||g||. The adaptive variant (Kwon et al.,
+"ASAM", ICML 2021) measures distances relative to the weights: w + rho w^2 g / ||w g||, entry by entry.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mpi_ntkdfl.runtime.looks import PURPLE, LineStyle
 class DfedsamSettings(GossipSettings):
     """Settings of DFedSAM; the defaults are those of the NTK-DFL paper's comparison.
 
-    `rho` is the distance to which the loss is looked at, `adaptive` whether in units of the weights.
+    `rho` is the distance of the nearby point. `adaptive` measures it relative to the weights.
     """
 
     name: Literal["dfedsam"] = "dfedsam"
@@ -48,7 +48,7 @@ class SamRule:
         if self._adaptive:
             slopes = [slope.mul_(layer) for slope, layer in zip(slopes, layers, strict=True)]
         norms = torch.stack([slope.flatten(1).square().sum(1) for slope in slopes]).sum(0).sqrt_()
-        # Without a slope, as in a group's empty places, there is no direction either.
+        # Empty places of a group have no slope, and so no direction.
         reach = self._rho / (norms + 1e-12)[:, None, None]
         nearby = []
         for slope, layer in zip(slopes, layers, strict=True):

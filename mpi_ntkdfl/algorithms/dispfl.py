@@ -1,11 +1,11 @@
 """DisPFL (Dai et al., "DisPFL", ICML 2022): every client keeps a sparse model of its own.
 
-A client trains within its mask, gives up its smallest weights, takes up as many others where its loss
-is steepest, and averages every entry it keeps over those neighbours that keep it too.
+A client trains within its mask. It then drops its smallest weights and takes up the same number of other
+weights, those where its loss is steepest. It averages every entry that it keeps over those neighbours
+that keep this entry as well.
 
-The models are personal: they differ in which weights they have at all. The record's average of all
-clients is the mean of differently masked models, absent entries counted as zeros; it is no model that
-DisPFL itself would use.
+The models are personal: clients keep different weights. The average of all clients in the record counts
+absent entries as zeros; DisPFL itself would not use such a model.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from mpi_ntkdfl.runtime.looks import SKY, LineStyle
 class DispflSettings(TrainingSettings):
     """Settings of DisPFL; the defaults are those of the NTK-DFL paper's comparison.
 
-    `dense_ratio` is the share of all parameters a client keeps. In round k it exchanges
-    `anneal_factor / 2 * (1 + cos(pi k / anneal_rounds))` of a layer's weights, none from
-    `anneal_rounds` on. The peers are the neighbours in the round's graph: where each client of the
-    original draws 5 random peers of its own, a dynamic 5-regular graph draws them mutually.
+    `dense_ratio` is the share of all parameters that a client keeps. In round k it exchanges the share
+    `anneal_factor / 2 * (1 + cos(pi k / anneal_rounds))` of a layer's weights; from `anneal_rounds` on
+    it exchanges none. The peers are the neighbours in the round's graph. In the original each client
+    draws 5 random peers; a dynamic 5-regular graph draws them mutually.
     """
 
     name: Literal["dispfl"] = "dispfl"
@@ -142,7 +142,7 @@ class Dispfl(TrainingMethod[DispflSettings]):
         return mask
 
     def _gradient(self, client: int, weights: torch.Tensor, number: int) -> torch.Tensor:
-        """Gradient `[param]` at `weights` of a random batch's loss, entries outside the mask included."""
+        """Gradient `[param]` of a random batch's loss at `weights`, also for entries outside the mask."""
         f = self.federation
         own, size = f.samples[client], int(f.sizes[client])
         rng = seeds.generator(f.seed, "regrowth", client, number)

@@ -1,6 +1,6 @@
 """FedAvg (McMahan et al., "Communication-efficient learning of deep networks", AISTATS 2017).
 
-Central: every client sends its weights to a server and gets the mean back; the graph is not used.
+The method has a server: every client sends its weights to it and receives the mean. The graph is not used.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from mpi_ntkdfl.runtime.errors import InputError
 def kept_entries(layout: Layout, dense_ratio: float) -> dict[str, int]:
     """How many entries of each tensor a client keeps, by the Erdos-Renyi kernel.
 
-    Densities are in proportion to (fan_in + fan_out) / (fan_in fan_out), at most 1, so that small
-    layers are denser (Evci et al., "Rigging the lottery", ICML 2020). Biases are kept.
+    Densities are proportional to (fan_in + fan_out) / (fan_in fan_out) and at most 1, so that small
+    layers are denser (Evci et al., "Rigging the lottery", ICML 2020). All biases are kept.
 
     Raises:
         InputError: if `dense_ratio` leaves no room for weights beside the biases.
@@ -40,7 +40,7 @@ def kept_entries(layout: Layout, dense_ratio: float) -> dict[str, int]:
 
 
 def masked_format(kept: int, params: int, dtype: torch.dtype) -> MessageFormat:
-    """The entries a mask keeps, and the mask, a bit for every parameter."""
+    """The layout of a message: the entries that a mask keeps, and the mask with one bit per parameter."""
     return MessageFormat(
         {
             "values": Field("weights", (kept,), dtype),
@@ -50,15 +50,15 @@ def masked_format(kept: int, params: int, dtype: torch.dtype) -> MessageFormat:
 
 
 def masked_average(exchange: Exchange, vectors: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Each client averages every entry of its own mask over the closed neighbours that keep it too.
+    """Averages every entry of a client's mask over those of its closed neighbourhood that keep it.
 
     Args:
         exchange: the round's messages.
         vectors: `[owned, param]`.
-        masks: which entries each client keeps, `[owned, param]` bool; equally many for every client.
+        masks: which entries each client keeps, `[owned, param]` bool; the same number for all clients.
 
     Returns:
-        The averages of this rank's clients, 0 outside their own masks, `[owned, param]`.
+        The averages of this rank's clients, `[owned, param]`; 0 outside their own masks.
     """
     f, graph, params = exchange.federation, exchange.graph, vectors.shape[1]
     form = masked_format(int(masks[0].sum()), params, vectors.dtype)

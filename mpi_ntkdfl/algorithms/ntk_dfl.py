@@ -1,7 +1,8 @@
 """NTK-DFL (Thompson, Yue, Wong, Dai, "NTK-DFL", ICML 2025): average, then evolve with the NTK.
 
-Weights to the neighbours and averaged; the average back to the neighbours; their Jacobians at it; the
-neighbourhood's kernel; evolution of its outputs in function space; the weights that follow from it.
+Clients send their weights to the neighbours and average. They send the average back, and receive the
+neighbours' Jacobians at this average. From the kernel of its neighbourhood a client evolves the outputs
+in function space, and takes the weights that follow from the evolution.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from mpi_ntkdfl.runtime.looks import BLUE, LineStyle
 
 
 class NtkDflSettings(NtkSettings):
-    """Settings of NTK-DFL; the defaults are the paper's. A client chooses tau on its neighbourhood.
+    """Settings of NTK-DFL; the defaults are the paper's.
 
-    Without averaging (`none`) a client evolves its own weights, still with its neighbours' Jacobians.
+    A client chooses tau by the loss on its neighbourhood's samples. With `averaging: none` it evolves
+    its own weights instead of the average, with its neighbours' Jacobians at these weights.
     """
 
     name: Literal["ntk-dfl"] = "ntk-dfl"

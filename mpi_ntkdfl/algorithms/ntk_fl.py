@@ -1,8 +1,8 @@
 """NTK-FL (Yue et al., "Neural tangent kernel empowered federated learning", ICML 2022): a server evolves.
 
-The central parent of NTK-DFL. All clients hold the same weights. Each round some of them, drawn at
-random, send a server their Jacobians there; the server evolves with the kernel of their stacked
-samples and sends the new weights to everybody.
+NTK-DFL decentralises this method. All clients hold the same weights. In each round some clients, drawn at
+random, send a server their Jacobians at these weights. The server evolves with the kernel of all their
+samples and sends the new weights to all clients.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from mpi_ntkdfl.topology.schedule import participants
 
 
 class NtkFlSettings(NtkSettings):
-    """Settings of NTK-FL; 21 of 300 clients a round is what the NTK-DFL paper compares with.
+    """Settings of NTK-FL; the NTK-DFL paper compares with 21 of 300 clients per round.
 
-    Jacobians are always factored: dense ones of so many samples would weigh 13 GB.
+    Jacobians are always factored: dense ones of so many samples would take 13 GB.
     """
 
     name: Literal["ntk-fl"] = "ntk-fl"

@@ -1,8 +1,8 @@
-"""The verbs a method has: share vectors, average, see the neighbours' Jacobians, ask a server.
+"""What a method can do with messages: share vectors, average, see neighbours' Jacobians, ask a server.
 
-A method sees an `Exchange`, never a rank. Clients that live on one rank exchange by reference; a vector
-that several clients of a rank need crosses once; whatever the placement, a client combines what it got
-in ascending client id, so that its bits do not depend on the number of ranks.
+A method sees an `Exchange`, never a rank. Clients on the same rank exchange by reference. A vector that
+several clients of a rank need crosses to this rank once. On any placement a client combines what it
+received in ascending client id, so that its bits do not depend on the number of ranks.
 """
 
 from __future__ import annotations
