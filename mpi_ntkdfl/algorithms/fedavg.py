@@ -1,6 +1,6 @@
 """FedAvg (McMahan et al., "Communication-efficient learning of deep networks", AISTATS 2017).
 
-The method has a server: every client sends its weights to it and receives the mean. The graph is not used.
+Every client sends its weights to a server and receives the mean of all. The graph is not used.
 """
 
 from __future__ import annotations
