@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -193,6 +193,28 @@ class Coding:
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Takes back what `state` returned, for the clients of this rank."""
         self._state = {name: state[name].to(array) for name, array in self._state.items()}
+
+
+class Decoded(Mapping[int, torch.Tensor]):
+    """Vectors `[param]` by client id, decoded when they are read: messages take less memory."""
+
+    def __init__(self, messages: Mapping[int, Arrays], codec: Coding) -> None:
+        """Keeps the messages.
+
+        Args:
+            messages: of one row each, by client id.
+            codec: that has written them.
+        """
+        self._messages, self._codec = messages, codec
+
+    def __getitem__(self, client: int) -> torch.Tensor:
+        return self._codec.decode(self._messages[client])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._messages)
+
+    def __len__(self) -> int:
+        return len(self._messages)
 
 
 # ------------------------------------------------------------------------------------ quantisation

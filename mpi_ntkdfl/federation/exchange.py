@@ -19,7 +19,7 @@ from mpi_ntkdfl.comm.flight import Flight
 from mpi_ntkdfl.comm.messages import Arrays, Field, MessageFormat
 from mpi_ntkdfl.comm.reduce import exact_mean, reduced_bytes
 from mpi_ntkdfl.federation.clients import Federation, Samples
-from mpi_ntkdfl.federation.codecs import Coding
+from mpi_ntkdfl.federation.codecs import Coding, Decoded
 from mpi_ntkdfl.federation.crossing import Crossing
 from mpi_ntkdfl.federation.formats import (
     dense_entries,
@@ -109,7 +109,7 @@ class Exchange:
         counts = np.zeros(self.graph.clients, dtype=np.int64)
         counts[f.owned.start : f.owned.stop] = [codec.protocol_bytes(m) for m in own.values()]
         self.book_sent(phase, f.world.total(counts))
-        return _Decoded(self.share_messages(codec.format(phase), own), codec)
+        return Decoded(self.share_messages(codec.format(phase), own), codec)
 
     def share_messages(
         self, form: MessageFormat, messages: Mapping[int, Arrays]
@@ -463,22 +463,6 @@ def mean_over_clients(federation: Federation, vectors: torch.Tensor) -> torch.Te
 
 
 # ------------------------------------------------------------------------ messages of own clients
-
-
-class _Decoded(Mapping[int, torch.Tensor]):
-    """Vectors `[param]` by client id, decoded when they are read: messages take less memory."""
-
-    def __init__(self, messages: Mapping[int, Arrays], codec: Coding) -> None:
-        self._messages, self._codec = messages, codec
-
-    def __getitem__(self, client: int) -> torch.Tensor:
-        return self._codec.decode(self._messages[client])
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._messages)
-
-    def __len__(self) -> int:
-        return len(self._messages)
 
 
 def _factored_message(f: Federation, params: torch.Tensor, source: int) -> Arrays:
