@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import yaml
 
-from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.analysis import scaling, scaling_model, scaling_plot, scaling_run, scaling_text
 from mpi_ntkdfl.analysis.scaling_model import Network
 from mpi_ntkdfl.assembly import prepare
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
-from mpi_ntkdfl.config import parse, read_source
+from mpi_ntkdfl.config import parse
 from mpi_ntkdfl.planning import costs
+from mpi_ntkdfl.presets import read_source
 from mpi_ntkdfl.runtime.clock import PHASES
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.launching import launcher_words
@@ -29,7 +29,7 @@ from tests.test_record import attributes
 
 def parsed(changes):
     layers = [*read_source("quickstart"), changes]
-    return parse(layers, {name: method.Settings for name, method in METHODS.items()})
+    return parse(layers)
 
 
 SOME_NETWORK = Network(alpha=0.5, beta=100.0)

@@ -13,8 +13,9 @@ from mpi_ntkdfl.algorithms.fedavg import Fedavg
 from mpi_ntkdfl.algorithms.local import Local
 from mpi_ntkdfl.algorithms.ntk_dfl import NtkDfl
 from mpi_ntkdfl.algorithms.ntk_fl import NtkFl
+from mpi_ntkdfl.runtime.registry import Registry
 
-METHODS: dict[str, type[Method[Any]]] = {
+_OWN: dict[str, type[Method[Any]]] = {
     "ntk-dfl": NtkDfl,
     "d-psgd": DPsgd,
     "dfedavg": Dfedavg,
@@ -26,3 +27,8 @@ METHODS: dict[str, type[Method[Any]]] = {
     "ntk-fl": NtkFl,
     "average-gd": AverageGd,
 }
+
+METHODS: Registry[type[Method[Any]]] = Registry("method", _OWN, group="mpi_ntkdfl.methods")
+"""The only list of methods."""
+
+METHODS.adopt = METHODS.register

@@ -21,6 +21,7 @@ from mpi_ntkdfl.algorithms.local_training import (
     SgdRule,
 )
 from mpi_ntkdfl.algorithms.train_then_average import TrainingSettings
+from mpi_ntkdfl.config import MOST_SAMPLES
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.batched import product
@@ -34,13 +35,13 @@ class DfedsamSettings(TrainingSettings):
     """
 
     name: Literal["dfedsam"] = "dfedsam"
-    lr: float = Field(default=0.01, gt=0)
-    lr_factor: float = Field(default=0.95, gt=0)
-    batch: int = Field(default=32, ge=1)
-    epochs: int = Field(default=5, ge=1)
+    lr: float = Field(default=0.01, gt=0, le=1e6)
+    lr_factor: float = Field(default=0.95, gt=0, le=1)
+    batch: int = Field(default=32, ge=1, le=MOST_SAMPLES)
+    epochs: int = Field(default=5, ge=1, le=100_000)
     momentum: float = Field(default=0.99, ge=0, lt=1)
-    weight_decay: float = Field(default=5e-4, ge=0)
-    rho: float = Field(default=0.01, gt=0)
+    weight_decay: float = Field(default=5e-4, ge=0, le=1e6)
+    rho: float = Field(default=0.01, gt=0, le=1e6)
     adaptive: bool = True
     averaging: Literal["plain", "samples"] = "plain"
 

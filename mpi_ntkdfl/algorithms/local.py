@@ -10,6 +10,7 @@ from pydantic import Field
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult
 from mpi_ntkdfl.algorithms.local_training import LocalTraining
 from mpi_ntkdfl.algorithms.train_then_average import TrainingSettings
+from mpi_ntkdfl.config import MOST_SAMPLES
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.network import Network
@@ -19,9 +20,9 @@ class LocalSettings(TrainingSettings):
     """Settings of local training alone; the defaults are DFedAvg's."""
 
     name: Literal["local"] = "local"
-    lr: float = Field(default=0.1, gt=0)
-    batch: int = Field(default=25, ge=1)
-    epochs: int = Field(default=20, ge=1)
+    lr: float = Field(default=0.1, gt=0, le=1e6)
+    batch: int = Field(default=25, ge=1, le=MOST_SAMPLES)
+    epochs: int = Field(default=20, ge=1, le=100_000)
 
 
 class Local(Method[LocalSettings]):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mpi_ntkdfl import config
+from mpi_ntkdfl import presets as preset_files
 from mpi_ntkdfl.cli.options import SET, SOURCE, read_config
 from mpi_ntkdfl.runtime import logs
 from mpi_ntkdfl.runtime.launching import usable_cores
@@ -41,12 +42,12 @@ def check(source: str, overrides: tuple[str, ...], ranks: int, measure: bool) ->
 def presets(name: str | None) -> None:
     """List the presets, or print one as YAML."""
     if name is not None:
-        click.echo(config.preset_text(name), nl=False)
+        click.echo(preset_files.text(name), nl=False)
         return
-    names = config.preset_names()
+    names = preset_files.names()
     width = max(map(len, names)) + 2
     for each in names:
-        click.echo(f"{each:{width}}{config.preset_text(each).splitlines()[0].removeprefix('# ')}")
+        click.echo(f"{each:{width}}{preset_files.text(each).splitlines()[0].removeprefix('# ')}")
 
 
 def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:

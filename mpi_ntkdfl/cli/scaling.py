@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mpi_ntkdfl import config
+from mpi_ntkdfl import config, presets
 from mpi_ntkdfl.comm.mpi import under_launcher
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.launching import launcher_words
@@ -74,15 +74,14 @@ def run(
     A strong study runs the source as it is on every number of ranks. In a weak one `clients` is the
     number of clients a rank: a run on R ranks has R times as many.
     """
-    from mpi_ntkdfl.algorithms import METHODS
     from mpi_ntkdfl.analysis import scaling_run
 
     if under_launcher():
         raise InputError("scaling run starts mpirun itself: start it without mpirun or srun")
     counts = _counts(ranks)
     more = [] if rounds is None else [{"rounds": rounds}]
-    layers = [*config.read_source(source), config.read_overrides(overrides), *more]
-    settings = config.parse(layers, {name: method.Settings for name, method in METHODS.items()})
+    layers = [*presets.read_source(source), presets.read_overrides(overrides), *more]
+    settings = config.parse(layers)
     planned = scaling_run.plan(settings, kind, counts)
     words = launcher_words(launcher)
     records = scaling_run.run(planned, kind, folder, words, click.echo)

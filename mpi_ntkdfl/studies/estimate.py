@@ -10,7 +10,8 @@ import numpy as np
 
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.config import Config, DirichletPartition
-from mpi_ntkdfl.data.sources import Entry, catalogue
+from mpi_ntkdfl.data import sources
+from mpi_ntkdfl.data.source import Size
 from mpi_ntkdfl.model import mlp
 from mpi_ntkdfl.runtime.units import duration, readable
 from mpi_ntkdfl.studies.grid import Study, StudyRun, is_done, rounds_recorded
@@ -76,7 +77,14 @@ def estimate(study: Study) -> Estimate:
         name: Cost(len(runs), sum(seconds[name]), sum(_on_disk(run) for run in runs))
         for name, runs in finished.items()
     }
-    known = {e.name: e for e in catalogue()}
+    sizes: dict[str, Size] = {}
+
+    def size(config: Config) -> Size:
+        section = config.dataset.model_dump_json()
+        if section not in sizes:
+            sizes[section] = sources.size(config.dataset)
+        return sizes[section]
+
     to_come = {}
     for name, runs in left.items():
         # Seconds a client and round of what is finished, whatever the size of its shares.
@@ -86,13 +94,13 @@ def estimate(study: Study) -> Estimate:
         ]
         to_come[name] = Cost(
             len(runs),
-            sum(_expected(run, known[run.config.dataset.name], rates) for run in runs),
-            sum(_size(run.config, known[run.config.dataset.name]) for run in runs),
+            sum(_expected(run, size(run.config), rates) for run in runs),
+            sum(_on_disk_later(run.config, size(run.config)) for run in runs),
         )
     return Estimate(done, to_come, frozenset(finished))
 
 
-def _expected(run: StudyRun, data: Entry, rates: Sequence[float]) -> float:
+def _expected(run: StudyRun, data: Size, rates: Sequence[float]) -> float:
     """Core seconds of the rounds a run has still to do."""
     config = run.config
     if rates:
@@ -101,7 +109,7 @@ def _expected(run: StudyRun, data: Entry, rates: Sequence[float]) -> float:
         partition = config.partition
         samples = partition.samples if isinstance(partition, DirichletPartition) else None
         width = mlp.build(config.model, data.features, data.classes).layout.size / 79510
-        each = samples or data.train_samples / config.clients
+        each = samples or data.train / config.clients
         rate = _ROUGH.get(config.algorithm.name, _UNKNOWN) * each * max(width, 0.2)
     return rate * config.clients * max(config.rounds - rounds_recorded(run.outputs), 0)
 
@@ -115,7 +123,7 @@ def _on_disk(run: StudyRun) -> int:
     return sum(file.stat().st_size for file in run.outputs.existing())
 
 
-def _size(config: Config, data: Entry) -> int:
+def _on_disk_later(config: Config, data: Size) -> int:
     """Bytes of a record and two checkpoints, about."""
     network = mlp.build(config.model, data.features, data.classes)
     number = 8 if config.compute.dtype == "float64" else 4
