@@ -157,7 +157,6 @@ def test_keys_of_the_former_kind_are_unknown_to_the_new_one():
         # Lists and sizes that are none.
         ("model.hidden=100", "model.hidden: expected a list such as [100], got 100"),
         ("algorithm.taus=800", "algorithm.taus: expected a list such as [100, 200], got 800"),
-        ("algorithm.taus=['20']", "algorithm.taus.0: Input should be a valid integer, got '20'"),
         ("compute.memory_limit=1e9", "compute.memory_limit: expected a positive whole number of"),
         # Misspelt.
         ("raunds=3", "raunds: unknown key, got 3; did you mean 'rounds'?"),
@@ -173,6 +172,11 @@ def test_keys_of_the_former_kind_are_unknown_to_the_new_one():
 )
 def test_wrong_settings(override, message):
     assert message in refused("", override)
+
+
+def test_a_list_of_wrong_entries_is_not_called_too_short():
+    message = refused("", "algorithm.taus=['20']")
+    assert message == "configuration: algorithm.taus.0: Input should be a valid integer, got '20'"
 
 
 def test_every_wrong_setting_is_listed():

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpi_ntkdfl.config import DatasetSettings, dataset_settings
-from mpi_ntkdfl.data import femnist, idx, sources
+from mpi_ntkdfl.data import femnist, idx, image_sets, sources
 from mpi_ntkdfl.data.dataset import Scaling, standardise
 from mpi_ntkdfl.data.fashion_mnist import FASHION_MNIST
 from mpi_ntkdfl.data.image_sets import FILES, Hashes, ImageSet
@@ -238,6 +238,71 @@ def test_image_set_that_is_wrong(tmp_path: Path, parts: dict[str, Any], message:
     write_set(tmp_path, **parts)
     with refused(message):
         sources.load(dataset("mnist", tmp_path))
+
+
+@pytest.mark.parametrize("spelling", ["train-images.idx3-ubyte", "train-images.idx3-ubyte.gz"])
+def test_files_as_other_tools_name_them_are_found(tmp_path: Path, spelling: str) -> None:
+    end = ".gz" if spelling.endswith(".gz") else ""
+    write_set(tmp_path, end)
+    (tmp_path / f"train-images-idx3-ubyte{end}").rename(tmp_path / spelling)
+    assert sources.locate(dataset("mnist", tmp_path))["train_images"] == tmp_path / spelling
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the four files of `write_set` were those of fashion-mnist."""
+    arrays = (IMAGES, LABELS, IMAGES[::-1], LABELS[::-1])
+    for part, array in zip(FILES, arrays, strict=True):
+        known = hashlib.sha256(idx_bytes(array)).hexdigest()
+        monkeypatch.setitem(image_sets.PUBLISHED, known, ("fashion-mnist", part))
+
+
+@pytest.mark.usefixtures("published")
+@pytest.mark.parametrize("part", FILES)
+def test_each_file_is_compared_with_all_published_ones(
+    tmp_path: Path, part: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_set(tmp_path)
+    assert sources.load(dataset("fashion-mnist", tmp_path)).classes == 10
+    assert not caplog.text
+    own = {key: np.ones_like(IMAGES if "images" in key else LABELS) for key in FILES}
+    own["test_images"] = own["test_images"] * 2
+    # One file of another published set among the user's own.
+    del own[part]
+    write_set(tmp_path, **own)
+    with refused(f"data set mnist: .*{FILES[part]}.gz is of fashion-mnist"):
+        sources.load(dataset("mnist", tmp_path))
+    # A file of the user's own among published ones.
+    write_set(tmp_path, **{part: (IMAGES if "images" in part else LABELS)[::-1] // 2})
+    caplog.clear()
+    sources.load(dataset("fashion-mnist", tmp_path))
+    assert caplog.text.count("is not the published file; taken as your own") == 1
+    assert FILES[part] in caplog.text
+
+
+@pytest.mark.usefixtures("published")
+def test_a_published_file_in_the_place_of_another_is_refused(tmp_path: Path) -> None:
+    write_set(tmp_path, test_images=IMAGES)
+    with refused("t10k-images.* holds the published train_images, but test_images are needed"):
+        sources.load(dataset("fashion-mnist", tmp_path))
+
+
+def test_a_test_set_that_is_the_training_set_is_refused(tmp_path: Path) -> None:
+    write_set(tmp_path, test_images=IMAGES, test_labels=LABELS)
+    with refused("the test samples must be others.*the same 12 samples twice"):
+        sources.load(dataset("mnist", tmp_path))
+
+
+def test_without_a_home_folder_the_ways_out_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    for name in ("mnist", "femnist"):
+        with refused("this user has no home folder: set .*XDG_CACHE_HOME.*dataset.root"):
+            sources.locate(dataset(name))
+    with refused("no folder to download mnist to.*XDG_CACHE_HOME"):
+        sources.fetch("mnist")
+    assert "mnist" in {entry.name for entry in sources.catalogue()}
 
 
 needs_fashion = pytest.mark.skipif(

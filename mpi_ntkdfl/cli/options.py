@@ -17,6 +17,13 @@ SET = click.option(
     multiple=True,
     help="Override one setting; the value is read as YAML. Repeatable.",
 )
+PLUGIN = click.option(
+    "--plugin",
+    "plugin_files",
+    metavar="FILE.py",
+    multiple=True,
+    help="Run a Python file of yours that registers methods, networks, data sets, ... Repeatable.",
+)
 RECORD = click.argument("record", metavar="RUN.h5", type=click.Path(path_type=Path))
 RECORDS = click.argument(
     "records", metavar="RUN.h5...", nargs=-1, required=True, type=click.Path(path_type=Path)

@@ -8,8 +8,8 @@ import click
 
 from mpi_ntkdfl import config
 from mpi_ntkdfl import presets as preset_files
-from mpi_ntkdfl.cli.options import SET, SOURCE, read_config
-from mpi_ntkdfl.runtime import logs
+from mpi_ntkdfl.cli.options import PLUGIN, SET, SOURCE, read_config
+from mpi_ntkdfl.runtime import logs, plugins
 from mpi_ntkdfl.runtime.launching import usable_cores
 from mpi_ntkdfl.runtime.units import readable
 
@@ -20,17 +20,25 @@ if TYPE_CHECKING:
 @click.command()
 @SOURCE
 @SET
+@PLUGIN
 @click.option("--ranks", type=click.IntRange(1), default=1, help="Ranks to plan for.")
 @click.option(
     "--measure/--no-measure",
     default=True,
     help="Seconds by this machine's speed, or a nominal one.",
 )
-def check(source: str, overrides: tuple[str, ...], ranks: int, measure: bool) -> None:
+def check(
+    source: str,
+    overrides: tuple[str, ...],
+    plugin_files: tuple[str, ...],
+    ranks: int,
+    measure: bool,
+) -> None:
     """Validate a configuration with its data and print the plan; starts no MPI."""
     from mpi_ntkdfl.assembly import prepare
 
     logs.set_up(0, quiet=False)
+    plugins.load(plugin_files)
     settings = read_config(source, overrides)
     problem = prepare(settings, ranks)
     click.echo(_plan_text(settings, problem, ranks))

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from mpi_ntkdfl import config, presets
+from mpi_ntkdfl.cli.options import PLUGIN
 from mpi_ntkdfl.comm.mpi import under_launcher
+from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.launching import launcher_words
 
@@ -37,6 +39,7 @@ def scaling() -> None:
 @click.option(
     "--set", "overrides", metavar="SECTION.KEY=VALUE", multiple=True, help="As for `run`."
 )
+@PLUGIN
 @click.option(
     "--kind",
     type=click.Choice(["strong", "weak"]),
@@ -63,6 +66,7 @@ def scaling() -> None:
 def run(
     source: str,
     overrides: tuple[str, ...],
+    plugin_files: tuple[str, ...],
     kind: Kind,
     ranks: str,
     rounds: int | None,
@@ -78,6 +82,7 @@ def run(
 
     if under_launcher():
         raise InputError("scaling run starts mpirun itself: start it without mpirun or srun")
+    plugins.load(plugin_files)
     counts = _counts(ranks)
     more = [] if rounds is None else [{"rounds": rounds}]
     layers = [*presets.read_source(source), presets.read_overrides(overrides), *more]

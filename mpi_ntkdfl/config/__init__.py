@@ -21,7 +21,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from mpi_ntkdfl.config import kinds
 from mpi_ntkdfl.config.sections import (
@@ -231,10 +230,14 @@ def _merge_section(section: str, below: Any, above: Any) -> Any:
 
 
 def _explain(error: ValidationError, merged: Mapping[str, Any]) -> str:
-    return "; ".join(_explain_one(each, merged) for each in error.errors(include_url=False))
+    problems = error.errors(include_url=False)
+    # A list that has lost its wrong entries may be too short; only the entries are worth a word.
+    inner = {each["loc"][:-1] for each in problems}
+    told = [each for each in problems if each["type"] != "too_short" or each["loc"] not in inner]
+    return "; ".join(_explain_one(dict(each), merged) for each in told)
 
 
-def _explain_one(problem: ErrorDetails, merged: Mapping[str, Any]) -> str:
+def _explain_one(problem: Mapping[str, Any], merged: Mapping[str, Any]) -> str:
     """One wrong setting as a sentence: where, the rule, what came, the way out."""
     where = [str(part) for part in problem["loc"]]
     # A discriminated union puts its tag into the location: topology.regular.degree.

@@ -87,17 +87,7 @@ class Registered(Source[RegisteredSettings]):
         )
 
     def _call(self, where: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        try:
-            parameters = inspect.signature(self.loader).parameters
-            inspect.signature(self.loader).bind(**options)
-        except TypeError as error:
-            wrong = next((key for key in options if key not in parameters), "")
-            raise InputError(
-                f"{where}: its loader does not take these dataset.options: {error}"
-                f"{did_you_mean(wrong, parameters)}"
-            ) from error
-        except ValueError:
-            pass  # a function of a C extension does not tell its parameters
+        _require_taken(where, self.loader, options)
         try:
             arrays = self.loader(**options)
         except Exception as error:
@@ -115,6 +105,23 @@ class Registered(Source[RegisteredSettings]):
                 f"{', '.join(map(str, unused)) or 'none'}"
             )
         return arrays
+
+
+def _require_taken(where: str, loader: Loader, options: Mapping[str, Any]) -> None:
+    """Refuses options that the loader has no parameters for, and those that it misses."""
+    try:
+        signature = inspect.signature(loader)
+    except ValueError:
+        return  # a function of a C extension does not tell its parameters
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        wrong = [key for key in options if key not in signature.parameters]
+        reason = f"unknown {wrong[0]!r}" if wrong else str(error)
+        hint = did_you_mean(wrong[0], signature.parameters) if wrong else ""
+        raise InputError(
+            f"{where}: its loader does not take these dataset.options: {reason}{hint}"
+        ) from error
 
 
 def _array(where: str, value: Any) -> npt.NDArray[Any]:

@@ -103,8 +103,11 @@ def cache_folder(name: str) -> Path | None:
     A container that runs under a bare user number has no home folder, for example. The environment
     variable XDG_CACHE_HOME names a cache folder without one.
     """
-    folder = Path(need("pooch").os_cache("mpi_ntkdfl"))
-    # The library leaves the ~ that it could not expand.
+    try:
+        folder = Path(need("pooch").os_cache("mpi_ntkdfl"))
+    except RuntimeError:
+        return None
+    # Older versions of the library leave the ~ that they could not expand.
     return None if folder.parts[0].startswith("~") else folder / name
 
 

@@ -36,6 +36,9 @@ class Plugin:
     sha256: str
 
 
+_PREFIX = "mpi_ntkdfl_plugin_"
+"""Of the names of modules that are plugin files."""
+
 _loaded: dict[str, Plugin] = {}
 """What this process has loaded, by module name, in order."""
 
@@ -43,6 +46,12 @@ _loaded: dict[str, Plugin] = {}
 def loaded() -> list[Plugin]:
     """All plugins that this process has loaded, in order."""
     return list(_loaded.values())
+
+
+def files() -> list[str]:
+    """Paths of the files that this process has loaded, for processes that it starts."""
+    modules = (sys.modules[name] for name in _loaded if name.startswith(_PREFIX))
+    return [str(Path(str(module.__file__)).absolute()) for module in modules]
 
 
 def as_json(plugins: Iterable[Plugin]) -> str:
@@ -72,7 +81,7 @@ def _load_file(path: Path) -> Plugin:
         raise InputError(f"--plugin: {path} cannot be read: {error.strerror or error}") from error
     digest = hashlib.sha256(content).hexdigest()
     # The same on all ranks, because objects of the plugin's classes travel between ranks by name.
-    name = f"mpi_ntkdfl_plugin_{re.sub(r'[^0-9a-zA-Z]', '_', path.stem)}_{digest[:16]}"
+    name = f"{_PREFIX}{re.sub(r'[^0-9a-zA-Z]', '_', path.stem)}_{digest[:16]}"
     if name in _loaded:
         return _loaded[name]
     module = ModuleType(name)
@@ -136,6 +145,11 @@ def load_installed(
         if name not in entries:
             raise InputError(f"{where} registers nothing of that name")
         _loaded[f"{group}:{name}"] = Plugin(package, _hash_of_module(entry.module))
+
+
+def installed_names(group: str) -> set[str]:
+    """Names of the entry points of a group."""
+    return {entry.name for entry in metadata.entry_points(group=group)}
 
 
 def _hash_of_module(name: str) -> str:

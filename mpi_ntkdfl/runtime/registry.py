@@ -59,7 +59,8 @@ class Registry(Mapping[str, T]):
             InputError: if there is none; the message lists all names and the closest one.
         """
         if name not in self:
-            raise InputError(unknown(self.kind, name, self._entries))
+            offered = plugins.installed_names(self.group) if self.group else ()
+            raise InputError(unknown(self.kind, name, {*self._entries, *offered}))
         return self._entries[name]
 
     def __getitem__(self, name: str) -> T:

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from mpi_ntkdfl.config import Config, effect, parse
+from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.hdf5 import reading
 from mpi_ntkdfl.runtime.yaml_text import read_yaml
@@ -96,6 +97,11 @@ def _read_start(outputs: Outputs, checkpoint: Checkpoint, wanted: int) -> Start:
         if wanted == done != planned:  # its last row may be missing, if not every round has one
             raise InputError(
                 f"{done} rounds of {planned} are done already: rounds may change only to more than that"
+            )
+        if str(file.attrs.get("plugins", "[]")) != plugins.as_json(plugins.loaded()):
+            _log.warning(
+                "the plugins are not the files that the run was started with (their hashes differ): "
+                "the rounds to come may be computed in another way"
             )
         offsets = file["topology/offsets"][:]
         rounds = len(offsets) - 1
