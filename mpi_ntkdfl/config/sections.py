@@ -207,6 +207,9 @@ class ComputeSettings(Section):
     `batch` clients evolve together; null is one on CPU, and as many as fit on a GPU. Above one, the
     last bits depend on which clients share a rank.
 
+    `byte_products`: images of bytes are multiplied as bytes where that is exact and faster (`auto`),
+    always (`on`) or never (`off`).
+
     `gpu_aware_mpi`: MPI gets messages in the GPU's memory and not in host memory; MPI must be built
     with CUDA support.
     """
@@ -223,6 +226,7 @@ class ComputeSettings(Section):
         ),
     ] = affects("rounding", default=None)
     batch: int | None = affects("rounding", default=None, ge=1, le=MOST_CLIENTS)
+    byte_products: Literal["auto", "on", "off"] = affects("rounding", default="auto")
     gpu_aware_mpi: bool = affects("nothing", default=False)
 
     @field_validator("device")
@@ -231,6 +235,12 @@ class ComputeSettings(Section):
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", device):
             raise ValueError("expected auto, cpu, cuda or cuda:N")
         return device
+
+    @field_validator("byte_products", mode="before")
+    @classmethod
+    def _yaml_word(cls, value: object) -> object:
+        # YAML 1.1 reads the words on and off as true and false.
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @property
     def memory_bytes(self) -> int | None:
