@@ -27,14 +27,11 @@ import yaml
 
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.analysis.tables import Run
-from mpi_ntkdfl.analysis.traces import UNTIMED
+from mpi_ntkdfl.analysis.traces import UNTIMED, apart, flattened
 from mpi_ntkdfl.runtime.errors import InputError
 
 WAITING = ("exchange", "other")
 """Phases in which a rank mostly waits for others, or does what does not serve the method."""
-
-# What may differ between runs of one study, beside the numbers of ranks and of clients.
-_FREE = ("clients", "rounds", "output", "seed")
 
 Kind = Literal["strong", "weak"]
 
@@ -46,6 +43,7 @@ class Point:
     Attributes:
         name: of the file.
         config: the configuration.
+        central: whether the method has a server; False in records that do not tell.
         ranks: R.
         threads: of each rank.
         cores: of all its hosts together, 0 if the record does not tell.
@@ -59,6 +57,7 @@ class Point:
 
     name: str
     config: dict[str, object]
+    central: bool
     ranks: int
     threads: int
     cores: int
@@ -226,6 +225,7 @@ def _point(run: Run, name: str, sizes: np.ndarray, edges: np.ndarray) -> Point:
     return Point(
         name=name,
         config=config,
+        central=run.attributes.get("method_central") == "1",
         ranks=ranks,
         threads=int(config["compute"]["threads"]),
         cores=int(run.attributes.get("cores", 0)) * len(hosts),
@@ -241,8 +241,8 @@ def _point(run: Run, name: str, sizes: np.ndarray, edges: np.ndarray) -> Point:
 def studies(points: Iterable[Point]) -> list[Study]:
     """Every strong and every weak study the runs hold.
 
-    Runs belong together whose configurations differ in `clients`, `rounds`, `seed` and `output` alone:
-    with the same clients to a strong study, with as many clients a rank to a weak one.
+    Runs of one family belong together (`same_family`): with the same clients to a strong study, with
+    as many clients per rank to a weak one.
 
     Raises:
         InputError: if there is none.
@@ -250,8 +250,9 @@ def studies(points: Iterable[Point]) -> list[Study]:
     points = sorted(points, key=lambda point: (point.ranks, point.name))
     families: dict[tuple[str, Kind, float], list[Point]] = {}
     for point in points:
+        settings = flattened(point.config).items()
         kept = json.dumps(
-            {key: value for key, value in point.config.items() if key not in _FREE},
+            {key: value for key, value in settings if not same_family(key)},
             sort_keys=True,
             default=str,
         )
@@ -268,6 +269,11 @@ def studies(points: Iterable[Point]) -> list[Study]:
             "of ranks, and the same clients (strong) or as many clients a rank (weak)"
         )
     return sorted(found, key=lambda study: study.kind)
+
+
+def same_family(setting: str) -> bool:
+    """Whether runs that differ in a setting can belong to one scaling study."""
+    return setting in ("clients", "rounds") or not apart(setting)
 
 
 def warnings(points: Iterable[Point]) -> list[str]:
