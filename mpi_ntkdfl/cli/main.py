@@ -8,6 +8,7 @@ imports happen inside the commands that need them, so that `presets` and `show` 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -28,6 +29,7 @@ from mpi_ntkdfl.runtime.errors import InputError, MpiNtkdflError
 def main() -> NoReturn:
     """Entry point of `python -m mpi_ntkdfl`; never returns."""
     try:
+        _require_folder()
         code = cli.main(standalone_mode=False, prog_name="python -m mpi_ntkdfl")
     except click.ClickException as error:
         # Every rank parses the same words; one message is enough.
@@ -47,6 +49,18 @@ def main() -> NoReturn:
         complain(MpiNtkdflError(f"cannot write the output: {error.strerror or error}"))
         code = 1
     sys.exit(code)
+
+
+def _require_folder() -> None:
+    """Libraries end the process without a word to the point where the working folder is gone.
+
+    Raises:
+        InputError: if it is.
+    """
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise InputError("the working folder is gone; change to another one") from error
 
 
 class _Commands(click.Group):

@@ -20,6 +20,7 @@ from mpi_ntkdfl.comm.mpi import (
 )
 from mpi_ntkdfl.runtime import logs, plugins
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.paths import user_path
 from mpi_ntkdfl.runtime.stopping import (
     UNFINISHED,
     ignore_signals,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 @SOURCE
 @SET
 @PLUGIN
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The record to write.")
+@click.option("-o", "--output", help="The record to write.")
 @click.option("--resume", is_flag=True, help="Go on with an existing run, or start a new one.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing record and its checkpoints.")
 @click.option("-q", "--quiet", is_flag=True, help="Only warnings and the summary.")
@@ -48,7 +49,7 @@ def run(
     source: str,
     overrides: tuple[str, ...] = (),
     plugin_files: tuple[str, ...] = (),
-    output: Path | None = None,
+    output: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
@@ -79,7 +80,8 @@ def run(
 
         def decide() -> tuple[config.Config, Outputs]:
             found = read_config(source, overrides)
-            return found, choose(output, Path(source).stem, resume)
+            wanted = None if output is None else user_path(output, "-o")
+            return found, choose(wanted, Path(source).stem, resume)
 
         settings, outputs = world.on_root(decide)
         mode: simulation.Mode = "resume" if resume else "overwrite" if overwrite else "new"

@@ -32,7 +32,8 @@ class Outputs:
         A symbolic link stands for the file that it names: the record is that file, and the
         checkpoints lie beside that file.
         """
-        return cls(Path(os.path.realpath(path)) if path.is_symlink() else path)
+        is_link = os.path.islink(path)  # noqa: PTH114 - says no to names that are too long
+        return cls(Path(os.path.realpath(path)) if is_link else path)
 
     @property
     def checkpoint(self) -> Path:
