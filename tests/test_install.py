@@ -19,7 +19,7 @@ def test_a_clone_named_like_the_package_hides_no_editable_install(tmp_path):
     (clone / "mpi_ntkdfl").mkdir(parents=True)
     for name in ("setup.py", "pyproject.toml", "README.md", "mpi_ntkdfl/__init__.py"):
         (clone / name).write_bytes((ROOT / name).read_bytes())
-    build = "import setuptools, sys; from setuptools import build_meta as b; b.build_editable(sys.argv[1])"
+    build = "import sys; from setuptools import build_meta as b; b.build_editable(sys.argv[1])"
     subprocess.run(
         [sys.executable, "-c", build, wheels], cwd=clone, check=True, capture_output=True
     )
