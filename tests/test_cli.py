@@ -171,8 +171,14 @@ def test_presets():
         (["export", "no.h5", "w.pt"], "choose one of --client I and --average"),
         (["export", "no.h5", "--client", "0", "--average", "w.pt"], "choose one of"),
         (["export", "no.h5", "--client", "-1", "w.pt"], "-1 is not in the range"),
-        (["data", "path", "imagenet"], "unknown data set 'imagenet'; there are: breast-cancer, digits"),
-        (["data", "fetch", "imagenet"], "unknown data set 'imagenet'; there are: breast-cancer, digits"),
+        (
+            ["data", "path", "imagenet"],
+            "unknown data set 'imagenet'; there are: breast-cancer, digits",
+        ),
+        (
+            ["data", "fetch", "imagenet"],
+            "unknown data set 'imagenet'; there are: breast-cancer, digits",
+        ),
         (["data", "fetch", "digits"], "it comes inside scikit-learn"),
         (["data", "shred"], "No such command 'shred'"),
         (["check", "no.yaml"], "'no.yaml' is neither a preset"),

@@ -51,6 +51,11 @@ def named(section: str, name: object) -> type[BaseModel]:
     return settings
 
 
+def first(section: str) -> str:
+    """The first name in the table of a section."""
+    return next(iter(_table(section)))
+
+
 def classes(section: str, name: object = None) -> Iterator[type[BaseModel]]:
     """The classes of settings that a section can have, as far as they are known without torch.
 
