@@ -173,21 +173,15 @@ def effect(key: str, config: Config | None = None) -> Effect:
 
 # --------------------------------------------------------------------------------- reading and merging
 
-_SELECTORS = {
-    "dataset": "name",
-    "partition": "kind",
-    "topology": "kind",
-    "model": "name",
-    "algorithm": "name",
+_DEFAULT_KINDS: dict[str, Any] = {
+    "dataset": {"name": "fashion-mnist"},
+    "partition": {"kind": "dirichlet"},
+    "topology": {"kind": "regular"},
+    "model": {"name": "mlp"},
+    "algorithm": {"name": None},
 }
-"""The key that says which of several kinds a section is of."""
-_DEFAULTS = {
-    "dataset": "fashion-mnist",
-    "partition": "dirichlet",
-    "topology": "regular",
-    "model": "mlp",
-}
-"""The kind that a section is of by default; the default method is the first of its table."""
+"""Each section that has kinds, its selector (`name` or `kind`), and the kind it has by default; None
+stands for the first in the table."""
 
 
 def parse(layers: Iterable[Mapping[str, Any]]) -> Config:
@@ -199,8 +193,8 @@ def parse(layers: Iterable[Mapping[str, Any]]) -> Config:
     Raises:
         InputError: listing every setting that is wrong, with what was given.
     """
-    defaults = {**_DEFAULTS, "algorithm": kinds.first("algorithm")}
-    merged: dict[str, Any] = {key: {_SELECTORS[key]: kind} for key, kind in defaults.items()}
+    merged: dict[str, Any] = {key: dict(value) for key, value in _DEFAULT_KINDS.items()}
+    merged["algorithm"] = {"name": kinds.first("algorithm")}
     for layer in layers:
         for key, value in layer.items():
             merged[key] = _merge_section(key, merged.get(key), value)
@@ -231,9 +225,9 @@ def topology_settings(section: object) -> Topology:
 def _merge_section(section: str, below: Any, above: Any) -> Any:
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
-    selector = _SELECTORS.get(section)
-    if selector in above and above[selector] != below.get(selector):
-        return dict(above)
+    for selector in _DEFAULT_KINDS.get(section, ()):
+        if selector in above and above[selector] != below.get(selector):
+            return dict(above)
     return {**below, **above}
 
 

@@ -52,7 +52,7 @@ def named(section: str, name: object) -> type[BaseModel]:
 
 
 def first(section: str) -> str:
-    """The first name in the table of a section."""
+    """The name of the first entry in the table of a section: what a configuration has by default."""
     return next(iter(_table(section)))
 
 
