@@ -25,8 +25,8 @@ from mpi_ntkdfl.evaluate import score
 from mpi_ntkdfl.model.levels import Inputs, Levels, multiplies_bytes
 from mpi_ntkdfl.model.losses import one_hot
 from mpi_ntkdfl.model.mlp import MLP
+from mpi_ntkdfl.model.mlp.jacobian import FactoredJacobian
 from mpi_ntkdfl.ntk.evolve import Evolution, evolve
-from mpi_ntkdfl.ntk.jacobian import FactoredJacobian
 from mpi_ntkdfl.ntk.kernel import trace_kernel
 from mpi_ntkdfl.ntk.update import best, candidate_weights, network_losses
 

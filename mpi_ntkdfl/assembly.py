@@ -17,9 +17,9 @@ from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.data import partition, sources
 from mpi_ntkdfl.federation.clients import Federation, Samples
-from mpi_ntkdfl.model import mlp
 from mpi_ntkdfl.model.levels import LEAST_FEATURES, Inputs, Levels, multiplies_bytes
 from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.model.networks import build
 from mpi_ntkdfl.model.params import Layout
 from mpi_ntkdfl.planning.costs import (
     NOMINAL,
@@ -99,7 +99,7 @@ def prepare(config: Config, ranks: int) -> Problem:
         config.partition, dataset.train_labels, config.clients, config.seed, dataset.writers
     )
     schedule = Schedule(config.topology, config.clients, config.seed)
-    network = mlp.build(config.model, dataset.train_inputs.shape[1], dataset.classes)
+    network = build(config.model, dataset.train_inputs.shape[1:], dataset.classes)
     start = None
     if config.model.weights is not None:
         start = read_weights(Path(config.model.weights), network.layout).double().numpy()
@@ -136,7 +136,7 @@ class Assembly:
         federation: the clients and how they compute.
         schedule: the graphs.
         weights: starting weights of this rank's clients, `[owned, param]`.
-        test_inputs: of the test set, `[sample, feature]`.
+        test_inputs: of the test set, `[sample, *shape]`.
         test_labels: of the test set, `[sample]`.
         shares: offsets and indices of the partition, on rank 0.
     """
@@ -173,7 +173,8 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
     network, schedule, scaling, sizes, placement = world.on_root(told)
 
     def plain(stored: np.ndarray) -> torch.Tensor:
-        return torch.tensor(scaling.apply(stored, config.compute.dtype)).to(chosen)
+        scaled = torch.tensor(scaling.apply(stored, config.compute.dtype))
+        return scaled.view(-1, *network.shape).to(chosen)
 
     def ship(array: np.ndarray) -> torch.Tensor:
         return torch.tensor(array).to(chosen)

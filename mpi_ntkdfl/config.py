@@ -11,12 +11,13 @@ Settings of a method live beside the method (`algorithms/`), as a subclass of `M
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import (
@@ -32,6 +33,7 @@ from pydantic import (
 )
 
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.registry import Registry, unknown
 
 _BYTES = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -174,10 +176,17 @@ Topology = Annotated[
 
 
 class ModelSettings(Section):
-    """The network; `weights` is a torch state_dict (.pt) every client starts from."""
+    """Base of the settings of all networks; a subclass narrows `name` to its own.
 
-    name: Literal["mlp"] = "mlp"
-    hidden: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] = (100,)
+    `weights` is a torch state_dict (.pt) that every client starts from.
+
+    Attributes:
+        factored: whether the networks have a factored form of their Jacobians.
+    """
+
+    factored: ClassVar[bool] = False
+
+    name: str
     init: Literal["shared", "per-client"] = "shared"
     weights: str | None = None
 
@@ -186,6 +195,11 @@ class MethodSettings(Section):
     """Base of the settings of all methods; a subclass narrows `name` to its own."""
 
     name: str
+
+    @classmethod
+    def defaults(cls, model: ModelSettings) -> dict[str, Any]:
+        """Defaults that depend on the network, for settings that are not given."""
+        return {}
 
 
 class EvaluationSettings(Section):
@@ -298,11 +312,22 @@ class Config(Section):
     dataset: DatasetSettings
     partition: Partition
     topology: Topology
-    model: ModelSettings
+    model: SerializeAsAny[ModelSettings]
     algorithm: SerializeAsAny[MethodSettings]
     evaluation: EvaluationSettings = EvaluationSettings()
     output: OutputSettings = OutputSettings()
     compute: ComputeSettings = ComputeSettings()
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _network_settings(cls, value: Any) -> ModelSettings:
+        # By its address, since configurations import no room.
+        networks: Registry[Any] = pkgutil.resolve_name("mpi_ntkdfl.model.networks:NETWORKS")
+        name = value.get("name") if isinstance(value, Mapping) else None
+        if not isinstance(name, str) or name not in networks:
+            raise ValueError(unknown(networks.kind, name, networks))
+        settings: ModelSettings = networks[name].Settings.model_validate(value)
+        return settings
 
     @field_validator("algorithm", mode="before")
     @classmethod
@@ -311,7 +336,9 @@ class Config(Section):
         name = value.get("name") if isinstance(value, Mapping) else None
         if not isinstance(name, str) or name not in methods:
             raise ValueError(f"unknown method {name!r}; there are: {', '.join(sorted(methods))}")
-        return methods[name].model_validate(value)
+        model = info.data.get("model")
+        defaults = {} if model is None else methods[name].defaults(model)
+        return methods[name].model_validate({**defaults, **value})
 
     @model_validator(mode="after")
     def _graph_exists(self) -> Config:

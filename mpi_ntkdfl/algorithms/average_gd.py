@@ -18,7 +18,6 @@ from mpi_ntkdfl.federation.clients import Federation, Samples
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.federation.formats import samples_format
 from mpi_ntkdfl.model.network import Network
-from mpi_ntkdfl.ntk.descent import descend
 from mpi_ntkdfl.ntk.update import network_losses
 
 
@@ -67,7 +66,7 @@ class AverageGd(Method[AverageGdSettings]):
     def _descend(self, w: torch.Tensor, data: Samples, lr: float) -> tuple[torch.Tensor, int]:
         s, f = self.settings, self.federation
         with f.clock("evolve"):
-            candidates = descend(f.network, w, data.inputs, data.labels, lr, s.taus, s.loss)
+            candidates = f.network.descend(w, data.inputs, data.labels, lr, s.taus, s.loss)
         with f.clock("select"):
             losses = network_losses(f.network, candidates, data.inputs, data.labels, s.loss)
             return keep_best(candidates, losses, s.taus)

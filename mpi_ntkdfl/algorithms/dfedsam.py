@@ -13,18 +13,12 @@ import torch
 from pydantic import Field
 
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult
-from mpi_ntkdfl.algorithms.local_training import (
-    Gradient,
-    Layers,
-    LocalTraining,
-    Sgd,
-    SgdRule,
-)
+from mpi_ntkdfl.algorithms.local_training import LocalTraining
 from mpi_ntkdfl.algorithms.train_then_average import TrainingSettings
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.federation.exchange import Exchange
-from mpi_ntkdfl.model.batched import product
 from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.model.training import Gradient, Layers, Sgd, SgdRule
 
 
 class DfedsamSettings(TrainingSettings):
@@ -54,15 +48,15 @@ class SamRule:
 
     def step(self, layers: Layers, gradient: Gradient) -> None:
         """One step, in place."""
-        slopes = [product(factors) for factors in gradient(layers)]
+        slopes = [slope.dense() for slope in gradient(layers)]
         if self._adaptive:
             slopes = [slope.mul_(layer) for slope, layer in zip(slopes, layers, strict=True)]
         norms = torch.stack([slope.flatten(1).square().sum(1) for slope in slopes]).sum(0).sqrt_()
         # Without a slope, as in a group's empty places, there is no direction either.
-        reach = self._rho / (norms + 1e-12)[:, None, None]
+        reach = self._rho / (norms + 1e-12)
         nearby = []
         for slope, layer in zip(slopes, layers, strict=True):
-            away = slope.mul_(reach)
+            away = slope.mul_(reach.view(-1, *[1] * (slope.ndim - 1)))
             nearby.append(layer + (away.mul_(layer) if self._adaptive else away))
         self._rule.descend(layers, gradient(nearby))
 

@@ -7,12 +7,13 @@ neighbourhood's kernel; evolution of its outputs in function space; the weights 
 from __future__ import annotations
 
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult, may_diverge
 from mpi_ntkdfl.algorithms.steps import NtkSettings, evolve_together, ntk_step
+from mpi_ntkdfl.config import ModelSettings
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.federation.formats import dense_entries, dense_heading, factored_format
@@ -23,11 +24,18 @@ class NtkDflSettings(NtkSettings):
     """Settings of NTK-DFL; the defaults are the paper's. A client chooses tau on its neighbourhood.
 
     Without averaging (`none`) a client evolves its own weights, still with its neighbours' Jacobians.
+    `jacobian` says how Jacobians travel: in the network's factored form, which is the default where it
+    has one, or entry by entry (`dense`).
     """
 
     name: Literal["ntk-dfl"] = "ntk-dfl"
     jacobian: Literal["factored", "dense"] = "factored"
     averaging: Literal["plain", "samples", "none"] = "plain"
+
+    @classmethod
+    def defaults(cls, model: ModelSettings) -> dict[str, Any]:
+        """Dense Jacobians of networks without a factored form."""
+        return {} if model.factored else {"jacobian": "dense"}
 
 
 class NtkDfl(Method[NtkDflSettings]):
@@ -42,7 +50,7 @@ class NtkDfl(Method[NtkDflSettings]):
 
     @classmethod
     def needs(cls, settings: NtkDflSettings, network: Network, dtype: torch.dtype) -> Needs:
-        """Weights (if averaged) and averages; layer inputs, or heading and entries, as blocks."""
+        """Weights (if averaged) and averages; factored forms, or heading and entries, as blocks."""
         vectors: tuple[str, ...] = ("weights", "averages")
         if settings.averaging == "none":
             vectors = ("averages",)

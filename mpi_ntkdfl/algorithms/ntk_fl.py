@@ -16,7 +16,7 @@ from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult, may_diverge
 from mpi_ntkdfl.algorithms.steps import NtkSettings, ntk_step
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.federation.exchange import Exchange
-from mpi_ntkdfl.federation.formats import factored_format
+from mpi_ntkdfl.federation.jacobian_messages import smallest_message
 from mpi_ntkdfl.federation.neighbourhood import Neighbourhood
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.topology.schedule import participants
@@ -25,7 +25,8 @@ from mpi_ntkdfl.topology.schedule import participants
 class NtkFlSettings(NtkSettings):
     """Settings of NTK-FL; 21 of 300 clients a round is what the NTK-DFL paper compares with.
 
-    Jacobians are always factored: dense ones of so many samples would weigh 13 GB.
+    Jacobians travel in the network's factored form, or as samples where it has none: dense ones of so
+    many samples would weigh 13 GB.
     """
 
     name: Literal["ntk-fl"] = "ntk-fl"
@@ -44,9 +45,9 @@ class NtkFl(Method[NtkFlSettings]):
 
     @classmethod
     def needs(cls, settings: NtkFlSettings, network: Network, dtype: torch.dtype) -> Needs:
-        """Layer inputs to the server, weights from it."""
+        """The network's smallest message for Jacobians to the server, weights from it."""
         return Needs(
-            blocks=(factored_format(network, dtype),),
+            blocks=(smallest_message(network).form(network, dtype),),
             taus=len(settings.taus),
             participants=settings.clients_per_round,
         )

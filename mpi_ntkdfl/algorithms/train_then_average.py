@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 import torch
 from pydantic import Field
 
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult
-from mpi_ntkdfl.algorithms.local_training import LocalTraining, Sgd, gram_bytes
+from mpi_ntkdfl.algorithms.local_training import LocalTraining
 from mpi_ntkdfl.config import MethodSettings
 from mpi_ntkdfl.federation.averages import quantised_average, quantised_format
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.model.training import Sgd
 
 
 class TrainingSettings(MethodSettings):
@@ -34,7 +34,11 @@ class TrainingSettings(MethodSettings):
 
     def kept(self, network: Network, dtype: torch.dtype) -> Callable[[int], int]:
         """Bytes that training keeps for a client, by its samples; see `Needs`."""
-        return partial(gram_bytes, network, dtype, self.batch, self.epochs)
+
+        def nbytes(samples: int) -> int:
+            return network.training_memory(samples, self.batch, self.epochs) * dtype.itemsize
+
+        return nbytes
 
     def sgd(self, number: int) -> Sgd:
         """The descent of round `number`, from 0."""

@@ -17,7 +17,6 @@ import torch
 from mpi_ntkdfl.algorithms.base import Needs
 from mpi_ntkdfl.algorithms.dfedsam import DfedsamSettings
 from mpi_ntkdfl.algorithms.dispfl import DispflSettings
-from mpi_ntkdfl.algorithms.local_training import dual_pays, padded_samples
 from mpi_ntkdfl.algorithms.steps import NtkSettings, StepSettings
 from mpi_ntkdfl.algorithms.train_then_average import TrainingSettings
 from mpi_ntkdfl.config import Config
@@ -102,7 +101,7 @@ def round_work(
         graph: of round 0. Where graphs are dynamic a client's neighbours are taken to be average ones.
     """
     settings, own = config.algorithm, sizes.astype(np.float64)
-    weights = sum(a * b for a, b in zip(network.widths, network.widths[1:], strict=False))
+    weights = network.work.products
     item = getattr(torch, config.compute.dtype).itemsize
     degrees = np.asarray(graph.degrees, dtype=np.float64)
     if config.topology.dynamic:
@@ -117,19 +116,18 @@ def round_work(
         passes = own * (degrees + 1)
         found["jacobian"] = Work(
             2 * weights * passes + 2 * gathered * weights,
-            3 * item * gathered * sum(network.widths),
+            3 * item * gathered * network.work.activations,
             60 * (degrees + 1),
         )
     elif isinstance(settings, StepSettings) and not needs.participants:
         samples = gathered if needs.blocks else own
         steps = settings.taus[-1]
-        # See ntk/descent.py: a step by the Gram matrix, or through the weights.
-        step = np.minimum(samples, 2 * network.widths[0]) * 2 * samples * network.widths[1]
+        step = network.work.descent(samples)
         found["train"] = Work(
-            steps * step, steps * 30 * item * samples * network.widths[1], steps * 20 + nothing
+            steps * step.operations, steps * item * step.numbers, steps * 20 + nothing
         )
     elif isinstance(settings, TrainingSettings):
-        found["train"] = _local_training(settings, network, own, weights, item)
+        found["train"] = _local_training(settings, network, own, item)
     if needs.vectors or needs.messages:
         averaged = (degrees + 1) * network.layout.size * (8 + 8 + item)
         before = found.get("update", Work(nothing, nothing, nothing))
@@ -140,7 +138,7 @@ def round_work(
     tested = test_samples if config.evaluation.clients else 0
     found["evaluate"] = Work(
         share * (2 * weights * tested + 6 * weights * own),
-        share * (item * 6 * tested * max(network.widths[1:]) + 120 * network.layout.size),
+        share * (item * 6 * tested * network.work.widest + 120 * network.layout.size),
         share * 500 + nothing,
     )
     found["other"] = Work(nothing, nothing, nothing + _CALLS_BESIDES)
@@ -151,15 +149,13 @@ def _ntk_step(
     settings: NtkSettings, network: Network, samples: np.ndarray, item: int
 ) -> dict[str, Work]:
     """Kernel, evolution, update and choice for `samples` `[client]` in a neighbourhood."""
-    outputs, taus, widths = network.widths[-1], len(settings.taus), network.widths
+    outputs, taus, work = network.classes, len(settings.taus), network.work
     square = samples * samples
-    weights = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
     # The more time constants the evolution covers, the more steps: lr * tau of the fastest mode,
     # whose rate goes with the number of features.
-    span = max(settings.rate(0) * settings.taus[-1] * widths[0], 1.0)
+    span = max(settings.rate(0) * settings.taus[-1] * work.features, 1.0)
     inner, outer = 8.7 * span**0.263, 3.8 * span**0.29
     products = 3 * 32 + 2 * outputs * outer
-    reads = sum(widths[:-1]) + sum(widths[1:-1])
     evolution = Work(
         2 * square * products + inner * samples * outputs * 6 * 4 * 32,
         item * (3 * square + inner * _PASSES_AN_INNER_STEP * samples * outputs),
@@ -167,41 +163,32 @@ def _ntk_step(
     )
     if settings.loss == "squared":
         evolution = Work(10 * square * samples, 4 * item * square, 60 + 0 * samples)
-    back = 2 * taus * samples * (sum(widths[:-2]) + outputs) * max(widths[1:])
+    gram, back = work.kernel(samples), work.update(samples, taus)
     return {
-        "kernel": Work(
-            1.25 * square * reads, 4 * item * square * (len(widths) - 1), 60 + 0 * samples
-        ),
+        "kernel": Work(gram.operations, item * gram.numbers, 60 + 0 * samples),
         "evolve": evolution,
         "update": Work(
-            back,
-            item * taus * (6 * samples * max(widths[1:]) + 4 * network.layout.size),
+            back.operations,
+            item * (back.numbers + taus * 4 * network.layout.size),
             30 + 0 * samples,
         ),
         "select": Work(
-            2 * taus * weights * samples * (settings.selection == "network"),
-            item * taus * 4 * samples * max(widths[1:]),
+            2 * taus * work.products * samples * (settings.selection == "network"),
+            item * taus * 4 * samples * work.widest,
             80 * taus + 0 * samples,
         ),
     }
 
 
 def _local_training(
-    settings: TrainingSettings, network: Network, own: np.ndarray, weights: int, item: int
+    settings: TrainingSettings, network: Network, own: np.ndarray, item: int
 ) -> Work:
-    epochs, features, units = settings.epochs, network.widths[0], network.widths[1]
-    rows = np.array([padded_samples(int(n), settings.batch) for n in own], dtype=np.float64)
-    by_entry = isinstance(
-        settings, DfedsamSettings | DispflSettings
-    )  # these never go in the dual form
-    dual = np.array([not by_entry and dual_pays(int(n), features, epochs) for n in rows])
-    first = np.where(dual, 2 * features * rows + epochs * rows * rows, 3 * epochs * rows * features)
-    above = 6 * epochs * rows * (weights - features * units)
+    # These need the entries of their gradients.
+    by_entry = isinstance(settings, DfedsamSettings | DispflSettings)
     gradients = 2 if isinstance(settings, DfedsamSettings) else 1
-    steps = epochs * rows / settings.batch
-    touched = np.where(dual, rows * units, weights)  # by a step's update of the first layer
-    products = gradients * (2 * units * first + above)
-    return Work(products, 3 * item * steps * touched, gradients * steps * _CALLS_A_STEP)
+    took = network.work.training(own, settings.batch, settings.epochs, gradients, by_entry)
+    steps = settings.epochs * own / settings.batch
+    return Work(took.operations, item * took.numbers, gradients * steps * _CALLS_A_STEP)
 
 
 def client_seconds(work: dict[str, Work], machine: Machine) -> dict[str, np.ndarray]:

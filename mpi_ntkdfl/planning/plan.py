@@ -6,6 +6,7 @@ to agree with them; a test holds it to that.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,7 +96,7 @@ def make_plan(
             server gathers; if a server should ask more clients than there are, or they start apart.
     """
     dtype = getattr(torch, config.compute.dtype)
-    work = WorkingSet.of(network, needs.taus, dtype)
+    work = WorkingSet(network, needs.taus, dtype.itemsize)
     limit = config.compute.memory_bytes
     if needs.participants:
         if config.model.init != "shared":
@@ -244,7 +245,7 @@ def _memory(
     working: int,
 ) -> dict[str, int]:
     owned = [placement.owned(rank) for rank in range(placement.ranks)]
-    features, params = network.widths[0], network.layout.size
+    features, params = math.prod(network.shape), network.layout.size
     item = dtype.itemsize
     kept = {}
     if needs.kept is not None:

@@ -11,7 +11,7 @@ import numpy as np
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.config import Config, DirichletPartition
 from mpi_ntkdfl.data.sources import Entry, catalogue
-from mpi_ntkdfl.model import mlp
+from mpi_ntkdfl.model.networks import build
 from mpi_ntkdfl.runtime.units import duration, readable
 from mpi_ntkdfl.studies.grid import Study, StudyRun, is_done, rounds_recorded
 
@@ -100,7 +100,7 @@ def _expected(run: StudyRun, data: Entry, rates: Sequence[float]) -> float:
     else:
         partition = config.partition
         samples = partition.samples if isinstance(partition, DirichletPartition) else None
-        width = mlp.build(config.model, data.features, data.classes).layout.size / 79510
+        width = build(config.model, (data.features,), data.classes).layout.size / 79510
         each = samples or data.train_samples / config.clients
         rate = _ROUGH.get(config.algorithm.name, _UNKNOWN) * each * max(width, 0.2)
     return rate * config.clients * max(config.rounds - rounds_recorded(run.outputs), 0)
@@ -117,7 +117,7 @@ def _on_disk(run: StudyRun) -> int:
 
 def _size(config: Config, data: Entry) -> int:
     """Bytes of a record and two checkpoints, about."""
-    network = mlp.build(config.model, data.features, data.classes)
+    network = build(config.model, (data.features,), data.classes)
     number = 8 if config.compute.dtype == "float64" else 4
     checkpoint = config.clients * network.layout.size * number
     return 2 * checkpoint + config.rounds * config.clients * 80 + 60_000
