@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -180,7 +181,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         return torch.tensor(array).to(chosen)
 
     stored, labels = _own_samples(world, placement, problem)
-    levels = _levels(config, world, scaling, stored, chosen)
+    levels = _levels(config, world, scaling, stored, chosen) if network.on_levels else None
     owned = placement.owned(world.rank)
     cuts = np.cumsum(sizes[owned.start : owned.stop])[:-1]
     samples = {
@@ -213,7 +214,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         levels=levels,
     )
     shares = (problem.partition.offsets, problem.partition.indices) if problem else None
-    test_inputs = levels.take(tested) if levels else plain(tested)
+    test_inputs = levels.take(tested.reshape(len(tested), -1)) if levels else plain(tested)
     return Assembly(federation, schedule, weights, test_inputs, test_labels, shares)
 
 
@@ -222,7 +223,7 @@ def _levels(
 ) -> Levels | None:
     """The levels of inputs that are bytes, if computing by them pays on every rank's processor."""
     grid = scaling.grid() if stored.dtype == np.uint8 else None
-    wide = stored.shape[1] >= LEAST_FEATURES and config.compute.dtype == "float32"
+    wide = math.prod(stored.shape[1:]) >= LEAST_FEATURES and config.compute.dtype == "float32"
     able = wide and not device.on_gpu(chosen) and multiplies_bytes()
     # Clients of ranks that differ would differ in their last bits.
     able = world.largest(float(not able)) == 0

@@ -78,6 +78,11 @@ class Network(Protocol):
         ...
 
     @property
+    def on_levels(self) -> bool:
+        """Whether `functions` takes inputs on levels, which are faster (model/levels.py)."""
+        ...
+
+    @property
     def work(self) -> NetworkWork:
         """What its computations take, for planning."""
         ...

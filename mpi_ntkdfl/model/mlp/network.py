@@ -38,6 +38,11 @@ class MLP(Stack):
         return LayerInputsForm(self)
 
     @property
+    def on_levels(self) -> bool:
+        """Yes: its first layer is a product with the inputs."""
+        return True
+
+    @property
     def work(self) -> StackWork:
         """Counts by the widths."""
         return StackWork(self.widths)
