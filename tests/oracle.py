@@ -133,3 +133,73 @@ def ntk_dfl_round(
         new.append(evolved)
         chosen.append(tau)
     return new, chosen
+
+
+# ------------------------------------------------------------------------------------ modules of torch
+
+
+def module_outputs(module: torch.nn.Module, params: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Outputs [sample, output] of a float64 module with other weights, one sample at a time."""
+    _trained(module, params)
+    with torch.no_grad():
+        return torch.cat([module(sample[None]) for sample in x])
+
+
+def module_jacobian(module: torch.nn.Module, params: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """J [sample, output, param], one gradient at a time."""
+    trained, rows = _trained(module, params), []
+    for sample in x:
+        outputs = module(sample[None])[0]
+        for value in outputs:
+            rows.append(_flat(value, trained))
+    return torch.stack(rows).view(len(x), -1, len(params))
+
+
+def module_gradient(
+    module: torch.nn.Module,
+    params: torch.Tensor,
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    shares: torch.Tensor,
+    loss: str = "cross-entropy",
+) -> torch.Tensor:
+    """Gradient of the sum over samples of shares times losses."""
+    trained, total = _trained(module, params), torch.zeros_like(params)
+    for sample, label, share in zip(x, labels, shares, strict=True):
+        outputs = module(sample[None])
+        if loss == "cross-entropy":
+            value = torch.nn.functional.cross_entropy(outputs, label[None])
+        else:
+            target = torch.zeros_like(outputs)
+            target[0, label] = 1
+            value = 0.5 * ((outputs - target) ** 2).sum()
+        total += share * _flat(value, trained)
+    return total
+
+
+def module_training(module, params, x, labels, orders, batch, sgd):
+    """Passes of torch.optim.SGD in given orders [epoch, sample]."""
+    point = params.clone().requires_grad_()
+    optimiser = torch.optim.SGD(
+        [point], lr=sgd.lr, momentum=sgd.momentum, weight_decay=sgd.weight_decay
+    )
+    for order in torch.from_numpy(orders):
+        for chosen in order.split(batch):
+            shares = torch.full((len(chosen),), 1 / len(chosen), dtype=params.dtype)
+            point.grad = module_gradient(module, point.detach(), x[chosen], labels[chosen], shares)
+            optimiser.step()
+    return point.detach()
+
+
+def _trained(module: torch.nn.Module, params: torch.Tensor) -> list[torch.nn.Parameter]:
+    """Parameters that require a gradient, set to the pieces of a flat vector."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    torch.nn.utils.vector_to_parameters(params.detach(), trained)
+    return trained
+
+
+def _flat(value: torch.Tensor, trained: list[torch.nn.Parameter]) -> torch.Tensor:
+    pieces = torch.autograd.grad(
+        value, trained, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return torch.cat([piece.reshape(-1) for piece in pieces])

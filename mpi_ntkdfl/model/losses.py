@@ -12,6 +12,8 @@ from typing import Literal
 
 import torch
 
+from mpi_ntkdfl.model.params import outside
+
 Loss = Literal["cross-entropy", "squared"]
 
 
@@ -71,9 +73,8 @@ def loss_gradient(
     """
     with torch.inference_mode(False):
         point = params.clone().requires_grad_()
-        # Of a round's tensors, made in inference mode, autograd takes only copies made outside it.
-        inputs, labels = (x.clone() if x.is_inference() else x for x in (inputs, labels))
+        inputs, labels = outside(inputs), outside(labels)
         losses = sample_losses(outputs(point, inputs), labels, loss)
-        value = losses.mean() if shares is None else torch.dot(losses, shares)
+        value = losses.mean() if shares is None else torch.dot(losses, outside(shares))
         (gradient,) = torch.autograd.grad(value, point)
         return gradient

@@ -19,11 +19,6 @@ def made(make: Make, seed: int) -> torch.nn.Module:
         return make()
 
 
-def outside(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor`, or a copy that autograd takes: tensors made in inference mode are not for it."""
-    return tensor.clone() if tensor.is_inference() else tensor
-
-
 class FlatModule:
     """A module's outputs as a function of a flat parameter vector and inputs.
 

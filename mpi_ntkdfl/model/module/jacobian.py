@@ -13,8 +13,8 @@ from itertools import pairwise
 import torch
 
 from mpi_ntkdfl.model.jacobian import symmetric_product
-from mpi_ntkdfl.model.module.function import FlatModule, chunks, outside
-from mpi_ntkdfl.model.params import aligned
+from mpi_ntkdfl.model.module.function import FlatModule, chunks
+from mpi_ntkdfl.model.params import aligned, outside
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl.model.losses import loss_gradient, sample_losses
-from mpi_ntkdfl.model.module.function import FlatModule, outside
+from mpi_ntkdfl.model.module.function import FlatModule
+from mpi_ntkdfl.model.params import outside
 from mpi_ntkdfl.model.training import Data, Layers, Orders, Pack, Rule, Sgd, SgdRule
 
 
