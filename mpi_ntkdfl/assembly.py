@@ -18,7 +18,8 @@ from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.data import partition, sources
 from mpi_ntkdfl.federation.clients import Federation, Samples
-from mpi_ntkdfl.model.levels import LEAST_FEATURES, Inputs, Levels, multiplies_bytes
+from mpi_ntkdfl.model import byte_products
+from mpi_ntkdfl.model.levels import LEAST_FEATURES, Inputs, Levels
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.model.networks import build
 from mpi_ntkdfl.model.params import Layout
@@ -181,7 +182,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         return torch.tensor(array).to(chosen)
 
     stored, labels = _own_samples(world, placement, problem)
-    levels = _levels(config, world, scaling, stored, chosen) if network.on_levels else None
+    levels, by_bytes = _levels(config, world, network, scaling, stored, chosen)
     owned = placement.owned(world.rank)
     cuts = np.cumsum(sizes[owned.start : owned.stop])[:-1]
     samples = {
@@ -212,6 +213,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         batch_bytes=device.free_share(chosen, world.hosts.count(world.hosts[world.rank])),
         staging=way,
         levels=levels,
+        choices={"byte products": by_bytes},
     )
     shares = (problem.partition.offsets, problem.partition.indices) if problem else None
     test_inputs = levels.take(tested.reshape(len(tested), -1)) if levels else plain(tested)
@@ -219,15 +221,28 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
 
 
 def _levels(
-    config: Config, world: World, scaling: sources.Scaling, stored: np.ndarray, chosen: torch.device
-) -> Levels | None:
-    """The levels of inputs that are bytes, if computing by them pays on every rank's processor."""
+    config: Config,
+    world: World,
+    network: Network,
+    scaling: sources.Scaling,
+    stored: np.ndarray,
+    chosen: torch.device,
+) -> tuple[Levels | None, str]:
+    """The levels of inputs that are bytes, if all ranks multiply bytes; and the reason.
+
+    All ranks take the same way, because clients of ranks that differ would differ in their last bits.
+    """
     grid = scaling.grid() if stored.dtype == np.uint8 else None
-    wide = math.prod(stored.shape[1:]) >= LEAST_FEATURES and config.compute.dtype == "float32"
-    able = wide and not device.on_gpu(chosen) and multiplies_bytes()
-    # Clients of ranks that differ would differ in their last bits.
-    able = world.largest(float(not able)) == 0
-    return Levels.of_bytes(*grid) if grid and able else None
+    if not network.on_levels:
+        return None, "off: the network does not multiply its inputs"
+    if grid is None or math.prod(stored.shape[1:]) < LEAST_FEATURES:
+        return None, f"off: inputs are not bytes of at least {LEAST_FEATURES} features"
+    if device.on_gpu(chosen) or config.compute.dtype != "float32":
+        return None, "off: the run does not compute in float32 on CPUs"
+    choice = world.agree(lambda: byte_products.choose(config.compute.byte_products))
+    if world.largest(float(not choice.taken)) > 0:
+        return None, str(choice) if not choice.taken else "off: another rank's processor is slower"
+    return Levels.of_bytes(*grid), str(choice)
 
 
 def _own_samples(

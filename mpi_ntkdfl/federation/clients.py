@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -47,6 +47,8 @@ class Federation:
         batch_bytes: hold; 0 for one.
         staging: the way of messages between the device and MPI; one made for that device.
         levels: on which all inputs lie, if they do and computing by them pays on the device.
+        choices: which of two ways of computing the run takes, and why, by the name of the choice; the
+            same on all ranks, except for the wording of a reason.
     """
 
     world: World
@@ -65,6 +67,7 @@ class Federation:
     batch_bytes: int = 0
     staging: Staging = DirectStaging()
     levels: Levels | None = None
+    choices: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def owned(self) -> range:

@@ -30,7 +30,7 @@ class Journal:
         self._world, self._clock = self._federation.world, self._federation.clock
         self._record = Record(outputs.record)
         self._provenance = provenance(
-            self._world, str(self._federation.device), str(torch.__version__)
+            self._world, str(federation.device), str(torch.__version__), federation.choices
         )
 
     def create(self, shares: tuple[np.ndarray, np.ndarray] | None, data: str | None) -> None:
@@ -69,6 +69,7 @@ class Journal:
 
         def begin() -> list[str]:
             assert start is not None
+            start.warn_of_other_choices(self._federation.choices)
             every, config_yaml = self._config.evaluation.every, self._config.to_yaml()
             if start.checkpoint.path != self._outputs.checkpoint:
                 # The next checkpoint keeps what has this name: not the damaged one.
