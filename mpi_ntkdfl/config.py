@@ -178,14 +178,11 @@ Topology = Annotated[
 class ModelSettings(Section):
     """Base of the settings of all networks; a subclass narrows `name` to its own.
 
-    `weights` is a torch state_dict (.pt) that every client starts from.
-
-    Attributes:
-        factored: whether the networks have a factored form of their Jacobians.
+    `weights` is a torch state_dict (.pt) that every client starts from. The networks of a class have a
+    factored form of their Jacobians if it says so by `factored`.
     """
 
     factored: ClassVar[bool] = False
-
     name: str
     init: Literal["shared", "per-client"] = "shared"
     weights: str | None = None
@@ -336,8 +333,7 @@ class Config(Section):
         name = value.get("name") if isinstance(value, Mapping) else None
         if not isinstance(name, str) or name not in networks:
             raise ValueError(unknown(networks.kind, name, networks))
-        settings: ModelSettings = networks[name].Settings.model_validate(value)
-        return settings
+        return networks[name].Settings.model_validate(value)  # type: ignore[no-any-return]
 
     @field_validator("algorithm", mode="before")
     @classmethod

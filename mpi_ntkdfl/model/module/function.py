@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
@@ -70,6 +72,16 @@ class FlatModule:
         return self.with_tensors(self.layout.unflatten(params), params, inputs)
 
 
-def chunks(samples: int, most: int) -> Iterable[slice]:
+def vectorised(function: Callable[..., Any], *arguments: Any, in_dims: Any = 0) -> Any:
+    """`torch.func.vmap` of `function` at `arguments`.
+
+    It says nothing about operations that torch vectorises by a loop: there is nothing to be done.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        return torch.func.vmap(function, in_dims=in_dims)(*arguments)
+
+
+def chunks(samples: int, most: int) -> list[slice]:
     """Consecutive ranges of `samples` samples with at most `most` each."""
     return [slice(start, min(start + most, samples)) for start in range(0, samples, most)]

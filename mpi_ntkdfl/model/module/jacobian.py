@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 
 from mpi_ntkdfl.model.jacobian import symmetric_product
-from mpi_ntkdfl.model.module.function import FlatModule, chunks
+from mpi_ntkdfl.model.module.function import FlatModule, chunks, vectorised
 from mpi_ntkdfl.model.params import aligned, outside
 
 
@@ -68,15 +68,15 @@ class ModuleJacobian:
     def trace_gram(self) -> torch.Tensor:
         """`sum_c J_c J_c^T`, `[sample, sample]`."""
         size = self._function.layout.size
-        # Two blocks of rows are held: one, and each of those before it.
-        blocks = chunks(self._samples, max(self._limits.room // (2 * size), 1))
+        # Two blocks of rows are held, one and each of those before it, and a copy in the making.
+        blocks = chunks(self._samples, max(self._limits.room // (3 * size), 1))
         total = self._params.new_zeros(self._samples, self._samples)
         every = list(self._function.layout.shapes)
         for output in range(self._classes):
             for index, rows in enumerate(blocks):
                 own = self._gradients(output, rows, every)
                 total[rows, rows] += symmetric_product(own)
-                for before in list(blocks)[:index]:
+                for before in blocks[:index]:
                     total[rows, before] += own @ self._gradients(output, before, every).T
         for rows in blocks:
             total[: rows.start, rows] = total[rows, : rows.start].T
@@ -128,11 +128,10 @@ class ModuleJacobian:
                 state = {**tensors, **chosen}
                 return self._function.with_tensors(state, self._params, x[None])[0, output]
 
-            each = torch.func.vmap(torch.func.grad(value), in_dims=(None, 0))
-            parts = [
-                torch.cat([g.flatten(1) for g in each(differentiated, inputs[some]).values()], 1)
-                for some in chunks(len(inputs), self._limits.at_once)
-            ]
+            gradient, parts = torch.func.grad(value), []
+            for some in chunks(len(inputs), self._limits.at_once):
+                each = vectorised(gradient, differentiated, inputs[some], in_dims=(None, 0))
+                parts.append(torch.cat([piece.flatten(1) for piece in each.values()], 1))
             return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _gradient(

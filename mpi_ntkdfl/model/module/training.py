@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl.model.losses import loss_gradient, sample_losses
-from mpi_ntkdfl.model.module.function import FlatModule
+from mpi_ntkdfl.model.module.function import FlatModule, vectorised
 from mpi_ntkdfl.model.params import outside
 from mpi_ntkdfl.model.training import Data, Layers, Orders, Pack, Rule, Sgd, SgdRule
 
@@ -144,4 +144,4 @@ class ModuleTrainer:
 
         with torch.inference_mode(False), torch.enable_grad():
             arguments = [outside(x) for x in (params, batch.inputs, batch.labels, shares)]
-            return [Gradients(torch.func.vmap(torch.func.grad(value))(*arguments))]
+            return [Gradients(vectorised(torch.func.grad(value), *arguments))]
