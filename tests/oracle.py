@@ -5,7 +5,13 @@ Tests compare the package with this. Nothing here is shared with the package but
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
+
+Function = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Of parameters and inputs."""
 
 
 def unflatten(params: torch.Tensor, widths: tuple[int, ...]) -> list[torch.Tensor]:
@@ -95,14 +101,29 @@ def ntk_step(
     loss: str,
 ) -> tuple[torch.Tensor, int]:
     """Weights evolved from `w` with the kernel of `x`, and their tau, by the loss of the network."""
-    y = torch.eye(widths[-1], dtype=x.dtype)[labels]
-    j = jacobian(w, x, widths)
-    sums = left_sums(kernel(j), network(w, x, widths), y, lr, taus, loss)
+    functions = partial(network, widths=widths), partial(jacobian, widths=widths)
+    return step_of(*functions, w, x, labels, lr, taus, loss)
+
+
+def step_of(
+    outputs: Function,
+    entries: Function,
+    w: torch.Tensor,
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    lr: float,
+    taus: list[int],
+    loss: str,
+) -> tuple[torch.Tensor, int]:
+    """The same for any network, given by its outputs and its Jacobian."""
+    j, start = entries(w, x), outputs(w, x)
+    y = torch.eye(start.shape[1], dtype=x.dtype)[labels]
+    sums = left_sums(kernel(j), start, y, lr, taus, loss)
     best = None
     for tau in taus:
-        step = sum(j[:, c].T @ sums[tau][:, c] for c in range(widths[-1]))
+        step = sum(j[:, c].T @ sums[tau][:, c] for c in range(start.shape[1]))
         candidate = w - lr / len(x) * step
-        value = loss_of(network(candidate, x, widths), labels, loss)
+        value = loss_of(outputs(candidate, x), labels, loss)
         if best is None or value < best[0]:
             best = value, candidate, tau
     return best[1], best[2]
