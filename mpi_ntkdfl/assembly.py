@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl.algorithms import METHODS
-from mpi_ntkdfl.algorithms.base import Needs
 from mpi_ntkdfl.comm.gpu_aware import agreed_staging
 from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.world import World
@@ -23,15 +22,8 @@ from mpi_ntkdfl.model.levels import LEAST_FEATURES, Inputs, Levels
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.model.networks import build
 from mpi_ntkdfl.model.params import Layout
-from mpi_ntkdfl.planning.costs import (
-    NOMINAL,
-    Machine,
-    Work,
-    measure,
-    placement_costs,
-    round_seconds,
-    round_work,
-)
+from mpi_ntkdfl.planning.costs import NOMINAL, Machine, balanced, measure, round_seconds
+from mpi_ntkdfl.planning.first_round import FirstRound
 from mpi_ntkdfl.planning.plan import Plan, make_plan
 from mpi_ntkdfl.runtime import device, seeds
 from mpi_ntkdfl.runtime.clock import Clock
@@ -48,45 +40,38 @@ class Problem:
         dataset: all samples.
         partition: whose they are.
         schedule: the graphs.
-        network: the model.
         start: starting weights from `model.weights`, `[param]` float64, or None to draw them.
-        placement: which rank owns which client.
-        needs: what a round of the method sends and holds.
-        work: what a round asks of each client, by phase.
+        first: the first round as planning sees it.
         plan: the first round in numbers.
     """
 
     dataset: sources.Dataset
     partition: partition.Partition
     schedule: Schedule
-    network: Network
     start: np.ndarray | None
-    placement: Placement
-    needs: Needs
-    work: dict[str, Work]
+    first: FirstRound
     plan: Plan
 
-    def machine(self, config: Config, measured: bool) -> Machine:
+    @property
+    def network(self) -> Network:
+        """The model."""
+        return self.first.network
+
+    @property
+    def placement(self) -> Placement:
+        """Which rank owns which client."""
+        return self.first.placement
+
+    def machine(self, measured: bool) -> Machine:
         """A thread of this machine, measured in half a second, or a nominal one."""
         if not measured:
             return NOMINAL
         torch.set_num_threads(1)
-        return measure(getattr(torch, config.compute.dtype))
+        return measure(self.first.dtype)
 
-    def round_seconds(self, config: Config, machine: Machine, cores: int) -> dict[str, float]:
+    def round_seconds(self, machine: Machine, cores: int) -> dict[str, float]:
         """Seconds of a round by phase on the busiest rank; see `costs.round_seconds`."""
-        moved, sizes = int(self.plan.traffic[1].sum()), self.partition.sizes
-        return round_seconds(
-            config,
-            self.needs,
-            self.network,
-            sizes,
-            self.work,
-            moved,
-            self.placement,
-            machine,
-            cores,
-        )
+        return round_seconds(self.first, int(self.plan.traffic[1].sum()), machine, cores)
 
 
 def prepare(config: Config, ranks: int) -> Problem:
@@ -95,7 +80,7 @@ def prepare(config: Config, ranks: int) -> Problem:
     Raises:
         InputError: for anything that would stop the run later.
     """
-    Placement(config.clients, ranks)  # refuses more ranks than clients before anything is read
+    equal = Placement(config.clients, ranks)  # refuses more ranks than clients before reading
     dataset = sources.load(config.dataset)
     shares = partition.make(
         config.partition, dataset.train_labels, config.clients, config.seed, dataset.writers
@@ -105,13 +90,17 @@ def prepare(config: Config, ranks: int) -> Problem:
     start = None
     if config.model.weights is not None:
         start = read_weights(Path(config.model.weights), network.layout).double().numpy()
-    method, sizes, graph = METHODS[config.algorithm.name], shares.sizes, schedule.graph(0)
-    tests = len(dataset.test_labels)
-    needs = method.needs(config.algorithm, network, getattr(torch, config.compute.dtype))
-    work = round_work(config, needs, network, sizes, tests, graph)
-    placement = Placement.balanced(placement_costs(work), ranks)
-    plan = make_plan(config, needs, network, sizes, tests, graph, placement)
-    return Problem(dataset, shares, schedule, network, start, placement, needs, work, plan)
+    first = FirstRound(
+        config=config,
+        method=METHODS[config.algorithm.name],
+        network=network,
+        sizes=shares.sizes,
+        test_samples=len(dataset.test_labels),
+        graph=schedule.graph(0),
+        placement=equal,
+    )
+    first = balanced(first)
+    return Problem(dataset, shares, schedule, start, first, make_plan(first))
 
 
 def read_weights(path: Path, layout: Layout) -> torch.Tensor:

@@ -384,7 +384,6 @@ _DEFAULT_KINDS: dict[str, Any] = {
     "partition": {"kind": "dirichlet"},
     "topology": {"kind": "regular"},
     "model": {"name": "mlp"},
-    "algorithm": {"name": "ntk-dfl"},
 }
 
 
@@ -543,12 +542,13 @@ def parse(
 
     Args:
         layers: plain mappings, such as those of `read_source` and `read_overrides`.
-        methods: settings class of every known method, by name.
+        methods: settings class of every known method, by name; the first is the default.
 
     Raises:
         InputError: listing every setting that is wrong, with what was given.
     """
     merged: dict[str, Any] = {key: dict(value) for key, value in _DEFAULT_KINDS.items()}
+    merged["algorithm"] = {"name": next(iter(methods), "")}
     for layer in layers:
         for key, value in layer.items():
             merged[key] = _merge_section(_SELECTORS.get(key), merged.get(key), value)

@@ -1,8 +1,8 @@
 """The control of NTK-DFL: average, then plain full-batch gradient descent instead of the NTK's evolution.
 
-As many steps with the same learning rate, chosen in the same way. On a client's own data it lacks both
-what the neighbours' data and what the kernel add; on the union of its closed neighbourhood's data it
-lacks the kernel alone.
+It takes as many steps with the same learning rate, and chooses tau in the same way. On a client's own
+data it lacks what the neighbours' data add and what the kernel adds. On the data of the closed
+neighbourhood it lacks the kernel only.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ import torch
 
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult, may_diverge
 from mpi_ntkdfl.algorithms.steps import StepSettings, keep_best
+from mpi_ntkdfl.algorithms.work import Load, Work
 from mpi_ntkdfl.federation.clients import Federation, Samples
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.federation.formats import samples_format
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.ntk.update import network_losses
+from mpi_ntkdfl.runtime.looks import GREY, LineStyle
 
 
 class AverageGdSettings(StepSettings):
-    """Settings of the control; `data` says on whose samples a client descends and chooses tau.
+    """Settings of the control.
 
-    `own`, or those of the closed `neighbourhood`, which then travel raw.
+    `data` says on whose samples a client descends and chooses tau: its `own`, or those of its closed
+    `neighbourhood`. The neighbours' samples are then sent as they are.
     """
 
     name: Literal["average-gd"] = "average-gd"
@@ -36,6 +39,8 @@ class AverageGd(Method[AverageGdSettings]):
     """Averaging, then gradient descent."""
 
     Settings = AverageGdSettings
+    label = "Average-GD"
+    look = LineStyle(GREY, (1.2, 1.2), "<")
 
     def __init__(self, settings: AverageGdSettings, federation: Federation) -> None:
         """Prepares the method; it carries no state from round to round but the weights."""
@@ -44,10 +49,18 @@ class AverageGd(Method[AverageGdSettings]):
 
     @classmethod
     def needs(cls, settings: AverageGdSettings, network: Network, dtype: torch.dtype) -> Needs:
-        """Weights as vectors; raw samples as blocks if the neighbours' are wanted."""
+        """Weights, and raw samples if clients descend on their neighbours'."""
         shared = settings.data == "neighbourhood"
         blocks = (samples_format(network, dtype),) if shared else ()
         return Needs(("weights",), blocks=blocks, taus=len(settings.taus))
+
+    @classmethod
+    def work(cls, settings: AverageGdSettings, load: Load) -> dict[str, Work]:
+        """Full-batch steps, as the network takes them."""
+        samples = load.gathered if settings.data == "neighbourhood" else load.own
+        steps, step = settings.taus[-1], load.network.work.descent(samples)
+        passed = steps * load.itemsize * step.numbers
+        return {"train": Work(steps * step.operations, passed, steps * 20 + load.nothing)}
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """One round; see the module's head for the steps."""

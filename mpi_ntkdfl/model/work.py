@@ -16,10 +16,12 @@ class Amount(NamedTuple):
     Attributes:
         operations: additions and multiplications of products.
         numbers: read and written by passes over arrays that leave the caches.
+        steps: one after another; the number of calls grows with them.
     """
 
     operations: Count
     numbers: Count
+    steps: Count | int = 1
 
 
 class NetworkWork(Protocol):

@@ -5,7 +5,8 @@ the file, while the run goes on or after it was killed, finds a whole one with e
 
     /            attributes: schema, config (YAML), version, commit, created, seed, ranks, hosts, cores,
                  mpi, torch, device, choices (JSON) of the first start; data (sha256); resumed
-                 (JSON, later starts)
+                 (JSON, later starts); method_label, method_look (JSON, see runtime/looks.py; absent
+                 if it has none), method_central (1 if the method has a server)
     /rounds      round [row]                               rounds done; row 0 is the start
     /clients     accuracy, loss, own_accuracy, tau [row, client]
                                                            what each client carries into the next round

@@ -73,4 +73,4 @@ class StackWork:
             dual, rows * units, self.products
         )  # by a step's update of the first layer
         steps = epochs * rows / batch
-        return Amount(gradients * (2 * units * first + above), 3 * steps * touched)
+        return Amount(gradients * (2 * units * first + above), 3 * steps * touched, steps)

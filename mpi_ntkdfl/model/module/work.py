@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from mpi_ntkdfl.model.work import Amount, Count
 
 
@@ -53,4 +55,5 @@ class ModuleWork:
         """A gradient of all samples in each pass, and an update of all parameters in each step."""
         seen = epochs * samples
         moved = 3 * seen * self.activations + 3 * self.params * seen / batch
-        return Amount(gradients * 6.0 * self.products * seen, moved)
+        steps = epochs * np.ceil(samples / batch)
+        return Amount(gradients * 6.0 * self.products * seen, moved, steps)

@@ -1,0 +1,92 @@
+"""What methods with local training share: their settings, their steps, and what these cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, TypeVar
+
+import torch
+from pydantic import Field
+
+from mpi_ntkdfl.algorithms.base import Method
+from mpi_ntkdfl.algorithms.local_training import LocalTraining
+from mpi_ntkdfl.algorithms.work import Load, Work
+from mpi_ntkdfl.config import MethodSettings
+from mpi_ntkdfl.federation.clients import Federation
+from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.model.training import Sgd
+
+_CALLS_PER_STEP = 25  # of local training, for all clients of a group together
+
+
+class TrainingSettings(MethodSettings):
+    """Settings of local training by SGD.
+
+    Round k uses `lr * lr_factor ** k`. `epochs` are passes through a client's own samples in batches
+    of `batch`. Velocities of `momentum` start at zero in every round.
+    """
+
+    lr: float = Field(gt=0)
+    lr_factor: float = Field(default=1.0, gt=0)
+    batch: int = Field(ge=1)
+    epochs: int = Field(ge=1)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+
+    def sgd(self, number: int) -> Sgd:
+        """The descent of round `number`; the first is 0."""
+        return Sgd(self.lr * self.lr_factor**number, self.momentum, self.weight_decay)
+
+
+SettingsT = TypeVar("SettingsT", bound=TrainingSettings)
+
+
+class TrainingMethod(Method[SettingsT]):
+    """A method whose clients take gradient steps on their own samples.
+
+    Attributes:
+        plain_sgd: whether `train` takes plain steps of SGD, as `LocalTraining.descend` does.
+        gradients_per_step: how often a step computes a gradient.
+        training: the local steps of the clients of this rank.
+    """
+
+    plain_sgd: ClassVar[bool] = True
+    gradients_per_step: ClassVar[int] = 1
+
+    def __init__(self, settings: SettingsT, federation: Federation) -> None:
+        """Prepares local training."""
+        super().__init__(settings, federation)
+        self.training = LocalTraining(federation, settings.batch, settings.epochs)
+
+    def train(self, weights: torch.Tensor, number: int) -> torch.Tensor:
+        """The weights `[owned, param]` after the local steps of round `number`.
+
+        Args:
+            weights: before them, `[owned, param]`.
+            number: of the round.
+        """
+        return self.training.descend(weights, number, self.settings.sgd(number))
+
+    @classmethod
+    def training_bytes(
+        cls, settings: SettingsT, network: Network, dtype: torch.dtype
+    ) -> Callable[[int], int] | None:
+        """Bytes that local training keeps of a client, given its samples; see `Needs`."""
+        if not cls.plain_sgd:
+            return None
+
+        def nbytes(samples: int) -> int:
+            numbers = network.training_memory(samples, settings.batch, settings.epochs)
+            return numbers * dtype.itemsize
+
+        return nbytes
+
+    @classmethod
+    def work(cls, settings: SettingsT, load: Load) -> dict[str, Work]:
+        """Counts the local steps."""
+        s, gradients = settings, cls.gradients_per_step
+        took = load.network.work.training(
+            load.own, s.batch, s.epochs, gradients, by_entry=not cls.plain_sgd
+        )
+        calls = gradients * took.steps * _CALLS_PER_STEP + load.nothing
+        return {"train": Work(took.operations, load.itemsize * took.numbers, calls)}
