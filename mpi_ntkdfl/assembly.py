@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.data import partition, sources
+from mpi_ntkdfl.data.dataset import Dataset, Scaling
 from mpi_ntkdfl.federation.clients import Federation, Samples
 from mpi_ntkdfl.model import byte_products
 from mpi_ntkdfl.model.levels import LEAST_FEATURES, Inputs, Levels
@@ -28,6 +28,7 @@ from mpi_ntkdfl.planning.plan import Plan, make_plan
 from mpi_ntkdfl.runtime import device, seeds
 from mpi_ntkdfl.runtime.clock import Clock
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.paths import user_path
 from mpi_ntkdfl.topology.placement import Placement
 from mpi_ntkdfl.topology.schedule import Schedule
 
@@ -45,7 +46,7 @@ class Problem:
         plan: the first round in numbers.
     """
 
-    dataset: sources.Dataset
+    dataset: Dataset
     partition: partition.Partition
     schedule: Schedule
     start: np.ndarray | None
@@ -83,13 +84,14 @@ def prepare(config: Config, ranks: int) -> Problem:
     equal = Placement(config.clients, ranks)  # refuses more ranks than clients before reading
     dataset = sources.load(config.dataset)
     shares = partition.make(
-        config.partition, dataset.train_labels, config.clients, config.seed, dataset.writers
+        config.partition, dataset.train_labels, config.clients, config.seed, dataset.sites
     )
     schedule = Schedule(config.topology, config.clients, config.seed)
-    network = build(config.model, dataset.train_inputs.shape[1:], dataset.classes)
+    network = build(config.model, dataset.shape, dataset.classes)
     start = None
     if config.model.weights is not None:
-        start = read_weights(Path(config.model.weights), network.layout).double().numpy()
+        path = user_path(config.model.weights, "model.weights")
+        start = read_weights(path, network.layout).double().numpy()
     first = FirstRound(
         config=config,
         method=METHODS[config.algorithm.name],
@@ -156,7 +158,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
     way = agreed_staging(world, chosen, config.compute.gpu_aware_mpi)
     dtype = getattr(torch, config.compute.dtype)
 
-    def told() -> tuple[Network, Schedule, sources.Scaling, np.ndarray, Placement]:
+    def told() -> tuple[Network, Schedule, Scaling, np.ndarray, Placement]:
         assert problem is not None
         p = problem
         return p.network, p.schedule, p.dataset.scaling, p.partition.sizes, p.placement
@@ -205,7 +207,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         choices={"byte products": by_bytes},
     )
     shares = (problem.partition.offsets, problem.partition.indices) if problem else None
-    test_inputs = levels.take(tested.reshape(len(tested), -1)) if levels else plain(tested)
+    test_inputs = levels.take(tested) if levels else plain(tested)
     return Assembly(federation, schedule, weights, test_inputs, test_labels, shares)
 
 
@@ -213,7 +215,7 @@ def _levels(
     config: Config,
     world: World,
     network: Network,
-    scaling: sources.Scaling,
+    scaling: Scaling,
     stored: np.ndarray,
     chosen: torch.device,
 ) -> tuple[Levels | None, str]:
@@ -224,7 +226,7 @@ def _levels(
     grid = scaling.grid() if stored.dtype == np.uint8 else None
     if not network.on_levels:
         return None, "off: the network does not multiply its inputs"
-    if grid is None or math.prod(stored.shape[1:]) < LEAST_FEATURES:
+    if grid is None or stored.shape[1] < LEAST_FEATURES:
         return None, f"off: inputs are not bytes of at least {LEAST_FEATURES} features"
     if device.on_gpu(chosen) or config.compute.dtype != "float32":
         return None, "off: the run does not compute in float32 on CPUs"

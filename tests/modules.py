@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -53,7 +55,7 @@ class Tied(nn.Module):
 
 def small_pictures(shape: tuple[int, ...], classes: int, channels: int = 2) -> nn.Module:
     """The factory of a small convolutional network for the digits."""
-    return Pictures(round(shape[-1] ** 0.5), classes, channels)
+    return Pictures(math.isqrt(math.prod(shape)), classes, channels)
 
 
 register_network("small-pictures", small_pictures)

@@ -17,7 +17,7 @@ from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.algorithms.ntk_dfl import NtkDfl, NtkDflSettings
 from mpi_ntkdfl.algorithms.ntk_fl import NtkFl, NtkFlSettings
 from mpi_ntkdfl.assembly import prepare
-from mpi_ntkdfl.config import parse, read_overrides, read_source, read_yaml
+from mpi_ntkdfl.config import parse
 from mpi_ntkdfl.evaluate import scores
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.mlp import MLP
@@ -28,7 +28,9 @@ from mpi_ntkdfl.model.module.operators import jacobian, kernel
 from mpi_ntkdfl.model.module.training import ModuleTrainer
 from mpi_ntkdfl.model.networks import NETWORKS, build, register_network
 from mpi_ntkdfl.model.training import Sgd, SgdRule
+from mpi_ntkdfl.presets import read_overrides, read_source
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.yaml_text import read_yaml
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.schedule import participants
 from tests import oracle
@@ -36,7 +38,6 @@ from tests.conftest import MANY, make_federation, random_weights
 from tests.modules import Pictures, Tied, perceptron
 from tests.test_mpi import assert_same_bits
 
-SETTINGS = {name: method.Settings for name, method in METHODS.items()}
 WIDTHS = (6, 5, 3)
 MODULES = {
     "sequential": (lambda: perceptron(*WIDTHS), (6,)),
@@ -217,7 +218,7 @@ def test_little_memory_and_no_vectorising_change_nothing_but_rounding():
 
 
 def test_every_rank_makes_the_module_for_itself():
-    network = build(settings("model.network=small-pictures").model, (64,), 10)
+    network = build(settings("model.network=small-pictures").model, (1, 8, 8), 10)
     params, inputs, _ = draw(network)
     text = pickle.dumps(network)
     assert b"Pictures" not in text
@@ -391,20 +392,20 @@ def settings(*words, name="ntk-dfl"):
         f"algorithm.name={name}",
         *words,
     ]
-    return parse([*read_source("quickstart"), read_overrides(given)], SETTINGS)
+    return parse([*read_source("quickstart"), read_overrides(given)])
 
 
 def test_a_registered_network_is_chosen_by_its_name_and_options():
     config = settings("model.network=small-pictures", "model.options={channels: 3}")
-    assert parse([read_yaml(config.to_yaml(), "a configuration")], SETTINGS) == config
-    network = build(config.model, (64,), 10)
+    assert parse([read_yaml(config.to_yaml(), "a configuration")]) == config
+    network = build(config.model, (1, 8, 8), 10)
     assert network.layout.shapes["first.weight"] == (3, 1, 3, 3)
     assert "small-pictures" in network.describe()
 
 
 def test_jacobians_are_dense_where_there_is_no_factored_form():
     assert settings("model.network=small-pictures").algorithm.jacobian == "dense"
-    assert parse(read_source("quickstart"), SETTINGS).algorithm.jacobian == "factored"
+    assert parse(read_source("quickstart")).algorithm.jacobian == "factored"
     asked = settings("model.network=small-pictures", "algorithm.jacobian=factored")
     with pytest.raises(InputError, match=r"small-pictures.*set algorithm\.jacobian=dense"):
         prepare(asked, 1)
@@ -430,7 +431,7 @@ def test_what_a_factory_does_wrong_is_told():
         prepare(config, 1)
     register_network("no-module", lambda shape, classes: classes)
     with pytest.raises(InputError, match=r"must return a torch.nn.Module, got int"):
-        build(settings("model.network=no-module").model, (64,), 10)
+        build(settings("model.network=no-module").model, (1, 8, 8), 10)
     with pytest.raises(InputError, match="there is a network 'no-module' already"):
         register_network("no-module", lambda shape, classes: classes)
     with pytest.raises(InputError, match="must be callable"):
@@ -439,14 +440,14 @@ def test_what_a_factory_does_wrong_is_told():
 
 
 def test_samples_of_any_shape_are_flattened_for_a_perceptron():
-    network = build(parse(read_source("quickstart"), SETTINGS).model, (2, 3, 4), 10)
+    network = build(parse(read_source("quickstart")).model, (2, 3, 4), 10)
     assert network.shape == (24,)
 
 
 def test_settings_say_truly_whether_there_is_a_factored_form():
     for words in ((), ("model={name: plugin, network: small-pictures}",)):
-        config = parse([*read_source("quickstart"), read_overrides(words)], SETTINGS)
-        network = build(config.model, (64,), 10)
+        config = parse([*read_source("quickstart"), read_overrides(words)])
+        network = build(config.model, (1, 8, 8), 10)
         assert config.model.factored == (network.factored is not None)
 
 

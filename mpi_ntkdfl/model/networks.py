@@ -16,6 +16,7 @@ from pydantic import Field, field_validator
 from mpi_ntkdfl.config import ModelSettings
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.registry import Registry, unknown
+from mpi_ntkdfl.runtime.settings import a_list
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 Factory = Callable[..., "torch.nn.Module"]
 """`factory(shape, classes, **options)`: a module for samples of that shape with that many outputs."""
 
-FACTORIES: Registry[Factory] = Registry("network")
+FACTORIES: Registry[Factory] = Registry("network", group="mpi_ntkdfl.networks")
 """Networks that users registered, for `model: {name: plugin, network: NAME}`."""
 
 
@@ -59,7 +60,11 @@ class MlpSettings(ModelSettings):
     factored = True
 
     name: Literal["mlp"] = "mlp"
-    hidden: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] = (100,)
+    hidden: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...],
+        Field(strict=False, max_length=100),
+        a_list("[100]"),
+    ] = (100,)
 
 
 class Mlp(NetworkKind):
@@ -186,3 +191,6 @@ def register_network(name: str, factory: Factory) -> None:
     if not callable(factory):
         raise InputError(f"the factory of network {name!r} must be callable, got {factory!r}")
     FACTORIES.register(name, factory)
+
+
+FACTORIES.adopt = register_network

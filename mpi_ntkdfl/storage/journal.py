@@ -13,6 +13,7 @@ from mpi_ntkdfl.algorithms.base import Method, Needs
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.evaluate import Evaluation
 from mpi_ntkdfl.federation.clients import Federation
+from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.storage import checkpoint
 from mpi_ntkdfl.storage.checkpoint import Rows
 from mpi_ntkdfl.storage.outputs import Outputs
@@ -32,6 +33,8 @@ class Journal:
         self._provenance = provenance(
             self._world, str(federation.device), str(torch.__version__), federation.choices
         )
+        if found := plugins.loaded():
+            self._provenance["plugins"] = plugins.as_json(found)
 
     def create(
         self,
