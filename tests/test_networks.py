@@ -34,7 +34,7 @@ from mpi_ntkdfl.runtime.yaml_text import read_yaml
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.schedule import participants
 from tests import oracle
-from tests.conftest import MANY, make_federation, random_weights
+from tests.conftest import MANY, ROOT, make_federation, random_weights
 from tests.modules import Pictures, Tied, perceptron
 from tests.test_mpi import assert_same_bits
 
@@ -468,17 +468,18 @@ QUICK = {name: "algorithm={name: %s, epochs: 1}" % name for name in METHODS} | {
 @pytest.mark.timeout(600)
 def test_every_method_runs_on_a_module_with_the_same_bits_on_any_number_of_ranks(tmp_path, mpirun):
     """Three ranks begin each run, and resume it after one round."""
-    program = "import tests.modules\n" + MANY
+    plugin = ("--plugin", str(ROOT / "tests" / "modules.py"))
 
     def words(kind, name, *more):
         given = [word for setting in (*SMALL, QUICK[name]) for word in ("--set", setting)]
-        return ["run", "quickstart", *given, "-q", "-o", str(tmp_path / f"{name}-{kind}.h5"), *more]
+        path = str(tmp_path / f"{name}-{kind}.h5")
+        return ["run", "quickstart", *plugin, *given, "-q", "-o", path, *more]
 
     whole = [words("whole", name) for name in METHODS]
     begun = [words("parts", name, "--set", "rounds=1") for name in METHODS]
     resumed = [words("parts", name, "--resume") for name in METHODS]
     for ranks, lines in ((1, whole), (3, begun + resumed)):
-        done = mpirun(ranks, "-c", program, json.dumps(lines), limit=300)
+        done = mpirun(ranks, "-c", MANY, json.dumps(lines), limit=300)
         assert done.returncode == 0, done.stderr
     for name in METHODS:
         one, other = (tmp_path / f"{name}-{kind}.h5" for kind in ("whole", "parts"))
