@@ -17,9 +17,10 @@ from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.data import partition, sources
 from mpi_ntkdfl.data.dataset import Dataset, Scaling
 from mpi_ntkdfl.federation.clients import Federation, Samples
-from mpi_ntkdfl.model import byte_products, mlp
+from mpi_ntkdfl.model import byte_products
 from mpi_ntkdfl.model.levels import LEAST_FEATURES, Inputs, Levels
 from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.model.networks import build
 from mpi_ntkdfl.model.params import Layout
 from mpi_ntkdfl.planning.costs import NOMINAL, Machine, balanced, measure, round_seconds
 from mpi_ntkdfl.planning.first_round import FirstRound
@@ -86,7 +87,7 @@ def prepare(config: Config, ranks: int) -> Problem:
         config.partition, dataset.train_labels, config.clients, config.seed, dataset.sites
     )
     schedule = Schedule(config.topology, config.clients, config.seed)
-    network = mlp.build(config.model, dataset.train_inputs.shape[1], dataset.classes)
+    network = build(config.model, dataset.shape, dataset.classes)
     start = None
     if config.model.weights is not None:
         path = user_path(config.model.weights, "model.weights")
@@ -128,7 +129,7 @@ class Assembly:
         federation: the clients and how they compute.
         schedule: the graphs.
         weights: starting weights of this rank's clients, `[owned, param]`.
-        test_inputs: of the test set, `[sample, feature]`.
+        test_inputs: of the test set, `[sample, *shape]`.
         test_labels: of the test set, `[sample]`.
         shares: offsets and indices of the partition, on rank 0.
     """
@@ -165,13 +166,14 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
     network, schedule, scaling, sizes, placement = world.on_root(told)
 
     def plain(stored: np.ndarray) -> torch.Tensor:
-        return torch.tensor(scaling.apply(stored, config.compute.dtype)).to(chosen)
+        scaled = torch.tensor(scaling.apply(stored, config.compute.dtype))
+        return scaled.view(-1, *network.shape).to(chosen)
 
     def ship(array: np.ndarray) -> torch.Tensor:
         return torch.tensor(array).to(chosen)
 
     stored, labels = _own_samples(world, placement, problem)
-    levels, by_bytes = _levels(config, world, scaling, stored, chosen)
+    levels, by_bytes = _levels(config, world, network, scaling, stored, chosen)
     owned = placement.owned(world.rank)
     cuts = np.cumsum(sizes[owned.start : owned.stop])[:-1]
     samples = {
@@ -210,13 +212,20 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
 
 
 def _levels(
-    config: Config, world: World, scaling: Scaling, stored: np.ndarray, chosen: torch.device
+    config: Config,
+    world: World,
+    network: Network,
+    scaling: Scaling,
+    stored: np.ndarray,
+    chosen: torch.device,
 ) -> tuple[Levels | None, str]:
     """The levels of inputs that are bytes, if all ranks multiply bytes; and the reason.
 
     All ranks take the same way, because clients of ranks that differ would differ in their last bits.
     """
     grid = scaling.grid() if stored.dtype == np.uint8 else None
+    if not network.on_levels:
+        return None, "off: the network does not multiply its inputs"
     if grid is None or stored.shape[1] < LEAST_FEATURES:
         return None, f"off: inputs are not bytes of at least {LEAST_FEATURES} features"
     if device.on_gpu(chosen) or config.compute.dtype != "float32":

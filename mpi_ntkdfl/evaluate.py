@@ -11,7 +11,7 @@ from mpi_ntkdfl.federation.clients import Federation, Samples
 from mpi_ntkdfl.federation.exchange import mean_over_clients
 from mpi_ntkdfl.federation.waves import cut
 from mpi_ntkdfl.model.levels import Inputs
-from mpi_ntkdfl.model.losses import Loss, correct, loss_gradient, loss_value
+from mpi_ntkdfl.model.losses import Loss, correct, loss_value
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.runtime.device import on_gpu
 
@@ -50,7 +50,7 @@ class Evaluation:
 def score(
     network: Network, params: torch.Tensor, inputs: Inputs, labels: torch.Tensor, loss: Loss
 ) -> tuple[np.ndarray, float]:
-    """Of `params` `[param]` on `inputs` `[sample, feature]`: correct ones `[class]`, and mean loss."""
+    """Of `params` `[param]` on `inputs` `[sample, *shape]`: correct ones `[class]`, and mean loss."""
     right, losses = scores(network, params[None], inputs, labels, loss)
     return right[0], float(losses[0])
 
@@ -65,14 +65,16 @@ def scores(
     """
     at_once, samples = 1, _CHUNK
     if on_gpu(params.device):
-        layers = len(labels) * sum(network.widths[1:]) * params.dtype.itemsize
+        layers = (
+            len(labels) * (network.work.activations - network.work.features) * params.dtype.itemsize
+        )
         at_once, samples = max(_GPU_BYTES // layers, 1), len(labels)
-    found = [np.zeros((0, network.widths[-1] + 1))]
+    found = [np.zeros((0, network.classes + 1))]
     for first in range(0, len(params), at_once):
         some = params[first : first + at_once]
         outputs_of = network.functions(some, inputs)
         numbers = torch.zeros(
-            len(some), network.widths[-1] + 1, dtype=torch.float64, device=params.device
+            len(some), network.classes + 1, dtype=torch.float64, device=params.device
         )
         for start in range(0, len(labels), samples):
             chunk = labels[start : start + samples]
@@ -119,7 +121,7 @@ class Evaluator:
 
         Args:
             federation: the clients.
-            inputs: test inputs `[sample, feature]`.
+            inputs: test inputs `[sample, *shape]`.
             labels: test labels `[sample]`.
             loss: which loss to report.
             clients: whether to evaluate every client's own model too.
@@ -168,7 +170,7 @@ class Evaluator:
 
     def _by_class(self, labels: torch.Tensor) -> np.ndarray:
         """How many of `labels` `[sample]` are of each class, `[class]`."""
-        classes = self._federation.network.widths[-1]
+        classes = self._federation.network.classes
         return np.bincount(labels.cpu().numpy(), minlength=classes)
 
     def _gradient_norm(self, average: torch.Tensor) -> float:
@@ -177,7 +179,7 @@ class Evaluator:
             gradients = self._gradient_sums(average)
         else:
             gradients = [
-                loss_gradient(f.network, average, own.inputs, own.labels, self._loss)
+                f.network.loss_gradient(average, own.inputs, own.labels, self._loss)
                 for own in f.samples.values()
             ]
         mean = mean_over_clients(f, torch.stack(gradients))
@@ -195,4 +197,4 @@ class Evaluator:
         sizes = torch.tensor([len(own.labels) for own in several])
         shares = (1 / sizes.to(average.dtype)).repeat_interleave(sizes).to(average.device)
         network = self._federation.network
-        return loss_gradient(network, average, inputs, labels, self._loss, shares)
+        return network.loss_gradient(average, inputs, labels, self._loss, shares)

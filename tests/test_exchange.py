@@ -24,13 +24,14 @@ from mpi_ntkdfl.federation.waves import (
     slice_width,
     smallest_limit,
 )
+from mpi_ntkdfl.model.mlp import MLP
 from mpi_ntkdfl.model.params import ALIGNMENT, aligned
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.placement import Placement
 from mpi_ntkdfl.topology.schedule import Schedule
 from tests.conftest import make_federation, random_weights
 
-WORK = WorkingSet(layer_widths=(6, 5), outputs=3, params=53, taus=2, itemsize=8)
+WORK = WorkingSet(MLP((6, 5, 3)), taus=2, itemsize=8)
 
 
 def public(protocol):

@@ -80,6 +80,26 @@ def test_mathematics_and_analysis_know_no_ranks():
             assert not any(name.startswith("mpi_ntkdfl.comm") for name in imports(module)), module
 
 
+def test_networks_are_known_by_their_protocol():
+    """Layer widths and classes of networks are the business of their own rooms and of one table."""
+    own = (PACKAGE / "model" / "mlp", PACKAGE / "model" / "module")
+    table = PACKAGE / "model" / "networks.py"
+    named = [m for m in MODULES if re.search(r"\bMLP\b", m.read_text())]
+    assert len(named) <= 3, named
+    for module in MODULES:
+        if module == table or module.parent in own:
+            continue
+        rooms = ("mpi_ntkdfl.model.mlp", "mpi_ntkdfl.model.module")
+        assert not any(name.startswith(rooms) for name in imports(module)), module
+        assert not re.search(r"\.widths\b", module.read_text()), module
+
+
+def test_the_table_of_networks_needs_no_torch():
+    """Settings are read and networks registered where nothing is computed."""
+    program = "import sys, mpi_ntkdfl.model.networks; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
 def test_analysis_needs_no_torch():
     for module in MODULES:
         if unit(module) == "analysis":

@@ -65,7 +65,7 @@ def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
     lines = [
         f"{settings.algorithm.name} on {settings.dataset.name}: {settings.clients} clients with "
         f"{sizes.min()} to {sizes.max()} samples, {settings.rounds} rounds, {ranks} ranks",
-        f"model: {' - '.join(map(str, problem.network.widths))}, {plan.params} parameters",
+        f"model: {problem.network.describe()}, {plan.params} parameters",
         f"graph: {settings.topology.kind}, {len(problem.schedule.graph(0).edges)} edges in round 0, "
         f"largest neighbourhood {plan.largest} samples",
     ]

@@ -7,11 +7,11 @@ has a bound.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from mpi_ntkdfl.runtime.settings import Section, a_list, affects, readable_by
+from mpi_ntkdfl.runtime.settings import Section, affects, readable_by
 from mpi_ntkdfl.runtime.units import parse_bytes, parse_seconds
 
 MOST_CLIENTS = 1_000_000
@@ -150,14 +150,17 @@ Topology = Annotated[
 
 
 class ModelSettings(Section):
-    """The network; `weights` is a torch state_dict (.pt) every client starts from."""
+    """Base of the settings of all networks; a subclass narrows `name` to its own.
 
-    name: Literal["mlp"] = "mlp"
-    hidden: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...],
-        Field(strict=False, max_length=100),
-        a_list("[100]"),
-    ] = (100,)
+    `weights` is a torch state_dict (.pt) that every client starts from.
+
+    Attributes:
+        factored: whether the networks have a factored form of their Jacobians.
+    """
+
+    factored: ClassVar[bool] = False
+
+    name: str
     init: Literal["shared", "per-client"] = "shared"
     weights: str | None = affects("place", default=None)
 
@@ -166,6 +169,11 @@ class MethodSettings(Section):
     """Base of the settings of all methods; a subclass narrows `name` to its own."""
 
     name: str
+
+    @classmethod
+    def defaults(cls, model: ModelSettings) -> dict[str, Any]:
+        """Defaults that depend on the network, for settings that are not given."""
+        return {}
 
 
 class EvaluationSettings(Section):

@@ -13,7 +13,7 @@ from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.config import Config, DirichletPartition
 from mpi_ntkdfl.data import sources
 from mpi_ntkdfl.data.source import Size
-from mpi_ntkdfl.model import mlp
+from mpi_ntkdfl.model.networks import build
 from mpi_ntkdfl.planning.costs import NOMINAL, Machine, round_seconds
 from mpi_ntkdfl.planning.first_round import FirstRound
 from mpi_ntkdfl.runtime.units import duration, readable
@@ -119,7 +119,7 @@ class _Prediction:
         return FirstRound(
             config=config,
             method=METHODS[config.algorithm.name],
-            network=mlp.build(config.model, data.features, data.classes),
+            network=build(config.model, data.shape, data.classes),
             sizes=np.full(config.clients, _samples_per_client(config, data)),
             test_samples=data.test,
             graph=self._graph(config),
