@@ -201,7 +201,7 @@ class Simulation:
     def _finish_round(self, done: int, graph: Graph | None, taus: list[int]) -> None:
         """Evaluates if it is time to, and records; `done` rounds are over."""
         due = done % self.config.evaluation.every == 0 or done == self.config.rounds
-        evaluation = self.evaluate(self.weights) if due else None
+        evaluation = self.evaluate(self.weights, done) if due else None
         every_tau = self.journal.finish_round(done, graph, taus, evaluation)
         if self.world.rank == 0:
             seconds = time.monotonic() - self._start

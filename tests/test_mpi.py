@@ -164,10 +164,10 @@ def test_exchanges_are_hidden_where_waves_follow_each_other(records):
     hidden = {}
     for case in ("dynamic", "small waves"):
         run = tables.read(records(2)[case])
-        assert run.in_flight.shape == run.waited.shape == run.seconds.shape[:2]
-        assert np.isfinite(run.in_flight).all()
-        assert (run.waited >= 0).all()
-        hidden[case] = run.in_flight - run.waited
+        assert run["in-flight"].shape == run["waited"].shape == run["seconds"].shape[:2]
+        assert np.isfinite(run["in-flight"]).all()
+        assert (run["waited"] >= 0).all()
+        hidden[case] = run["in-flight"] - run["waited"]
         assert (hidden[case] >= 0).all()
     assert (hidden["small waves"] > 0).all()
     assert hidden["small waves"].mean() > hidden["dynamic"].mean()

@@ -24,7 +24,7 @@ LAYERS = [
     ["comm"],
     ["federation"],
     ["algorithms"],
-    ["planning", "evaluate"],
+    ["planning", "evaluate", "metrics"],
     ["storage"],
     ["assembly"],
     ["simulation"],

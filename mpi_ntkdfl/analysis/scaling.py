@@ -1,7 +1,7 @@
 """Strong and weak scaling from records of many numbers of ranks: speed-up, efficiencies, Amdahl's law.
 
-A round's wall clock is that of its slowest rank, without the phases `evaluate` and `record`, as in
-`traces`: they serve the experimenter. Efficiencies are those of the POP Centre of Excellence (pop-coe.eu,
+A round's wall clock is that of its slowest rank, without the phases `evaluate` and `record`, which
+serve the experimenter. Efficiencies are those of the POP Centre of Excellence (pop-coe.eu,
 "POP Standard Metrics for Parallel Performance Analysis"), with the phases that a method computes in as
 useful computation:
 
@@ -23,11 +23,10 @@ from typing import Literal
 
 import h5py
 import numpy as np
-import yaml
 
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.analysis.tables import Run
-from mpi_ntkdfl.analysis.traces import UNTIMED
+from mpi_ntkdfl.metrics import BYTES, SECONDS, UNTIMED, slowest_rank
 from mpi_ntkdfl.runtime.errors import InputError
 
 WAITING = ("exchange", "other")
@@ -213,16 +212,14 @@ def _point(run: Run, name: str, sizes: np.ndarray, edges: np.ndarray) -> Point:
     ranks = int(run.attributes["ranks"])
     if any(int(start["ranks"]) != ranks for start in json.loads(run.attributes["resumed"])):
         raise InputError(f"{name} was resumed with another number of ranks; give whole runs")
-    skipped = 1 if len(run.seconds) > 2 else 0
-    seconds = run.seconds[skipped:]
+    skipped = 1 if run.done > 2 else 0
+    seconds = run[SECONDS][skipped:]
     if not len(seconds):
         raise InputError(f"{name} has no finished round")
-    config = yaml.safe_load(run.attributes["config"])
-    timed = [phase not in UNTIMED for phase in run.time_phases]
-    walls = seconds[..., timed].sum(axis=2).max(axis=1)
+    config = run.config
     hosts = set(json.loads(run.attributes["hosts"]))
-    directed = 2 * edges[: len(run.protocol_bytes)].sum()
-    sent = run.protocol_bytes.sum(axis=0) / max(directed, 1)
+    directed = 2 * edges[: run.done].sum()
+    sent = run[BYTES].sum(axis=0) / max(directed, 1)
     return Point(
         name=name,
         config=config,
@@ -232,7 +229,7 @@ def _point(run: Run, name: str, sizes: np.ndarray, edges: np.ndarray) -> Point:
         rounds=len(seconds),
         phases=tuple(run.time_phases),
         seconds=np.median(seconds, axis=0),
-        wall=float(np.median(walls)),
+        wall=float(np.median(slowest_rank(seconds, run.time_phases))),
         sizes=sizes,
         edge_bytes=dict(zip(run.traffic_phases, sent.tolist(), strict=True)),
     )

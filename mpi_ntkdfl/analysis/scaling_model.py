@@ -21,7 +21,7 @@ import numpy as np
 
 from mpi_ntkdfl import config as configuration
 from mpi_ntkdfl.analysis.scaling import Point
-from mpi_ntkdfl.analysis.traces import UNTIMED
+from mpi_ntkdfl.metrics import UNTIMED
 from mpi_ntkdfl.runtime import seeds
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.topology.graphs import Graph

@@ -95,5 +95,5 @@ def finished(record: Path, config: Config) -> bool:
         return False
     found = tables.read(record)
     done, rounds = tables.rounds_of(found)
-    same = yaml.safe_load(found.attributes["config"]) == yaml.safe_load(config.to_yaml())
+    same = found.config == yaml.safe_load(config.to_yaml())
     return same and done >= rounds

@@ -33,6 +33,7 @@ RC: dict[str, object] = {
     "legend.handlelength": 3.4,
     "legend.columnspacing": 1.6,
     "figure.titlesize": 9,
+    "text.parse_math": False,  # a dollar in a label or path is a dollar
     "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -7,7 +7,12 @@ from pathlib import Path
 import click
 
 from mpi_ntkdfl.cli.options import RECORD, RECORDS, warn
+from mpi_ntkdfl.metrics import ACCURACY, Place, at
 from mpi_ntkdfl.storage.outputs import Outputs
+
+
+def _names(place: Place) -> str:
+    return ", ".join(metric.name for metric in at(place))
 
 
 @click.command()
@@ -79,18 +84,18 @@ def compare(
 @click.option(
     "--x",
     "horizontal",
-    type=click.Choice(["rounds", "bytes", "seconds"]),
+    metavar="METRIC",
     multiple=True,
-    default=("rounds", "bytes", "seconds"),
-    help="What to draw against, a panel each. Repeatable; default all.",
+    help=f"What to draw against, one panel each: {_names('x')}. Repeatable; the default is "
+    f"{_names('panel')}.",
 )
 @click.option(
     "--y",
     "vertical",
-    default="accuracy",
+    metavar="METRIC",
+    default=ACCURACY.name,
     show_default=True,
-    help="What to draw.",
-    type=click.Choice(["accuracy", "client-accuracy", "loss", "deviation", "gradient-norm"]),
+    help=f"What to draw: {_names('y')}, or another metric of the records.",
 )
 @click.option("--ylim", type=float, nargs=2, metavar="LOW HIGH", help="Ends of the vertical axis.")
 @click.option("--target", type=click.FloatRange(0, 1), help="Mark this accuracy.")

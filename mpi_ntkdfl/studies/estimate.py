@@ -11,6 +11,7 @@ import numpy as np
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.config import Config, DirichletPartition
 from mpi_ntkdfl.data.sources import Entry, catalogue
+from mpi_ntkdfl.metrics import SECONDS
 from mpi_ntkdfl.model import mlp
 from mpi_ntkdfl.runtime.units import duration, readable
 from mpi_ntkdfl.studies.grid import Study, StudyRun, is_done, rounds_recorded
@@ -108,7 +109,7 @@ def _expected(run: StudyRun, data: Entry, rates: Sequence[float]) -> float:
 
 def _seconds(run: StudyRun) -> float:
     """Core seconds a finished run took: of all ranks."""
-    return float(np.nansum(tables.read(run.outputs.record).seconds))
+    return float(np.nansum(tables.read(run.outputs.record)[SECONDS]))
 
 
 def _on_disk(run: StudyRun) -> int:
