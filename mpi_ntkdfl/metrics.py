@@ -441,8 +441,8 @@ def register_metric(metric: Metric) -> None:
             or `row,client` (one number per client; only measured with `evaluation.clients`).
 
     Raises:
-        InputError: if the name or the dataset is taken, the axes are others, it has no `measure`
-            function, or it is no number in float64.
+        InputError: if the name, dataset, head or column is taken, the axes are others, it has no
+            `measure` function, or it is not recorded as float64.
     """
     if metric.axes not in ("row", "row,client"):
         raise InputError(
@@ -459,4 +459,11 @@ def register_metric(metric: Metric) -> None:
             f"metric {metric.name}: the dataset {metric.dataset} belongs to {paths[metric.dataset]}; "
             "choose another one"
         )
+    for other in METRICS.values():
+        for field in ("head", "column"):
+            if other.name != metric.name and getattr(other, field) == getattr(metric, field):
+                raise InputError(
+                    f"metric {metric.name}: the {field} {getattr(metric, field)!r} is that of "
+                    f"{other.name}; choose another one"
+                )
     METRICS.register(metric.name, metric)

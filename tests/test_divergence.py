@@ -86,11 +86,15 @@ def test_losses_that_overflow_while_weights_are_finite(tmp_path, on_divergence, 
     if on_divergence == "continue":
         assert simulation.run(config, SoloWorld(), outputs).finished
     else:
-        with pytest.raises(Diverged, match="test loss.* became nan; .*algorithm.lr.*=continue") as told:
+        with pytest.raises(
+            Diverged, match="test loss.* became nan; .*algorithm.lr.*=continue"
+        ) as told:
             simulation.run(config, SoloWorld(), outputs)
         notes = list(dict.fromkeys(told.value.__notes__))
         assert notes == (["client 0"] if clients else []) + ["round 0"]
-        assert not outputs.checkpoint.exists(), "the same command would go on from the diverged round"
+        assert not outputs.checkpoint.exists(), (
+            "the same command would go on from the diverged round"
+        )
     run = tables.read(outputs.record)
     assert run.rounds.tolist() == [0, 1, 2][: 3 if on_divergence == "continue" else 2]
     for name in ("loss", "gradient-norm", "client-loss"):

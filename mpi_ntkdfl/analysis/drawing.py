@@ -102,20 +102,28 @@ def scale(ax: Axes, panel: Panel) -> None:
     """Labels, scales and ticks of both axes; bytes have their unit at the ticks."""
     ax.set_xlabel(panel.x.label)
     ax.set_ylabel(panel.y.label)
-    if panel.x.log:
+    # A point is seen where both its numbers can be; without any a logarithmic axis has no ends.
+    points = np.array(
+        [(x, y) for line in panel.lines for x, y in zip(line.x, line.mean, strict=True)]
+    )
+    points = points.reshape(-1, 2)
+    seen = np.isfinite(points).all(axis=1)
+    for place, axis in enumerate((panel.x, panel.y)):
+        seen &= (points[:, place] > 0) | (not axis.log)
+    if panel.x.log and seen.any():
         ax.set_xscale("log", nonpositive="mask")
     elif panel.x.from_zero:
         ax.set_xlim(left=0)
-    if panel.y.log:
+    if panel.y.log and seen.any():
         ax.set_yscale("log", nonpositive="mask")
-    _ticks(ax.xaxis, panel.x, ax.get_xlim(), crowded=True)
-    _ticks(ax.yaxis, panel.y, ax.get_ylim(), crowded=False)
+    _ticks(ax.xaxis, panel.x, ax.get_xscale() == "log", ax.get_xlim(), crowded=True)
+    _ticks(ax.yaxis, panel.y, ax.get_yscale() == "log", ax.get_ylim(), crowded=False)
 
 
-def _ticks(axis: MplAxis, shown: Axis, ends: tuple[float, float], crowded: bool) -> None:
+def _ticks(axis: MplAxis, shown: Axis, log: bool, ends: tuple[float, float], crowded: bool) -> None:
     from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
-    if shown.log:
+    if log:
         # At powers of ten, over a few decades between them as well.
         span = ends[1] / ends[0]
         between = (1, 2, 5) if span < 30 else (1, 3) if span < 1000 else (1,)

@@ -92,8 +92,7 @@ def over_seeds(
     x: np.ndarray,
     values: np.ndarray,
     start: np.ndarray | None = None,
-    log_x: bool = False,
-    counts: bool = False,
+    left_out: np.ndarray | None = None,
 ) -> Series:
     """A line of `values` `[seed, point]`.
 
@@ -103,15 +102,33 @@ def over_seeds(
         x: `[point]`.
         values: `[seed, point]`.
         start: whether a point is the start of a run, `[point]`; None: no point is.
-        log_x: whether x is logarithmic: points at 0 and below are left out.
-        counts: whether NaN says that there is no such number: these points are left out.
+        left_out: points that are not part of the line, `[point]`; see `no_point`.
     """
-    shown = ~(x <= 0) if log_x else np.full(len(x), True)
-    if counts:
-        shown &= ~np.isnan(values).any(axis=0) & ~np.isnan(x)
+    shown = np.full(len(x), True) if left_out is None else ~left_out
     x, values = x[shown], values[:, shown]
     starts = np.full(len(x), False) if start is None else start[shown]
     with np.errstate(invalid="ignore"):  # infinities have no deviation: NaN
         sd = values.std(axis=0, ddof=1) if len(values) > 1 else np.full(len(x), np.nan)
         mean = values.mean(axis=0)
     return Series(label, method, x, mean, sd, np.full(len(x), len(values)), starts)
+
+
+def no_point(x: Metric, y: Metric, log_x: bool, across: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """Where a line has no point, `[point]`.
+
+    That is where x is 0 or less on a logarithmic axis, and where a count does not exist. NaN of another
+    metric is a point.
+
+    Args:
+        x: what is drawn against.
+        y: what is drawn.
+        log_x: whether the axis of x is logarithmic.
+        across: x `[point]`.
+        up: y `[seed, point]`.
+    """
+    missing = across <= 0 if log_x else np.full(len(across), False)
+    if x.counts:
+        missing = missing | np.isnan(across)
+    if y.counts:
+        missing = missing | np.isnan(up).any(axis=0)
+    return missing

@@ -11,7 +11,7 @@ import numpy as np
 
 from mpi_ntkdfl.analysis import drawing, style
 from mpi_ntkdfl.analysis.files import require_suffix
-from mpi_ntkdfl.analysis.panels import Axis, Panel, over_seeds
+from mpi_ntkdfl.analysis.panels import Axis, Panel, no_point, over_seeds
 from mpi_ntkdfl.analysis.traces import Group
 from mpi_ntkdfl.metrics import ACCURACY, METRICS, Metric, Place, at
 from mpi_ntkdfl.runtime.errors import InputError
@@ -95,19 +95,13 @@ def panels(groups: Sequence[Group], request: Request) -> list[Panel]:
     made = []
     for key in request.x or [metric.name for metric in at("panel")]:
         x = _find(key, metrics, "x")
-        lines = tuple(
-            over_seeds(
-                name,
-                group.method,
-                group.values(x.name).mean(axis=0),
-                group.values(y.name),
-                group.shared_rounds() == 0,
-                log_x=x.log,
-                counts=x.counts and not x.unit or y.counts,
-            )
-            for group, name in zip(groups, names, strict=True)
-        )
-        made.append(Panel("", Axis.of(x), Axis.of(y), lines))
+        lines = []
+        for group, name in zip(groups, names, strict=True):
+            across, up = group.values(x.name).mean(axis=0), group.values(y.name)
+            left_out = no_point(x, y, x.log, across, up)
+            start = group.shared_rounds() == 0
+            lines.append(over_seeds(name, group.method, across, up, start, left_out))
+        made.append(Panel("", Axis.of(x), Axis.of(y), tuple(lines)))
     return made
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -110,6 +111,8 @@ def read(path: Path) -> Run:
     """
     try:
         with reading(path) as file:
+            if is_checkpoint(file):
+                raise ValueError(_told_of_checkpoint(path, file))
             held = metrics_of(file)
             return Run(
                 attributes={key: str(value) for key, value in file.attrs.items()},
@@ -126,6 +129,43 @@ def read(path: Path) -> Run:
         raise InputError(f"no record at {path}") from error
     except Exception as error:  # over a damaged file h5py raises almost anything
         raise InputError(f"{path} is no readable record: {error}") from error
+
+
+def without_checkpoints(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
+    """The paths that are no checkpoints, and one line for each that was passed over.
+
+    `*.h5` in a folder of runs names their checkpoints, too.
+
+    Raises:
+        InputError: if nothing else is left.
+    """
+    records, passed = [], []
+    for path in paths:
+        try:
+            with reading(path) as file:
+                checkpoint = is_checkpoint(file)
+        except Exception:  # whoever reads it as a record says what is wrong
+            checkpoint = False
+        if checkpoint:
+            passed.append(f"{path} is a checkpoint, not a record: passed over")
+        else:
+            records.append(path)
+    if not records:
+        raise InputError(f"a record (RUN.h5) is needed; {'; '.join(passed)}")
+    return records, passed
+
+
+def is_checkpoint(file: h5py.File) -> bool:
+    """Whether a file holds weights, and not a record."""
+    return {"layout", "sha256"} <= set(file.attrs) and "params" in file
+
+
+def _told_of_checkpoint(path: Path, file: h5py.File) -> str:
+    name = re.sub(r"\.ckpt(-1)?\.h5$", ".h5", path.name)
+    return (
+        f"it is a checkpoint, the weights of {len(file['params'])} clients after "
+        f"{file.attrs['round']} rounds; its record is {path.with_name(name)}"
+    )
 
 
 def _series(file: h5py.File, metrics: Sequence[Metric]) -> dict[str, np.ndarray]:

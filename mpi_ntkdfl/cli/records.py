@@ -17,7 +17,9 @@ def _names(place: Place) -> str:
 
 @click.command()
 @RECORD
-@click.option("--follow", is_flag=True, help="Keep watching, a line an evaluation, until the end.")
+@click.option(
+    "--follow", is_flag=True, help="Keep watching, one line per evaluation, until the end."
+)
 @click.option(
     "--interval", type=click.FloatRange(0.1), default=2.0, help="Seconds between looks; default 2."
 )
@@ -56,18 +58,19 @@ def compare(
 ) -> None:
     """Tell which rounds, bytes and seconds runs needed to an accuracy, and where they ended.
 
-    Runs that differ in their seed (and partition file) alone become one line: mean and standard
-    deviation.
+    Runs that differ only in their seed (and partition file) become one line: mean and standard
+    deviation. Checkpoints among the files are passed over.
     """
-    from mpi_ntkdfl.analysis import compare_text, traces
+    from mpi_ntkdfl.analysis import compare_text, tables, traces
     from mpi_ntkdfl.analysis.compare import outcomes
 
-    groups = traces.read(records)
-    found = outcomes(groups, targets, runs)
+    kept, passed = tables.without_checkpoints(records)
+    groups = traces.read(kept)
+    lines = outcomes(groups, targets, runs)
     if table is not None:
-        compare_text.write_csv(table, found)
-    click.echo(compare_text.text(found))
-    warn(traces.warnings(groups))
+        compare_text.write_csv(table, lines)
+    click.echo(compare_text.text(lines))
+    warn([*passed, *traces.warnings(groups)])
 
 
 @click.command()
@@ -118,16 +121,17 @@ def plot(
 ) -> None:
     """Draw runs: accuracy of the average against rounds, protocol bytes and seconds.
 
-    Runs that differ in their seed (and partition file) alone become one line, with a band of one
-    standard deviation.
+    Runs that differ only in their seed (and partition file) become one line, with a band of one
+    standard deviation. Checkpoints among the files are passed over.
     """
-    from mpi_ntkdfl.analysis import plots, traces
+    from mpi_ntkdfl.analysis import plots, tables, traces
 
-    groups = traces.read(records)
+    kept, passed = tables.without_checkpoints(records)
+    groups = traces.read(kept)
     request = plots.Request(horizontal, vertical, ylim, target, title, labels)
     plots.write(target_file, groups, request)
     click.echo(target_file)
-    warn(traces.warnings(groups))
+    warn([*passed, *traces.warnings(groups)])
 
 
 @click.command()

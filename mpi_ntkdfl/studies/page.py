@@ -69,7 +69,7 @@ def html(reports: Sequence[Report]) -> str:
     environment = Environment(
         loader=PackageLoader("mpi_ntkdfl.studies"), autoescape=True, trim_blocks=True
     )
-    environment.tests["words"] = lambda cell: not re.match(r"[-\d]|nan$|inf$", cell)
+    environment.tests["words"] = lambda cell: not re.match(r"[-\d]|(nan|inf)\b", cell)
     sections = [_section(report, number) for number, report in enumerate(reports)]
     page = environment.get_template("page.html")
     return page.render(version=__version__, sections=sections).lstrip()

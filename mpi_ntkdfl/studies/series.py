@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mpi_ntkdfl.analysis.panels import Axis, Panel, Series, over_seeds
+from mpi_ntkdfl.analysis.panels import Axis, Panel, Series, no_point, over_seeds
 from mpi_ntkdfl.metrics import ACCURACY, MEAN_TAU, METRICS, ROUNDS
 from mpi_ntkdfl.studies import weights
 from mpi_ntkdfl.studies.collect import Cell, Results, by
@@ -66,15 +66,10 @@ def _curves(results: Results, figure: Figure) -> list[Panel]:
 
 def _curve(cell: Cell, label: str, x: str, y: str, log: bool) -> Series:
     """The line of a cell: the metric `y` against `x`."""
-    return over_seeds(
-        label,
-        cell.method,
-        cell.values(x).mean(axis=0),
-        cell.values(y),
-        cell.rounds() == 0,
-        log_x=METRICS[x].log or log,
-        counts=METRICS[x].counts or METRICS[y].counts,
-    )
+    across, up = cell.values(x).mean(axis=0), cell.values(y)
+    log_x = METRICS[x].log or log
+    left_out = no_point(METRICS[x], METRICS[y], log_x, across, up)
+    return over_seeds(label, cell.method, across, up, cell.rounds() == 0, left_out)
 
 
 def _over_axis(results: Results, figure: Figure) -> list[Panel]:
