@@ -51,6 +51,20 @@ def test_three_panels_by_default(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("label", ["budget $5_a_b$", "_hidden", "a\\b", "<b>&", "$"])
+def test_labels_are_no_markup(tmp_path, label):
+    """Of the user's own, and of those made of settings such as a path."""
+    paths = write(tmp_path / "a.h5"), write(tmp_path / "b.h5", topology__path=label)
+    for labels in ((label, "b"), ()):
+        request = Request(x=("rounds",), title=label, labels=labels)
+        plots.write(tmp_path / "f.svg", read(*paths), request)
+        with drawing.house_style():
+            figure = plots.figure(read(*paths), request)
+            figure.draw_without_rendering()
+        assert any(label in name for name in legend(figure))
+        assert not any(text.get_parse_math() for text in figure.legends[0].get_texts())
+
+
 @pytest.mark.parametrize(
     ("y", "expected"),
     [

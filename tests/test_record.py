@@ -204,10 +204,13 @@ def test_summary_of_ranks_that_exchanged_nothing(tmp_path, name):
 
 
 def test_records_of_earlier_versions_go_on(tmp_path):
-    """They lack the time of exchanges, which is NaN for the rounds that are done."""
+    """They lack the time of exchanges, NaN for the rounds that are done, and what datasets say."""
     record = write_record(tmp_path / "run.h5", rounds=2)
     with h5py.File(record.path, "r+") as file:
         del file["time/in_flight"], file["time/waited"]
+        file.visititems(
+            lambda _, item: [item.attrs.pop(key) for key in set(item.attrs) - {"phases"}]
+        )
     run = tables.read(record.path)
     assert not run.has(METRICS["in-flight"])
     assert "exchange:" not in tables.summary(run)
@@ -220,6 +223,9 @@ def test_records_of_earlier_versions_go_on(tmp_path):
     assert np.isnan(run["in-flight"][0]).all()
     assert np.array_equal(run["waited"][1], round_record(2).flights[:, 1])
     assert "exchange: 1.0 s waited for, 9.0 s in flight" in tables.summary(run)
+    with reading(record.path) as file:
+        for metric in recorded():
+            assert file[metric.dataset].attrs["label"] == metric.label
 
 
 @pytest.mark.parametrize("lacking", ["config", "hosts", "ranks", "commit"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mpi_ntkdfl.metrics import METRICS
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "mpi_ntkdfl"
@@ -90,6 +91,15 @@ def test_no_global_randomness_device_literal_or_pickle(module):
     assert not re.search(r"torch\.manual_seed|\.cuda\(", text)
     assert not re.search(r"^\s*import pickle|pickle\.load|allow_pickle=True", text, re.MULTILINE)
     assert "weights_only=False" not in text
+
+
+def test_names_of_metrics_stand_in_their_table_only():
+    """`rounds` is a setting as well, and `seconds` a word."""
+    names = {*METRICS, *(m.dataset for m in METRICS.values())} - {"", "rounds", "seconds"}
+    for module in set(MODULES) - {PACKAGE / "metrics.py"}:
+        for node in ast.walk(ast.parse(module.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert node.value not in names, f"{module}:{node.lineno}: {node.value}"
 
 
 def requirements(text: str) -> dict[str, str]:

@@ -26,7 +26,7 @@ import numpy as np
 
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.analysis.tables import Run
-from mpi_ntkdfl.metrics import BYTES, SECONDS, UNTIMED, slowest_rank
+from mpi_ntkdfl.metrics import BYTES, SECONDS, UNTIMED
 from mpi_ntkdfl.runtime.errors import InputError
 
 WAITING = ("exchange", "other")
@@ -82,18 +82,20 @@ class Point:
     def computation(self) -> np.ndarray:
         """Seconds of useful computation, `[rank]`."""
         useful = [phase not in (*UNTIMED, *WAITING) for phase in self.phases]
-        found: np.ndarray = self.seconds[:, useful].sum(axis=1)
-        return found
+        useful_seconds: np.ndarray = self.seconds[:, useful].sum(axis=1)
+        return useful_seconds
 
     @property
     def load_balance(self) -> float:
         """Mean over largest computation of the ranks."""
-        return float(self.computation.mean() / self.computation.max())
+        with np.errstate(invalid="ignore"):  # of infinities
+            return float(self.computation.mean() / self.computation.max())
 
     @property
     def communication(self) -> float:
         """Largest computation over the wall clock; at most 1."""
-        return float(min(self.computation.max() / self.wall, 1.0))
+        with np.errstate(invalid="ignore"):  # of infinities
+            return float(np.minimum(self.computation.max() / self.wall, 1.0))
 
     @property
     def parallel(self) -> float:
@@ -112,7 +114,7 @@ class Amdahl:
     Attributes:
         single: T(1) in seconds.
         serial: the serial fraction s, 0 to 1.
-        ranks: that the fit is founded on.
+        ranks: to which the law was fitted.
         residual: root mean square of the relative deviations.
     """
 
@@ -131,7 +133,7 @@ class Study:
     """Runs of one configuration, ascending in ranks.
 
     Attributes:
-        kind: strong: the same clients on more ranks; weak: as many clients a rank.
+        kind: strong: the same clients on more ranks; weak: as many clients per rank.
         points: at least two numbers of ranks.
     """
 
@@ -143,7 +145,7 @@ class Study:
         """`strong: ntk-dfl, digits, 32 clients`."""
         first = self.points[0]
         names = [_name(first.config, section) for section in ("algorithm", "dataset")]
-        each = "" if self.kind == "strong" else " a rank"
+        each = "" if self.kind == "strong" else " per rank"
         count = first.clients if self.kind == "strong" else first.clients / first.ranks
         return f"{self.kind}: {', '.join(names)}, {count:g} clients{each}"
 
@@ -170,8 +172,13 @@ class Study:
 
 
 def amdahl(ranks: Sequence[int], seconds: Sequence[float]) -> Amdahl:
-    """Least squares of T(R) = a + b / R with a, b >= 0, relative to T; s = a / (a + b)."""
+    """Least squares of T(R) = a + b / R with a, b >= 0, relative to T; s = a / (a + b).
+
+    Seconds that are no finite numbers fit to nothing: all is NaN.
+    """
     measured = np.array(seconds)
+    if not np.isfinite(measured).all():
+        return Amdahl(np.nan, np.nan, tuple(ranks), np.nan)
     rows = np.stack([np.ones(len(measured)), 1 / np.array(ranks)], axis=1) / measured[:, None]
     both = np.linalg.lstsq(rows, np.ones(len(measured)), rcond=None)[0]
     if both.min() < 0:  # then the best is at an end: all serial or all parallel
@@ -217,6 +224,9 @@ def _point(run: Run, name: str, sizes: np.ndarray, edges: np.ndarray) -> Point:
     if not len(seconds):
         raise InputError(f"{name} has no finished round")
     config = run.config
+    # Every rank was in every round, so NaN of a rank is no missing rank.
+    timed = [phase not in UNTIMED for phase in run.time_phases]
+    walls = seconds[..., timed].sum(axis=2).max(axis=1)
     hosts = set(json.loads(run.attributes["hosts"]))
     directed = 2 * edges[: run.done].sum()
     sent = run[BYTES].sum(axis=0) / max(directed, 1)
@@ -229,7 +239,7 @@ def _point(run: Run, name: str, sizes: np.ndarray, edges: np.ndarray) -> Point:
         rounds=len(seconds),
         phases=tuple(run.time_phases),
         seconds=np.median(seconds, axis=0),
-        wall=float(np.median(slowest_rank(seconds, run.time_phases))),
+        wall=float(np.median(walls)),
         sizes=sizes,
         edge_bytes=dict(zip(run.traffic_phases, sent.tolist(), strict=True)),
     )
@@ -238,8 +248,8 @@ def _point(run: Run, name: str, sizes: np.ndarray, edges: np.ndarray) -> Point:
 def studies(points: Iterable[Point]) -> list[Study]:
     """Every strong and every weak study the runs hold.
 
-    Runs belong together whose configurations differ in `clients`, `rounds`, `seed` and `output` alone:
-    with the same clients to a strong study, with as many clients a rank to a weak one.
+    Runs belong together whose configurations differ only in `clients`, `rounds`, `seed` and `output`:
+    with the same clients to a strong study, with as many clients per rank to a weak one.
 
     Raises:
         InputError: if there is none.
@@ -254,17 +264,17 @@ def studies(points: Iterable[Point]) -> list[Study]:
         )
         families.setdefault((kept, "strong", point.clients), []).append(point)
         families.setdefault((kept, "weak", point.clients / point.ranks), []).append(point)
-    found = [
+    complete = [
         Study(kind, tuple(family))
         for (_, kind, _), family in families.items()
         if len({point.ranks for point in family}) > 1
     ]
-    if not found:
+    if not complete:
         raise InputError(
             "no two of these runs belong to one study: they need one configuration, different numbers "
-            "of ranks, and the same clients (strong) or as many clients a rank (weak)"
+            "of ranks, and the same clients (strong) or as many clients per rank (weak)"
         )
-    return sorted(found, key=lambda study: study.kind)
+    return sorted(complete, key=lambda study: study.kind)
 
 
 def warnings(points: Iterable[Point]) -> list[str]:
@@ -282,6 +292,6 @@ def warnings(points: Iterable[Point]) -> list[str]:
 
 
 def _name(config: dict[str, object], section: str) -> str:
-    found = config[section]
-    assert isinstance(found, dict)
-    return str(found["name"])
+    settings = config[section]
+    assert isinstance(settings, dict)
+    return str(settings["name"])

@@ -53,7 +53,11 @@ def figure(studies: Sequence[Study]) -> Figure:
     left.set_yscale("log", base=2)
     left.yaxis.set_major_formatter("{x:g}")
     right.set_ylim(0, None)
-    drawing.legend(drawn, [*explained, ("ideal", ideal), ("load balance", dotted)], spread=False)
+    drawing.legend(
+        drawn,
+        [*explained, ("ideal speed-up", ideal), ("load balance (dotted)", dotted)],
+        spread=False,
+    )
     return drawn
 
 
@@ -71,7 +75,7 @@ def panels(studies: Sequence[Study]) -> tuple[Panel, Panel, Panel]:
         panel("speed_up", "speed-up", [[s.speed_up(p) for p in s.points] for s in studies]),
         panel(
             "efficiency",
-            "efficiency (dotted: load balance)",
+            "efficiency",
             [[s.efficiency(p) for p in s.points] for s in studies],
         ),
         panel(

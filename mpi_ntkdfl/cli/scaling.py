@@ -72,7 +72,7 @@ def run(
     """Do the runs of a scaling study, one launch after the other; the same command goes on.
 
     A strong study runs the source as it is on every number of ranks. In a weak one `clients` is the
-    number of clients a rank: a run on R ranks has R times as many.
+    number of clients per rank: a run on R ranks has R times as many.
     """
     from mpi_ntkdfl.algorithms import METHODS
     from mpi_ntkdfl.analysis import scaling_run

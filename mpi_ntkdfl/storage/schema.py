@@ -6,7 +6,8 @@ from typing import cast, get_args
 
 import h5py
 
-from mpi_ntkdfl.metrics import Axes, Metric, recorded
+from mpi_ntkdfl.metrics import recorded
+from mpi_ntkdfl.runtime.metric import Axes, Metric
 
 
 def metrics_of(file: h5py.File) -> list[Metric]:

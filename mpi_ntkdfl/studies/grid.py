@@ -14,6 +14,7 @@ import h5py
 
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.config import Config, parse, read_overrides, read_source
+from mpi_ntkdfl.metrics import SECONDS
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.studies.definition import Definition, ScaleName, Variant, called, read
@@ -161,7 +162,7 @@ def _configure(
 
 def rounds_recorded(outputs: Outputs) -> int:
     """Rounds in a run's record; 0 if there is none, or it is not readable."""
-    return _read(outputs.record, lambda file: len(file["time/seconds"]))
+    return _read(outputs.record, lambda file: len(file[SECONDS.dataset]))
 
 
 def rounds_kept(outputs: Outputs) -> int:
