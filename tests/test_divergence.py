@@ -10,8 +10,9 @@ from mpi_ntkdfl import simulation
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.comm.world import SoloWorld
-from mpi_ntkdfl.config import parse, read_source
+from mpi_ntkdfl.config import parse
 from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.presets import read_source
 from mpi_ntkdfl.runtime.errors import Diverged
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.topology.graphs import Graph
@@ -79,9 +80,7 @@ def test_losses_that_overflow_while_weights_are_finite(tmp_path, on_divergence, 
         "evaluation": {"clients": clients},
         "on_divergence": on_divergence,
     }
-    config = parse(
-        [*read_source("quickstart"), changes], {name: m.Settings for name, m in METHODS.items()}
-    )
+    config = parse([*read_source("quickstart"), changes])
     outputs = Outputs(tmp_path / "run.h5")
     if on_divergence == "continue":
         assert simulation.run(config, SoloWorld(), outputs).finished

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpi_ntkdfl import config, metrics, simulation
-from mpi_ntkdfl.algorithms import METHODS
+from mpi_ntkdfl import config, metrics, presets, simulation
 from mpi_ntkdfl.analysis import plots, tables, traces
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.metrics import METRICS, Metric, recorded, register_metric
@@ -76,9 +75,8 @@ def small_run(path, clients=True):
         "algorithm": {"name": "d-psgd"},
         "evaluation": {"clients": clients},
     }
-    methods = {name: method.Settings for name, method in METHODS.items()}
     simulation.run(
-        config.parse([*config.read_source("quickstart"), changes], methods),
+        config.parse([*presets.read_source("quickstart"), changes]),
         SoloWorld(),
         Outputs(path),
     )

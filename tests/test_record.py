@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpi_ntkdfl import config
-from mpi_ntkdfl.algorithms import METHODS
+from mpi_ntkdfl import config, presets
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.comm.world import SoloWorld
@@ -35,8 +34,8 @@ PARTITION = np.array([0, 2, 3, 5, 9]), np.array([4, 1, 0, 7, 7, 2, 3, 5, 6])
 
 
 def config_text():
-    layers = [*config.read_source("quickstart"), {"clients": CLIENTS, "topology": {"degree": 3}}]
-    return config.parse(layers, {name: m.Settings for name, m in METHODS.items()}).to_yaml()
+    layers = [*presets.read_source("quickstart"), {"clients": CLIENTS, "topology": {"degree": 3}}]
+    return config.parse(layers).to_yaml()
 
 
 def evaluation(done):
@@ -64,7 +63,7 @@ def attributes(*hosts):
     """What a run on `hosts` says of itself in its record."""
     world = SoloWorld()
     world.hosts, world.size, world.library = hosts, len(hosts), "Some MPI"
-    return {"config": config_text(), "seed": 0, "data": "0", **provenance(world, "cpu", "2.0")}
+    return {"config": config_text(), "seed": 0, "data": "0", **provenance(world, "cpu", "2.0", {})}
 
 
 def write_record(path, rounds=2):
@@ -216,7 +215,7 @@ def test_records_of_earlier_versions_go_on(tmp_path):
     assert "exchange:" not in tables.summary(run)
     with reading(record.path) as file:
         read_all(file)
-    record.resume(1, 1, config_text(), provenance(SoloWorld(), "cpu", "2.0"))
+    record.resume(1, 1, config_text(), provenance(SoloWorld(), "cpu", "2.0", {}))
     record.append(2, np.zeros(CLIENTS, int), evaluation(2), round_record(2))
     run = tables.read(record.path)
     assert run["in-flight"].shape == run["waited"].shape == (2, RANKS)

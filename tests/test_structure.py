@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mpi_ntkdfl.algorithms import METHODS
+from mpi_ntkdfl.federation.codecs import CODECS
 from mpi_ntkdfl.metrics import METRICS
 from tests.conftest import ROOT
 
@@ -19,6 +21,7 @@ PACKAGE = ROOT / "mpi_ntkdfl"
 # A module imports only from its own row and the rows above. This is docs/design.md, "Rooms".
 LAYERS = [
     ["runtime", "__init__"],
+    ["presets"],
     ["config"],
     ["data", "topology", "model"],
     ["ntk"],
@@ -93,13 +96,32 @@ def test_no_global_randomness_device_literal_or_pickle(module):
     assert "weights_only=False" not in text
 
 
-def test_names_of_metrics_stand_in_their_table_only():
-    """`rounds` is a setting as well, and `seconds` a word."""
-    names = {*METRICS, *(m.dataset for m in METRICS.values())} - {"", "rounds", "seconds"}
-    for module in set(MODULES) - {PACKAGE / "metrics.py"}:
-        for node in ast.walk(ast.parse(module.read_text())):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                assert node.value not in names, f"{module}:{node.lineno}: {node.value}"
+def strings(module: Path) -> list[str]:
+    """String literals of a file, without those that stand as a statement, such as docstrings."""
+    tree = ast.parse(module.read_text())
+    statements = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return [c.value for c in constants if isinstance(c.value, str) and id(c) not in statements]
+
+
+def test_a_name_stands_in_its_own_file_only():
+    """What registries hold is known to nobody else in the package, so that users' entries are equals."""
+    own = {
+        **{name: sys.modules[entry.__module__].__file__ for name, entry in METHODS.items()},
+        **{name: sys.modules[entry.__module__].__file__ for name, entry in CODECS.items()},
+        **dict.fromkeys(METRICS, PACKAGE / "metrics.py"),
+        **{metric.dataset: PACKAGE / "metrics.py" for metric in METRICS.values() if metric.dataset},
+    }
+    # A setting has the name of a metric, and a word of other programs the name of another.
+    del own["rounds"], own["seconds"]
+    for module in MODULES:
+        for text in strings(module):
+            for name, home in own.items():
+                # A common word counts only where it is the whole text.
+                named = text == name or (
+                    "-" in name and re.search(rf"(?<![\w-]){name}(?![\w-])", text)
+                )
+                assert not named or Path(home) == module, f"{module} names {name}: {text!r}"
 
 
 def requirements(text: str) -> dict[str, str]:

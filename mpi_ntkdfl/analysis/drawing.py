@@ -17,6 +17,7 @@ import numpy as np
 from mpi_ntkdfl.analysis import style
 from mpi_ntkdfl.analysis.files import replacing, require_suffix
 from mpi_ntkdfl.analysis.panels import Axis, Panel, Series
+from mpi_ntkdfl.runtime.looks import GREY, LineStyle
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -82,7 +83,7 @@ def canvas(count: int, across: int, share_y: bool = False) -> tuple[Figure, list
     return drawn, list(axes[:count])
 
 
-def lines(ax: Axes, panel: Panel, looks: Sequence[style.LineStyle]) -> Legend:
+def lines(ax: Axes, panel: Panel, looks: Sequence[LineStyle]) -> Legend:
     """Draws the lines of a panel with their bands; long ones have markers between those of others."""
     explained: Legend = []
     many = any(len(line.x) > 10 for line in panel.lines)
@@ -171,7 +172,7 @@ def legend(drawn: Figure, explained: Legend, spread: bool) -> None:
     from matplotlib.patches import Patch
 
     if spread:
-        band = Patch(color=style.GREY, alpha=0.4, linewidth=0)
+        band = Patch(color=GREY, alpha=0.4, linewidth=0)
         explained = [*explained, ("\N{PLUS-MINUS SIGN}1 SD over seeds", band)]
     if not explained:
         return

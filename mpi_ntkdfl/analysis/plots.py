@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from mpi_ntkdfl.analysis.panels import Axis, Panel, no_point, over_seeds
 from mpi_ntkdfl.analysis.traces import Group
 from mpi_ntkdfl.metrics import ACCURACY, METRICS, Metric, Place, at
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.looks import LineStyle
 from mpi_ntkdfl.runtime.registry import unknown
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def figure(groups: Sequence[Group], request: Request) -> Figure:
         InputError: for metrics that do not exist, or more lines than can be told apart.
     """
     made = panels(groups, request)
-    looks = style.styles(group.method for group in groups)
+    looks = style.styles((group.method for group in groups), looks_of(groups))
     drawn, axes = drawing.canvas(len(made), len(made), share_y=True)
     explained: drawing.Legend = []
     for ax, panel in zip(axes, made, strict=True):
@@ -141,6 +142,11 @@ def _refuse(groups: Sequence[Group], request: Request) -> None:
             raise InputError(f"no {request.y} to draw in {files}; leave out or choose another --y")
 
 
+def looks_of(groups: Iterable[Group]) -> dict[str, LineStyle]:
+    """The looks that records hold of their methods, by the method's name."""
+    traces = [trace for group in groups for trace in group.traces]
+    return {trace.method: trace.look for trace in traces if trace.look is not None}
+
+
 def _name(group: Group) -> str:
-    method = style.NAMES.get(group.method, group.method)
-    return f"{method}, {group.label}" if group.label else method
+    return f"{group.method_label}, {group.label}" if group.label else group.method_label

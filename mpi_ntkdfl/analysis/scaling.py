@@ -26,14 +26,12 @@ import numpy as np
 
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.analysis.tables import Run
+from mpi_ntkdfl.analysis.traces import apart, flattened
 from mpi_ntkdfl.metrics import BYTES, SECONDS, UNTIMED
 from mpi_ntkdfl.runtime.errors import InputError
 
 WAITING = ("exchange", "other")
 """Phases in which a rank mostly waits for others, or does what does not serve the method."""
-
-# What may differ between runs of one study, beside the numbers of ranks and of clients.
-_FREE = ("clients", "rounds", "output", "seed")
 
 Kind = Literal["strong", "weak"]
 
@@ -45,6 +43,7 @@ class Point:
     Attributes:
         name: of the file.
         config: the configuration.
+        central: whether the method has a server; False in records that do not tell.
         ranks: R.
         threads: of each rank.
         cores: of all its hosts together, 0 if the record does not tell.
@@ -58,6 +57,7 @@ class Point:
 
     name: str
     config: dict[str, object]
+    central: bool
     ranks: int
     threads: int
     cores: int
@@ -233,6 +233,7 @@ def _point(run: Run, name: str, sizes: np.ndarray, edges: np.ndarray) -> Point:
     return Point(
         name=name,
         config=config,
+        central=run.attributes.get("method_central") == "1",
         ranks=ranks,
         threads=int(config["compute"]["threads"]),
         cores=int(run.attributes.get("cores", 0)) * len(hosts),
@@ -248,8 +249,8 @@ def _point(run: Run, name: str, sizes: np.ndarray, edges: np.ndarray) -> Point:
 def studies(points: Iterable[Point]) -> list[Study]:
     """Every strong and every weak study the runs hold.
 
-    Runs belong together whose configurations differ only in `clients`, `rounds`, `seed` and `output`:
-    with the same clients to a strong study, with as many clients per rank to a weak one.
+    Runs of one family belong together (`same_family`): with the same clients to a strong study, with
+    as many clients per rank to a weak one.
 
     Raises:
         InputError: if there is none.
@@ -257,8 +258,9 @@ def studies(points: Iterable[Point]) -> list[Study]:
     points = sorted(points, key=lambda point: (point.ranks, point.name))
     families: dict[tuple[str, Kind, float], list[Point]] = {}
     for point in points:
+        settings = flattened(point.config).items()
         kept = json.dumps(
-            {key: value for key, value in point.config.items() if key not in _FREE},
+            {key: value for key, value in settings if not same_family(key)},
             sort_keys=True,
             default=str,
         )
@@ -275,6 +277,11 @@ def studies(points: Iterable[Point]) -> list[Study]:
             "of ranks, and the same clients (strong) or as many clients per rank (weak)"
         )
     return sorted(complete, key=lambda study: study.kind)
+
+
+def same_family(setting: str) -> bool:
+    """Whether runs that differ in a setting can belong to one scaling study."""
+    return setting in ("clients", "rounds") or not apart(setting)
 
 
 def warnings(points: Iterable[Point]) -> list[str]:

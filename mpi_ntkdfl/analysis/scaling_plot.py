@@ -11,18 +11,28 @@ import numpy as np
 from mpi_ntkdfl.analysis import drawing, style
 from mpi_ntkdfl.analysis.panels import Axis, Panel, over_seeds
 from mpi_ntkdfl.analysis.scaling import Study
+from mpi_ntkdfl.runtime.looks import (
+    BLACK,
+    BLUE,
+    DARK_GREY,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    VERMILION,
+    LineStyle,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _STYLES = (
-    style.LineStyle(style.BLUE, (), "o"),
-    style.LineStyle(style.VERMILION, (4, 1.5), "s"),
-    style.LineStyle(style.GREEN, (6, 1.5, 1, 1.5), "^"),
-    style.LineStyle(style.PURPLE, (2, 1), "D"),
-    style.LineStyle(style.ORANGE, (8, 2), "v"),
-    style.LineStyle(style.BLACK, (1, 2.5), "P"),
+    LineStyle(BLUE, (), "o"),
+    LineStyle(VERMILION, (4, 1.5), "s"),
+    LineStyle(GREEN, (6, 1.5, 1, 1.5), "^"),
+    LineStyle(PURPLE, (2, 1), "D"),
+    LineStyle(ORANGE, (8, 2), "v"),
+    LineStyle(BLACK, (1, 2.5), "P"),
 )
 _RANKS = Axis("ranks", "ranks", log=True)
 
@@ -47,7 +57,7 @@ def figure(studies: Sequence[Study]) -> Figure:
     drawing.lines(right, efficiency, looks)
     for line, look in zip(balance.lines, looks, strict=True):
         right.plot(line.x, line.mean, color=look.color, linestyle=":", linewidth=0.8)
-    (dotted,) = right.plot([], [], color=style.DARK_GREY, linestyle=":", linewidth=0.8)
+    (dotted,) = right.plot([], [], color=DARK_GREY, linestyle=":", linewidth=0.8)
     for ax, panel in ((left, speed_up), (right, efficiency)):
         _scale(ax, panel, every)
     left.set_yscale("log", base=2)

@@ -15,18 +15,44 @@ import numpy as np
 
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.analysis.tables import Run
+from mpi_ntkdfl.config import effect
 from mpi_ntkdfl.metrics import ACCURACY, Metric
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.looks import LineStyle
 
-# Differences that make no other experiment: where data and results lie, and what a seed changes.
-_INCIDENTAL = ("seed", "dataset.root", "partition.path", "output.")
-# Differences that a label mentions only if nothing else tells two configurations apart.
-_MINOR = ("rounds", "evaluation.", "compute.")
-# What must agree for a comparison to be fair. `evaluation.clients` changes no number compared.
-_FAIR = (
-    *("clients", "dataset.", "partition.", "topology.", "model."),
-    *("evaluation.every", "compute.dtype"),
-)
+_CONTENT_RECORDED = ("dataset", "partition")
+"""Sections whose content a record holds, so that where their files are says nothing."""
+
+
+def apart(setting: str) -> bool:
+    """Whether runs that differ in a setting are of two configurations, and not seeds of one.
+
+    All settings of `compute` keep runs apart, because seconds depend on them. A path does, unless the
+    record holds what was at the path.
+    """
+    section, affected = setting.partition(".")[0], effect(setting)
+    if section == "compute":
+        return True
+    if affected == "place":
+        return section not in _CONTENT_RECORDED
+    return affected not in ("seed", "nothing")
+
+
+def minor(setting: str) -> bool:
+    """Whether a label mentions a setting only if nothing else tells two configurations apart."""
+    return setting.startswith("compute.") or effect(setting) == "extent"
+
+
+def must_agree(setting: str) -> bool:
+    """Whether a comparison of runs that differ in a setting is unfair, unless methods are compared.
+
+    The settings of a method may differ, since methods are what is compared. Of the extent, only how
+    often a run is measured matters: it decides when a target is seen to be reached.
+    """
+    if setting == "evaluation.every":
+        return True
+    compared = effect(setting) in ("result", "place") and not setting.startswith("algorithm.")
+    return compared and apart(setting)
 
 
 @dataclass(frozen=True)
@@ -36,6 +62,8 @@ class Trace:
     Attributes:
         name: of the file.
         settings: the configuration by dotted key.
+        method_label: what figures call the method; its name in records that hold no label.
+        look: of the method's lines, None in records that hold none.
         partition: fingerprint of the clients' samples.
         machine: what seconds depend on.
         rounds: rounds done, `[row]`.
@@ -46,6 +74,8 @@ class Trace:
 
     name: str
     settings: dict[str, object]
+    method_label: str
+    look: LineStyle | None
     partition: str
     machine: dict[str, object]
     rounds: np.ndarray
@@ -81,6 +111,12 @@ class Group:
     method: str
     label: str
     traces: tuple[Trace, ...]
+
+    @property
+    def method_label(self) -> str:
+        """What figures call the method."""
+        labels = [trace.method_label for trace in self.traces]
+        return next((label for label in labels if label != self.method), self.method)
 
     def shared_rounds(self) -> np.ndarray:
         """The rounds that every run has evaluated, `[row]`."""
@@ -131,7 +167,7 @@ def trace(run: Run, name: str) -> Trace:
 
 
 def _trace(run: Run, name: str) -> Trace:
-    settings = _flattened(run.config)
+    settings = flattened(run.config)
     for needed in ("algorithm.name", "seed", "rounds"):
         if needed not in settings:
             raise ValueError(f"its configuration lacks {needed}")
@@ -148,6 +184,8 @@ def _trace(run: Run, name: str) -> Trace:
     return Trace(
         name=name,
         settings=settings,
+        method_label=run.attributes.get("method_label", str(settings["algorithm.name"])),
+        look=LineStyle.from_json(look) if (look := run.attributes.get("method_look")) else None,
         partition=run.partition,
         machine=machine,
         rounds=rounds,
@@ -160,12 +198,12 @@ def _trace(run: Run, name: str) -> Trace:
     )
 
 
-def _flattened(section: Mapping[str, object], above: str = "") -> dict[str, object]:
+def flattened(section: Mapping[str, object], above: str = "") -> dict[str, object]:
     """`{"topology": {"degree": 5}}` as `{"topology.degree": 5}`."""
     flat: dict[str, object] = {}
     for key, value in section.items():
         flat |= (
-            _flattened(value, f"{above}{key}.") if isinstance(value, dict) else {above + key: value}
+            flattened(value, f"{above}{key}.") if isinstance(value, dict) else {above + key: value}
         )
     return flat
 
@@ -177,7 +215,7 @@ def grouped(traces: Sequence[Trace]) -> list[Group]:
     """Puts seeds of one configuration together, in order of first appearance, and labels them."""
     by_settings: dict[str, list[Trace]] = {}
     for each in traces:
-        kept = {k: v for k, v in each.settings.items() if not k.startswith(_INCIDENTAL)}
+        kept = {k: v for k, v in each.settings.items() if apart(k)}
         by_settings.setdefault(json.dumps(kept, sort_keys=True, default=str), []).append(each)
     groups = list(by_settings.values())
     labels = [""] * len(groups)
@@ -189,9 +227,9 @@ def grouped(traces: Sequence[Trace]) -> list[Group]:
 
 
 def _labels(configurations: Sequence[dict[str, object]]) -> list[str]:
-    """What sets each of some configurations of one method apart; one alone needs no label."""
-    keys = [k for k in _differing(configurations) if not k.startswith(_INCIDENTAL)]
-    major = [key for key in keys if not key.startswith(_MINOR)]
+    """What sets each of some configurations of one method apart; a single one needs no label."""
+    keys = [k for k in _differing(configurations) if apart(k)]
+    major = [key for key in keys if not minor(key)]
     labels = [_label(settings, major) for settings in configurations]
     if len(set(labels)) < len(labels):
         labels = [_label(settings, keys) for settings in configurations]
@@ -247,12 +285,8 @@ def warnings(groups: Sequence[Group]) -> list[str]:
 def _unfair(groups: Sequence[Group]) -> list[str]:
     """What differs between groups that should not: settings, seeds, samples, start."""
     settings = [
-        {k: v for k, v in group.traces[0].settings.items() if k.startswith(_FAIR)}
-        for group in groups
+        {k: v for k, v in group.traces[0].settings.items() if must_agree(k)} for group in groups
     ]
-    for each in settings:
-        each.pop("dataset.root", None)
-        each.pop("partition.path", None)
     reasons = _spelled(settings)
     seeds = [{trace.seed for trace in group.traces} for group in groups]
     if any(each != seeds[0] for each in seeds):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mpi_ntkdfl.runtime import logs
+from mpi_ntkdfl.cli.options import PLUGIN
+from mpi_ntkdfl.runtime import logs, plugins
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.stopping import UNFINISHED, watch_signals
 
@@ -22,7 +23,7 @@ _RANKS = click.option("--ranks", type=click.IntRange(1), default=1, help="Ranks 
 
 
 def _which(command: Callable[..., None]) -> Callable[..., None]:
-    """Options that say which runs a study has; the same words mean the same runs in every command."""
+    """Options that say which runs a study has; equal words mean equal runs in every command."""
     options: list[Any] = [
         click.option(
             "--scale",
@@ -39,6 +40,7 @@ def _which(command: Callable[..., None]) -> Callable[..., None]:
             multiple=True,
             help="Override a setting of every run. Repeatable.",
         ),
+        PLUGIN,
         click.option(
             "-o",
             "--output",
@@ -82,20 +84,33 @@ def show_study(name: str) -> None:
 @_which
 @_RANKS
 @click.option("--runs", is_flag=True, help="List every run.")
+@click.option(
+    "--measure/--no-measure",
+    default=True,
+    help="Seconds by this machine's speed, or a nominal one.",
+)
 def plan(
     name: str,
     scale: str,
     seeds: int | None,
     overrides: tuple[str, ...],
+    plugin_files: tuple[str, ...],
     folder: Path,
     ranks: int,
     runs: bool,
+    measure: bool,
 ) -> None:
     """Tell how many runs there are, how many are done, and what the others will take."""
+    import torch
+
+    from mpi_ntkdfl.planning.costs import NOMINAL
+    from mpi_ntkdfl.planning.costs import measure as measured
     from mpi_ntkdfl.studies import estimate
 
+    torch.set_num_threads(1)
     found = _expand(name, scale, folder, seeds, overrides)
-    click.echo(estimate.text(found, estimate.estimate(found), ranks))
+    machine = measured(torch.float32) if measure else NOMINAL
+    click.echo(estimate.text(found, estimate.estimate(found, ranks, machine), ranks))
     if runs:
         click.echo("\n".join(["", *estimate.run_list(found)]))
 
@@ -111,6 +126,7 @@ def run_study(
     scale: str,
     seeds: int | None,
     overrides: tuple[str, ...],
+    plugin_files: tuple[str, ...],
     folder: Path,
     ranks: int,
     launcher: str | None,
@@ -128,6 +144,7 @@ def run_study(
     logs.set_up(0, quiet=True)
     watch_signals()
     how = execute.launch(launcher, ranks)
+    plugins.load(plugin_files)
     found = _expand(name, scale, folder, seeds, overrides)
     mine = execute.share(found.distinct(), *_task(task))
     tally = execute.work(found, mine, how, click.echo)
@@ -153,6 +170,7 @@ def report(
     scale: str,
     seeds: int | None,
     overrides: tuple[str, ...],
+    plugin_files: tuple[str, ...],
     folder: Path,
     html: Path | None,
 ) -> None:
@@ -161,6 +179,7 @@ def report(
     from mpi_ntkdfl.studies import report as reporting
 
     logs.set_up(0, quiet=True)
+    plugins.load(plugin_files)
     made = []
     for name in names:
         found = reporting.make(_expand(name, scale, folder, seeds, overrides))

@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.errors import InputError, SimulationError
 from mpi_ntkdfl.runtime.stopping import UNFINISHED, signalled
 
@@ -58,10 +59,14 @@ class Launch:
     ranks: int
 
     def command(self, source: Path, record: Path) -> list[str]:
-        """The command line that runs `source`, or goes on with it."""
+        """The command line that runs `source`, or goes on with it.
+
+        The ranks load the plugin files that this process has loaded.
+        """
         started = [word.replace("{ranks}", str(self.ranks)) for word in self.words]
         run = ["-m", "mpi_ntkdfl", "run", str(source), "-o", str(record), "--resume", "-q"]
-        return [*started, sys.executable, *run]
+        more = [word for file in plugins.files() for word in ("--plugin", file)]
+        return [*started, sys.executable, *run, *more]
 
     def run(self, config: str, record: Path) -> bool:
         """Runs a configuration as a process, or goes on with it, and passes a signal to stop on.

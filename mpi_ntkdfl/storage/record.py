@@ -6,7 +6,9 @@ while the run goes on or after it was killed, finds a whole one with every finis
 docs/output.md describes every dataset. What is no metric:
 
     /            attributes: schema, config (YAML), version, commit, created, seed, ranks, hosts, cores,
-                 mpi, torch, device of the first start; data (sha256); resumed (JSON, later starts)
+                 mpi, torch, device, choices (JSON) of the first start; data (sha256); resumed
+                 (JSON, later starts); method_label, method_look (JSON, see runtime/looks.py; absent
+                 if it has none), method_central (1 if the method has a server)
     /traffic     attribute phases
     /time        attribute phases
     /topology    edges [edge, 2], offsets [round + 1]      round k: edges[offsets[k]:offsets[k+1]]
@@ -90,8 +92,10 @@ class RoundRecord:
         }
 
 
-def provenance(world: World, device: str, torch: str) -> dict[str, str | int]:
-    """Where and with which versions a start of a run happens: attributes of a record."""
+def provenance(
+    world: World, device: str, torch: str, choices: Mapping[str, str]
+) -> dict[str, str | int]:
+    """Where, with which versions and in which ways of computing a run starts: attributes of a record."""
     return {
         "version": __version__,
         "commit": _commit(),
@@ -102,6 +106,7 @@ def provenance(world: World, device: str, torch: str) -> dict[str, str | int]:
         "mpi": world.library,
         "torch": torch,
         "device": device,
+        "choices": json.dumps(dict(choices)),
     }
 
 
@@ -237,6 +242,12 @@ class Record:
             shutil.copyfile(self.path, path)
             with writing(path, "r+") as file:
                 yield file
+
+
+def last_choices(file: h5py.File) -> dict[str, str]:
+    """The ways of computing that the last start of a run took; empty in records without them."""
+    starts = [dict(file.attrs), *json.loads(file.attrs["resumed"])]
+    return {str(k): str(v) for k, v in json.loads(starts[-1].get("choices", "{}")).items()}
 
 
 def read_all(file: h5py.File) -> None:

@@ -12,6 +12,7 @@ from mpi_ntkdfl.analysis import drawing, style
 from mpi_ntkdfl.analysis.panels import Panel, Series
 from mpi_ntkdfl.metrics import ROUNDS
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.looks import GREY, LineStyle
 from mpi_ntkdfl.studies.series import Drawing
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def figure(drawn: Drawing) -> Figure:
     return made
 
 
-def _looks(drawn: Drawing) -> dict[str, style.LineStyle]:
+def _looks(drawn: Drawing) -> dict[str, LineStyle]:
     """A look for every label; a line of a method has the method's, others take spare ones."""
     methods: dict[str, str] = {}
     for panel in drawn.panels:
@@ -66,7 +67,7 @@ def _looks(drawn: Drawing) -> dict[str, style.LineStyle]:
             if not line.published:
                 methods.setdefault(line.label, line.method)
     of_methods = [label for label, method in methods.items() if method]
-    styles = style.styles(methods[label] for label in of_methods)
+    styles = style.styles((methods[label] for label in of_methods), drawn.looks)
     others = [label for label, method in methods.items() if not method]
     if len(others) > len(style.SPARE):
         raise InputError(
@@ -80,7 +81,7 @@ def _looks(drawn: Drawing) -> dict[str, style.LineStyle]:
 
 
 def _panel(
-    ax: Axes, panel: Panel, looks: Mapping[str, style.LineStyle], drawn: Drawing
+    ax: Axes, panel: Panel, looks: Mapping[str, LineStyle], drawn: Drawing
 ) -> drawing.Legend:
     own = Panel(panel.title, panel.x, panel.y, tuple(x for x in panel.lines if not x.published))
     explained = drawing.lines(ax, own, [looks[line.label] for line in own.lines])
@@ -98,7 +99,7 @@ def _panel(
     return explained
 
 
-def _published(ax: Axes, line: Series, look: style.LineStyle | None) -> drawing.Legend:
+def _published(ax: Axes, line: Series, look: LineStyle | None) -> drawing.Legend:
     """Bare hollow markers in the colour of the method they belong to."""
     (markers,) = ax.plot(
         line.x,
@@ -107,7 +108,7 @@ def _published(ax: Axes, line: Series, look: style.LineStyle | None) -> drawing.
         marker=look.marker if look else "o",
         markersize=6,
         markerfacecolor="none",
-        markeredgecolor=look.color if look else style.GREY,
+        markeredgecolor=look.color if look else GREY,
         label="published",
     )
     return [("published", markers)]
