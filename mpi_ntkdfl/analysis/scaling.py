@@ -50,7 +50,7 @@ class Point:
         rounds: that the medians are over.
         phases: names.
         seconds: `[rank, phase]`.
-        wall: seconds a round, without evaluation and recording.
+        wall: seconds per round, without evaluation and recording.
         sizes: samples of each client, `[client]`.
         edge_bytes: protocol bytes a round by phase for each directed edge of the graph.
     """

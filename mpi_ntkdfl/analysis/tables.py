@@ -61,8 +61,8 @@ class Run:
         Raises:
             KeyError: if the record lacks them.
         """
-        known = self.metrics[metric] if isinstance(metric, str) else metric
-        return self.values[known.source or known.name]
+        row = self.metrics[metric] if isinstance(metric, str) else metric
+        return self.values[row.source or row.name]
 
     @property
     def rounds(self) -> np.ndarray:
