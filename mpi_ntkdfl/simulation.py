@@ -18,7 +18,8 @@ from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.evaluate import Evaluation, Evaluator
 from mpi_ntkdfl.federation.exchange import Exchange
-from mpi_ntkdfl.runtime.errors import SimulationError, locating
+from mpi_ntkdfl.metrics import CLIENT_LOSS, LOSS
+from mpi_ntkdfl.runtime.errors import Diverged, SimulationError, locating
 from mpi_ntkdfl.runtime.stopping import Budget, signalled
 from mpi_ntkdfl.storage.journal import Journal
 from mpi_ntkdfl.storage.outputs import Outputs, locked, refuse
@@ -125,6 +126,27 @@ def run(
         return simulation.run(first)
 
 
+def require_finite_losses(evaluation: Evaluation) -> None:
+    """Stops a run of which a client's loss, or that of the average, is not finite any more.
+
+    Weights can be finite where the outputs overflow. Methods look at weights only.
+
+    Args:
+        evaluation: of all clients, so that of rank 0.
+
+    Raises:
+        Diverged: naming the client.
+    """
+    way_out = "take smaller steps (such as algorithm.lr), or set on_divergence=continue"
+    clients = evaluation.get(CLIENT_LOSS.name, np.zeros(0))
+    for client in np.flatnonzero(~np.isfinite(clients)).tolist():
+        with locating(client=client):
+            raise Diverged(f"the test loss became {clients[client]}; {way_out}")
+    average = evaluation.get(LOSS.name)
+    if average is not None and not np.isfinite(average):
+        raise Diverged(f"the test loss of the average of all clients became {average}; {way_out}")
+
+
 class Simulation:
     """A run on one rank."""
 
@@ -201,12 +223,15 @@ class Simulation:
     def _finish_round(self, done: int, graph: Graph | None, taus: list[int]) -> None:
         """Evaluates if it is time to, and records; `done` rounds are over."""
         due = done % self.config.evaluation.every == 0 or done == self.config.rounds
-        evaluation = self.evaluate(self.weights) if due else None
+        evaluation = self.evaluate(self.weights, done) if due else None
         every_tau = self.journal.finish_round(done, graph, taus, evaluation)
         if self.world.rank == 0:
             seconds = time.monotonic() - self._start
             rounds = self.config.rounds
             self.report(Progress(done, rounds, evaluation, every_tau, seconds, self._first))
+            # After it was recorded: the row shows what became of the run. Rank 0 ends all ranks.
+            if evaluation is not None and done and self.config.on_divergence == "stop":
+                require_finite_losses(evaluation)
 
     def _look_around(self, done: int) -> tuple[str, bool]:
         """Why to stop here, or nothing; and whether to write a checkpoint. The same on all ranks."""

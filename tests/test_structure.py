@@ -13,6 +13,7 @@ import yaml
 
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.federation.codecs import CODECS
+from mpi_ntkdfl.metrics import METRICS
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "mpi_ntkdfl"
@@ -27,7 +28,7 @@ LAYERS = [
     ["comm"],
     ["federation"],
     ["algorithms"],
-    ["planning", "evaluate"],
+    ["planning", "evaluate", "metrics"],
     ["storage"],
     ["assembly"],
     ["simulation"],
@@ -128,7 +129,11 @@ def test_a_name_stands_in_its_own_file_only():
     own = {
         **{name: sys.modules[entry.__module__].__file__ for name, entry in METHODS.items()},
         **{name: sys.modules[entry.__module__].__file__ for name, entry in CODECS.items()},
+        **dict.fromkeys(METRICS, PACKAGE / "metrics.py"),
+        **{metric.dataset: PACKAGE / "metrics.py" for metric in METRICS.values() if metric.dataset},
     }
+    # A setting has the name of a metric, and a word of other programs the name of another.
+    del own["rounds"], own["seconds"]
     for module in MODULES:
         for text in strings(module):
             for name, home in own.items():

@@ -25,7 +25,7 @@ class DfedsamSettings(GossipSettings):
     """
 
     name: Literal["dfedsam"] = "dfedsam"
-    lr: float = Field(default=0.01, gt=0, le=1e6)
+    lr: float = Field(default=0.01, gt=0, le=1e30)
     lr_factor: float = Field(default=0.95, gt=0, le=1)
     batch: int = Field(default=32, ge=1, le=MOST_SAMPLES)
     epochs: int = Field(default=5, ge=1, le=100_000)

@@ -39,7 +39,7 @@ class DispflSettings(TrainingSettings):
     """
 
     name: Literal["dispfl"] = "dispfl"
-    lr: float = Field(default=0.1, gt=0, le=1e6)
+    lr: float = Field(default=0.1, gt=0, le=1e30)
     lr_factor: float = Field(default=0.998, gt=0, le=1)
     batch: int = Field(default=10, ge=1, le=MOST_SAMPLES)
     epochs: int = Field(default=10, ge=1, le=100_000)

@@ -38,7 +38,7 @@ class StepSettings(MethodSettings):
     numbers of steps; the one with the lowest loss is kept.
     """
 
-    lr: float = Field(default=0.01, gt=0, le=1e6)
+    lr: float = Field(default=0.01, gt=0, le=1e30)
     lr_decay: float = Field(default=0.07, ge=0, le=100)
     taus: Annotated[
         tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...],

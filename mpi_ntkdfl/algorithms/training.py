@@ -26,7 +26,7 @@ class TrainingSettings(MethodSettings):
     of `batch`. Velocities of `momentum` start at zero in every round.
     """
 
-    lr: float = Field(gt=0, le=1e6)
+    lr: float = Field(gt=0, le=1e30)
     lr_factor: float = Field(default=1.0, gt=0, le=1)
     batch: int = Field(ge=1, le=MOST_SAMPLES)
     epochs: int = Field(ge=1, le=100_000)

@@ -7,12 +7,19 @@ from pathlib import Path
 import click
 
 from mpi_ntkdfl.cli.options import RECORD, RECORDS, warn
+from mpi_ntkdfl.metrics import ACCURACY, Place, at
 from mpi_ntkdfl.storage.outputs import Outputs
+
+
+def _names(place: Place) -> str:
+    return ", ".join(metric.name for metric in at(place))
 
 
 @click.command()
 @RECORD
-@click.option("--follow", is_flag=True, help="Keep watching, a line an evaluation, until the end.")
+@click.option(
+    "--follow", is_flag=True, help="Keep watching, one line per evaluation, until the end."
+)
 @click.option(
     "--interval", type=click.FloatRange(0.1), default=2.0, help="Seconds between looks; default 2."
 )
@@ -51,18 +58,19 @@ def compare(
 ) -> None:
     """Tell which rounds, bytes and seconds runs needed to an accuracy, and where they ended.
 
-    Runs that differ in their seed (and partition file) alone become one line: mean and standard
-    deviation.
+    Runs that differ only in their seed (and partition file) become one line: mean and standard
+    deviation. Checkpoints among the files are passed over.
     """
-    from mpi_ntkdfl.analysis import compare_text, traces
+    from mpi_ntkdfl.analysis import compare_text, tables, traces
     from mpi_ntkdfl.analysis.compare import outcomes
 
-    groups = traces.read(records)
-    found = outcomes(groups, targets, runs)
+    kept, passed = tables.without_checkpoints(records)
+    groups = traces.read(kept)
+    lines = outcomes(groups, targets, runs)
     if table is not None:
-        compare_text.write_csv(table, found)
-    click.echo(compare_text.text(found))
-    warn(traces.warnings(groups))
+        compare_text.write_csv(table, lines)
+    click.echo(compare_text.text(lines))
+    warn([*passed, *traces.warnings(groups)])
 
 
 @click.command()
@@ -79,18 +87,18 @@ def compare(
 @click.option(
     "--x",
     "horizontal",
-    type=click.Choice(["rounds", "bytes", "seconds"]),
+    metavar="METRIC",
     multiple=True,
-    default=("rounds", "bytes", "seconds"),
-    help="What to draw against, a panel each. Repeatable; default all.",
+    help=f"What to draw against, one panel each: {_names('x')}. Repeatable; the default is "
+    f"{_names('panel')}.",
 )
 @click.option(
     "--y",
     "vertical",
-    default="accuracy",
+    metavar="METRIC",
+    default=ACCURACY.name,
     show_default=True,
-    help="What to draw.",
-    type=click.Choice(["accuracy", "client-accuracy", "loss", "deviation", "gradient-norm"]),
+    help=f"What to draw: {_names('y')}, or another metric of the records.",
 )
 @click.option("--ylim", type=float, nargs=2, metavar="LOW HIGH", help="Ends of the vertical axis.")
 @click.option("--target", type=click.FloatRange(0, 1), help="Mark this accuracy.")
@@ -113,16 +121,17 @@ def plot(
 ) -> None:
     """Draw runs: accuracy of the average against rounds, protocol bytes and seconds.
 
-    Runs that differ in their seed (and partition file) alone become one line, with a band of one
-    standard deviation.
+    Runs that differ only in their seed (and partition file) become one line, with a band of one
+    standard deviation. Checkpoints among the files are passed over.
     """
-    from mpi_ntkdfl.analysis import plots, traces
+    from mpi_ntkdfl.analysis import plots, tables, traces
 
-    groups = traces.read(records)
+    kept, passed = tables.without_checkpoints(records)
+    groups = traces.read(kept)
     request = plots.Request(horizontal, vertical, ylim, target, title, labels)
     plots.write(target_file, groups, request)
     click.echo(target_file)
-    warn(traces.warnings(groups))
+    warn([*passed, *traces.warnings(groups)])
 
 
 @click.command()
