@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
+from mpi_ntkdfl.runtime import identity
+from mpi_ntkdfl.runtime.identity import Identity
+
 if TYPE_CHECKING:
     import torch
 
@@ -63,8 +66,15 @@ class World(Protocol):
     rank: int
     size: int
     hosts: tuple[str, ...]
+    """The node of every rank, by name; different nodes have different names."""
     local_rank: int
+    """Number of this rank among those of its node."""
     library: str
+
+    @property
+    def identities(self) -> tuple[Identity | None, ...]:
+        """What every rank runs, `[rank]`; None for one whose package is too old to tell."""
+        ...
 
     @property
     def cuda_aware(self) -> bool | None:
@@ -150,6 +160,11 @@ class SoloWorld:
     local_rank = 0
     library = "none (one process)"
     cuda_aware: bool | None = None
+
+    @property
+    def identities(self) -> tuple[Identity | None, ...]:
+        """What this process runs."""
+        return (identity.own(),)
 
     def on_root(self, task: Callable[[], T]) -> T:
         """Runs `task`."""

@@ -29,9 +29,6 @@ class Journal:
         self._config, self._federation, self._outputs = config, federation, outputs
         self._world, self._clock = self._federation.world, self._federation.clock
         self._record = Record(outputs.record)
-        self._provenance = provenance(
-            self._world, str(self._federation.device), str(torch.__version__)
-        )
 
     def create(self, shares: tuple[np.ndarray, np.ndarray] | None, data: str | None) -> None:
         """Begins an empty record; former outputs of that name go.
@@ -49,12 +46,16 @@ class Journal:
                 "config": config.to_yaml(),
                 "seed": config.seed,
                 "data": data,
-                **self._provenance,
+                **self._provenance(),
             }
             self._outputs.remove()
             self._record.create(attributes, config.clients, self._world.size, shares)
 
         self._world.on_root(begin)
+
+    def _provenance(self) -> dict[str, str | int]:
+        """Of this start, on rank 0."""
+        return provenance(self._world, str(self._federation.device), str(torch.__version__))
 
     def resume(self, start: Start | None, method: Method[Any]) -> torch.Tensor:
         """Cuts the record to the checkpoint, and gives `method` its state back.
@@ -73,7 +74,7 @@ class Journal:
             if start.checkpoint.path != self._outputs.checkpoint:
                 # The next checkpoint keeps what has this name: not the damaged one.
                 start.checkpoint.path.replace(self._outputs.checkpoint)
-            self._record.resume(start.checkpoint.round, every, config_yaml, self._provenance)
+            self._record.resume(start.checkpoint.round, every, config_yaml, self._provenance())
             return start.checkpoint.arrays
 
         def rows(name: str, rank: int) -> np.ndarray:

@@ -9,6 +9,7 @@ HDF5's own locks, which some network file systems lack, are not needed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -117,7 +118,9 @@ def refuse(outputs: Outputs, replace: bool) -> None:
 def unwritable(path: Path, error: OSError) -> str:
     """The message for an output file that cannot be written."""
     reason = os.strerror(error.errno) if error.errno else str(error)
-    return f"cannot write {path}: {reason}; free some space or choose another -o"
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    way_out = "free some space or choose another -o" if full else "choose another -o"
+    return f"cannot write {path}: {reason}; {way_out}"
 
 
 # ------------------------------------------------------------------------------------ whole files

@@ -3,8 +3,10 @@
 Rank 0 alone writes. Each append makes a copy and renames it over the record, so that whoever opens
 the file, while the run goes on or after it was killed, finds a whole one with every finished round.
 
-    /            attributes: schema, config (YAML), version, commit, created, seed, ranks, hosts, cores,
-                 mpi, torch, device of the first start; data (sha256); resumed (JSON, later starts)
+    /            attributes: schema, config (YAML), version, commit, sources (sha256 of the package's
+                 sources), versions (JSON: Python, libraries, processor; by host where they differ),
+                 created, seed, ranks, hosts, cores, mpi, torch, device of the first start; data
+                 (sha256); resumed (JSON, later starts)
     /rounds      round [row]                               rounds done; row 0 is the start
     /clients     accuracy, loss, own_accuracy, tau [row, client]
                                                            what each client carries into the next round
@@ -24,7 +26,6 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -37,6 +38,7 @@ from mpi_ntkdfl import __version__
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.evaluate import Evaluation
+from mpi_ntkdfl.runtime import identity
 from mpi_ntkdfl.runtime.clock import PHASES
 from mpi_ntkdfl.runtime.hdf5 import sane, writing
 from mpi_ntkdfl.storage.outputs import replacing
@@ -96,7 +98,9 @@ def provenance(world: World, device: str, torch: str) -> dict[str, str | int]:
     """Where and with which versions a start of a run happens: attributes of a record."""
     return {
         "version": __version__,
-        "commit": _commit(),
+        "commit": identity.commit(),
+        "sources": identity.own()["sources"],
+        "versions": json.dumps(identity.versions(world.hosts, [i for i in world.identities if i])),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "ranks": world.size,
         "hosts": json.dumps(world.hosts),
@@ -105,24 +109,6 @@ def provenance(world: World, device: str, torch: str) -> dict[str, str | int]:
         "torch": torch,
         "device": device,
     }
-
-
-def _commit() -> str:
-    """Commit of the source tree the package runs from, `unknown` for an installed package."""
-    package = Path(__file__).resolve().parent.parent
-    if not (package.parent / ".git").exists():
-        return "unknown"
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(package), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return found.stdout.strip()
 
 
 class Record:
