@@ -164,7 +164,7 @@ class SoloWorld:
     @property
     def identities(self) -> tuple[Identity | None, ...]:
         """What this process runs."""
-        return (identity.own(),)
+        return (identity.own(),) * self.size
 
     def on_root(self, task: Callable[[], T]) -> T:
         """Runs `task`."""
