@@ -24,6 +24,7 @@ import numpy as np
 from mpi_ntkdfl.comm.world import Channel
 from mpi_ntkdfl.runtime import identity
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.identity import Identity
 
 _log = logging.getLogger(__name__)
 
@@ -142,10 +143,15 @@ class MpiWorld:
         with _impatient(self):
             told = comm.allgather((socket.gethostname(), identity.own()))
         # An older version says only its host's name.
-        self.identities = tuple(each[1] if isinstance(each, tuple) else None for each in told)
+        self._identities = tuple(each[1] if isinstance(each, tuple) else None for each in told)
         hosts = [each[0] if isinstance(each, tuple) else str(each) for each in told]
-        self._refusal = identity.refusal(hosts, self.identities)
+        self._refusal = identity.refusal(hosts, self._identities)
         self.hosts, self.local_rank = self._nodes(hosts)
+
+    @property
+    def identities(self) -> tuple[Identity | None, ...]:
+        """What every rank runs; see `World`."""
+        return self._identities
 
     def _nodes(self, hosts: list[str]) -> tuple[tuple[str, ...], int]:
         """The node of every rank by name, and this rank's number on its own."""

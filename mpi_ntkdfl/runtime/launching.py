@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -12,9 +13,14 @@ from pathlib import Path
 
 from mpi_ntkdfl.runtime.errors import InputError
 
+_RANKS = re.compile(r"\{ranks(?:/([1-9]\d*))?\}")
+
 
 def launcher_words(template: str | None) -> tuple[str, ...]:
-    """The words of a launcher, `{ranks}` standing for their number; by default this environment's mpirun.
+    """The words of a launcher; by default this environment's mpirun.
+
+    In them `{ranks}` stands for the number of ranks, and `{ranks/K}` for the nodes that they fill with K
+    ranks per node.
 
     Raises:
         InputError: if there is none, or the template is not readable or lacks `{ranks}`.
@@ -43,7 +49,7 @@ def launcher_words(template: str | None) -> tuple[str, ...]:
 
 def run_command(words: Sequence[str], ranks: int, source: Path, record: Path) -> list[str]:
     """The command line that runs `source`, or goes on with it, under the launcher `words`."""
-    started = [word.replace("{ranks}", str(ranks)) for word in words]
+    started = [_RANKS.sub(lambda found: str(-(-ranks // int(found[1] or 1))), w) for w in words]
     run = ["-m", "mpi_ntkdfl", "run", str(source), "-o", str(record), "--resume", "-q"]
     return [*started, sys.executable, *run]
 
