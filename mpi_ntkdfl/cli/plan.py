@@ -76,8 +76,8 @@ def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
 
 
 def _seconds_text(settings: config.Config, problem: Problem, measured: bool) -> str:
-    machine, cores = problem.machine(settings, measured), len(usable_cores())
-    found = problem.round_seconds(settings, machine, cores)
+    machine, cores = problem.machine(measured), len(usable_cores())
+    found = problem.round_seconds(machine, cores)
     speed = "as measured just now" if measured else "nominal"
     lines = [
         f"seconds a round, predicted for CPUs that do nothing else ({speed}: "

@@ -5,8 +5,10 @@ the file, while the run goes on or after it was killed, finds a whole one with e
 
     /            attributes: schema, config (YAML), version, commit, sources (sha256 of the package's
                  sources), versions (JSON: Python, libraries, processor; by host where they differ),
-                 created, seed, ranks, hosts, cores, mpi, torch, device of the first start; data
-                 (sha256); resumed (JSON, later starts)
+                 created, seed, ranks, hosts, cores, mpi, torch, device, choices (JSON) of the first
+                 start; data (sha256); resumed (JSON, later starts); method_label, method_look (JSON,
+                 see runtime/looks.py; absent if it has none), method_central (1 if the method has a
+                 server)
     /rounds      round [row]                               rounds done; row 0 is the start
     /clients     accuracy, loss, own_accuracy, tau [row, client]
                                                            what each client carries into the next round
@@ -94,8 +96,10 @@ class RoundRecord:
     flights: np.ndarray
 
 
-def provenance(world: World, device: str, torch: str) -> dict[str, str | int]:
-    """Where and with which versions a start of a run happens: attributes of a record."""
+def provenance(
+    world: World, device: str, torch: str, choices: Mapping[str, str]
+) -> dict[str, str | int]:
+    """Where, with which versions and in which ways of computing a run starts: attributes of a record."""
     return {
         "version": __version__,
         "commit": identity.commit(),
@@ -108,6 +112,7 @@ def provenance(world: World, device: str, torch: str) -> dict[str, str | int]:
         "mpi": world.library,
         "torch": torch,
         "device": device,
+        "choices": json.dumps(dict(choices)),
     }
 
 
@@ -239,6 +244,12 @@ class Record:
             shutil.copyfile(self.path, path)
             with writing(path, "r+") as file:
                 yield file
+
+
+def last_choices(file: h5py.File) -> dict[str, str]:
+    """The ways of computing that the last start of a run took; empty in records without them."""
+    starts = [dict(file.attrs), *json.loads(file.attrs["resumed"])]
+    return {str(k): str(v) for k, v in json.loads(starts[-1].get("choices", "{}")).items()}
 
 
 def read_all(file: h5py.File) -> None:

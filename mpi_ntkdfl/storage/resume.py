@@ -17,7 +17,7 @@ from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.hdf5 import reading
 from mpi_ntkdfl.storage.checkpoint import Checkpoint, newest
 from mpi_ntkdfl.storage.outputs import Outputs
-from mpi_ntkdfl.storage.record import read_all
+from mpi_ntkdfl.storage.record import last_choices, read_all
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +27,10 @@ _FREE = (
     "compute.gpu_aware_mpi",
 )
 # These may change the rounding of sums, so the last bits.
-_ROUNDING = ("compute.device", "compute.threads", "compute.memory_limit", "compute.batch")
+_ROUNDING = (
+    *("compute.device", "compute.threads", "compute.memory_limit", "compute.batch"),
+    "compute.byte_products",
+)
 
 _WAY_OUT = (
     "go on with the settings it was started with, or give --overwrite or another -o to start again"
@@ -43,12 +46,23 @@ class Start:
         partition: offsets and indices of the recorded partition.
         data: fingerprint of the recorded data set.
         edges: of the last finished round's graph, `[edge, 2]`.
+        choices: which ways of computing the last start took, by the name of the choice.
     """
 
     checkpoint: Checkpoint
     partition: tuple[np.ndarray, np.ndarray]
     data: str
     edges: np.ndarray
+    choices: Mapping[str, str]
+
+    def warn_of_other_choices(self, choices: Mapping[str, str]) -> None:
+        """Warns if this start takes other ways of computing than the last one."""
+        for name, old in self.choices.items():
+            new = choices.get(name, old)
+            if old.partition(":")[0] != new.partition(":")[0]:
+                _log.warning(
+                    "%s: were %s, are %s: the last bits of the result may differ", name, old, new
+                )
 
     def compare(
         self, partition: tuple[np.ndarray, np.ndarray], data: str, edges: np.ndarray
@@ -117,6 +131,7 @@ def _read_start(outputs: Outputs, checkpoint: Checkpoint, wanted: int) -> Start:
             (file["partition/offsets"][:], file["partition/indices"][:]),
             str(file.attrs["data"]),
             file["topology/edges"][offsets[done - 1] : offsets[done]],
+            last_choices(file),
         )
 
 

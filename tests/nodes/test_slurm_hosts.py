@@ -38,6 +38,7 @@ def submit(cluster, script, *words, **variables):
     stand_in.chmod(0o755)
     own = {"PYTHON": str(stand_in), "RUNS": str(cluster.folder), "JOBS": str(ROOT / "jobs")}
     said = cluster.folder / "said"
+    said.unlink(missing_ok=True)
     told = ("sbatch", "--wait", "-o", said, *words, ROOT / f"jobs/{script}.sbatch", "quickstart")
     done = cluster.run("n1", *told, variables={**own, **variables}, limit=120)
     lines = [
