@@ -141,6 +141,8 @@ class Evaluator:
             columns[:, 3] = distance.cpu().numpy()
             if self._clients:
                 columns[:, :3] = self._rows(weights)
+            if f.world.rank:
+                f.ledger.book_mpi("statistics", columns.nbytes)
             gathered = list(f.world.collect(columns))
             every = np.concatenate(gathered) if gathered else columns
             right, loss = np.zeros(0), np.nan

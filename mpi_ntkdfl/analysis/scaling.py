@@ -28,10 +28,8 @@ import yaml
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.analysis.tables import Run
 from mpi_ntkdfl.analysis.traces import UNTIMED
+from mpi_ntkdfl.runtime.clock import COORDINATING
 from mpi_ntkdfl.runtime.errors import InputError
-
-WAITING = ("exchange", "other")
-"""Phases in which a rank mostly waits for others, or does what does not serve the method."""
 
 # What may differ between runs of one study, beside the numbers of ranks and of clients.
 _FREE = ("clients", "rounds", "output", "seed")
@@ -84,7 +82,7 @@ class Point:
     @cached_property
     def computation(self) -> np.ndarray:
         """Seconds of useful computation, `[rank]`."""
-        useful = [phase not in (*UNTIMED, *WAITING) for phase in self.phases]
+        useful = [phase not in (*UNTIMED, *COORDINATING) for phase in self.phases]
         found: np.ndarray = self.seconds[:, useful].sum(axis=1)
         return found
 

@@ -274,13 +274,36 @@ class MpiWorld:
 
     def largest(self, value: float) -> float:
         """Maximum over ranks."""
-        return float(self.comm.allreduce(value, op=self._mpi.MAX))
+        most = np.empty(1)
+        self.comm.Allreduce(np.array([value], dtype=np.float64), most, op=self._mpi.MAX)
+        return float(most[0])
 
-    def channel(self, neighbours: Sequence[int]) -> Channel:
-        """Opens a distributed-graph communicator with `neighbours`."""
-        from mpi_ntkdfl.comm.graph_channel import GraphChannel
+    def hand_in(self, array: np.ndarray, lengths: Sequence[int]) -> Callable[[], list[np.ndarray]]:
+        """Starts one nonblocking gather."""
+        room = np.empty(sum(lengths) if self.rank == 0 else 0, np.int64)
+        target = [room, list(lengths)] if self.rank == 0 else None
+        request = self.comm.Igatherv(array, target)
 
-        return GraphChannel(self.comm, neighbours)
+        def finish() -> list[np.ndarray]:
+            request.Wait()
+            return np.split(room, np.cumsum(lengths)[:-1]) if self.rank == 0 else []
+
+        return finish
+
+    def channel(self, neighbours: Sequence[int], lasting: bool = True) -> Channel:
+        """Opens a distributed-graph communicator with `neighbours`, or one for single messages."""
+        if lasting:
+            from mpi_ntkdfl.comm.graph_channel import GraphChannel
+
+            return GraphChannel(self.comm, neighbours)
+        from mpi_ntkdfl.comm.point_channel import PointChannel
+
+        return PointChannel(self._for_messages, neighbours)
+
+    @cached_property
+    def _for_messages(self) -> Any:
+        """A communicator of all ranks for channels that do not last; made together, when first needed."""
+        return self.comm.Dup()
 
     def abort(self, code: int) -> None:
         """Ends all ranks; does not return."""

@@ -117,8 +117,25 @@ class World(Protocol):
         """Maximum over ranks, on every rank."""
         ...
 
-    def channel(self, neighbours: Sequence[int]) -> Channel:
-        """Opens a channel with `neighbours`; all ranks take part."""
+    def hand_in(self, array: np.ndarray, lengths: Sequence[int]) -> Callable[[], list[np.ndarray]]:
+        """Starts to bring every rank's `array` to rank 0; all ranks take part.
+
+        Args:
+            array: `[number]` int64 of this rank; must stay as it is until the end.
+            lengths: numbers of every rank, `[rank]`.
+
+        Returns:
+            A function that waits for the end, and returns every rank's array on rank 0, else nothing.
+        """
+        ...
+
+    def channel(self, neighbours: Sequence[int], lasting: bool = True) -> Channel:
+        """Opens a channel with `neighbours`; all ranks take part.
+
+        Args:
+            neighbours: other ranks, ascending; the relation is symmetric.
+            lasting: whether it serves many rounds, so that opening may cost more than an exchange.
+        """
         ...
 
 
@@ -195,6 +212,10 @@ class SoloWorld:
         """Returns `value`."""
         return value
 
-    def channel(self, neighbours: Sequence[int]) -> Channel:
+    def hand_in(self, array: np.ndarray, lengths: Sequence[int]) -> Callable[[], list[np.ndarray]]:
+        """Returns the only array."""
+        return lambda: [array]
+
+    def channel(self, neighbours: Sequence[int], lasting: bool = True) -> Channel:
         """A channel with nobody."""
         return SoloChannel()

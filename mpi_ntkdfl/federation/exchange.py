@@ -49,13 +49,20 @@ JacobianKind = Literal["factored", "dense"]
 class Exchange:
     """The messages of one graph. A context manager: leaving it frees its communicator."""
 
-    def __init__(self, federation: Federation, graph: Graph) -> None:
-        """Opens the exchange; all ranks take part."""
+    def __init__(self, federation: Federation, graph: Graph, lasting: bool = True) -> None:
+        """Opens the exchange; all ranks take part.
+
+        Args:
+            federation: the clients.
+            graph: who is whose neighbour.
+            lasting: whether the graph holds for many rounds.
+        """
         self.federation = federation
         self.graph = graph
         self._rank = federation.world.rank
-        found = neighbour_ranks(graph, federation.placement, self._rank)
-        self._channel = federation.world.channel(found.tolist())
+        with federation.clock("connect"):
+            ranks = neighbour_ranks(graph, federation.placement, self._rank)
+            self._channel = federation.world.channel(ranks.tolist(), lasting)
         self._crossing = Crossing(graph, federation.placement, self._rank, self._channel.neighbours)
 
     def __enter__(self) -> Exchange:
@@ -190,7 +197,7 @@ class Exchange:
             form = MessageFormat({"vector": Field(phase, (vectors.shape[1],), vectors.dtype)})
             self.book_server(form, everybody, np.ones_like(everybody))
         if f.world.size > 1:
-            f.ledger.book_mpi("weights", reduced_bytes(vectors.shape[1]))
+            f.ledger.book_mpi("weights", reduced_bytes(vectors.shape[1], f.world.size))
         shares = f.sizes if kind == "samples" else np.ones(count, dtype=np.int64)
         with f.clock("exchange"):
             own = shares[f.owned.start : f.owned.stop]
@@ -458,7 +465,8 @@ class Exchange:
 def mean_over_clients(federation: Federation, vectors: torch.Tensor) -> torch.Tensor:
     """Mean `[param]` over all clients of `vectors` `[owned, param]`; booked as a statistic."""
     if federation.world.size > 1:
-        federation.ledger.book_mpi("statistics", reduced_bytes(vectors.shape[1]))
+        sent = reduced_bytes(vectors.shape[1], federation.world.size)
+        federation.ledger.book_mpi("statistics", sent)
     return exact_mean(federation.world, vectors, federation.placement.clients)
 
 

@@ -9,6 +9,8 @@ import time
 from types import TracebackType
 
 PHASES = (
+    "graph",
+    "connect",
     "exchange",
     "train",
     "jacobian",
@@ -17,9 +19,18 @@ PHASES = (
     "update",
     "select",
     "evaluate",
+    "gather",
+    "agree",
     "record",
     "other",
 )
+"""What some of the phases are: `graph` draws the graph of the round. `connect` finds the neighbouring
+ranks and opens the channel to them. `exchange` writes, sends and waits for messages. `gather` brings to
+rank 0 what the record stores. `agree` decides whether to stop, and waits for the slowest rank. `record`
+writes files."""
+
+COORDINATING = ("graph", "connect", "exchange", "gather", "agree", "other")
+"""Phases in which a rank mostly waits for others, or does what does not serve the method."""
 
 
 class Clock:

@@ -168,6 +168,7 @@ class Record:
             for name in _LATER:
                 if name not in file:
                     _create_by_rank(file, name, 0)
+            _fit_phases(file)
             for name in BY_ROUND:
                 file[name].resize(done, axis=0)
             offsets = file["topology/offsets"]
@@ -270,6 +271,25 @@ def _create_by_rank(file: h5py.File, name: str, ranks: int) -> None:
     after = _BY_RANK[name]
     shapes = {"shape": (0, ranks, *after), "maxshape": (None, None, *after)}
     file.create_dataset(name, dtype=BY_ROUND[name], chunks=True, fillvalue=np.nan, **shapes)
+
+
+def _fit_phases(file: h5py.File) -> None:
+    """Gives a record of an earlier version the phases of today; what it did not tell apart is 0."""
+    former = file["time"].attrs["phases"].tolist()
+    if former == list(PHASES):
+        return
+    seconds = file["time/seconds"][:]
+    fitted = np.zeros((*seconds.shape[:2], len(PHASES)))
+    fitted[np.isnan(seconds).all(axis=2)] = np.nan  # a rank that was not there
+    for place, phase in enumerate(former):
+        fitted[..., PHASES.index(phase)] = seconds[..., place]
+    told = dict(file["time/seconds"].attrs)
+    del file["time/seconds"]
+    _create_by_rank(file, "time/seconds", fitted.shape[1])
+    file["time/seconds"].resize(len(fitted), axis=0)
+    file["time/seconds"][...] = fitted
+    file["time/seconds"].attrs.update(told)
+    file["time"].attrs["phases"] = list(PHASES)
 
 
 def _widen(dataset: h5py.Dataset, ranks: int) -> None:
