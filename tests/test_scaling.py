@@ -194,7 +194,8 @@ def test_the_models_arithmetic_by_hand(strong):
     assert found.sent == sent
     assert found.seconds["evolve"] == pytest.approx(4)
     assert found.seconds["exchange"] == pytest.approx(3 * 0.5 + sent / 100)
-    assert found.wall == pytest.approx(4 + 1.5 + 24)
+    assert found.seconds["agree"] == pytest.approx(0.5)  # two ranks agree in one step
+    assert found.wall == pytest.approx(4 + 1.5 + 24 + 0.5)
     assert (found.neighbours, found.imbalance) == (1, 1)
 
 
