@@ -15,6 +15,7 @@ from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.data import partition, sources
+from mpi_ntkdfl.data.dataset import Dataset, Scaling
 from mpi_ntkdfl.federation.clients import Federation, Samples
 from mpi_ntkdfl.model import byte_products, mlp
 from mpi_ntkdfl.model.levels import LEAST_FEATURES, Inputs, Levels
@@ -26,6 +27,7 @@ from mpi_ntkdfl.planning.plan import Plan, make_plan
 from mpi_ntkdfl.runtime import device, seeds
 from mpi_ntkdfl.runtime.clock import Clock
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.paths import user_path
 from mpi_ntkdfl.topology.placement import Placement
 from mpi_ntkdfl.topology.schedule import Schedule
 
@@ -43,7 +45,7 @@ class Problem:
         plan: the first round in numbers.
     """
 
-    dataset: sources.Dataset
+    dataset: Dataset
     partition: partition.Partition
     schedule: Schedule
     start: np.ndarray | None
@@ -81,13 +83,14 @@ def prepare(config: Config, ranks: int) -> Problem:
     equal = Placement(config.clients, ranks)  # refuses more ranks than clients before reading
     dataset = sources.load(config.dataset)
     shares = partition.make(
-        config.partition, dataset.train_labels, config.clients, config.seed, dataset.writers
+        config.partition, dataset.train_labels, config.clients, config.seed, dataset.sites
     )
     schedule = Schedule(config.topology, config.clients, config.seed)
     network = mlp.build(config.model, dataset.train_inputs.shape[1], dataset.classes)
     start = None
     if config.model.weights is not None:
-        start = read_weights(Path(config.model.weights), network.layout).double().numpy()
+        path = user_path(config.model.weights, "model.weights")
+        start = read_weights(path, network.layout).double().numpy()
     first = FirstRound(
         config=config,
         method=METHODS[config.algorithm.name],
@@ -154,7 +157,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
     way = agreed_staging(world, chosen, config.compute.gpu_aware_mpi)
     dtype = getattr(torch, config.compute.dtype)
 
-    def told() -> tuple[Network, Schedule, sources.Scaling, np.ndarray, Placement]:
+    def told() -> tuple[Network, Schedule, Scaling, np.ndarray, Placement]:
         assert problem is not None
         p = problem
         return p.network, p.schedule, p.dataset.scaling, p.partition.sizes, p.placement
@@ -207,7 +210,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
 
 
 def _levels(
-    config: Config, world: World, scaling: sources.Scaling, stored: np.ndarray, chosen: torch.device
+    config: Config, world: World, scaling: Scaling, stored: np.ndarray, chosen: torch.device
 ) -> tuple[Levels | None, str]:
     """The levels of inputs that are bytes, if all ranks multiply bytes; and the reason.
 

@@ -16,7 +16,7 @@ import torch
 
 from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.world import SoloWorld
-from mpi_ntkdfl.data.sources import DEBIAN_FASHION
+from mpi_ntkdfl.data.fashion_mnist import FASHION_MNIST
 from mpi_ntkdfl.federation.clients import Federation, Samples
 from mpi_ntkdfl.model.mlp import MLP
 from mpi_ntkdfl.runtime.clock import Clock
@@ -31,7 +31,7 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
 
 needs_fashion = pytest.mark.skipif(
-    not DEBIAN_FASHION.exists(),
+    not FASHION_MNIST.packaged.exists(),
     reason="needs Fashion-MNIST: Debian package dataset-fashion-mnist",
 )
 

@@ -51,7 +51,8 @@ def test_descent_equals_autograd(loss, widths, samples):
 def one_round(number=0, memory_limit=None, dtype=torch.float64, **settings):
     federation = make_federation((6, 5, 3), SIZES, dtype, memory_limit)
     weights = random_weights(federation)
-    method = AverageGd(AverageGdSettings(**{"taus": (5, 40), "lr": 0.05} | settings), federation)
+    chosen = {"taus": (5, 40), "lr": 0.05} | settings
+    method = AverageGd(AverageGdSettings().model_copy(update=chosen), federation)
     with Exchange(federation, Graph.from_pairs(4, EDGES)) as exchange:
         return federation, weights, method.settings, method.round(weights, number, exchange)
 

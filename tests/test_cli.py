@@ -20,15 +20,16 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mpi_ntkdfl import __version__, config
+from mpi_ntkdfl import __version__, presets
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.cli import main as cli
 from mpi_ntkdfl.cli.options import read_config
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
-from mpi_ntkdfl.data.sources import FILES
+from mpi_ntkdfl.data.image_sets import FILES
 from mpi_ntkdfl.model.mlp import MLP
 from mpi_ntkdfl.runtime.clock import PHASES
+from mpi_ntkdfl.runtime.yaml_text import read_yaml
 from tests import children
 from tests.conftest import environment
 from tests.test_record import finished_run
@@ -145,8 +146,8 @@ def test_version():
 
 def test_presets():
     lines = answer("presets").splitlines()
-    assert [line.split()[0] for line in lines] == config.preset_names()
-    for name in config.preset_names():
+    assert [line.split()[0] for line in lines] == presets.names()
+    for name in presets.names():
         raw = yaml.safe_load(answer("presets", name))
         assert raw["algorithm"]["name"] in METHODS
 
@@ -559,7 +560,7 @@ def assert_record(path, clients, ranks, rounds):
         assert (file.attrs["schema"], file.attrs["seed"], file.attrs["ranks"]) == (2, 0, ranks)
         assert (file.attrs["version"], file.attrs["device"]) == (__version__, "cpu")
         assert len(json.loads(file.attrs["hosts"])) == ranks
-        assert config.read_yaml(file.attrs["config"], "config") == config.read_yaml(
+        assert read_yaml(file.attrs["config"], "config") == read_yaml(
             preset_config().to_yaml(), "config"
         )
         assert tuple(file["traffic"].attrs["phases"]) == TRAFFIC_PHASES

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpi_ntkdfl import config
-from mpi_ntkdfl.algorithms import METHODS
+from mpi_ntkdfl import config, presets
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.comm.world import SoloWorld
@@ -37,8 +36,8 @@ PARTITION = np.array([0, 2, 3, 5, 9]), np.array([4, 1, 0, 7, 7, 2, 3, 5, 6])
 
 
 def config_text():
-    layers = [*config.read_source("quickstart"), {"clients": CLIENTS, "topology": {"degree": 3}}]
-    return config.parse(layers, {name: m.Settings for name, m in METHODS.items()}).to_yaml()
+    layers = [*presets.read_source("quickstart"), {"clients": CLIENTS, "topology": {"degree": 3}}]
+    return config.parse(layers).to_yaml()
 
 
 def evaluation(done):

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import yaml
 
-from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.analysis import scaling, scaling_model, scaling_plot, scaling_run, scaling_text
 from mpi_ntkdfl.analysis.scaling_model import Network
 from mpi_ntkdfl.assembly import prepare
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
-from mpi_ntkdfl.config import parse, read_source
+from mpi_ntkdfl.config import parse
 from mpi_ntkdfl.planning import costs
+from mpi_ntkdfl.presets import read_source
 from mpi_ntkdfl.runtime.clock import PHASES
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.launching import launcher_words
@@ -27,12 +27,10 @@ from tests.conftest import environment, find_mpirun, needs_fashion
 from tests.test_cli import answer, complaint
 from tests.test_record import attributes
 
-SETTINGS = {name: method.Settings for name, method in METHODS.items()}
-
 
 def parsed(changes):
     layers = [*read_source("quickstart"), changes]
-    return parse(layers, SETTINGS)
+    return parse(layers)
 
 
 SOME_NETWORK = Network(alpha=0.5, beta=100.0)
@@ -212,7 +210,7 @@ def test_the_model_gives_back_what_it_was_made_from(strong):
     known = scaling_model.model([scaling.read(strong[0])])
     assert scaling_model.predict(known, 1, 4, SOME_NETWORK).wall == pytest.approx(8)
     point = scaling.read(strong[1])
-    assert scaling_text.predicted_on(known, point, SOME_NETWORK) == pytest.approx(29.5)
+    assert scaling_text.predicted_on(known, point, SOME_NETWORK) == pytest.approx(30)
 
 
 def regular(path):
@@ -279,7 +277,7 @@ def test_methods_with_a_server_are_refused(tmp_path):
 )
 def test_what_check_predicts(preset, costs_sum, seconds, traffic, memory, offsets):
     """Numbers of an earlier version: ranks share clients out by them, so they change on purpose only."""
-    problem = prepare(parse(read_source(preset), SETTINGS), 3)
+    problem = prepare(parse(read_source(preset)), 3)
     assert costs.placement_costs(costs.round_work(problem.first)).sum() == costs_sum
     assert problem.placement.offsets.tolist() == offsets
     found = problem.round_seconds(costs.NOMINAL, 2)

@@ -20,6 +20,7 @@ PACKAGE = ROOT / "mpi_ntkdfl"
 # A module imports only from its own row and the rows above. This is docs/design.md, "Rooms".
 LAYERS = [
     ["runtime", "__init__"],
+    ["presets"],
     ["config"],
     ["data", "topology", "model"],
     ["ntk"],

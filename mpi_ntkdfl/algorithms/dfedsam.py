@@ -14,6 +14,7 @@ from pydantic import Field
 
 from mpi_ntkdfl.algorithms.local_training import Gradient, Layers, Sgd, SgdRule
 from mpi_ntkdfl.algorithms.train_then_average import GossipSettings, TrainThenAverage
+from mpi_ntkdfl.config import MOST_SAMPLES
 from mpi_ntkdfl.model.batched import product
 from mpi_ntkdfl.runtime.looks import PURPLE, LineStyle
 
@@ -25,13 +26,13 @@ class DfedsamSettings(GossipSettings):
     """
 
     name: Literal["dfedsam"] = "dfedsam"
-    lr: float = Field(default=0.01, gt=0)
-    lr_factor: float = Field(default=0.95, gt=0)
-    batch: int = Field(default=32, ge=1)
-    epochs: int = Field(default=5, ge=1)
+    lr: float = Field(default=0.01, gt=0, le=1e6)
+    lr_factor: float = Field(default=0.95, gt=0, le=1)
+    batch: int = Field(default=32, ge=1, le=MOST_SAMPLES)
+    epochs: int = Field(default=5, ge=1, le=100_000)
     momentum: float = Field(default=0.99, ge=0, lt=1)
-    weight_decay: float = Field(default=5e-4, ge=0)
-    rho: float = Field(default=0.01, gt=0)
+    weight_decay: float = Field(default=5e-4, ge=0, le=1e6)
+    rho: float = Field(default=0.01, gt=0, le=1e6)
     adaptive: bool = True
 
 

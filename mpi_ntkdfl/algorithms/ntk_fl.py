@@ -15,6 +15,7 @@ from pydantic import Field
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult, may_diverge
 from mpi_ntkdfl.algorithms.steps import NtkSettings, ntk_step, ntk_step_work
 from mpi_ntkdfl.algorithms.work import Load, Work
+from mpi_ntkdfl.config import MOST_CLIENTS
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.federation.formats import factored_format
@@ -31,7 +32,7 @@ class NtkFlSettings(NtkSettings):
     """
 
     name: Literal["ntk-fl"] = "ntk-fl"
-    clients_per_round: int = Field(default=21, ge=1)
+    clients_per_round: int = Field(default=21, ge=1, le=MOST_CLIENTS)
 
 
 class NtkFl(Method[NtkFlSettings]):

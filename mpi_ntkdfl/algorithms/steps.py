@@ -21,6 +21,7 @@ from mpi_ntkdfl.ntk.evolve import Evolution, evolve
 from mpi_ntkdfl.ntk.evolve_batch import evolve_batch
 from mpi_ntkdfl.ntk.update import best, candidate_weights, linearised_losses, network_losses
 from mpi_ntkdfl.runtime.errors import Diverged
+from mpi_ntkdfl.runtime.settings import a_list
 
 _CALLS_PER_INNER_STEP, _PASSES_PER_INNER_STEP = 320, 110
 
@@ -37,15 +38,13 @@ class StepSettings(MethodSettings):
     numbers of steps; the one with the lowest loss is kept.
     """
 
-    lr: float = Field(default=0.01, gt=0)
-    lr_decay: float = Field(default=0.07, ge=0)
-    taus: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1)] = (
-        100,
-        200,
-        400,
-        600,
-        800,
-    )
+    lr: float = Field(default=0.01, gt=0, le=1e6)
+    lr_decay: float = Field(default=0.07, ge=0, le=100)
+    taus: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...],
+        Field(strict=False, min_length=1, max_length=1000),
+        a_list("[100, 200]"),
+    ] = (100, 200, 400, 600, 800)
     loss: Literal["cross-entropy", "squared"] = "cross-entropy"
 
     @field_validator("taus")

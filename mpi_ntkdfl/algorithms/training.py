@@ -19,7 +19,7 @@ from mpi_ntkdfl.algorithms.local_training import (
     padded_samples,
 )
 from mpi_ntkdfl.algorithms.work import Load, Work
-from mpi_ntkdfl.config import MethodSettings
+from mpi_ntkdfl.config import MOST_SAMPLES, MethodSettings
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.model.network import Network
 
@@ -33,12 +33,12 @@ class TrainingSettings(MethodSettings):
     of `batch`. Velocities of `momentum` start at zero in every round.
     """
 
-    lr: float = Field(gt=0)
-    lr_factor: float = Field(default=1.0, gt=0)
-    batch: int = Field(ge=1)
-    epochs: int = Field(ge=1)
+    lr: float = Field(gt=0, le=1e6)
+    lr_factor: float = Field(default=1.0, gt=0, le=1)
+    batch: int = Field(ge=1, le=MOST_SAMPLES)
+    epochs: int = Field(ge=1, le=100_000)
     momentum: float = Field(default=0.0, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, le=1e6)
 
     def sgd(self, number: int) -> Sgd:
         """The descent of round `number`; the first is 0."""

@@ -27,12 +27,9 @@ import yaml
 
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.analysis.tables import Run
-from mpi_ntkdfl.analysis.traces import UNTIMED
+from mpi_ntkdfl.analysis.traces import UNTIMED, apart, flattened
 from mpi_ntkdfl.runtime.clock import COORDINATING
 from mpi_ntkdfl.runtime.errors import InputError
-
-# What may differ between runs of one study, beside the numbers of ranks and of clients.
-_FREE = ("clients", "rounds", "output", "seed")
 
 Kind = Literal["strong", "weak"]
 
@@ -242,8 +239,8 @@ def _point(run: Run, name: str, sizes: np.ndarray, edges: np.ndarray) -> Point:
 def studies(points: Iterable[Point]) -> list[Study]:
     """Every strong and every weak study the runs hold.
 
-    Runs belong together whose configurations differ in `clients`, `rounds`, `seed` and `output` alone:
-    with the same clients to a strong study, with as many clients a rank to a weak one.
+    Runs of one family belong together (`same_family`): with the same clients to a strong study, with
+    as many clients per rank to a weak one.
 
     Raises:
         InputError: if there is none.
@@ -251,8 +248,9 @@ def studies(points: Iterable[Point]) -> list[Study]:
     points = sorted(points, key=lambda point: (point.ranks, point.name))
     families: dict[tuple[str, Kind, float], list[Point]] = {}
     for point in points:
+        settings = flattened(point.config).items()
         kept = json.dumps(
-            {key: value for key, value in point.config.items() if key not in _FREE},
+            {key: value for key, value in settings if not same_family(key)},
             sort_keys=True,
             default=str,
         )
@@ -269,6 +267,11 @@ def studies(points: Iterable[Point]) -> list[Study]:
             "of ranks, and the same clients (strong) or as many clients a rank (weak)"
         )
     return sorted(found, key=lambda study: study.kind)
+
+
+def same_family(setting: str) -> bool:
+    """Whether runs that differ in a setting can belong to one scaling study."""
+    return setting in ("clients", "rounds") or not apart(setting)
 
 
 def warnings(points: Iterable[Point]) -> list[str]:

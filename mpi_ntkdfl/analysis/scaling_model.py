@@ -7,13 +7,12 @@
 
 Measured seconds are means over clients of the records given. A client's share goes with the samples it
 computes on, squared where it collects its neighbours' (the kernel). In every exchange a rank sends a
-message to each neighbouring rank. These messages travel at the same time, so an exchange costs one latency
-`alpha` (and a microsecond of the processor per message), and the bytes that the rank sends at `beta` bytes
-per second (Hockney, "The communication challenge for MPP", Parallel Computing 20, 1994). Exchanges follow
-each other; no computation overlaps them. At the end of a round the ranks agree on whether to stop. What
-the record needs travels to rank 0 meanwhile. What was measured as `other` counts as a client's, like
-computation. Every rank draws every graph of all clients, so that time grows with clients and does not
-shrink with ranks.
+message to each neighbouring rank. They travel at the same time, so an exchange costs one latency `alpha`,
+a microsecond of the processor per message, and the rank's bytes at `beta` bytes per second (Hockney, "The
+communication challenge for MPP", Parallel Computing 20, 1994). Exchanges follow each other, and no
+computation hides them. At the end of a round the ranks agree on whether to stop. What the record needs
+travels to rank 0 meanwhile. What was measured as `other` counts as a client's, like computation. Every
+rank draws every graph of all clients. That time grows with clients and does not shrink with ranks.
 """
 
 from __future__ import annotations
@@ -258,4 +257,4 @@ def _messages(
         moved += count * (ghosts if once else len(clients))
         exchanges += once
     exchanges += any(phase not in _ONCE_A_RANK for phase in known.edge_bytes)
-    return exchanges, moved, len(ranks)
+    return exchanges if len(ranks) else 0, moved, len(ranks)

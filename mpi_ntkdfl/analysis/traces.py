@@ -16,21 +16,47 @@ import yaml
 
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.analysis.tables import Run
+from mpi_ntkdfl.config import effect
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.looks import LineStyle
 
 UNTIMED = ("evaluate", "record")
 """Phases that serve the experimenter; a real federation would not spend them."""
 
-# Differences that make no other experiment: where data and results lie, and what a seed changes.
-_INCIDENTAL = ("seed", "dataset.root", "partition.path", "output.")
-# Differences that a label mentions only if nothing else tells two configurations apart.
-_MINOR = ("rounds", "evaluation.", "compute.")
-# What must agree for a comparison to be fair. `evaluation.clients` changes no number compared.
-_FAIR = (
-    *("clients", "dataset.", "partition.", "topology.", "model."),
-    *("evaluation.every", "compute.dtype"),
-)
+
+_CONTENT_RECORDED = ("dataset", "partition")
+"""Sections whose content a record holds, so that where their files are says nothing."""
+
+
+def apart(setting: str) -> bool:
+    """Whether runs that differ in a setting are of two configurations, and not seeds of one.
+
+    All settings of `compute` keep runs apart, because seconds depend on them. A path does, unless the
+    record holds what was at the path.
+    """
+    section, affected = setting.partition(".")[0], effect(setting)
+    if section == "compute":
+        return True
+    if affected == "place":
+        return section not in _CONTENT_RECORDED
+    return affected not in ("seed", "nothing")
+
+
+def minor(setting: str) -> bool:
+    """Whether a label mentions a setting only if nothing else tells two configurations apart."""
+    return setting.startswith("compute.") or effect(setting) == "extent"
+
+
+def must_agree(setting: str) -> bool:
+    """Whether a comparison of runs that differ in a setting is unfair, unless methods are compared.
+
+    The settings of a method may differ, since methods are what is compared. Of the extent, only how
+    often a run is measured matters: it decides when a target is seen to be reached.
+    """
+    if setting == "evaluation.every":
+        return True
+    compared = effect(setting) in ("result", "place") and not setting.startswith("algorithm.")
+    return compared and apart(setting)
 
 
 @dataclass(frozen=True)
@@ -149,7 +175,7 @@ def trace(run: Run, name: str) -> Trace:
 
 
 def _trace(run: Run, name: str) -> Trace:
-    settings = _flattened(yaml.safe_load(run.attributes["config"]))
+    settings = flattened(yaml.safe_load(run.attributes["config"]))
     for needed in ("algorithm.name", "seed", "rounds"):
         if needed not in settings:
             raise ValueError(f"its configuration lacks {needed}")
@@ -197,12 +223,12 @@ def _trace(run: Run, name: str) -> Trace:
     )
 
 
-def _flattened(section: Mapping[str, object], above: str = "") -> dict[str, object]:
+def flattened(section: Mapping[str, object], above: str = "") -> dict[str, object]:
     """`{"topology": {"degree": 5}}` as `{"topology.degree": 5}`."""
     flat: dict[str, object] = {}
     for key, value in section.items():
         flat |= (
-            _flattened(value, f"{above}{key}.") if isinstance(value, dict) else {above + key: value}
+            flattened(value, f"{above}{key}.") if isinstance(value, dict) else {above + key: value}
         )
     return flat
 
@@ -214,7 +240,7 @@ def grouped(traces: Sequence[Trace]) -> list[Group]:
     """Puts seeds of one configuration together, in order of first appearance, and labels them."""
     by_settings: dict[str, list[Trace]] = {}
     for each in traces:
-        kept = {k: v for k, v in each.settings.items() if not k.startswith(_INCIDENTAL)}
+        kept = {k: v for k, v in each.settings.items() if apart(k)}
         by_settings.setdefault(json.dumps(kept, sort_keys=True, default=str), []).append(each)
     groups = list(by_settings.values())
     labels = [""] * len(groups)
@@ -227,9 +253,9 @@ def grouped(traces: Sequence[Trace]) -> list[Group]:
 
 
 def _labels(configurations: Sequence[dict[str, object]]) -> list[str]:
-    """What sets each of some configurations of one method apart; one alone needs no label."""
-    keys = [k for k in _differing(configurations) if not k.startswith(_INCIDENTAL)]
-    major = [key for key in keys if not key.startswith(_MINOR)]
+    """What sets each of some configurations of one method apart; a single one needs no label."""
+    keys = [k for k in _differing(configurations) if apart(k)]
+    major = [key for key in keys if not minor(key)]
     labels = [_label(settings, major) for settings in configurations]
     if len(set(labels)) < len(labels):
         labels = [_label(settings, keys) for settings in configurations]
@@ -285,12 +311,8 @@ def warnings(groups: Sequence[Group]) -> list[str]:
 def _unfair(groups: Sequence[Group]) -> list[str]:
     """What differs between groups that should not: settings, seeds, samples, start."""
     settings = [
-        {k: v for k, v in group.traces[0].settings.items() if k.startswith(_FAIR)}
-        for group in groups
+        {k: v for k, v in group.traces[0].settings.items() if must_agree(k)} for group in groups
     ]
-    for each in settings:
-        each.pop("dataset.root", None)
-        each.pop("partition.path", None)
     found = _spelled(settings)
     seeds = [{trace.seed for trace in group.traces} for group in groups]
     if any(each != seeds[0] for each in seeds):

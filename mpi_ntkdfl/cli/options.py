@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mpi_ntkdfl import config
+from mpi_ntkdfl import config, presets
 
 SOURCE = click.argument("source", metavar="PRESET_OR_YAML", default="quickstart")
 SET = click.option(
@@ -16,6 +16,13 @@ SET = click.option(
     metavar="SECTION.KEY=VALUE",
     multiple=True,
     help="Override one setting; the value is read as YAML. Repeatable.",
+)
+PLUGIN = click.option(
+    "--plugin",
+    "plugin_files",
+    metavar="FILE.py",
+    multiple=True,
+    help="Run a Python file of yours that registers methods, networks, data sets, ... Repeatable.",
 )
 RECORD = click.argument("record", metavar="RUN.h5", type=click.Path(path_type=Path))
 RECORDS = click.argument(
@@ -29,10 +36,7 @@ def read_config(source: str, overrides: tuple[str, ...]) -> config.Config:
     Raises:
         InputError: for bad input.
     """
-    from mpi_ntkdfl.algorithms import METHODS
-
-    layers = [*config.read_source(source), config.read_overrides(overrides)]
-    return config.parse(layers, {name: method.Settings for name, method in METHODS.items()})
+    return config.parse([*presets.read_source(source), presets.read_overrides(overrides)])
 
 
 def warn(lines: Iterable[str]) -> None:

@@ -10,9 +10,10 @@ import click
 
 from mpi_ntkdfl import config
 from mpi_ntkdfl.cli.failing import failing_together
-from mpi_ntkdfl.cli.options import SET, SOURCE, read_config
-from mpi_ntkdfl.comm.mpi import open_world
-from mpi_ntkdfl.runtime import logs
+from mpi_ntkdfl.cli.options import PLUGIN, SET, SOURCE, read_config
+from mpi_ntkdfl.comm.mpi import MpiWorld, open_world
+from mpi_ntkdfl.runtime import logs, plugins
+from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.stopping import UNFINISHED, watch_signals
 from mpi_ntkdfl.storage.outputs import Outputs, choose
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 @click.command()
 @SOURCE
 @SET
+@PLUGIN
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The record to write.")
 @click.option("--resume", is_flag=True, help="Go on with an existing run, or start a new one.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing record and its checkpoints.")
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 def run(
     source: str,
     overrides: tuple[str, ...] = (),
+    plugin_files: tuple[str, ...] = (),
     output: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -55,6 +58,8 @@ def run(
         from mpi_ntkdfl import simulation
         from mpi_ntkdfl.cli import progress
 
+        _load_plugins(world, plugin_files)
+
         def decide() -> tuple[config.Config, Outputs]:
             found = read_config(source, overrides)
             return found, choose(output, Path(source).stem, resume)
@@ -67,6 +72,26 @@ def run(
             _say_goodbye(outputs, outcome)
     if not outcome.finished:
         sys.exit(UNFINISHED)
+
+
+def _load_plugins(world: MpiWorld, files: tuple[str, ...]) -> None:
+    """Loads the same plugins on every rank.
+
+    Raises:
+        InputError: on every rank, if a file fails or is not the same on all ranks.
+    """
+    mine = world.agree(lambda: plugins.load(files))
+    first = world.on_root(lambda: mine)
+
+    def require_same() -> None:
+        for file, own, other in zip(files, mine, first, strict=True):
+            if own != other:
+                raise InputError(
+                    f"--plugin: all ranks must run the same file, but {file} is another one on "
+                    f"{world.hosts[world.rank]} (rank {world.rank}) than on {world.hosts[0]} (rank 0)"
+                )
+
+    world.agree(require_same)
 
 
 def _say_goodbye(outputs: Outputs, outcome: Outcome) -> None:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mpi_ntkdfl import config
+from mpi_ntkdfl import config, presets
+from mpi_ntkdfl.cli.options import PLUGIN
 from mpi_ntkdfl.comm.mpi import under_launcher
+from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.launching import launcher_words
 
@@ -37,6 +39,7 @@ def scaling() -> None:
 @click.option(
     "--set", "overrides", metavar="SECTION.KEY=VALUE", multiple=True, help="As for `run`."
 )
+@PLUGIN
 @click.option(
     "--kind",
     type=click.Choice(["strong", "weak"]),
@@ -63,6 +66,7 @@ def scaling() -> None:
 def run(
     source: str,
     overrides: tuple[str, ...],
+    plugin_files: tuple[str, ...],
     kind: Kind,
     ranks: str,
     rounds: int | None,
@@ -74,15 +78,15 @@ def run(
     A strong study runs the source as it is on every number of ranks. In a weak one `clients` is the
     number of clients a rank: a run on R ranks has R times as many.
     """
-    from mpi_ntkdfl.algorithms import METHODS
     from mpi_ntkdfl.analysis import scaling_run
 
     if under_launcher():
         raise InputError("scaling run starts mpirun itself: start it without mpirun or srun")
+    plugins.load(plugin_files)
     counts = _counts(ranks)
     more = [] if rounds is None else [{"rounds": rounds}]
-    layers = [*config.read_source(source), config.read_overrides(overrides), *more]
-    settings = config.parse(layers, {name: method.Settings for name, method in METHODS.items()})
+    layers = [*presets.read_source(source), presets.read_overrides(overrides), *more]
+    settings = config.parse(layers)
     planned = scaling_run.plan(settings, kind, counts)
     words = launcher_words(launcher)
     records = scaling_run.run(planned, kind, folder, words, click.echo)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mpi_ntkdfl.runtime import logs
+from mpi_ntkdfl.cli.options import PLUGIN
+from mpi_ntkdfl.runtime import logs, plugins
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.stopping import UNFINISHED, watch_signals
 
@@ -22,7 +23,7 @@ _RANKS = click.option("--ranks", type=click.IntRange(1), default=1, help="Ranks 
 
 
 def _which(command: Callable[..., None]) -> Callable[..., None]:
-    """Options that say which runs a study has; the same words mean the same runs in every command."""
+    """Options that say which runs a study has; equal words mean equal runs in every command."""
     options: list[Any] = [
         click.option(
             "--scale",
@@ -39,6 +40,7 @@ def _which(command: Callable[..., None]) -> Callable[..., None]:
             multiple=True,
             help="Override a setting of every run. Repeatable.",
         ),
+        PLUGIN,
         click.option(
             "-o",
             "--output",
@@ -92,6 +94,7 @@ def plan(
     scale: str,
     seeds: int | None,
     overrides: tuple[str, ...],
+    plugin_files: tuple[str, ...],
     folder: Path,
     ranks: int,
     runs: bool,
@@ -123,6 +126,7 @@ def run_study(
     scale: str,
     seeds: int | None,
     overrides: tuple[str, ...],
+    plugin_files: tuple[str, ...],
     folder: Path,
     ranks: int,
     launcher: str | None,
@@ -140,6 +144,7 @@ def run_study(
     logs.set_up(0, quiet=True)
     watch_signals()
     how = execute.launch(launcher, ranks)
+    plugins.load(plugin_files)
     found = _expand(name, scale, folder, seeds, overrides)
     mine = execute.share(found.distinct(), *_task(task))
     tally = execute.work(found, mine, how, click.echo)
@@ -165,6 +170,7 @@ def report(
     scale: str,
     seeds: int | None,
     overrides: tuple[str, ...],
+    plugin_files: tuple[str, ...],
     folder: Path,
     html: Path | None,
 ) -> None:
@@ -173,6 +179,7 @@ def report(
     from mpi_ntkdfl.studies import report as reporting
 
     logs.set_up(0, quiet=True)
+    plugins.load(plugin_files)
     made = []
     for name in names:
         found = reporting.make(_expand(name, scale, folder, seeds, overrides))

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from mpi_ntkdfl import config
 from mpi_ntkdfl.runtime import seeds
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.paths import user_path
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 
@@ -48,7 +49,7 @@ def make(
     labels: Indices,
     clients: int,
     seed: int,
-    writers: Indices | None = None,
+    sites: Indices | None = None,
 ) -> Partition:
     """Divides the training samples among the clients.
 
@@ -57,7 +58,8 @@ def make(
         labels: [n] class of each training sample.
         clients: number of clients M, >= 1.
         seed: the run's seed.
-        writers: [n] writer of each training sample, counted from 0, if the data set knows them.
+        sites: [n] site of each training sample, such as its writer, counted from 0, if the data set
+            knows them.
 
     Raises:
         InputError: if the rule cannot serve that many clients, or the partition file is wrong.
@@ -70,9 +72,9 @@ def make(
         case config.ShardsPartition():
             return _shards(settings.per_client, labels, clients, seed)
         case config.WriterPartition():
-            return _by_writer(writers, clients)
+            return _by_site(sites, clients)
         case config.FilePartition():
-            return _from_file(Path(settings.path).expanduser(), clients, len(labels))
+            return _from_file(user_path(settings.path, "partition.path"), clients, len(labels))
 
 
 def _join(shares: Sequence[Indices]) -> Partition:
@@ -83,7 +85,7 @@ def _join(shares: Sequence[Indices]) -> Partition:
 def _iid(n: int, clients: int, seed: int) -> Partition:
     """Cuts one permutation into shares whose sizes differ by at most one."""
     if n < clients:
-        raise InputError(f"iid needs a sample a client, got {n} samples for {clients} clients")
+        raise InputError(f"iid needs a sample per client, got {n} samples for {clients} clients")
     return _join(np.array_split(seeds.generator(seed, "partition").permutation(n), clients))
 
 
@@ -92,7 +94,7 @@ def _shards(per_client: int, labels: Indices, clients: int, seed: int) -> Partit
     count, n = clients * per_client, len(labels)
     if n < count:
         raise InputError(
-            f"shards needs a sample a shard, got {n} samples for {clients} clients * {per_client} "
+            f"shards needs a sample per shard, got {n} samples for {clients} clients * {per_client} "
             "shards: lower clients or partition.per_client"
         )
     shards = np.array_split(np.argsort(labels, kind="stable"), count)
@@ -163,24 +165,24 @@ def _draw_proportions(
     return np.asarray(gamma / gamma.sum())
 
 
-# -------------------------------------------------------------------------------- writers and files
+# ---------------------------------------------------------------------------------- sites and files
 
 
-def _by_writer(writers: Indices | None, clients: int) -> Partition:
-    """Client i holds the samples of writer i; writers from `clients` on are left out."""
-    if writers is None:
+def _by_site(sites: Indices | None, clients: int) -> Partition:
+    """Client i holds the samples of site i; sites from `clients` on are left out."""
+    if sites is None:
         raise InputError(
-            "partition writer needs a data set that knows its writers, got one that does not: "
-            "use dataset femnist or another partition"
+            "partition writer needs a data set that knows its writers or other sites, got one that "
+            "does not: use dataset femnist or another partition"
         )
-    count = int(writers.max(initial=-1)) + 1
+    count = int(sites.max(initial=-1)) + 1
     if clients > count:
         raise InputError(
-            f"partition writer has one client a writer, got {clients} clients for {count} writers: "
+            f"partition writer has one client per writer, got {clients} clients for {count} writers: "
             "lower clients"
         )
-    order = np.argsort(writers, kind="stable")
-    offsets = np.searchsorted(writers[order], np.arange(clients + 1)).astype(np.int64)
+    order = np.argsort(sites, kind="stable")
+    offsets = np.searchsorted(sites[order], np.arange(clients + 1)).astype(np.int64)
     if (np.diff(offsets) == 0).any():
         raise InputError(f"writer {_first(np.diff(offsets) == 0)} has no training samples")
     return Partition(offsets, order[: offsets[-1]].astype(np.int64))
@@ -223,7 +225,10 @@ def _from_file(path: Path, clients: int, n: int) -> Partition:
 
 def _read_npz(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with path.open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            if isinstance(arrays, np.ndarray):
+                raise ValueError("it is an npy file, which has one array and no names")
             found = {key: arrays[key] for key in ("offsets", "indices") if key in arrays}
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error

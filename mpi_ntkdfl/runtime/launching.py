@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.errors import InputError
 
 _RANKS = re.compile(r"\{ranks(?:/([1-9]\d*))?\}")
@@ -48,10 +49,14 @@ def launcher_words(template: str | None) -> tuple[str, ...]:
 
 
 def run_command(words: Sequence[str], ranks: int, source: Path, record: Path) -> list[str]:
-    """The command line that runs `source`, or goes on with it, under the launcher `words`."""
+    """The command line that runs `source`, or goes on with it, under the launcher `words`.
+
+    The ranks load the plugin files that this process has loaded.
+    """
     started = [_RANKS.sub(lambda found: str(-(-ranks // int(found[1] or 1))), w) for w in words]
     run = ["-m", "mpi_ntkdfl", "run", str(source), "-o", str(record), "--resume", "-q"]
-    return [*started, sys.executable, *run]
+    more = [word for file in plugins.files() for word in ("--plugin", file)]
+    return [*started, sys.executable, *run, *more]
 
 
 def usable_cores() -> tuple[int, ...]:

@@ -1,6 +1,9 @@
-"""Numbers for people."""
+"""Sizes and times, as people read and write them."""
 
 from __future__ import annotations
+
+import re
+from decimal import Decimal
 
 import numpy as np
 
@@ -32,3 +35,27 @@ def accuracy_words(average: float, clients: np.ndarray) -> list[str]:
     if not np.isnan(clients).all():
         words.append(f"mean client {clients.mean():.4f}")
     return words
+
+
+_BYTES = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def parse_bytes(size: float | str) -> int:
+    """Bytes that a number, or a text such as "2GB" or "512MiB", stands for; 0 for anything else."""
+    if not isinstance(size, str):
+        return size if isinstance(size, int) else 0
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMG]i?B)?\s*", size, re.IGNORECASE)
+    return int(Decimal(match[1]) * _BYTES[(match[2] or "").upper()]) if match else 0
+
+
+def parse_seconds(time: float | str) -> float:
+    """Seconds that a number, or a text such as "90m" or "2-12:00:00", stands for; 0 for anything else."""
+    if isinstance(time, int | float):
+        return time
+    if match := re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([smhd])\s*", time):
+        return float(match[1]) * _SECONDS[match[2]]
+    if match := re.fullmatch(r"\s*(?:(\d+)-)?(\d+):([0-5]?\d):([0-5]?\d)\s*", time):
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+    return 0.0

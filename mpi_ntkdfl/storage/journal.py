@@ -14,6 +14,7 @@ from mpi_ntkdfl.algorithms.base import Method, Needs
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.evaluate import Evaluation
 from mpi_ntkdfl.federation.clients import Federation
+from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.clock import PHASES
 from mpi_ntkdfl.storage import checkpoint
 from mpi_ntkdfl.storage.checkpoint import Rows
@@ -80,9 +81,12 @@ class Journal:
     def _provenance(self) -> dict[str, str | int]:
         """Of this start, on rank 0."""
         federation = self._federation
-        return provenance(
+        told = provenance(
             self._world, str(federation.device), str(torch.__version__), federation.choices
         )
+        if brought := plugins.loaded():
+            told["plugins"] = plugins.as_json(brought)
+        return told
 
     def resume(self, start: Start | None, method: Method[Any]) -> torch.Tensor:
         """Cuts the record to the checkpoint, and gives `method` its state back.

@@ -11,26 +11,16 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mpi_ntkdfl.algorithms import METHODS
-from mpi_ntkdfl.config import Config, parse, read_yaml
+from mpi_ntkdfl.config import Config, effect, parse
+from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.hdf5 import reading
+from mpi_ntkdfl.runtime.yaml_text import read_yaml
 from mpi_ntkdfl.storage.checkpoint import Checkpoint, newest
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.storage.record import last_choices, read_all
 
 _log = logging.getLogger(__name__)
-
-# Nothing of the result depends on these. Data are compared by content, not by where they are.
-_FREE = (
-    *("rounds", "output.", "dataset.root", "partition.path", "topology.path"),
-    "compute.gpu_aware_mpi",
-)
-# These may change the rounding of sums, so the last bits.
-_ROUNDING = (
-    *("compute.device", "compute.threads", "compute.memory_limit", "compute.batch"),
-    "compute.byte_products",
-)
 
 _WAY_OUT = (
     "go on with the settings it was started with, or give --overwrite or another -o to start again"
@@ -119,6 +109,11 @@ def _read_start(outputs: Outputs, checkpoint: Checkpoint, wanted: int) -> Start:
             raise InputError(
                 f"{done} rounds of {planned} are done already: rounds may change only to more than that"
             )
+        if str(file.attrs.get("plugins", "[]")) != plugins.as_json(plugins.loaded()):
+            _log.warning(
+                "the plugins are not the files that the run was started with (their hashes differ): "
+                "the rounds to come may be computed in another way"
+            )
         offsets = file["topology/offsets"][:]
         rounds = len(offsets) - 1
         if rounds < done:
@@ -160,10 +155,9 @@ def _refuse_changes(recorded: str, config: Config, done: int) -> None:
     Raises:
         InputError: if anything changed that the result depends on, or `rounds` fell below `done`.
     """
-    methods = {name: method.Settings for name, method in METHODS.items()}
-    former = parse([read_yaml(recorded, "the recorded configuration")], methods)
+    former = parse([read_yaml(recorded, "the recorded configuration")])
     changes = differences(former.model_dump(mode="json"), config.model_dump(mode="json"))
-    refused = {k: v for k, v in changes.items() if not k.startswith((*_FREE, *_ROUNDING))}
+    refused = {k: v for k, v in changes.items() if not may_change(k, config)}
     if refused:
         listed = "; ".join(f"{key} was {old}, is {new}" for key, (old, new) in refused.items())
         raise InputError(f"cannot go on with a changed configuration: {listed}; {_WAY_OUT}")
@@ -172,8 +166,18 @@ def _refuse_changes(recorded: str, config: Config, done: int) -> None:
             f"rounds may grow, not fall below the {done} that are done; got {config.rounds}"
         )
     for key, (old, new) in changes.items():
-        if key.startswith(_ROUNDING):
+        if effect(key, config) == "rounding":
             _log.warning("%s was %s, is %s: the last bits of the result may differ", key, old, new)
+
+
+def may_change(setting: str, config: Config | None = None) -> bool:
+    """Whether a run may go on with another value of a setting.
+
+    Paths may change: data, partition and graph are compared by content, and a run that goes on
+    begins with the weights of its checkpoint. The number of rounds may grow. How often the run is
+    measured may not change, because the rows of one record would not be alike.
+    """
+    return setting == "rounds" or effect(setting, config) in ("rounding", "place", "nothing")
 
 
 def differences(

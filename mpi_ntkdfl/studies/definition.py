@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from mpi_ntkdfl.config import Section, read_yaml
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.settings import Section
+from mpi_ntkdfl.runtime.yaml_text import read_yaml
 
 ScaleName = Literal["paper", "small"]
 Settings = dict[str, Any]

@@ -13,6 +13,7 @@ import torch
 from mpi_ntkdfl.assembly import read_weights, starting_weights
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.data import partition, sources
+from mpi_ntkdfl.data.dataset import Dataset
 from mpi_ntkdfl.evaluate import score
 from mpi_ntkdfl.federation.clients import Samples
 from mpi_ntkdfl.model import mlp
@@ -43,7 +44,7 @@ class _Run:
 
     config: Config
     network: Network
-    data: sources.Dataset
+    data: Dataset
     params: torch.Tensor
     former: torch.Tensor | None
 
@@ -53,7 +54,7 @@ class _Run:
         return Samples(torch.from_numpy(np.asarray(inputs)), torch.from_numpy(np.asarray(labels)))
 
 
-def _open(finished: Finished, data: sources.Dataset) -> _Run:
+def _open(finished: Finished, data: Dataset) -> _Run:
     """Reads what a finished run left.
 
     Raises:
@@ -150,7 +151,7 @@ def drift(cell: Cell) -> Mapping[str, np.ndarray]:
             run.data.train_labels,
             config.clients,
             config.seed,
-            run.data.writers,
+            run.data.sites,
         )
         given = None
         if config.model.weights is not None:
