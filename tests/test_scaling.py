@@ -247,7 +247,7 @@ def test_predict_keeps_measured_and_predicted_apart(strong):
     said = answer("scaling", "predict", strong[0], "--ranks", 2, "--network", "0.5,100")
     measured, predicted = said.split("PREDICTED, not measured")
     assert "2000.000" in measured
-    assert "29.5000 s" in predicted
+    assert "30.0000 s" in predicted
 
 
 def test_methods_with_a_server_are_refused(tmp_path):

@@ -101,6 +101,13 @@ def compare(
     multiple=True,
     help="Name in the legend; once for every configuration, in the order of their first records.",
 )
+@click.option(
+    "--timeline",
+    "number",
+    type=click.IntRange(1),
+    metavar="ROUND",
+    help="Draw what every rank did in this round instead; needs output.trace.",
+)
 def plot(
     records: tuple[Path, ...],
     target_file: Path,
@@ -110,14 +117,21 @@ def plot(
     target: float | None,
     title: str | None,
     labels: tuple[str, ...],
+    number: int | None,
 ) -> None:
     """Draw runs: accuracy of the average against rounds, protocol bytes and seconds.
 
     Runs that differ in their seed (and partition file) alone become one line, with a band of one
     standard deviation.
     """
-    from mpi_ntkdfl.analysis import plots, traces
+    from mpi_ntkdfl.analysis import plots, timeline, traces
 
+    if number is not None:
+        if len(records) > 1:
+            raise click.UsageError("--timeline draws one run, got several records")
+        timeline.write(target_file, timeline.read(Outputs(records[0]).trace, number))
+        click.echo(target_file)
+        return
     groups = traces.read(records)
     request = plots.Request(horizontal, vertical, ylim, target, title, labels)
     plots.write(target_file, groups, request)

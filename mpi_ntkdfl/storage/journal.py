@@ -21,6 +21,7 @@ from mpi_ntkdfl.storage.checkpoint import Rows
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.storage.record import Record, RoundRecord, provenance
 from mpi_ntkdfl.storage.resume import Start
+from mpi_ntkdfl.storage.trace import Trace
 from mpi_ntkdfl.topology.graphs import Graph
 
 
@@ -46,6 +47,7 @@ class Journal:
         self._config, self._federation, self._outputs = config, federation, outputs
         self._world, self._clock = self._federation.world, self._federation.clock
         self._record = Record(outputs.record)
+        self._trace: Trace | None = None
 
     def create(
         self,
@@ -77,6 +79,7 @@ class Journal:
             self._record.create(attributes, config.clients, self._world.size, shares)
 
         self._world.on_root(begin)
+        self._begin_trace(0)
 
     def _provenance(self) -> dict[str, str | int]:
         """Of this start, on rank 0."""
@@ -119,7 +122,13 @@ class Journal:
             found[name.removeprefix("state/")] = torch.from_numpy(mine)
         weights = found.pop("params").to(self._federation.device)
         method.restore(found)
+        self._begin_trace(start.checkpoint.round if start else 0)
         return weights
+
+    def _begin_trace(self, done: int) -> None:
+        """Begins the timeline, or goes on with it after `done` rounds, if there shall be one."""
+        if self._config.output.trace:
+            self._trace = Trace(self._outputs.trace, self._world, self._clock, done)
 
     def hand_in(self, taus: list[int]) -> HandedIn:
         """Starts to bring to rank 0 what every rank knows of the round that is over.
@@ -156,6 +165,9 @@ class Journal:
         """
         with self._clock("gather"):
             every = handed.arrived()
+        if self._trace is not None:
+            with self._clock("record"):
+                self._trace.add(done)
         if not every:
             return np.zeros(0, np.int64)
         split = self._federation.ledger.booked.size

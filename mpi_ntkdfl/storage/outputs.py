@@ -54,6 +54,11 @@ class Outputs:
         return self._beside(".ckpt-1.h5")
 
     @property
+    def trace(self) -> Path:
+        """The timeline, with `output.trace`: `RUN.trace.json`."""
+        return self._beside(".trace.json")
+
+    @property
     def lock(self) -> Path:
         """Held while a run writes; tells who does."""
         return self._beside(".lock")
@@ -74,6 +79,7 @@ class Outputs:
         for file in (self.former_checkpoint, self.checkpoint, self.record):
             file.unlink(missing_ok=True)
             temporary(file).unlink(missing_ok=True)
+        self.trace.unlink(missing_ok=True)
 
 
 def choose(wanted: Path | None, name: str, resume: bool) -> Outputs:
