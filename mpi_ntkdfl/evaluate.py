@@ -190,6 +190,8 @@ class Evaluator:
             average = mean_over_clients(f, weights)
             columns = self._of_clients(weights, average, done)
             own = np.stack(list(columns.values()), axis=1)
+            if f.world.rank:
+                f.ledger.book_mpi("statistics", own.nbytes)
             gathered = list(f.world.collect(own))
             every = np.concatenate(gathered) if gathered else own
             values = dict(zip(columns, every.T, strict=True))

@@ -184,25 +184,26 @@ class Simulation:
         self._start = self._saved = time.monotonic()
         self._budget = Budget(self.config.output.seconds)
         self.federation.clock.lap()
-        if resumed is None:
-            self._finish_round(0, None, [0] * len(self.weights))
         exchange: Exchange | None = None
-        reason, _ = self._look_around(done)
+        if resumed is None:
+            reason, _ = self._finish_round(0, None, [0] * len(self.weights))
+        else:
+            reason, _ = self._look_around(done)
         while done < rounds and not reason:
             with locating(round=done):
-                graph = self.schedule.graph(done)
+                with self.federation.clock("graph"):
+                    graph = self.schedule.graph(done)
                 if exchange is None or exchange.graph is not graph:
                     if exchange is not None:
                         exchange.close()
-                    exchange = Exchange(self.federation, graph)
+                    exchange = Exchange(self.federation, graph, not self.config.topology.dynamic)
                 # Bookkeeping for gradients nobody asks for takes a tenth of an evolution's time.
                 with torch.inference_mode():
                     result = self.method.round(self.weights, done, exchange)
                 self.weights = result.weights
                 self._require_finite()
                 done += 1
-                self._finish_round(done, graph, result.taus)
-                reason, due = self._look_around(done)
+                reason, due = self._finish_round(done, graph, result.taus)
                 if due:
                     self.journal.checkpoint(done, self.weights, self.method)
                 self._budget.round_done()
@@ -220,11 +221,17 @@ class Simulation:
                 with locating(client=client):
                     raise SimulationError("the round left non-finite weights")
 
-    def _finish_round(self, done: int, graph: Graph | None, taus: list[int]) -> None:
-        """Evaluates if it is time to, and records; `done` rounds are over."""
+    def _finish_round(self, done: int, graph: Graph | None, taus: list[int]) -> tuple[str, bool]:
+        """Evaluates if it is time to, looks around, and records; `done` rounds are over.
+
+        The ranks agree on what comes next while what the record stores is on its way to rank 0, and go
+        on while rank 0 writes it.
+        """
         due = done % self.config.evaluation.every == 0 or done == self.config.rounds
         evaluation = self.evaluate(self.weights, done) if due else None
-        every_tau = self.journal.finish_round(done, graph, taus, evaluation)
+        handed = self.journal.hand_in(taus)
+        decided = self._look_around(done)
+        every_tau = self.journal.finish_round(done, graph, handed, evaluation)
         if self.world.rank == 0:
             seconds = time.monotonic() - self._start
             rounds = self.config.rounds
@@ -232,6 +239,7 @@ class Simulation:
             # After it was recorded: the row shows what became of the run. Rank 0 ends all ranks.
             if evaluation is not None and done and self.config.on_divergence == "stop":
                 require_finite_losses(evaluation)
+        return decided
 
     def _look_around(self, done: int) -> tuple[str, bool]:
         """Why to stop here, or nothing; and whether to write a checkpoint. The same on all ranks."""
@@ -240,7 +248,9 @@ class Simulation:
         minutes = settings.checkpoint_minutes
         late = self.world.rank == 0 and minutes is not None and now - self._saved > 60 * minutes
         flags = [seen == signal.SIGTERM, seen == signal.SIGUSR1, spent, late]
-        terminated, user, spent, late = self.world.total(np.array(flags, dtype=np.int64)).tolist()
+        with self.federation.clock("agree"):
+            counts = self.world.total(np.array(flags, dtype=np.int64))
+        terminated, user, spent, late = counts.tolist()
         reason = ""
         if done < self.config.rounds:
             reason = (

@@ -527,7 +527,7 @@ def test_launcher_of_another_mpi(tmp_path):
 # ---------------------------------------------------------------------------------------- real runs
 
 ATTRIBUTES = """
-schema config version commit created seed ranks hosts cores mpi torch device data resumed
+schema config version commit sources versions created seed ranks hosts cores mpi torch device data resumed
 """
 
 

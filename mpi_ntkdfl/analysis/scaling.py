@@ -28,10 +28,8 @@ from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.analysis.tables import Run
 from mpi_ntkdfl.analysis.traces import apart, flattened
 from mpi_ntkdfl.metrics import BYTES, SECONDS, UNTIMED
+from mpi_ntkdfl.runtime.clock import COORDINATING
 from mpi_ntkdfl.runtime.errors import InputError
-
-WAITING = ("exchange", "other")
-"""Phases in which a rank mostly waits for others, or does what does not serve the method."""
 
 Kind = Literal["strong", "weak"]
 
@@ -81,7 +79,7 @@ class Point:
     @cached_property
     def computation(self) -> np.ndarray:
         """Seconds of useful computation, `[rank]`."""
-        useful = [phase not in (*UNTIMED, *WAITING) for phase in self.phases]
+        useful = [phase not in (*UNTIMED, *COORDINATING) for phase in self.phases]
         useful_seconds: np.ndarray = self.seconds[:, useful].sum(axis=1)
         return useful_seconds
 

@@ -109,6 +109,13 @@ def compare(
     multiple=True,
     help="Name in the legend; once for every configuration, in the order of their first records.",
 )
+@click.option(
+    "--timeline",
+    "number",
+    type=click.IntRange(1),
+    metavar="ROUND",
+    help="Draw what every rank did in this round instead; needs output.trace.",
+)
 def plot(
     records: tuple[Path, ...],
     target_file: Path,
@@ -118,14 +125,21 @@ def plot(
     target: float | None,
     title: str | None,
     labels: tuple[str, ...],
+    number: int | None,
 ) -> None:
     """Draw runs: accuracy of the average against rounds, protocol bytes and seconds.
 
     Runs that differ only in their seed (and partition file) become one line, with a band of one
     standard deviation. Checkpoints among the files are passed over.
     """
-    from mpi_ntkdfl.analysis import plots, tables, traces
+    from mpi_ntkdfl.analysis import plots, tables, timeline, traces
 
+    if number is not None:
+        if len(records) > 1:
+            raise click.UsageError("--timeline draws one run, got several records")
+        timeline.write(target_file, timeline.read(Outputs(records[0]).trace, number))
+        click.echo(target_file)
+        return
     kept, passed = tables.without_checkpoints(records)
     groups = traces.read(kept)
     request = plots.Request(horizontal, vertical, ylim, target, title, labels)

@@ -54,6 +54,7 @@ def run(
     world = open_world()
     logs.set_up(world.rank, quiet)
     with failing_together(world):
+        world.require_one_package()
         from mpi_ntkdfl import simulation
         from mpi_ntkdfl.cli import progress
 
@@ -118,6 +119,7 @@ def doctor() -> None:
 
     world = open_world()
     with failing_together(world):
+        world.require_one_package()
         ranks = world.comm.gather(examination.this_rank(world.local_rank))
         if world.rank == 0:
             click.echo(examination.report(world, ranks))

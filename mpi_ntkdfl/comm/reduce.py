@@ -21,9 +21,12 @@ import torch
 from mpi_ntkdfl.comm.world import World
 
 
-def reduced_bytes(params: int) -> int:
-    """Bytes a rank hands to MPI for the mean of vectors of `params` numbers."""
-    return 8 * params
+def reduced_bytes(params: int, ranks: int) -> int:
+    """Bytes that a rank sends for the mean of vectors of `params` numbers.
+
+    Each rank sums a share of the entries: it sends the others their shares, then its sums to all others.
+    """
+    return 2 * 8 * params * (ranks - 1) // ranks
 
 
 def exact_mean(

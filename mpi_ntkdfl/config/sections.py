@@ -189,6 +189,7 @@ class OutputSettings(Section):
     A checkpoint is written after every `checkpoint_every` rounds, whenever `checkpoint_minutes` have
     passed since the last one, and at the end. The run stops with a checkpoint before a round that
     would not fit into `time_limit` (seconds, or text such as "90m", "1.5h", "1:30:00", "2-12:00:00").
+    With `trace` RUN.trace.json tells what every rank did when.
     """
 
     checkpoint_every: int = affects("nothing", default=1, ge=1, le=MOST_ROUNDS)
@@ -202,6 +203,7 @@ class OutputSettings(Section):
             '"90m", "1.5h", "1:30:00" or "2-12:00:00"',
         ),
     ] = affects("nothing", default=None)
+    trace: bool = affects("nothing", default=False)
 
     @property
     def seconds(self) -> float | None:

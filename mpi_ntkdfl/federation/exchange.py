@@ -43,13 +43,20 @@ JacobianKind = Literal["factored", "dense"]
 class Exchange:
     """The messages of one graph. A context manager: leaving it frees its communicator."""
 
-    def __init__(self, federation: Federation, graph: Graph) -> None:
-        """Opens the exchange; all ranks take part."""
+    def __init__(self, federation: Federation, graph: Graph, lasting: bool = True) -> None:
+        """Opens the exchange; all ranks take part.
+
+        Args:
+            federation: the clients.
+            graph: who is whose neighbour.
+            lasting: whether the graph holds for many rounds.
+        """
         self.federation = federation
         self.graph = graph
         self.rank = federation.world.rank
-        neighbours = neighbour_ranks(graph, federation.placement, self.rank)
-        self._channel = federation.world.channel(neighbours.tolist())
+        with federation.clock("connect"):
+            neighbours = neighbour_ranks(graph, federation.placement, self.rank)
+            self._channel = federation.world.channel(neighbours.tolist(), lasting)
         self._crossing = Crossing(graph, federation.placement, self.rank, self._channel.neighbours)
 
     def __enter__(self) -> Exchange:
@@ -348,5 +355,6 @@ class Exchange:
 def mean_over_clients(federation: Federation, vectors: torch.Tensor) -> torch.Tensor:
     """Mean `[param]` over all clients of `vectors` `[owned, param]`; booked as a statistic."""
     if federation.world.size > 1:
-        federation.ledger.book_mpi("statistics", reduced_bytes(vectors.shape[1]))
+        sent = reduced_bytes(vectors.shape[1], federation.world.size)
+        federation.ledger.book_mpi("statistics", sent)
     return exact_mean(federation.world, vectors, federation.placement.clients)

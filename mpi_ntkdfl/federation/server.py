@@ -43,7 +43,7 @@ def average(
         form = MessageFormat({"vector": Field(phase, (vectors.shape[1],), vectors.dtype)})
         _book(exchange, form, everybody, np.ones_like(everybody))
     if f.world.size > 1:
-        f.ledger.book_mpi("weights", reduced_bytes(vectors.shape[1]))
+        f.ledger.book_mpi("weights", reduced_bytes(vectors.shape[1], f.world.size))
     shares = f.sizes if kind == "samples" else np.ones(count, dtype=np.int64)
     with f.clock("exchange"):
         own = shares[f.owned.start : f.owned.stop]

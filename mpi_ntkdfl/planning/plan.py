@@ -168,7 +168,7 @@ def _traffic(first: FirstRound) -> np.ndarray:
         for phase in ("weights", "averages"):
             book(0, vector(phase).by_phase(1, travelling=False), placement.clients)
         if placement.ranks > 1:
-            book(1, {"weights": reduced_bytes(params)}, placement.ranks)
+            book(1, {"weights": reduced_bytes(params, placement.ranks)}, placement.ranks)
     for form in needs.blocks:
         book(0, form.by_phase(int(graph.degrees @ sizes), travelling=False), 1)
         for samples, times in zip(sizes.tolist(), sources.tolist(), strict=True):

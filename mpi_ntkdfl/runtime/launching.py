@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,9 +18,14 @@ from mpi_ntkdfl.runtime.stopping import UNFINISHED, signalled
 _LOOK = 0.5
 """Seconds between looks at a launched run, for signals to be passed on."""
 
+_RANKS = re.compile(r"\{ranks(?:/([1-9]\d*))?\}")
+
 
 def launcher_words(template: str | None) -> tuple[str, ...]:
-    """The words of a launcher, `{ranks}` standing for their number; by default this environment's mpirun.
+    """The words of a launcher; by default this environment's mpirun.
+
+    In them `{ranks}` stands for the number of ranks, and `{ranks/K}` for the nodes that they fill with K
+    ranks per node.
 
     Raises:
         InputError: if there is none, or the template is not readable or lacks `{ranks}`.
@@ -51,7 +57,7 @@ class Launch:
     """How to start a run as a process of its own.
 
     Attributes:
-        words: of the launcher; `{ranks}` stands for their number.
+        words: of the launcher; see `launcher_words`.
         ranks: of a run.
     """
 
@@ -63,10 +69,14 @@ class Launch:
 
         The ranks load the plugin files that this process has loaded.
         """
-        started = [word.replace("{ranks}", str(self.ranks)) for word in self.words]
+        started = [_RANKS.sub(self._count, word) for word in self.words]
         run = ["-m", "mpi_ntkdfl", "run", str(source), "-o", str(record), "--resume", "-q"]
         more = [word for file in plugins.files() for word in ("--plugin", file)]
         return [*started, sys.executable, *run, *more]
+
+    def _count(self, place: re.Match[str]) -> str:
+        """What stands for `{ranks}` or `{ranks/K}`."""
+        return str(-(-self.ranks // int(place[1] or 1)))
 
     def run(self, config: str, record: Path) -> bool:
         """Runs a configuration as a process, or goes on with it, and passes a signal to stop on.

@@ -9,6 +9,7 @@ HDF5's own locks, which some network file systems lack, are not needed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -53,6 +54,11 @@ class Outputs:
         return self._beside(".ckpt-1.h5")
 
     @property
+    def trace(self) -> Path:
+        """The timeline, with `output.trace`: `RUN.trace.json`."""
+        return self._beside(".trace.json")
+
+    @property
     def lock(self) -> Path:
         """Held while a run writes; tells who does."""
         return self._beside(".lock")
@@ -73,6 +79,7 @@ class Outputs:
         for file in (self.former_checkpoint, self.checkpoint, self.record):
             file.unlink(missing_ok=True)
             temporary(file).unlink(missing_ok=True)
+        self.trace.unlink(missing_ok=True)
 
 
 def choose(wanted: Path | None, name: str, resume: bool) -> Outputs:
@@ -117,7 +124,9 @@ def refuse(outputs: Outputs, replace: bool) -> None:
 def unwritable(path: Path, error: OSError) -> str:
     """The message for an output file that cannot be written."""
     reason = os.strerror(error.errno) if error.errno else str(error)
-    return f"cannot write {path}: {reason}; free some space or choose another -o"
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    way_out = "free some space or choose another -o" if full else "choose another -o"
+    return f"cannot write {path}: {reason}; {way_out}"
 
 
 # ------------------------------------------------------------------------------------ whole files

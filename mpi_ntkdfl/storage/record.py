@@ -5,10 +5,12 @@ while the run goes on or after it was killed, finds a whole one with every finis
 
 docs/output.md describes every dataset. What is no metric:
 
-    /            attributes: schema, config (YAML), version, commit, created, seed, ranks, hosts, cores,
-                 mpi, torch, device, choices (JSON) of the first start; data (sha256); resumed
-                 (JSON, later starts); method_label, method_look (JSON, see runtime/looks.py; absent
-                 if it has none), method_central (1 if the method has a server)
+    /            attributes: schema, config (YAML), version, commit, sources (sha256 of the package's
+                 sources), versions (JSON: Python, libraries, processor; by host where they differ),
+                 created, seed, ranks, hosts, cores, mpi, torch, device, choices (JSON) of the first
+                 start; data (sha256); resumed (JSON, later starts); method_label, method_look (JSON,
+                 see runtime/looks.py; absent if it has none), method_central (1 if the method has a
+                 server)
     /traffic     attribute phases
     /time        attribute phases
     /topology    edges [edge, 2], offsets [round + 1]      round k: edges[offsets[k]:offsets[k+1]]
@@ -21,7 +23,6 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -47,6 +48,7 @@ from mpi_ntkdfl.metrics import (
     Metric,
     recorded,
 )
+from mpi_ntkdfl.runtime import identity
 from mpi_ntkdfl.runtime.clock import PHASES
 from mpi_ntkdfl.runtime.hdf5 import sane, writing
 from mpi_ntkdfl.storage.outputs import replacing
@@ -98,7 +100,9 @@ def provenance(
     """Where, with which versions and in which ways of computing a run starts: attributes of a record."""
     return {
         "version": __version__,
-        "commit": _commit(),
+        "commit": identity.commit(),
+        "sources": identity.own()["sources"],
+        "versions": json.dumps(identity.versions(world.hosts, [i for i in world.identities if i])),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "ranks": world.size,
         "hosts": json.dumps(world.hosts),
@@ -108,24 +112,6 @@ def provenance(
         "device": device,
         "choices": json.dumps(dict(choices)),
     }
-
-
-def _commit() -> str:
-    """Commit of the source tree the package runs from, `unknown` for an installed package."""
-    package = Path(__file__).resolve().parent.parent
-    if not (package.parent / ".git").exists():
-        return "unknown"
-    try:
-        told = subprocess.run(
-            ["git", "-C", str(package), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return told.stdout.strip()
 
 
 class Record:
@@ -174,6 +160,7 @@ class Record:
             SimulationError: if it cannot be written.
         """
         with self._changing() as file:
+            _fit_phases(file)
             kept = [r for r in _of(file, ROUNDS)[:].tolist() if r <= done and r % every == 0]
             clients, ranks = _of(file, CLIENT_ACCURACY).shape[1], _of(file, SECONDS).shape[1]
             ranks = max(ranks, int(start["ranks"]))
@@ -282,6 +269,23 @@ def _create(file: h5py.File, metric: Metric, clients: int, ranks: int) -> None:
         metric.dataset, (0, *shape), metric.dtype, maxshape=limits, chunks=True, **fill
     )
     describe(dataset, metric)
+
+
+def _fit_phases(file: h5py.File) -> None:
+    """Gives a record of an earlier version the phases of today; what it did not tell apart is 0."""
+    former = file["time"].attrs["phases"].tolist()
+    if former == list(PHASES):
+        return
+    seconds = _of(file, SECONDS)[:]
+    fitted = np.zeros((*seconds.shape[:2], len(PHASES)))
+    fitted[np.isnan(seconds).all(axis=2)] = np.nan  # a rank that was not there
+    for place, phase in enumerate(former):
+        fitted[..., PHASES.index(phase)] = seconds[..., place]
+    del file[SECONDS.dataset]
+    _create(file, SECONDS, clients=0, ranks=fitted.shape[1])
+    _of(file, SECONDS).resize(len(fitted), axis=0)
+    _of(file, SECONDS)[...] = fitted
+    file["time"].attrs["phases"] = list(PHASES)
 
 
 def _widen(dataset: h5py.Dataset, ranks: int) -> None:
