@@ -91,7 +91,13 @@ def prepare(config: Config, ranks: int) -> Problem:
     start = None
     if config.model.weights is not None:
         path = user_path(config.model.weights, "model.weights")
-        start = read_weights(path, network.layout).double().numpy()
+        given = read_weights(path, network.layout)
+        if not torch.isfinite(given.to(getattr(torch, config.compute.dtype))).all():
+            raise InputError(
+                f"model.weights: {path} holds numbers beyond the range of {config.compute.dtype}; "
+                "use compute.dtype=float64"
+            )
+        start = given.numpy()
     first = FirstRound(
         config=config,
         method=METHODS[config.algorithm.name],
@@ -113,12 +119,40 @@ def read_weights(path: Path, layout: Layout) -> torch.Tensor:
     """
     try:
         state = torch.load(path, map_location=device.HOST, weights_only=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"model.weights: {path} cannot be read: {reason}") from error
     except Exception as error:  # a damaged file can raise nearly anything from the unpickler
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(f"model.weights: {path} is no readable state_dict: {reason}") from error
+        # What torch says advises to load the file without its checks.
+        raise InputError(
+            f"model.weights: {path} is no readable state_dict: it is damaged, or holds more than "
+            "tensors; write it by torch.save(network.state_dict(), ...)"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise InputError(f"model.weights: {path} must hold a mapping of names to tensors")
-    return layout.flatten(state)
+    return layout.flatten({name: _plain(name, tensor, path) for name, tensor in state.items()})
+
+
+_REALS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _plain(name: object, tensor: torch.Tensor, path: Path) -> torch.Tensor:
+    """A tensor of a state_dict as real numbers in memory, without its history.
+
+    Raises:
+        InputError: if it is none, or holds numbers that are no real ones.
+    """
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        kind = (
+            "quantised" if tensor.is_quantized else "empty (meta)" if tensor.is_meta else "sparse"
+        )
+        raise InputError(f"model.weights: {path}: {name} is {kind}; save it as a dense tensor")
+    if tensor.dtype not in _REALS:
+        got = str(tensor.dtype).removeprefix("torch.")
+        raise InputError(
+            f"model.weights: {path}: {name} must hold float16, bfloat16, float32 or float64, got {got}"
+        )
+    return tensor.detach().double()
 
 
 @dataclass(frozen=True)

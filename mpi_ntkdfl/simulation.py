@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,10 +19,11 @@ from mpi_ntkdfl.evaluate import Evaluation, Evaluator
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.metrics import CLIENT_LOSS, LOSS
 from mpi_ntkdfl.runtime.errors import Diverged, SimulationError, locating
-from mpi_ntkdfl.runtime.stopping import Budget, signalled
+from mpi_ntkdfl.runtime.stopping import SIGNALS, Budget, nothing_to_save, signalled
 from mpi_ntkdfl.storage.journal import Journal
-from mpi_ntkdfl.storage.outputs import Outputs, locked, refuse
-from mpi_ntkdfl.storage.resume import find_start
+from mpi_ntkdfl.storage.lock import locked
+from mpi_ntkdfl.storage.outputs import Outputs, refuse
+from mpi_ntkdfl.storage.resume import find_start, finished_without_weights
 from mpi_ntkdfl.topology.graphs import Graph
 
 Mode = Literal["new", "overwrite", "resume"]
@@ -95,13 +95,18 @@ def run(
     """
     problem = start = data = None
     with contextlib.ExitStack() as held:
+        nothing_to_save(True)
+        held.callback(nothing_to_save, False)
 
         def read() -> int | None:
             """Rounds done by a run to go on with, None for a new one."""
             nonlocal problem, start, data
-            held.enter_context(locked(outputs))
+            killed = held.enter_context(locked(outputs))
             refuse(outputs, replace=mode != "new")
             if mode == "resume":
+                done = finished_without_weights(outputs, config, killed)
+                if done is not None:
+                    return done
                 start = held.enter_context(find_start(outputs, config))
             if start is not None and start.checkpoint.round >= config.rounds:
                 return start.checkpoint.round
@@ -184,12 +189,14 @@ class Simulation:
         self._start = self._saved = time.monotonic()
         self._budget = Budget(self.config.output.seconds)
         self.federation.clock.lap()
+        nothing_to_save(False)
         exchange: Exchange | None = None
         if resumed is None:
             reason, _ = self._finish_round(0, None, [0] * len(self.weights))
         else:
             reason, _ = self._look_around(done)
         while done < rounds and not reason:
+            self.world.round = done
             with locating(round=done):
                 with self.federation.clock("graph"):
                     graph = self.schedule.graph(done)
@@ -247,15 +254,15 @@ class Simulation:
         spent = self.world.rank == 0 and self._budget.spent()
         minutes = settings.checkpoint_minutes
         late = self.world.rank == 0 and minutes is not None and now - self._saved > 60 * minutes
-        flags = [seen == signal.SIGTERM, seen == signal.SIGUSR1, spent, late]
+        flags = [*(seen == number for number in SIGNALS), spent, late]
         with self.federation.clock("agree"):
             counts = self.world.total(np.array(flags, dtype=np.int64))
-        terminated, user, spent, late = counts.tolist()
+        *signals, spent, late = counts.tolist()
+        reasons = [*(number.name for number in SIGNALS), "time limit"]
         reason = ""
         if done < self.config.rounds:
-            reason = (
-                "SIGTERM" if terminated else "SIGUSR1" if user else "time limit" if spent else ""
-            )
+            named = zip(reasons, [*signals, spent], strict=True)
+            reason = next((name for name, ranks in named if ranks), "")
         cadence = done % settings.checkpoint_every == 0 or done == self.config.rounds
         due = bool(reason or late or cadence)
         if due:

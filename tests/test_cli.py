@@ -276,7 +276,7 @@ def short_partition(path):
 @pytest.mark.parametrize(
     ("make", "override", "message"),
     [
-        (None, {"model__weights": "{path}"}, "is no readable state_dict"),
+        (None, {"model__weights": "{path}"}, "cannot be read: No such file"),
         (junk, {"model__weights": "{path}"}, "is no readable state_dict"),
         (list_for_weights, {"model__weights": "{path}"}, "must hold a mapping of names to tensors"),
         (
@@ -349,8 +349,9 @@ def test_export_refuses_clients_that_do_not_exist(finished, tmp_path):
     assert not (tmp_path / "w.pt").exists()
 
 
-@pytest.mark.parametrize("target", ["run.h5/w.pt", "no/w.pt", "."])
+@pytest.mark.parametrize("target", ["run.h5/w.pt", "no/w.pt", "folder.pt"])
 def test_export_refuses_targets_that_cannot_be_written(finished, tmp_path, target):
+    (tmp_path / "folder.pt").mkdir()
     assert "cannot write" in complaint("export", finished, "--average", tmp_path / target)
 
 

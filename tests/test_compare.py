@@ -448,7 +448,7 @@ def test_csv_holds_every_number(tmp_path):
 def test_csv_never_replaces_a_record(tmp_path):
     path = write(tmp_path / "a.h5")
     before = path.read_bytes()
-    assert "must end in one of .csv" in complaint("compare", path, "--csv", path)
+    assert "is never replaced" in complaint("compare", path, "--csv", path)
     assert path.read_bytes() == before
 
 

@@ -244,11 +244,11 @@ def test_an_old_figure_is_replaced_or_left_whole(tmp_path, monkeypatch):
     path, record = tmp_path / "figure.svg", write(tmp_path / "a.h5")
     path.write_text("old")
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", failing)
-    assert "cannot write" in complaint("plot", record, "-o", path)
+    assert "cannot write" in complaint("plot", record, "-o", path, "--overwrite")
     assert path.read_text() == "old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5", "figure.svg"]
     monkeypatch.undo()
-    assert words("plot", record, "-o", path, "--x", "rounds")[0] == 0
+    assert words("plot", record, "-o", path, "--overwrite", "--x", "rounds")[0] == 0
     assert path.read_text().startswith("<?xml")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5", "figure.svg"]
 
@@ -263,10 +263,10 @@ def test_bad_words(tmp_path):
     with_option = {
         ("-o", tmp_path / "a.jpg"): ".pdf, .png, .svg, got",
         ("-o", tmp_path / "a"): ".pdf, .png, .svg, got",
-        ("-o", record): ".pdf, .png, .svg, got",
+        ("-o", record): "is never replaced",
         ("-o", tmp_path / "no" / "a.pdf"): "cannot write .*No such file or directory",
         ("-o", "/proc/a.pdf"): "cannot write",
-        ("-o", tmp_path / ("n" * 300 + ".pdf")): "cannot write .*too long",
+        ("-o", tmp_path / ("n" * 300 + ".pdf")): "may have 255 bytes",
         ("-o", "a.pdf", "--label", "x", "--label", "y"): "once for each of 1 configurations",
         ("-o", "a.pdf", "--y", "loss", "--target", 0.8): "--target is an accuracy",
         ("-o", "a.pdf", "--ylim", 1, 0): "LOW below HIGH",

@@ -19,7 +19,7 @@ from mpi_ntkdfl.model.params import Layout
 from mpi_ntkdfl.runtime.clock import PHASES
 from mpi_ntkdfl.runtime.errors import InputError, SimulationError
 from mpi_ntkdfl.runtime.hdf5 import reading
-from mpi_ntkdfl.storage import checkpoint
+from mpi_ntkdfl.storage import checkpoint, whole
 from mpi_ntkdfl.storage.outputs import Outputs, choose, refuse
 from mpi_ntkdfl.storage.record import (
     Record,
@@ -350,7 +350,8 @@ def test_failing_checkpoint_leaves_the_old_one_alone(tmp_path, rows, exists):
 
 
 def test_leftovers_of_a_killed_run_do_not_disturb(tmp_path):
-    (tmp_path / "run.ckpt.h5.tmp").write_bytes(b"half a file")
+    leftover = whole.temporary(tmp_path / "run.ckpt.h5")
+    leftover.write_bytes(b"half a file")
     write_checkpoint(tmp_path / "run.h5")
     assert [p.name for p in tmp_path.iterdir()] == ["run.ckpt.h5"]
 

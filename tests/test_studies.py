@@ -21,7 +21,7 @@ from mpi_ntkdfl.assembly import prepare
 from mpi_ntkdfl.planning.costs import NOMINAL
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.storage.checkpoint import Checkpoint
-from mpi_ntkdfl.storage.outputs import locked
+from mpi_ntkdfl.storage.lock import locked
 from mpi_ntkdfl.studies import definition, draw, estimate, execute, grid, page, report, weights
 from mpi_ntkdfl.studies.collect import collect
 from mpi_ntkdfl.studies.series import drawing
@@ -261,7 +261,7 @@ def test_what_is_done_is_not_done_again(done):
     tally, said = work(done)
     assert (tally.done, tally.before, said) == (0, 4, [])
     assert stamps(done) == before
-    assert not list(done.folder.rglob("*.lock"))
+    assert not list(done.folder.rglob("*-lock"))
     text = estimate.text(done, estimate.estimate(done), 1)
     assert re.search(r"ntk-dfl +2 +2 +0:00 +0 B\n", text)
     assert all(" done " in line for line in estimate.run_list(done))

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.metrics import at
 from mpi_ntkdfl.runtime.units import round_words
-from mpi_ntkdfl.storage.outputs import Outputs, holder
+from mpi_ntkdfl.storage.lock import holder
+from mpi_ntkdfl.storage.outputs import Outputs
 
 
 def status(outputs: Outputs, run: tables.Run) -> str:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from mpi_ntkdfl.cli.options import RECORD, RECORDS, warn
+from mpi_ntkdfl.cli.options import ACCURACY_RANGE, RECORD, RECORDS, Range, warn
+from mpi_ntkdfl.cli.targets import OVERWRITE, TARGET
 from mpi_ntkdfl.metrics import ACCURACY, Place, at
 from mpi_ntkdfl.storage.outputs import Outputs
 
@@ -20,9 +21,7 @@ def _names(place: Place) -> str:
 @click.option(
     "--follow", is_flag=True, help="Keep watching, one line per evaluation, until the end."
 )
-@click.option(
-    "--interval", type=click.FloatRange(0.1), default=2.0, help="Seconds between looks; default 2."
-)
+@click.option("--interval", type=Range(0.1), default=2.0, help="Seconds between looks; default 2.")
 def show(record: Path, follow: bool, interval: float) -> None:
     """Tell what ran, the final numbers, the traffic, and the time by phase.
 
@@ -30,7 +29,7 @@ def show(record: Path, follow: bool, interval: float) -> None:
     """
     from mpi_ntkdfl.analysis import live, tables
 
-    outputs = Outputs(record)
+    outputs = Outputs.at(record)
     if follow:
         for line in live.follow(outputs, interval):
             click.echo(line)
@@ -43,16 +42,15 @@ def show(record: Path, follow: bool, interval: float) -> None:
 @click.option(
     "--target",
     "targets",
-    type=click.FloatRange(0, 1),
+    type=ACCURACY_RANGE,
     multiple=True,
     default=(0.85,),
     show_default=True,
     help="Accuracy of the average to reach. Repeatable.",
 )
 @click.option("--runs", is_flag=True, help="List every run below its configuration.")
-@click.option(
-    "--csv", "table", type=click.Path(path_type=Path), help="Write the numbers as CSV too."
-)
+@click.option("--csv", "table", type=TARGET, help="Write the numbers as CSV too.")
+@OVERWRITE
 def compare(
     records: tuple[Path, ...], targets: tuple[float, ...], runs: bool, table: Path | None
 ) -> None:
@@ -81,9 +79,10 @@ def compare(
     "target_file",
     metavar="FIGURE.(pdf|png|svg)",
     required=True,
-    type=click.Path(path_type=Path),
+    type=TARGET,
     help="The figure to write.",
 )
+@OVERWRITE
 @click.option(
     "--x",
     "horizontal",
@@ -101,7 +100,7 @@ def compare(
     help=f"What to draw: {_names('y')}, or another metric of the records.",
 )
 @click.option("--ylim", type=float, nargs=2, metavar="LOW HIGH", help="Ends of the vertical axis.")
-@click.option("--target", type=click.FloatRange(0, 1), help="Mark this accuracy.")
+@click.option("--target", type=ACCURACY_RANGE, help="Mark this accuracy.")
 @click.option("--title", help="Above the panels.")
 @click.option(
     "--label",
@@ -152,12 +151,15 @@ def plot(
 @RECORD
 @click.option("--client", type=click.IntRange(0), help="Export this client's weights.")
 @click.option("--average", is_flag=True, help="Export the average of all clients.")
-@click.argument("target", metavar="OUT.pt", type=click.Path(path_type=Path))
+@OVERWRITE
+@click.argument("target", metavar="OUT.pt", type=TARGET)
 def export(record: Path, client: int | None, average: bool, target: Path) -> None:
     """Write weights from a run's checkpoint as a torch state_dict."""
+    from mpi_ntkdfl.analysis.files import require_suffix
     from mpi_ntkdfl.storage.checkpoint import export_weights, newest
 
     if (client is None) == (not average):
         raise click.UsageError("choose one of --client I and --average")
-    with newest(Outputs(record)) as checkpoint:
+    require_suffix(target, "pt", "pth")
+    with newest(Outputs.at(record)) as checkpoint:
         export_weights(checkpoint, client, target)

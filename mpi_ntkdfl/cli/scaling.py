@@ -9,6 +9,7 @@ import click
 
 from mpi_ntkdfl import config, presets
 from mpi_ntkdfl.cli.options import PLUGIN
+from mpi_ntkdfl.cli.targets import OVERWRITE, TARGET
 from mpi_ntkdfl.comm.mpi import under_launcher
 from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.errors import InputError
@@ -103,10 +104,9 @@ def _counts(text: str) -> list[int]:
 @scaling.command()
 @_RECORDS
 @_NETWORK
-@click.option(
-    "-o", "figure", metavar="FIGURE.(pdf|png|svg)", type=click.Path(path_type=Path), help="Draw it."
-)
-@click.option("--csv", "table", type=click.Path(path_type=Path), help="Write the numbers as CSV.")
+@click.option("-o", "figure", metavar="FIGURE.(pdf|png|svg)", type=TARGET, help="Draw it.")
+@click.option("--csv", "table", type=TARGET, help="Write the numbers as CSV.")
+@OVERWRITE
 def report(
     records: tuple[Path, ...], network: str, figure: Path | None, table: Path | None
 ) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mpi_ntkdfl.cli.options import PLUGIN
+from mpi_ntkdfl.cli.targets import OVERWRITE, TARGET
 from mpi_ntkdfl.runtime import logs, plugins
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.stopping import UNFINISHED, watch_signals
@@ -162,9 +163,8 @@ def run_study(
 @study.command()
 @click.argument("names", metavar="NAME_OR_YAML...", nargs=-1, required=True)
 @_which
-@click.option(
-    "--html", type=click.Path(path_type=Path), help="One page with all figures and tables as well."
-)
+@click.option("--html", type=TARGET, help="One page with all figures and tables as well.")
+@OVERWRITE
 def report(
     names: tuple[str, ...],
     scale: str,

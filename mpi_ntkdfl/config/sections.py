@@ -222,6 +222,9 @@ class ComputeSettings(Section):
 
     `gpu_aware_mpi`: MPI gets messages in the GPU's memory and not in host memory; MPI must be built
     with CUDA support.
+
+    `timeout`: how long ranks wait for one from which nothing is heard (seconds, or text such as
+    "10min"); null for no limit.
     """
 
     device: str = affects("rounding", default="auto")
@@ -238,6 +241,14 @@ class ComputeSettings(Section):
     batch: int | None = affects("rounding", default=None, ge=1, le=MOST_CLIENTS)
     byte_products: Literal["auto", "on", "off"] = affects("rounding", default="auto")
     gpu_aware_mpi: bool = affects("nothing", default=False)
+    timeout: Annotated[
+        int | float | str | None,
+        readable_by(
+            parse_seconds,
+            30 * 86400,
+            'a number of seconds up to 30 days, or text such as "10min" or "1h", or null',
+        ),
+    ] = affects("nothing", default="10min")
 
     @field_validator("device")
     @classmethod
@@ -256,3 +267,8 @@ class ComputeSettings(Section):
     def memory_bytes(self) -> int | None:
         """`memory_limit` in bytes, None for no limit."""
         return None if self.memory_limit is None else parse_bytes(self.memory_limit)
+
+    @property
+    def patience(self) -> float | None:
+        """`timeout` in seconds, None for no limit."""
+        return None if self.timeout is None else parse_seconds(self.timeout)

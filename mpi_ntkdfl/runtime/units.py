@@ -41,7 +41,7 @@ def three_digits(seconds: float) -> str:
 
 
 _BYTES = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
 def parse_bytes(size: float | str) -> int:
@@ -56,7 +56,7 @@ def parse_seconds(time: float | str) -> float:
     """Seconds that a number, or a text such as "90m" or "2-12:00:00", stands for; 0 for anything else."""
     if isinstance(time, int | float):
         return time
-    if match := re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([smhd])\s*", time):
+    if match := re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*(s|m|min|h|d)\s*", time):
         return float(match[1]) * _SECONDS[match[2]]
     if match := re.fullmatch(r"\s*(?:(\d+)-)?(\d+):([0-5]?\d):([0-5]?\d)\s*", time):
         days, hours, minutes, seconds = (int(part or 0) for part in match.groups())

@@ -51,8 +51,8 @@ from mpi_ntkdfl.metrics import (
 from mpi_ntkdfl.runtime import identity
 from mpi_ntkdfl.runtime.clock import PHASES
 from mpi_ntkdfl.runtime.hdf5 import sane, writing
-from mpi_ntkdfl.storage.outputs import replacing
 from mpi_ntkdfl.storage.schema import describe, metrics_of
+from mpi_ntkdfl.storage.whole import replacing
 
 SCHEMA = 2
 

@@ -16,7 +16,8 @@ from mpi_ntkdfl.runtime.errors import InputError, MpiNtkdflError
 from mpi_ntkdfl.runtime.launching import Launch, launcher_words
 from mpi_ntkdfl.runtime.stopping import signalled
 from mpi_ntkdfl.runtime.units import duration
-from mpi_ntkdfl.storage.outputs import InUse, Outputs, holder, locked
+from mpi_ntkdfl.storage.lock import InUse, holder, locked
+from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.studies.grid import Study, StudyRun, is_done
 
 
