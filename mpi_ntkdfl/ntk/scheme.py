@@ -46,6 +46,29 @@ ERROR = (
     *(-0.028898634076223, -0.141080153749879, 0.1268762824347194),
 )
 
+# The integers [start, end) that a step of length 1 meets lie at theta in [0, 1). The weights of the
+# left sum over them, from the sums of theta^0 to theta^4; see `evolve`.
+LEFT_SUM = (
+    (0, 0, 30, -60, 30),
+    (1, 0, -18, 32, -15),
+    (0, 0, -12, 28, -15),
+    (0, 1, -4.5, 6, -2.5),
+    (0, 0, 1.5, -4, 2.5),
+)
+# Sums of j^0 to j^4 over j = 0 to n - 1, from n^0 to n^5 (Faulhaber).
+POWER_SUMS = (
+    (0, 1, 0, 0, 0, 0),
+    (0, -1 / 2, 1 / 2, 0, 0, 0),
+    (0, 1 / 6, -1 / 2, 1 / 3, 0, 0),
+    (0, 0, 1 / 4, -1 / 2, 1 / 4, 0),
+    (0, -1 / 30, 0, 1 / 3, -1 / 2, 1 / 5),
+)
+# Directions below these shares of the largest are left out of the basis and of the factor: rounding may
+# have turned them, and would make K' indefinite.
+LEAST_IN_BASIS, LEAST_IN_FACTOR = 1e-12, 1e-5
+# Inner steps tried, after which an evolution is given up.
+MOST_TRIALS = 20_000
+
 
 def start(samples: int, like: torch.Tensor) -> torch.Tensor:
     """Rows `[rank, sample]` from which the subspace iteration starts: a fixed function of N.
