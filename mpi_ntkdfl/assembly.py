@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.algorithms.base import Needs
+from mpi_ntkdfl.algorithms.steps import evolves
 from mpi_ntkdfl.comm.gpu_aware import agreed_staging
 from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.world import World
@@ -21,6 +23,7 @@ from mpi_ntkdfl.model import mlp
 from mpi_ntkdfl.model.levels import LEAST_FEATURES, Inputs, Levels, multiplies_bytes
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.model.params import Layout
+from mpi_ntkdfl.ntk.evolve import Implementation, unavailable
 from mpi_ntkdfl.planning.costs import (
     NOMINAL,
     Machine,
@@ -36,6 +39,8 @@ from mpi_ntkdfl.runtime.clock import Clock
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.topology.placement import Placement
 from mpi_ntkdfl.topology.schedule import Schedule
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,8 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         problem: from `prepare`, on rank 0; None elsewhere.
 
     Raises:
-        InputError: if a rank lacks the device asked for, or MPI cannot take its memory as asked.
+        InputError: if a rank lacks the device or the compiled evolution asked for, or MPI cannot take its
+            memory as asked.
     """
     chosen = world.agree(lambda: device.choose(config.compute.device, world.local_rank))
     device.use(chosen, config.compute.threads)
@@ -180,6 +186,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
 
     stored, labels = _own_samples(world, placement, problem)
     levels = _levels(config, world, scaling, stored, chosen)
+    evolution = _evolution(config, world, chosen) if evolves(config.algorithm) else "tensor"
     owned = placement.owned(world.rank)
     cuts = np.cumsum(sizes[owned.start : owned.stop])[:-1]
     samples = {
@@ -210,6 +217,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         batch_bytes=device.free_share(chosen, world.hosts.count(world.hosts[world.rank])),
         staging=way,
         levels=levels,
+        evolution=evolution,
     )
     shares = (problem.partition.offsets, problem.partition.indices) if problem else None
     test_inputs = levels.take(tested) if levels else plain(tested)
@@ -226,6 +234,31 @@ def _levels(
     # Clients of ranks that differ would differ in their last bits.
     able = world.largest(float(not able)) == 0
     return Levels.of_bytes(*grid) if grid and able else None
+
+
+def _evolution(config: Config, world: World, chosen: torch.device) -> Implementation:
+    """What evolves outputs: the compiled version if every rank has it, unless another is asked for.
+
+    Raises:
+        InputError: if the compiled one is asked for, and a rank does not have it.
+    """
+    asked = config.compute.evolution
+    lacking = "" if asked == "tensor" else unavailable(chosen, getattr(torch, config.compute.dtype))
+
+    def require() -> None:
+        if asked == "compiled" and lacking:
+            raise InputError(
+                f"compute.evolution: compiled, but a rank does not have it: {lacking}; give "
+                "compute.evolution=tensor or auto, or install again where there is a C compiler"
+            )
+
+    world.agree(require)
+    # Clients of ranks that differ would differ in their last bits.
+    somewhere = world.largest(float(bool(lacking))) > 0
+    if somewhere and not device.on_gpu(chosen):
+        reason = lacking or "another rank has none"
+        _log.warning("evolving by tensors, which takes several times as long: %s", reason)
+    return "tensor" if asked == "tensor" or somewhere else "compiled"
 
 
 def _own_samples(

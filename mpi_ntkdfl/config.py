@@ -243,6 +243,10 @@ class ComputeSettings(Section):
 
     `gpu_aware_mpi`: MPI is handed messages in the GPU's memory, instead of by way of host memory; it
     must be built with CUDA support.
+
+    `evolution` says what integrates NTK methods' outputs under the cross-entropy loss: the compiled
+    version for CPUs, or the tensor version. With auto it is the compiled one where all ranks have it and
+    compute on a CPU.
     """
 
     device: str = "auto"
@@ -251,6 +255,7 @@ class ComputeSettings(Section):
     memory_limit: int | str | None = None
     batch: int | None = Field(default=None, ge=1)
     gpu_aware_mpi: bool = False
+    evolution: Literal["auto", "compiled", "tensor"] = "auto"
 
     @field_validator("device")
     @classmethod

@@ -67,6 +67,11 @@ class NtkSettings(StepSettings):
     tolerance: float = Field(default=1e-5, gt=0, lt=1)
 
 
+def evolves(settings: MethodSettings) -> bool:
+    """Whether a method with these settings integrates an evolution, which the squared loss needs not."""
+    return isinstance(settings, NtkSettings) and settings.loss == "cross-entropy"
+
+
 def keep_best(
     candidates: torch.Tensor, losses: list[float], taus: tuple[int, ...]
 ) -> tuple[torch.Tensor, int]:
@@ -93,7 +98,7 @@ def ntk_step(
     lr: float,
     settings: NtkSettings,
     federation: Federation,
-    evolved: Evolution | None = None,
+    evolved: Evolution | Diverged | None = None,
 ) -> tuple[torch.Tensor, int]:
     """Evolves the network with the kernel of `hood`, whose Jacobian was taken at `w` `[param]`.
 
@@ -105,7 +110,7 @@ def ntk_step(
         lr: learning rate of the round.
         settings: of the method.
         federation: for the network and the clock.
-        evolved: the evolution, if it is known (`evolve_together`).
+        evolved: the evolution, or why it failed, if `evolve_together` knows.
 
     Returns:
         The new weights `[param]` and the tau they belong to.
@@ -113,6 +118,8 @@ def ntk_step(
     Raises:
         Diverged: if a value became non-finite.
     """
+    if isinstance(evolved, Diverged):
+        raise evolved
     evolution = evolved or _evolve(hood, lr, settings, federation)
     with federation.clock("update"):
         products = hood.transposed_product(evolution.residual_sums)
@@ -135,21 +142,33 @@ def _evolve(hood: Neighbourhood, lr: float, s: NtkSettings, federation: Federati
         targets = one_hot(hood.labels, hood.outputs.shape[1], hood.outputs.dtype)
         try:
             return evolve(
-                kernel, hood.outputs, targets, lr, s.taus, s.loss, s.tolerance, overwrite=True
+                kernel,
+                hood.outputs,
+                targets,
+                lr,
+                s.taus,
+                s.loss,
+                s.tolerance,
+                overwrite=True,
+                implementation=federation.evolution,
             )
         except ArithmeticError as error:
-            raise Diverged(f"the evolution failed: {error}; {_WAY_OUT}") from error
+            raise _diverged(str(error)) from error
+
+
+def _diverged(reason: str) -> Diverged:
+    return Diverged(f"the evolution failed: {reason}; {_WAY_OUT}")
 
 
 def evolve_together(
     hoods: Sequence[Neighbourhood], lr: float, s: NtkSettings, federation: Federation
-) -> list[Evolution | None]:
+) -> list[Evolution | Diverged | None]:
     """Evolves several neighbourhoods in one go, for `ntk_step`.
 
-    None stands for those it leaves to `ntk_step`: one alone, the squared loss, which has a closed form,
-    and those that failed, which will fail there with their reason.
+    None stands for those it leaves to `ntk_step`: a single one, the squared loss, which has a closed
+    form, and all where the compiled evolution takes one client at a time.
     """
-    if len(hoods) == 1 or s.loss == "squared":
+    if len(hoods) == 1 or s.loss == "squared" or federation.evolution == "compiled":
         return [None] * len(hoods)
     sizes, classes = [len(hood.labels) for hood in hoods], hoods[0].outputs.shape[1]
     most = max(sizes)
@@ -163,15 +182,15 @@ def evolve_together(
         for place, hood in enumerate(hoods):
             outputs[place, : sizes[place]] = hood.outputs
             targets[place, : sizes[place]] = one_hot(hood.labels, classes, outputs.dtype)
-        found = evolve_batch(kernels, outputs, targets, sizes, lr, s.taus, s.tolerance)
+        batch = evolve_batch(kernels, outputs, targets, sizes, lr, s.taus, s.tolerance)
         return [
-            None
-            if found.failed[place]
+            _diverged(batch.failures[place])
+            if batch.failures[place]
             else Evolution(
                 s.taus,
-                found.residual_sums[place, :, :samples],
-                found.outputs[place, :, :samples],
-                found.products,
+                batch.residual_sums[place, :, :samples],
+                batch.outputs[place, :, :samples],
+                batch.products,
             )
             for place, samples in enumerate(sizes)
         ]

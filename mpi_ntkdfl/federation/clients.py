@@ -14,6 +14,7 @@ from mpi_ntkdfl.comm.staging import DirectStaging, Staging
 from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.model.levels import Levels
 from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.ntk.evolve import Implementation
 from mpi_ntkdfl.runtime.clock import Clock
 from mpi_ntkdfl.topology.placement import Placement
 
@@ -47,6 +48,7 @@ class Federation:
         batch_bytes: hold; 0 for one.
         staging: the way of messages between the device and MPI; one made for that device.
         levels: on which all inputs lie, if they do and computing by them pays on the device.
+        evolution: what evolves outputs under the cross-entropy loss, the same on all ranks.
     """
 
     world: World
@@ -65,6 +67,7 @@ class Federation:
     batch_bytes: int = 0
     staging: Staging = DirectStaging()
     levels: Levels | None = None
+    evolution: Implementation = "tensor"
 
     @property
     def owned(self) -> range:

@@ -157,6 +157,10 @@ INLINE void strip(int rows, int depth, int width, const real *restrict a, int st
     for (int k = 0; k < depth; k++) {
         const vector *row = (const vector *)(b + (size_t)k * (size_t)width);
         const vector left = row[0], right = row[1];
+        /* The next block of the kernel, on its way from memory while this one is used. */
+        __builtin_prefetch(row + TILE * TILE / LANES, 0, 2);
+        if (VECTOR_BYTES >= 64)
+            __builtin_prefetch(row + 1 + TILE * TILE / LANES, 0, 2);
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++) {
             const real factor = a[(size_t)r * (size_t)stride + (size_t)k];
@@ -253,47 +257,50 @@ INLINE real exponential(real x)
 /* p = softmax(f) over the outputs; both [output][TILE]. */
 static void softmax(int outputs, const real *restrict f, real *restrict p)
 {
-    real most[TILE], total[TILE];
-    for (int s = 0; s < TILE; s++) {
-        most[s] = f[s];
-        total[s] = 0;
-    }
-    for (int c = 1; c < outputs; c++)
-        for (int s = 0; s < TILE; s++)
-            most[s] = f[c * TILE + s] > most[s] ? f[c * TILE + s] : most[s];
-    for (int c = 0; c < outputs; c++)
-        for (int s = 0; s < TILE; s++) {
-            p[c * TILE + s] = exponential(f[c * TILE + s] - most[s]);
-            total[s] += p[c * TILE + s];
+    const size_t slot = (size_t)outputs * TILE;
+    real most[TILE], total[TILE] = {0};
+    memcpy(most, f, sizeof most);
+    for (size_t c = TILE; c < slot; c += TILE)
+        for (size_t s = 0; s < TILE; s++)
+            most[s] = f[c + s] > most[s] ? f[c + s] : most[s];
+    for (size_t c = 0; c < slot; c += TILE)
+        for (size_t s = 0; s < TILE; s++) {
+            const real value = exponential(f[c + s] - most[s]);
+            p[c + s] = value;
+            total[s] += value;
         }
-    for (int s = 0; s < TILE; s++)
+    for (size_t s = 0; s < TILE; s++)
         total[s] = 1 / total[s];
-    for (int c = 0; c < outputs; c++)
-        for (int s = 0; s < TILE; s++)
-            p[c * TILE + s] *= total[s];
+    for (size_t c = 0; c < slot; c += TILE)
+        for (size_t s = 0; s < TILE; s++)
+            p[c + s] *= total[s];
 }
 
-/* turned = (diag(p) - p p^T) d for every sample; all [output][TILE], turned may be d. */
-static void jacobian(int outputs, const real *p, const real *d, real *turned)
+/* Turn d into (diag(p) - p p^T) d for every sample; both [output][TILE]. */
+static void turn(int outputs, const real *restrict p, real *restrict d)
 {
+    const size_t slot = (size_t)outputs * TILE;
     real total[TILE] = {0};
-    for (int c = 0; c < outputs; c++)
-        for (int s = 0; s < TILE; s++)
-            total[s] += p[c * TILE + s] * d[c * TILE + s];
-    for (int c = 0; c < outputs; c++)
-        for (int s = 0; s < TILE; s++)
-            turned[c * TILE + s] = p[c * TILE + s] * (d[c * TILE + s] - total[s]);
+    for (size_t c = 0; c < slot; c += TILE)
+        for (size_t s = 0; s < TILE; s++) {
+            d[c + s] *= p[c + s];
+            total[s] += d[c + s];
+        }
+    for (size_t c = 0; c < slot; c += TILE)
+        for (size_t s = 0; s < TILE; s++)
+            d[c + s] -= p[c + s] * total[s];
 }
 
 /* sum a b over a tile's slot: over the outputs for each sample, then over the samples in double. */
-static double dot(int outputs, const real *restrict a, const real *restrict b)
+static double dot(int outputs, const real *a, const real *b)
 {
+    const size_t slot = (size_t)outputs * TILE;
     real lanes[TILE] = {0};
-    for (int c = 0; c < outputs; c++)
-        for (int s = 0; s < TILE; s++)
-            lanes[s] += a[c * TILE + s] * b[c * TILE + s];
+    for (size_t c = 0; c < slot; c += TILE)
+        for (size_t s = 0; s < TILE; s++)
+            lanes[s] += a[c + s] * b[c + s];
     double total = 0;
-    for (int s = 0; s < TILE; s++)
+    for (size_t s = 0; s < TILE; s++)
         total += (double)lanes[s];
     return total;
 }
@@ -417,6 +424,44 @@ static enum status split_kernel(struct evolution *e)
             add_product(TILE, RANK, TILE, negative, RANK, e->factor + (size_t)column * rows, block);
         }
     return DONE;
+}
+
+/* ------------------------------------------------------------------------------- the fast part */
+
+/* out = sum_k weights[k] rates[k], [output][RANK]. */
+static void combine(const struct evolution *e, int terms, const double *weights, real *restrict out)
+{
+    const size_t count = (size_t)e->outputs * RANK;
+    for (int k = 0; k < terms; k++) {
+        const real weight = (real)weights[k], *rate = e->rates + (size_t)k * count;
+        if (k == 0)
+            for (size_t i = 0; i < count; i++)
+                out[i] = weight * rate[i];
+        else
+            for (size_t i = 0; i < count; i++)
+                out[i] += weight * rate[i];
+    }
+}
+
+/* scaled = -c a, [output][RANK]: what F^T takes to outputs. */
+static const real *scale_fast(const struct evolution *e, const real *a)
+{
+    real *restrict scaled = e->image;
+    for (size_t i = 0; i < (size_t)e->outputs * RANK; i++)
+        scaled[i] = -e->scale * a[i];
+    return scaled;
+}
+
+/* out += F^T a of one tile, where a is [output][RANK] and out [output][TILE]. */
+static void add_fast(const struct evolution *e, int tile, const real *a, real *out)
+{
+    add_product(e->outputs, RANK, TILE, a, RANK, e->factor + (size_t)tile * RANK * TILE, out);
+}
+
+/* out += F g of one tile, where g is [output][TILE] and out [output][RANK]. */
+static void add_rate(const struct evolution *e, int tile, const real *g, real *out)
+{
+    add_product(e->outputs, TILE, RANK, g, TILE, e->transposed + (size_t)tile * RANK * TILE, out);
 }
 
 /* ------------------------------------------------------------------------------- the slow path */
@@ -587,12 +632,10 @@ static void limit_step(struct evolution *e, int iterations)
                     turned[i] = p[i] - y[i];
             } else {
                 memset(turned, 0, e->slot * sizeof *turned);
-                add_product(outputs, RANK, TILE, e->direction, RANK,
-                            e->factor + (size_t)tile * RANK * TILE, turned);
-                jacobian(outputs, p, turned, turned);
+                add_fast(e, tile, e->direction, turned);
+                turn(outputs, p, turned);
             }
-            add_product(outputs, TILE, RANK, turned, TILE,
-                        e->transposed + (size_t)tile * RANK * TILE, e->image);
+            add_rate(e, tile, turned, e->image);
         }
         real length = 1;
         if (iteration >= 0) {
@@ -657,28 +700,20 @@ static void fast_rate(struct evolution *e, int state, real *rate)
         const real *p = state_of(e, tile, state, P), *y = slot_of(e, tile, TARGET);
         for (size_t i = 0; i < e->slot; i++)
             g[i] = p[i] - y[i];
-        add_product(e->outputs, TILE, RANK, g, TILE, e->transposed + (size_t)tile * RANK * TILE,
-                    rate);
+        add_rate(e, tile, g, rate);
     }
 }
 
-/* out += -c F^T a of one tile, where a is [output][RANK]. */
-static void subtract_fast(struct evolution *e, int tile, const real *a, real *out)
+/* BEND of a state: dg/du = (diag(p) - p p^T) (path' - c F^T a'), of one tile.
+ *
+ * scaled is -c a' with a' = F g, and row holds the powers' derivatives. */
+static void bend(const struct evolution *e, int tile, int state, const double row[TERMS],
+                 const real *scaled)
 {
-    real *scaled = e->image;
-    for (size_t i = 0; i < (size_t)e->outputs * RANK; i++)
-        scaled[i] = -e->scale * a[i];
-    add_product(e->outputs, RANK, TILE, scaled, RANK, e->factor + (size_t)tile * RANK * TILE, out);
-}
-
-/* BEND of a state: dg/du = (diag(p) - p p^T) (path' - c F^T a') with a' = F g, of one tile. */
-static void bend(struct evolution *e, int tile, int state, const double row[TERMS],
-                 const real *rate)
-{
-    real *slope = e->scratch[0];
+    real *slope = state_of(e, tile, state, BEND);
     path_values(e, tile, row, slope);
-    subtract_fast(e, tile, rate, slope);
-    jacobian(e->outputs, state_of(e, tile, state, P), slope, state_of(e, tile, state, BEND));
+    add_fast(e, tile, scaled, slope);
+    turn(e->outputs, state_of(e, tile, state, P), slope);
 }
 
 /* The stages of one inner step from state now to state after, over step from u.
@@ -700,12 +735,10 @@ static double try_step(struct evolution *e, int now, int after, double u, double
         for (int k = 0; k < stage; k++)
             node += weights[k];
         path_row(e, u + node * step, 0, row);
-        for (size_t i = 0; i < count; i++) {
-            real sum = 0;
-            for (int k = 0; k < stage; k++)
-                sum += (real)weights[k] * e->rates[(size_t)k * count + i];
-            fast[i] = e->fast[now][i] + (real)step * sum;
-        }
+        combine(e, stage, weights, fast);
+        for (size_t i = 0; i < count; i++)
+            fast[i] = e->fast[now][i] + (real)step * fast[i];
+        const real *scaled = scale_fast(e, fast);
         memset(rate, 0, count * sizeof *rate);
         for (int tile = 0; tile < e->tiles; tile++) {
             const real *y = slot_of(e, tile, TARGET), *p0 = state_of(e, tile, now, P);
@@ -715,12 +748,11 @@ static double try_step(struct evolution *e, int now, int after, double u, double
                 p = state_of(e, tile, after, P);
             }
             path_values(e, tile, row, f);
-            subtract_fast(e, tile, fast, f);
+            add_fast(e, tile, scaled, f);
             softmax(e->outputs, f, p);
             for (size_t i = 0; i < e->slot; i++)
                 g[i] = p[i] - y[i];
-            add_product(e->outputs, TILE, RANK, g, TILE,
-                        e->transposed + (size_t)tile * RANK * TILE, rate);
+            add_rate(e, tile, g, rate);
             if (stage == 1)
                 for (size_t i = 0; i < e->slot; i++)
                     gained[i] = (real)result[0] * (p0[i] - y[i]) + (real)result[1] * g[i];
@@ -738,12 +770,7 @@ static double try_step(struct evolution *e, int now, int after, double u, double
             }
         }
     }
-    for (size_t i = 0; i < count; i++) {
-        real sum = 0;
-        for (int k = 0; k <= STAGES; k++)
-            sum += (real)scheme->error[k] * e->rates[(size_t)k * count + i];
-        e->stage[i] = sum;
-    }
+    combine(e, STAGES + 1, scheme->error, e->stage);
     const double error = step * norm(count, e->stage);
     return relative(error * error, size / e->problem->scale) / e->problem->inner_bound;
 }
@@ -792,9 +819,9 @@ static enum status integrate(struct evolution *e, int *now, double u, double end
         const int sums = left_sum_weights(scheme, u, reached, weights);
         double row[TERMS];
         path_row(e, u + trial, 1, row);
-        const real *rate = e->rates + STAGES * count;
+        const real *rate = e->rates + STAGES * count, *scaled = scale_fast(e, rate);
         for (int tile = 0; tile < e->tiles; tile++) {
-            bend(e, tile, after, row, rate);
+            bend(e, tile, after, row, scaled);
             if (sums)
                 add_left_sum(e, tile, *now, after, weights);
         }
@@ -863,8 +890,9 @@ static double correct(struct evolution *e, int now, double then)
             drift[i] += pace[i];
             f[i] -= missed[i];
             change[i] = f0[i] - f[i];
+            turned[i] = missed[i];
         }
-        jacobian(e->outputs, p, missed, turned);
+        turn(e->outputs, p, turned);
         square += dot(e->outputs, turned, missed);
         size += dot(e->outputs, state_of(e, tile, now, Z), change);
         softmax(e->outputs, f, p);
@@ -938,10 +966,11 @@ static enum status attempt(struct evolution *e, double then, double *error)
     double row[TERMS], u = start;
     path_row(e, start, 1, row);
     fast_rate(e, now, e->rates);
+    const real *scaled = scale_fast(e, e->rates);
     for (int tile = 0; tile < e->tiles; tile++) {
         memcpy(slot_of(e, tile, SUM + !e->sum), slot_of(e, tile, SUM + e->sum),
                e->slot * sizeof(real));
-        bend(e, tile, now, row, e->rates);
+        bend(e, tile, now, row, scaled);
     }
     while (first < problem->marks && (double)problem->taus[first] <= start)
         first++;

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl.algorithms.base import Method
+from mpi_ntkdfl.algorithms.steps import evolves
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.evaluate import Evaluation
 from mpi_ntkdfl.federation.clients import Federation
@@ -29,6 +30,7 @@ class Journal:
         self._config, self._federation, self._outputs = config, federation, outputs
         self._world, self._clock = self._federation.world, self._federation.clock
         self._record = Record(outputs.record)
+        self._evolution = federation.evolution if evolves(config.algorithm) else None
         self._provenance = provenance(
             self._world, str(self._federation.device), str(torch.__version__)
         )
@@ -51,6 +53,8 @@ class Journal:
                 "data": data,
                 **self._provenance,
             }
+            if self._evolution is not None:
+                attributes["evolution"] = self._evolution
             self._outputs.remove()
             self._record.create(attributes, config.clients, self._world.size, shares)
 
@@ -69,6 +73,7 @@ class Journal:
 
         def begin() -> list[str]:
             assert start is not None
+            start.compare_evolution(self._evolution)
             every, config_yaml = self._config.evaluation.every, self._config.to_yaml()
             if start.checkpoint.path != self._outputs.checkpoint:
                 # The next checkpoint keeps what has this name: not the damaged one.

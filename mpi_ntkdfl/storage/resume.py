@@ -24,7 +24,8 @@ _log = logging.getLogger(__name__)
 # Nothing of the result depends on these. Data are compared by content, not by where they are.
 _FREE = (
     *("rounds", "output.", "dataset.root", "partition.path", "topology.path"),
-    "compute.gpu_aware_mpi",
+    # What evolves is recorded, and compared by that: `Start.compare_evolution`.
+    *("compute.gpu_aware_mpi", "compute.evolution"),
 )
 # These may change the rounding of sums, so the last bits.
 _ROUNDING = ("compute.device", "compute.threads", "compute.memory_limit", "compute.batch")
@@ -43,12 +44,27 @@ class Start:
         partition: offsets and indices of the recorded partition.
         data: fingerprint of the recorded data set.
         edges: of the last finished round's graph, `[edge, 2]`.
+        evolution: what evolved outputs; "tensor" in records of versions that had nothing else.
     """
 
     checkpoint: Checkpoint
     partition: tuple[np.ndarray, np.ndarray]
     data: str
     edges: np.ndarray
+    evolution: str
+
+    def compare_evolution(self, chosen: str | None) -> None:
+        """Holds what will evolve outputs, None for nothing, to what is recorded.
+
+        Raises:
+            InputError: if it is another one, whose results differ in their last bits.
+        """
+        if chosen is not None and chosen != self.evolution:
+            raise InputError(
+                f"cannot go on: outputs were evolved by the {self.evolution} version, and would now be "
+                f"by the {chosen} one, which rounds differently; give --set "
+                f"compute.evolution={self.evolution}, or --overwrite to start again"
+            )
 
     def compare(
         self, partition: tuple[np.ndarray, np.ndarray], data: str, edges: np.ndarray
@@ -117,6 +133,7 @@ def _read_start(outputs: Outputs, checkpoint: Checkpoint, wanted: int) -> Start:
             (file["partition/offsets"][:], file["partition/indices"][:]),
             str(file.attrs["data"]),
             file["topology/edges"][offsets[done - 1] : offsets[done]],
+            str(file.attrs.get("evolution", "tensor")),
         )
 
 
