@@ -19,6 +19,7 @@ from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.data.sources import DEBIAN_FASHION
 from mpi_ntkdfl.federation.clients import Federation, Samples
 from mpi_ntkdfl.model.mlp import MLP
+from mpi_ntkdfl.ntk import compiled
 from mpi_ntkdfl.runtime.clock import Clock
 from mpi_ntkdfl.topology.placement import Placement
 
@@ -33,6 +34,12 @@ ROOT = Path(__file__).resolve().parent.parent
 needs_fashion = pytest.mark.skipif(
     not DEBIAN_FASHION.exists(),
     reason="needs Fashion-MNIST: Debian package dataset-fashion-mnist",
+)
+
+
+needs_compiled = pytest.mark.skipif(
+    isinstance(compiled.find(torch.float64), str),
+    reason="needs the compiled evolution: python setup.py build_ext --inplace",
 )
 
 

@@ -457,6 +457,7 @@ def _warn(lines: Iterable[str]) -> None:
 
 
 def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
+    from mpi_ntkdfl.algorithms.steps import evolves
     from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 
     plan, sizes = problem.plan, problem.partition.sizes
@@ -476,10 +477,31 @@ def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
             lines.append(f"  {phase:12}{readable(protocol):>10} protocol{readable(moved):>10} MPI")
     protocol, moved = plan.traffic.sum(axis=1)
     lines.append(f"  {'total':12}{readable(protocol):>10} protocol{readable(moved):>10} MPI")
+    if evolves(settings.algorithm):
+        lines.append(f"evolution: {_evolution_text(settings)}")
     lines.append("memory of the largest rank:")
     lines += [f"  {purpose:22}{readable(count):>10}" for purpose, count in plan.memory.items()]
     lines.append(f"  {'total':22}{readable(sum(plan.memory.values())):>10}")
     return "\n".join(lines)
+
+
+def _evolution_text(settings: config.Config) -> str:
+    """What would evolve outputs on this machine."""
+    import torch
+
+    from mpi_ntkdfl.ntk.evolve import unavailable
+    from mpi_ntkdfl.runtime import device
+
+    asked = settings.compute.evolution
+    chosen = device.choose(settings.compute.device, 0)
+    reason = unavailable(chosen, getattr(torch, settings.compute.dtype))
+    if asked == "tensor":
+        return "tensor, as asked"
+    if not reason:
+        return "compiled"
+    if asked == "compiled":
+        raise InputError(f"compute.evolution: compiled, but it is not here: {reason}")
+    return f"tensor; not compiled: {reason}"
 
 
 def _seconds_text(settings: config.Config, problem: Problem, measured: bool) -> str:

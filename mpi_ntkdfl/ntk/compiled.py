@@ -140,9 +140,9 @@ class Build:
         if status == _NOT_FINITE:
             raise ArithmeticError("a product with the kernel is not finite")
         if status == _COLLAPSED:
-            raise ArithmeticError(scheme.COLLAPSED.format(problem.reached))
+            raise ArithmeticError(scheme.collapsed(problem.reached))
         if status == _TOO_MANY:
-            raise ArithmeticError(scheme.TOO_MANY.format(problem.reached))
+            raise ArithmeticError(scheme.too_many(problem.reached))
         if not (sums_at.isfinite().all() and outputs_at.isfinite().all()):
             raise ArithmeticError("the evolution is not finite")
         return sums_at, outputs_at, -(-problem.products // classes)

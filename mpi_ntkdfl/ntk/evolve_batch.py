@@ -274,8 +274,8 @@ class _Lockstep:
         texts = []
         for failed, sound, trials, now in numbers:
             if failed:
-                reason = scheme.TOO_MANY if trials > scheme.MOST_TRIALS else scheme.COLLAPSED
-                texts.append(reason.format(now))
+                tired = trials > scheme.MOST_TRIALS
+                texts.append(scheme.too_many(now) if tired else scheme.collapsed(now))
             else:
                 texts.append("" if sound else "the evolution is not finite")
         return texts

@@ -70,11 +70,18 @@ POWER_SUMS = (
 LEAST_IN_BASIS, LEAST_IN_FACTOR = 1e-12, 1e-5
 # Inner steps tried, after which an evolution is given up: one that diverges can need any number. The
 # paper's evolutions need up to 120, the stiffest tests 640, and the paper's kernels at 1,000 and 10,000
-# times the paper's learning rate 2,900 and 4,000.
+# times the paper's learning rate up to 2,900 and 4,000.
 MOST_TRIALS = 10_000
 
-TOO_MANY = f"not done after {MOST_TRIALS:,} inner steps, at u = {{:g}}"
-COLLAPSED = "the step size collapsed at u = {:g}"
+
+def too_many(u: float) -> str:
+    """Why an evolution was given up at u."""
+    return f"not done after {MOST_TRIALS:,} inner steps, at u = {u:g}"
+
+
+def collapsed(u: float) -> str:
+    """Why an evolution was given up at u, whose steps no longer moved it."""
+    return f"the step size collapsed at u = {u:g}"
 
 
 def bounds(tolerance: float, dtype: torch.dtype) -> tuple[float, float]:
