@@ -22,7 +22,8 @@ import torch
 
 from mpi_ntkdfl.data.sources import IMAGE_SETS
 from mpi_ntkdfl.evaluate import score
-from mpi_ntkdfl.model.levels import Inputs, Levels, multiplies_bytes
+from mpi_ntkdfl.model.byte_products import measured
+from mpi_ntkdfl.model.levels import Inputs, Levels
 from mpi_ntkdfl.model.losses import one_hot
 from mpi_ntkdfl.model.mlp import MLP
 from mpi_ntkdfl.ntk.evolve import Evolution, evolve
@@ -93,7 +94,7 @@ def make(
     w_bar = torch.from_numpy(network.initial(rng)).float()
     test_images, test_labels = samples(rng, means, TEST)
     grid, levels = LOOKS.scaling.grid(), None
-    if grid and multiplies_bytes() and not floats:
+    if grid and measured().taken and not floats:
         levels = Levels.of_bytes(*grid)
     client = Client(network, w_bar, plain(images), labels, lr, levels)
     return client, levels.take(test_images) if levels else plain(test_images), test_labels
@@ -196,7 +197,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     peak = timing.product_peak()
-    byte_peak = timing.byte_peak() if multiplies_bytes() else 0.0
+    byte_peak = timing.byte_peak() if measured().taken else 0.0
     print(
         f"matrix products: {peak / 1e9:.0f} GFLOP/s; of bytes: {byte_peak / 1e9:.0f} G/s; "
         f"copies: {timing.bandwidth() / 1e9:.1f} GB/s\n"

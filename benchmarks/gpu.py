@@ -29,13 +29,14 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl.algorithms import METHODS
+from mpi_ntkdfl.algorithms.work import Work
 from mpi_ntkdfl.assembly import assemble, prepare
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.config import Config, parse, read_overrides, read_source
 from mpi_ntkdfl.data.sources import FILES
 from mpi_ntkdfl.evaluate import Evaluator
 from mpi_ntkdfl.federation.exchange import Exchange
-from mpi_ntkdfl.planning.costs import Work
+from mpi_ntkdfl.planning.costs import round_work
 from mpi_ntkdfl.runtime import device
 from mpi_ntkdfl.runtime.clock import PHASES, Clock
 from mpi_ntkdfl.runtime.launching import launcher_words
@@ -141,7 +142,7 @@ class WaitingClock(Clock):
 def rounds(asked: Asked, config: Config, peak: float, bandwidth: float) -> list[str]:
     """A table of seconds by phase: the first round, and the median of those after it."""
     problem = prepare(config, 1)
-    work = problem.work
+    work = round_work(problem.first)
     assembly = assemble(config, SoloWorld(), problem)
     clock = WaitingClock(assembly.federation.device)
     federation = replace(assembly.federation, clock=clock)

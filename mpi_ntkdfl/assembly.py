@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,6 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl.algorithms import METHODS
-from mpi_ntkdfl.algorithms.base import Needs
 from mpi_ntkdfl.algorithms.steps import evolves
 from mpi_ntkdfl.comm.gpu_aware import agreed_staging
 from mpi_ntkdfl.comm.ledger import Ledger
@@ -19,28 +17,19 @@ from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.data import partition, sources
 from mpi_ntkdfl.federation.clients import Federation, Samples
-from mpi_ntkdfl.model import mlp
-from mpi_ntkdfl.model.levels import LEAST_FEATURES, Inputs, Levels, multiplies_bytes
+from mpi_ntkdfl.model import byte_products, mlp
+from mpi_ntkdfl.model.levels import LEAST_FEATURES, Inputs, Levels
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.model.params import Layout
-from mpi_ntkdfl.ntk.evolve import Implementation, unavailable
-from mpi_ntkdfl.planning.costs import (
-    NOMINAL,
-    Machine,
-    Work,
-    measure,
-    placement_costs,
-    round_seconds,
-    round_work,
-)
+from mpi_ntkdfl.ntk.evolve import Implementation, choose
+from mpi_ntkdfl.planning.costs import NOMINAL, Machine, balanced, measure, round_seconds
+from mpi_ntkdfl.planning.first_round import FirstRound
 from mpi_ntkdfl.planning.plan import Plan, make_plan
 from mpi_ntkdfl.runtime import device, seeds
 from mpi_ntkdfl.runtime.clock import Clock
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.topology.placement import Placement
 from mpi_ntkdfl.topology.schedule import Schedule
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,45 +40,38 @@ class Problem:
         dataset: all samples.
         partition: whose they are.
         schedule: the graphs.
-        network: the model.
         start: starting weights from `model.weights`, `[param]` float64, or None to draw them.
-        placement: which rank owns which client.
-        needs: what a round of the method sends and holds.
-        work: what a round asks of each client, by phase.
+        first: the first round as planning sees it.
         plan: the first round in numbers.
     """
 
     dataset: sources.Dataset
     partition: partition.Partition
     schedule: Schedule
-    network: Network
     start: np.ndarray | None
-    placement: Placement
-    needs: Needs
-    work: dict[str, Work]
+    first: FirstRound
     plan: Plan
 
-    def machine(self, config: Config, measured: bool) -> Machine:
+    @property
+    def network(self) -> Network:
+        """The model."""
+        return self.first.network
+
+    @property
+    def placement(self) -> Placement:
+        """Which rank owns which client."""
+        return self.first.placement
+
+    def machine(self, measured: bool) -> Machine:
         """A thread of this machine, measured in half a second, or a nominal one."""
         if not measured:
             return NOMINAL
         torch.set_num_threads(1)
-        return measure(getattr(torch, config.compute.dtype))
+        return measure(self.first.dtype)
 
-    def round_seconds(self, config: Config, machine: Machine, cores: int) -> dict[str, float]:
+    def round_seconds(self, machine: Machine, cores: int) -> dict[str, float]:
         """Seconds of a round by phase on the busiest rank; see `costs.round_seconds`."""
-        moved, sizes = int(self.plan.traffic[1].sum()), self.partition.sizes
-        return round_seconds(
-            config,
-            self.needs,
-            self.network,
-            sizes,
-            self.work,
-            moved,
-            self.placement,
-            machine,
-            cores,
-        )
+        return round_seconds(self.first, int(self.plan.traffic[1].sum()), machine, cores)
 
 
 def prepare(config: Config, ranks: int) -> Problem:
@@ -98,7 +80,7 @@ def prepare(config: Config, ranks: int) -> Problem:
     Raises:
         InputError: for anything that would stop the run later.
     """
-    Placement(config.clients, ranks)  # refuses more ranks than clients before anything is read
+    equal = Placement(config.clients, ranks)  # refuses more ranks than clients before reading
     dataset = sources.load(config.dataset)
     shares = partition.make(
         config.partition, dataset.train_labels, config.clients, config.seed, dataset.writers
@@ -108,13 +90,17 @@ def prepare(config: Config, ranks: int) -> Problem:
     start = None
     if config.model.weights is not None:
         start = read_weights(Path(config.model.weights), network.layout).double().numpy()
-    method, sizes, graph = METHODS[config.algorithm.name], shares.sizes, schedule.graph(0)
-    tests = len(dataset.test_labels)
-    needs = method.needs(config.algorithm, network, getattr(torch, config.compute.dtype))
-    work = round_work(config, needs, network, sizes, tests, graph)
-    placement = Placement.balanced(placement_costs(work), ranks)
-    plan = make_plan(config, needs, network, sizes, tests, graph, placement)
-    return Problem(dataset, shares, schedule, network, start, placement, needs, work, plan)
+    first = FirstRound(
+        config=config,
+        method=METHODS[config.algorithm.name],
+        network=network,
+        sizes=shares.sizes,
+        test_samples=len(dataset.test_labels),
+        graph=schedule.graph(0),
+        placement=equal,
+    )
+    first = balanced(first)
+    return Problem(dataset, shares, schedule, start, first, make_plan(first))
 
 
 def read_weights(path: Path, layout: Layout) -> torch.Tensor:
@@ -163,7 +149,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         problem: from `prepare`, on rank 0; None elsewhere.
 
     Raises:
-        InputError: if a rank lacks the device or the compiled evolution asked for, or MPI cannot take its
+        InputError: if a rank lacks the device or the way of computing asked for, or MPI cannot take its
             memory as asked.
     """
     chosen = world.agree(lambda: device.choose(config.compute.device, world.local_rank))
@@ -185,8 +171,12 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         return torch.tensor(array).to(chosen)
 
     stored, labels = _own_samples(world, placement, problem)
-    levels = _levels(config, world, scaling, stored, chosen)
-    evolution = _evolution(config, world, chosen) if evolves(config.algorithm) else "tensor"
+    levels, by_bytes = _levels(config, world, scaling, stored, chosen)
+    choices = {"byte products": by_bytes}
+    evolution: Implementation = "tensor"
+    if evolves(config.algorithm):
+        evolution, reason = _evolution(config, world, chosen)
+        choices["evolution"] = f"{evolution}: {reason}"
     owned = placement.owned(world.rank)
     cuts = np.cumsum(sizes[owned.start : owned.stop])[:-1]
     samples = {
@@ -218,6 +208,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         staging=way,
         levels=levels,
         evolution=evolution,
+        choices=choices,
     )
     shares = (problem.partition.offsets, problem.partition.indices) if problem else None
     test_inputs = levels.take(tested) if levels else plain(tested)
@@ -226,39 +217,36 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
 
 def _levels(
     config: Config, world: World, scaling: sources.Scaling, stored: np.ndarray, chosen: torch.device
-) -> Levels | None:
-    """The levels of inputs that are bytes, if computing by them pays on every rank's processor."""
+) -> tuple[Levels | None, str]:
+    """The levels of inputs that are bytes, if all ranks multiply bytes; and the reason.
+
+    All ranks take the same way, because clients of ranks that differ would differ in their last bits.
+    """
     grid = scaling.grid() if stored.dtype == np.uint8 else None
-    wide = stored.shape[1] >= LEAST_FEATURES and config.compute.dtype == "float32"
-    able = wide and not device.on_gpu(chosen) and multiplies_bytes()
-    # Clients of ranks that differ would differ in their last bits.
-    able = world.largest(float(not able)) == 0
-    return Levels.of_bytes(*grid) if grid and able else None
+    if grid is None or stored.shape[1] < LEAST_FEATURES:
+        return None, f"off: inputs are not bytes of at least {LEAST_FEATURES} features"
+    if device.on_gpu(chosen) or config.compute.dtype != "float32":
+        return None, "off: the run does not compute in float32 on CPUs"
+    choice = world.agree(lambda: byte_products.choose(config.compute.byte_products))
+    if world.largest(float(not choice.taken)) > 0:
+        return None, str(choice) if not choice.taken else "off: another rank's processor is slower"
+    return Levels.of_bytes(*grid), str(choice)
 
 
-def _evolution(config: Config, world: World, chosen: torch.device) -> Implementation:
-    """What evolves outputs: the compiled version if every rank has it, unless another is asked for.
+def _evolution(config: Config, world: World, chosen: torch.device) -> tuple[Implementation, str]:
+    """What evolves outputs, the compiled version only if every rank takes it; and the reason.
+
+    All ranks take the same version, because clients of ranks that differ would differ in their last bits.
 
     Raises:
-        InputError: if the compiled one is asked for, and a rank does not have it.
+        InputError: if the compiled version is asked for, and a rank does not have it.
     """
-    asked = config.compute.evolution
-    lacking = "" if asked == "tensor" else unavailable(chosen, getattr(torch, config.compute.dtype))
-
-    def require() -> None:
-        if asked == "compiled" and lacking:
-            raise InputError(
-                f"compute.evolution: compiled, but a rank does not have it: {lacking}; give "
-                "compute.evolution=tensor or auto, or install again where there is a C compiler"
-            )
-
-    world.agree(require)
-    # Clients of ranks that differ would differ in their last bits.
-    somewhere = world.largest(float(bool(lacking))) > 0
-    if somewhere and not device.on_gpu(chosen):
-        reason = lacking or "another rank has none"
-        _log.warning("evolving by tensors, which takes several times as long: %s", reason)
-    return "tensor" if asked == "tensor" or somewhere else "compiled"
+    dtype = getattr(torch, config.compute.dtype)
+    evolution, reason = world.agree(lambda: choose(config.compute.evolution, chosen, dtype))
+    lacking = world.largest(float(evolution == "tensor")) > 0
+    if lacking and evolution == "compiled":
+        return "tensor", "another rank has no compiled version"
+    return evolution, reason
 
 
 def _own_samples(

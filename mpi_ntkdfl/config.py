@@ -241,6 +241,9 @@ class ComputeSettings(Section):
     `batch` clients evolve together; null is one on CPU, and as many as fit on a GPU. Above one, the
     last bits depend on which clients share a rank.
 
+    `byte_products`: images of bytes are multiplied as bytes where that is exact and faster (`auto`),
+    always (`on`) or never (`off`).
+
     `gpu_aware_mpi`: MPI is handed messages in the GPU's memory, instead of by way of host memory; it
     must be built with CUDA support.
 
@@ -254,6 +257,7 @@ class ComputeSettings(Section):
     threads: int = Field(default=1, ge=1)
     memory_limit: int | str | None = None
     batch: int | None = Field(default=None, ge=1)
+    byte_products: Literal["auto", "on", "off"] = "auto"
     gpu_aware_mpi: bool = False
     evolution: Literal["auto", "compiled", "tensor"] = "auto"
 
@@ -263,6 +267,12 @@ class ComputeSettings(Section):
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
             raise ValueError("expected auto, cpu, cuda or cuda:N")
         return device
+
+    @field_validator("byte_products", mode="before")
+    @classmethod
+    def _yaml_word(cls, value: object) -> object:
+        # YAML 1.1 reads the words on and off as true and false.
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @field_validator("memory_limit")
     @classmethod
@@ -356,7 +366,6 @@ _DEFAULT_KINDS: dict[str, Any] = {
     "partition": {"kind": "dirichlet"},
     "topology": {"kind": "regular"},
     "model": {"name": "mlp"},
-    "algorithm": {"name": "ntk-dfl"},
 }
 
 
@@ -515,12 +524,13 @@ def parse(
 
     Args:
         layers: plain mappings, such as those of `read_source` and `read_overrides`.
-        methods: settings class of every known method, by name.
+        methods: settings class of every known method, by name; the first is the default.
 
     Raises:
         InputError: listing every setting that is wrong, with what was given.
     """
     merged: dict[str, Any] = {key: dict(value) for key, value in _DEFAULT_KINDS.items()}
+    merged["algorithm"] = {"name": next(iter(methods), "")}
     for layer in layers:
         for key, value in layer.items():
             merged[key] = _merge_section(_SELECTORS.get(key), merged.get(key), value)

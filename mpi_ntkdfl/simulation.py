@@ -119,7 +119,7 @@ def run(
         problem = None  # every rank has its share; rank 0 needs the whole data set no longer
         simulation = Simulation(config, assembly, outputs, report)
         if first is None:
-            simulation.journal.create(assembly.shares, data)
+            simulation.journal.create(assembly.shares, data, simulation.method)
         else:
             simulation.weights = simulation.journal.resume(start, simulation.method)
         return simulation.run(first)

@@ -26,6 +26,7 @@ import torch
 from mpi_ntkdfl import assembly, simulation  # noqa: F401
 from mpi_ntkdfl.analysis import live, tables  # noqa: F401
 from mpi_ntkdfl.cli import main as cli
+from mpi_ntkdfl.cli.options import read_config
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.storage import record
 from mpi_ntkdfl.storage.outputs import Outputs
@@ -243,6 +244,6 @@ def _warm_up() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.h5"
         words = run_words(path)
-        settings = cli._read("quickstart", tuple(words[words.index("--set") + 1 :: 2]))
+        settings = read_config("quickstart", tuple(words[words.index("--set") + 1 :: 2]))
         simulation.run(settings, SoloWorld(), Outputs(path))
         tables.summary(tables.read(path))

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from mpi_ntkdfl.algorithms import METHODS
-from mpi_ntkdfl.algorithms.dispfl import Dispfl, DispflSettings, kept_entries
+from mpi_ntkdfl.algorithms.dispfl import Dispfl, DispflSettings
+from mpi_ntkdfl.algorithms.masks import kept_entries
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.comm.reduce import exact_mean
 from mpi_ntkdfl.comm.world import SoloWorld
-from mpi_ntkdfl.federation.averages import coded_bytes, dequantised, quantised
+from mpi_ntkdfl.federation.codecs import Quantize, QuantizeSettings
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.runtime import seeds
 from mpi_ntkdfl.runtime.errors import InputError, SimulationError
@@ -131,10 +132,19 @@ def test_divergence_is_told_apart():
 # ------------------------------------------------------------------------------------ quantisation
 
 
+def quantised(vector, levels):
+    """What a receiver reads, and the bytes that were sent."""
+    codec = Quantize(QuantizeSettings(levels=levels), len(vector), vector.dtype)
+    message = codec.encode(vector, seeds.generator(0, "unused"), {})
+    for name, (shape, dtype) in codec.format().items():
+        assert (tuple(message[name].shape), message[name].dtype) == (shape, dtype)
+    return codec.decode(message), codec.protocol_bytes(message)
+
+
 @pytest.mark.parametrize("levels", [2, 16, 256])
 def test_quantised_values_are_the_nearest_levels(levels):
     vector = torch.from_numpy(np.random.default_rng(0).standard_normal(500))
-    found = dequantised(quantised(vector, levels))
+    found, _ = quantised(vector, levels)
     step = float(vector.max() - vector.min()) / (levels - 1)
     assert (found - vector).abs().max() <= step / 2 * (1 + 1e-12)
     assert len(found.unique()) <= levels
@@ -143,14 +153,14 @@ def test_quantised_values_are_the_nearest_levels(levels):
 
 
 def test_constant_vectors_quantise_exactly():
-    assert torch.equal(dequantised(quantised(torch.full((5,), -2.5), 256)), torch.full((5,), -2.5))
+    assert torch.equal(quantised(torch.full((5,), -2.5), 256)[0], torch.full((5,), -2.5).double())
 
 
-def test_coded_bytes_are_entropy_times_entries():
+def test_protocol_bytes_are_entropy_times_entries():
     # 64 entries: half at one end, a quarter in the middle, a quarter at the other end: 1.5 bits each.
     vector = torch.tensor([0.0] * 32 + [1.0] * 16 + [2.0] * 16)
-    assert coded_bytes(quantised(vector, 3)["codes"][0].numpy(), 4) == 64 * 1.5 / 8 + 2 * 4
-    assert coded_bytes(np.zeros(64, np.uint8), 4) == 2 * 4
+    assert quantised(vector, 3)[1] == 64 * 1.5 / 8 + 2 * 4
+    assert quantised(torch.zeros(64), 3)[1] == 2 * 4
 
 
 @pytest.mark.parametrize("name", ["d-psgd", "dfedavg", "dfedavgm"])

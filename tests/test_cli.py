@@ -24,6 +24,7 @@ from mpi_ntkdfl import __version__, config
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.cli import main as cli
+from mpi_ntkdfl.cli.options import read_config
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.data.sources import FILES
 from mpi_ntkdfl.model.mlp import MLP
@@ -88,7 +89,7 @@ def assert_one_error(err):
 
 def preset_config(name="quickstart", **overrides):
     """A preset as `run` and `check` understand it."""
-    return cli._read(name, tuple(sets(**overrides)[1::2]))
+    return read_config(name, tuple(sets(**overrides)[1::2]))
 
 
 def save_weights(path, widths=QUICKSTART, fill=None):

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import yaml
 
+from mpi_ntkdfl.algorithms import METHODS
+from mpi_ntkdfl.algorithms.base import Needs
 from mpi_ntkdfl.analysis import compare, compare_text, tables, traces
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.evaluate import Evaluation
 from mpi_ntkdfl.runtime.clock import PHASES
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.storage.journal import facts
 from mpi_ntkdfl.storage.record import Record, RoundRecord
 from tests.test_cli import complaint, words
 from tests.test_record import attributes
@@ -37,7 +40,10 @@ def attributes_with(settings):
         section, _, name = key.rpartition(".")
         (config[section] if section else config)[name] = value
     text = yaml.safe_dump(config, sort_keys=False)
-    return known_attributes() | {"config": text, "seed": config["seed"]}
+    about = {"config": text, "seed": config["seed"]}
+    if (name := config["algorithm"]["name"]) in METHODS:
+        about |= facts(METHODS[name], Needs())
+    return known_attributes() | about
 
 
 def write(

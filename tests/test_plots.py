@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex, to_rgb
 
+from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.analysis import plots, style, traces
 from mpi_ntkdfl.analysis.plots import Request
 from mpi_ntkdfl.runtime.errors import InputError
@@ -15,6 +16,9 @@ from tests.test_cli import complaint, words
 from tests.test_compare import ACCURACY, read, two_seeds, write
 
 BYTES = np.array([0, 11, 33, 66, 110])
+
+
+LOOKS = {name: method.look for name, method in METHODS.items() if method.look}
 
 
 def drawn(*paths, **request):
@@ -131,21 +135,21 @@ def luminance(color):
 
 
 def test_every_method_has_its_own_dashes_and_marker_whatever_the_colour():
-    every = [*style.METHODS.values(), *style.SPARE]
+    every = [*LOOKS.values(), *style.SPARE]
+    assert set(LOOKS) == set(METHODS)
     assert len({look.dashes for look in every}) == len(every)
     assert len({look.marker for look in every}) == len(every)
-    assert set(style.NAMES) == set(style.METHODS)
 
 
 def test_methods_of_one_colour_are_few_and_all_stand_out_on_white():
-    looks = list(style.METHODS.values())
+    looks = list(LOOKS.values())
     assert len({look.color for look in looks}) >= len(looks) - 1
     assert all(1.05 / (luminance(look.color) + 0.05) > 2 for look in looks)
 
 
 def test_configurations_of_one_method_differ_in_grey():
-    for method in style.METHODS:
-        looks = style.styles([method] * style.VARIANTS)
+    for method in LOOKS:
+        looks = style.styles([method] * style.VARIANTS, LOOKS)
         assert (
             len({look.dashes for look in looks}) == len({look.fill for look in looks}) == len(looks)
         )
@@ -155,17 +159,17 @@ def test_configurations_of_one_method_differ_in_grey():
 
 def test_a_method_looks_the_same_in_every_company():
     for some in itertools.permutations(("ntk-dfl", "dfedavg", "unheard-of"), 3):
-        found = dict(zip(some, style.styles(some), strict=True))
-        assert found["ntk-dfl"] == style.METHODS["ntk-dfl"]
-        assert found["dfedavg"] == style.METHODS["dfedavg"]
+        found = dict(zip(some, style.styles(some, LOOKS), strict=True))
+        assert found["ntk-dfl"] == LOOKS["ntk-dfl"]
+        assert found["dfedavg"] == LOOKS["dfedavg"]
         assert found["unheard-of"] == style.SPARE[0]
 
 
 def test_more_lines_than_can_be_told_apart():
     with pytest.raises(InputError, match=f"at most {style.VARIANTS} configurations of one method"):
-        style.styles(["ntk-dfl"] * (style.VARIANTS + 1))
+        style.styles(["ntk-dfl"] * (style.VARIANTS + 1), LOOKS)
     with pytest.raises(InputError, match=f"at most {len(style.SPARE)} methods without"):
-        style.styles([f"new-{n}" for n in range(len(style.SPARE) + 1)])
+        style.styles([f"new-{n}" for n in range(len(style.SPARE) + 1)], LOOKS)
 
 
 def test_lines_are_drawn_in_their_style(tmp_path):
@@ -175,7 +179,7 @@ def test_lines_are_drawn_in_their_style(tmp_path):
         write(tmp_path / "c.h5", algorithm__lr=0.5),
     ]
     figure = drawn(*paths)
-    looks = style.styles(["d-psgd", "ntk-dfl", "ntk-dfl"])
+    looks = style.styles(["d-psgd", "ntk-dfl", "ntk-dfl"], LOOKS)
     for panel in figure.axes:
         for line, look in zip(lines(panel), looks, strict=True):
             assert to_hex(line.get_color()).upper() == look.color

@@ -60,7 +60,7 @@ def attributes(*hosts):
     """What a run on `hosts` says of itself in its record."""
     world = SoloWorld()
     world.hosts, world.size, world.library = hosts, len(hosts), "Some MPI"
-    return {"config": config_text(), "seed": 0, "data": "0", **provenance(world, "cpu", "2.0")}
+    return {"config": config_text(), "seed": 0, "data": "0", **provenance(world, "cpu", "2.0", {})}
 
 
 def write_record(path, rounds=2):
@@ -220,7 +220,7 @@ def test_records_of_earlier_versions_go_on(tmp_path):
     assert "exchange:" not in tables.summary(run)
     with reading(record.path) as file:
         read_all(file)
-    record.resume(1, 1, config_text(), provenance(SoloWorld(), "cpu", "2.0"))
+    record.resume(1, 1, config_text(), provenance(SoloWorld(), "cpu", "2.0", {}))
     record.append(2, np.zeros(CLIENTS, int), evaluation(2), round_record(2))
     run = tables.read(record.path)
     assert run.in_flight.shape == run.waited.shape == run.seconds.shape[:2] == (2, RANKS)

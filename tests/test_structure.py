@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mpi_ntkdfl.algorithms import METHODS
+from mpi_ntkdfl.federation.codecs import CODECS
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "mpi_ntkdfl"
@@ -90,6 +92,30 @@ def test_no_global_randomness_device_literal_or_pickle(module):
     assert not re.search(r"torch\.manual_seed|\.cuda\(", text)
     assert not re.search(r"^\s*import pickle|pickle\.load|allow_pickle=True", text, re.MULTILINE)
     assert "weights_only=False" not in text
+
+
+def strings(module: Path) -> list[str]:
+    """String literals of a file, without those that stand as a statement, such as docstrings."""
+    tree = ast.parse(module.read_text())
+    statements = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return [c.value for c in constants if isinstance(c.value, str) and id(c) not in statements]
+
+
+def test_a_name_stands_in_its_own_file_only():
+    """What registries hold is known to nobody else in the package, so that users' entries are equals."""
+    own = {
+        **{name: sys.modules[entry.__module__].__file__ for name, entry in METHODS.items()},
+        **{name: sys.modules[entry.__module__].__file__ for name, entry in CODECS.items()},
+    }
+    for module in MODULES:
+        for text in strings(module):
+            for name, home in own.items():
+                # A common word counts only where it is the whole text.
+                named = text == name or (
+                    "-" in name and re.search(rf"(?<![\w-]){name}(?![\w-])", text)
+                )
+                assert not named or Path(home) == module, f"{module} names {name}: {text!r}"
 
 
 def requirements(text: str) -> dict[str, str]:

@@ -16,6 +16,8 @@ import torch
 import yaml
 
 from mpi_ntkdfl import simulation
+from mpi_ntkdfl.assembly import prepare
+from mpi_ntkdfl.planning.costs import NOMINAL
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.storage.checkpoint import Checkpoint
 from mpi_ntkdfl.storage.outputs import locked
@@ -113,8 +115,21 @@ def test_every_study_parses_and_plans(tmp_path, name, scale):
         assert {(run.config.clients, run.config.rounds) for run in runs} == {(300, 30)}
     text = estimate.text(study, estimate.estimate(study), 2)
     assert f"{len(runs)} runs" in text
-    assert "a rough figure" in text
+    assert "(predicted)" in text
     assert not list(tmp_path.iterdir()), "planning writes nothing"
+
+
+def test_time_is_predicted_as_check_does_and_starting_counts(tmp_path):
+    study = expanded(tmp_path)
+    found = estimate.estimate(study, 3, NOMINAL)
+    assert not found.measured
+    for method, cost in found.left.items():
+        spent = 0.0
+        for run in (each for each in study.distinct() if each.config.algorithm.name == method):
+            a_round = prepare(run.config, 1).round_seconds(NOMINAL, 1)
+            spent += a_round["evaluate"] + 2 * sum(a_round.values())
+        # Shares are rounded down, so clients have a little less than the ten samples asked for.
+        assert cost.seconds - 2 * 3 * estimate.START_UP == pytest.approx(spent, rel=0.02)
 
 
 def test_published_numbers_belong_to_lines_that_are_drawn(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from mpi_ntkdfl import config
 from mpi_ntkdfl.cli import batch_script as submit
 from mpi_ntkdfl.cli import doctor
-from mpi_ntkdfl.cli import main as cli
+from mpi_ntkdfl.cli.options import read_config
 from tests.conftest import ROOT
 from tests.test_cli import answer, complaint
 
@@ -146,8 +146,8 @@ def test_shellcheck():
 
 @pytest.mark.parametrize("nodes", [1, 2, 4, 8, 16, 32])
 def test_configurations_grow_with_the_nodes(nodes):
-    found = cli._read(str(JOBS / f"configs/nodes-{nodes}.yaml"), ())
-    paper = cli._read("paper-fashion-mnist", ())
+    found = read_config(str(JOBS / f"configs/nodes-{nodes}.yaml"), ())
+    paper = read_config("paper-fashion-mnist", ())
     assert found.clients == 300 * nodes
     assert (found.rounds, found.topology, found.model) == (
         paper.rounds,

@@ -20,8 +20,7 @@ from pydantic import TypeAdapter
 from mpi_ntkdfl.config import Topology
 from mpi_ntkdfl.runtime import seeds
 from mpi_ntkdfl.runtime.errors import InputError
-from mpi_ntkdfl.topology import graphs
-from mpi_ntkdfl.topology.graphs import Graph, components, draw, is_connected, spectral_gap
+from mpi_ntkdfl.topology.graphs import Graph, components, draw, is_connected
 from mpi_ntkdfl.topology.mixing import weights
 from mpi_ntkdfl.topology.schedule import Schedule
 
@@ -61,15 +60,6 @@ def components_by_search(graph: Graph) -> int:
     return count
 
 
-def averaging_matrix(graph: Graph) -> np.ndarray:
-    """Plain averaging as a dense matrix [M, M], from the edges alone."""
-    matrix = np.eye(graph.clients)
-    for i, j in graph.edges.tolist():
-        matrix[i, j] = matrix[j, i] = 1
-    matrix /= matrix.sum(axis=1, keepdims=True)
-    return matrix
-
-
 @st.composite
 def any_graph(draw_from: st.DrawFn) -> Graph:
     clients = draw_from(st.integers(1, 30))
@@ -101,7 +91,6 @@ def test_neighbourhoods_repeat_the_edges(graph: Graph) -> None:
     both_ways = {(i, j) for a, b in graph.edges.tolist() for i, j in [(a, b), (b, a)]}
     for i in range(graph.clients):
         expected = sorted(j for a, j in both_ways if a == i)
-        assert graph.neighbours(i).tolist() == expected
         assert graph.closed(i).tolist() == sorted([*expected, i])
         assert graph.degrees[i] == len(expected)
 
@@ -222,7 +211,7 @@ def test_erdos_renyi_has_about_its_share_of_edges() -> None:
 
 def test_small_world_starts_from_the_ring_of_nearest_neighbours() -> None:
     unwired = drawn("small-world", 10, degree=4, p=0.0)
-    assert unwired.neighbours(0).tolist() == [1, 2, 8, 9]
+    assert unwired.closed(0).tolist() == [0, 1, 2, 8, 9]
     rewired = drawn("small-world", 100, degree=4, p=0.5)
     assert len(rewired.edges) == 200
     assert set(rewired.degrees.tolist()) != {4}
@@ -372,54 +361,6 @@ def test_components_of_a_long_path_in_random_order() -> None:
     pairs = np.stack([order[:-1], order[1:]], axis=1)
     assert components(Graph.from_pairs(5000, pairs)) == 1
     assert components(Graph.from_pairs(5000, np.delete(pairs, [10, 2000], axis=0))) == 3
-
-
-@given(st.integers(3, 60))
-@settings(deadline=None)
-def test_spectral_gap_closed_forms(clients: int) -> None:
-    k = np.arange(1, clients)
-    ring = 1 - np.abs((1 + 2 * np.cos(2 * np.pi * k / clients)) / 3).max()
-    assert spectral_gap(drawn("ring", clients)) == pytest.approx(ring, abs=1e-12)
-    assert spectral_gap(drawn("complete", clients)) == pytest.approx(1, abs=1e-12)
-
-
-@pytest.mark.parametrize("limit", [1500, 0])
-def test_spectral_gap_counts_negative_eigenvalues(
-    limit: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two camps of m, each client beside all of the other camp: 1, 1/(m+1), (1-m)/(m+1)."""
-    monkeypatch.setattr(graphs, "_DENSE_LIMIT", limit)
-    camps = Graph.from_pairs(10, [(i, j) for i in range(5) for j in range(5, 10)])
-    assert spectral_gap(camps) == pytest.approx(2 / 6, abs=1e-12)
-
-
-@given(any_graph())
-@settings(deadline=None)
-def test_spectral_gap_agrees_with_the_unsymmetric_matrix(graph: Graph) -> None:
-    values = np.sort(np.abs(np.linalg.eigvals(averaging_matrix(graph))))
-    expected = 1.0 if graph.clients == 1 else 1 - values[-2]
-    assert spectral_gap(graph) == pytest.approx(expected, abs=1e-6)
-
-
-def test_spectral_gap_of_a_disconnected_graph_is_zero() -> None:
-    assert spectral_gap(Graph.from_pairs(4, [(0, 1), (2, 3)])) == 0
-
-
-@pytest.mark.parametrize("kind", ["regular", "star", "complete", "small-world"])
-def test_iterative_gap_agrees_with_the_dense_one(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    graph = drawn(kind, 300)
-    dense = spectral_gap(graph)
-    monkeypatch.setattr(graphs, "_DENSE_LIMIT", 0)
-    assert spectral_gap(graph) == pytest.approx(dense, abs=1e-9)
-
-
-def test_iterative_gap_at_its_worst_and_its_best() -> None:
-    ring = (2 - 2 * np.cos(2 * np.pi / 2000)) / 3
-    assert ring - 1e-9 < spectral_gap(drawn("ring", 2000)) < ring + 1e-5
-    assert spectral_gap(drawn("star", 2000)) == pytest.approx(0.5, abs=1e-9)
-    assert spectral_gap(drawn("complete", 1600)) == pytest.approx(1, abs=1e-9)
 
 
 # ---------------------------------------------------------------------------------------- schedule

@@ -1,8 +1,8 @@
 """The control of NTK-DFL: average, then plain full-batch gradient descent instead of the NTK's evolution.
 
-As many steps with the same learning rate, chosen in the same way. On a client's own data it lacks both
-what the neighbours' data and what the kernel add; on the union of its closed neighbourhood's data it
-lacks the kernel alone.
+It takes as many steps with the same learning rate, and chooses tau in the same way. On a client's own
+data it lacks what the neighbours' data add and what the kernel adds. On the data of the closed
+neighbourhood it lacks the kernel only.
 """
 
 from __future__ import annotations
@@ -10,22 +10,26 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
+import numpy as np
 import torch
 
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult, may_diverge
 from mpi_ntkdfl.algorithms.steps import StepSettings, keep_best
+from mpi_ntkdfl.algorithms.work import Load, Work
 from mpi_ntkdfl.federation.clients import Federation, Samples
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.federation.formats import samples_format
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.ntk.descent import descend
 from mpi_ntkdfl.ntk.update import network_losses
+from mpi_ntkdfl.runtime.looks import GREY, LineStyle
 
 
 class AverageGdSettings(StepSettings):
-    """Settings of the control; `data` says on whose samples a client descends and chooses tau.
+    """Settings of the control.
 
-    `own`, or those of the closed `neighbourhood`, which then travel raw.
+    `data` says on whose samples a client descends and chooses tau: its `own`, or those of its closed
+    `neighbourhood`. The neighbours' samples are then sent as they are.
     """
 
     name: Literal["average-gd"] = "average-gd"
@@ -37,6 +41,8 @@ class AverageGd(Method[AverageGdSettings]):
     """Averaging, then gradient descent."""
 
     Settings = AverageGdSettings
+    label = "Average-GD"
+    look = LineStyle(GREY, (1.2, 1.2), "<")
 
     def __init__(self, settings: AverageGdSettings, federation: Federation) -> None:
         """Prepares the method; it carries no state from round to round but the weights."""
@@ -45,10 +51,20 @@ class AverageGd(Method[AverageGdSettings]):
 
     @classmethod
     def needs(cls, settings: AverageGdSettings, network: Network, dtype: torch.dtype) -> Needs:
-        """Weights as vectors; raw samples as blocks if the neighbours' are wanted."""
+        """Weights, and raw samples if clients descend on their neighbours'."""
         shared = settings.data == "neighbourhood"
         blocks = (samples_format(network, dtype),) if shared else ()
         return Needs(("weights",), blocks=blocks, taus=len(settings.taus))
+
+    @classmethod
+    def work(cls, settings: AverageGdSettings, load: Load) -> dict[str, Work]:
+        """Steps by the Gram matrix, or through the weights; see `ntk/descent.py`."""
+        samples = load.gathered if settings.data == "neighbourhood" else load.own
+        features, units = load.network.widths[:2]
+        steps = settings.taus[-1]
+        step = np.minimum(samples, 2 * features) * 2 * samples * units
+        passed = 30 * load.itemsize * samples * units
+        return {"train": Work(steps * step, steps * passed, steps * 20 + load.nothing)}
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """One round; see the module's head for the steps."""

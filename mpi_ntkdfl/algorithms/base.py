@@ -1,4 +1,4 @@
-"""What a method is: settings, and a round as a function of weights and an `Exchange`."""
+"""What a method is: facts about it, and a round as a function of weights and an `Exchange`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Generic, TypeVar
 
 import torch
 
+from mpi_ntkdfl.algorithms.work import Load, Work
 from mpi_ntkdfl.comm.messages import MessageFormat
 from mpi_ntkdfl.config import MethodSettings
 from mpi_ntkdfl.federation.clients import Federation
@@ -18,6 +19,7 @@ from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.losses import Loss
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.runtime.errors import Diverged, locating
+from mpi_ntkdfl.runtime.looks import LineStyle
 
 _log = logging.getLogger(__name__)
 
@@ -26,22 +28,28 @@ SettingsT = TypeVar("SettingsT", bound=MethodSettings)
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What a round leaves behind on one rank.
+    """The result of a round on one rank.
 
     Attributes:
-        weights: of the rank's clients, carried into the next round, `[owned, param]`.
-        taus: evolution steps each of them chose, `[owned]`; zeros for methods that know no tau.
+        weights: of the rank's clients, with which the next round starts, `[owned, param]`.
+        taus: the number of steps that each of them chose, `[owned]`; zeros if none are given, for
+            methods that do not choose.
     """
 
     weights: torch.Tensor
-    taus: list[int]
+    taus: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Fills in zeros."""
+        if not self.taus:
+            object.__setattr__(self, "taus", [0] * len(self.weights))
 
 
 def require_finite(weights: torch.Tensor, way_out: str) -> None:
-    """Lets a client diverge: to be called inside `may_diverge` on what it goes on with.
+    """Reports a client that has diverged. Call it inside `may_diverge`, before the weights are stored.
 
     Args:
-        weights: of the client, or anything else it carries.
+        weights: new weights of the client, or anything else that it carries.
         way_out: what the user can change, such as "lower algorithm.lr".
 
     Raises:
@@ -52,7 +60,7 @@ def require_finite(weights: torch.Tensor, way_out: str) -> None:
 
 
 def not_finite(way_out: str) -> Diverged:
-    """What `require_finite` raises, for those who looked themselves."""
+    """The exception that `require_finite` raises, for callers that have found the values themselves."""
     return Diverged(
         f"the client's weights became non-finite; {way_out}, look for extreme values in the data, "
         "or set on_divergence=continue"
@@ -61,11 +69,12 @@ def not_finite(way_out: str) -> Diverged:
 
 @contextmanager
 def may_diverge(federation: Federation, number: int, client: int | None = None) -> Iterator[None]:
-    """Around a client's (or, without one, a server's) computation in round `number`.
+    """Surrounds the computation of a client (of a server if `client` is None) in round `number`.
 
-    Names both to any exception. It checks nothing itself: what diverges raises `Diverged`, as
-    `require_finite` does. With `on_divergence: continue` such a client takes no step: the block ends,
-    a line in the log says so, and what its weights were set to before stays.
+    Client and round are added to every exception. The block itself must raise `Diverged` if values
+    become non-finite, for example by `require_finite`. With `on_divergence: continue` that client then
+    takes no step: the block ends, a line in the log says so, and the weights that were set before the
+    block stay.
     """
     where = {"round": number} if client is None else {"client": client, "round": number}
     try:
@@ -74,49 +83,70 @@ def may_diverge(federation: Federation, number: int, client: int | None = None) 
     except Diverged as error:
         if federation.on_divergence == "stop":
             raise
-        # As an error, because ranks other than 0 say nothing less.
+        # Logged as an error, because ranks other than 0 log nothing below that level.
         _log.error("%s; no step is taken (%s)", error, ", ".join(error.__notes__))
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a round of a method sends and holds, for planning.
+    """What the clients of a method send and keep. `check` and the placement of clients read it.
+
+    Nothing is sent because it stands here: it says beforehand what `round` will send through its
+    `Exchange`. A method whose clients send only their weights returns `Needs(vectors=("weights",))`.
 
     Attributes:
-        vectors: ledger phases in which every client sends a parameter vector to its neighbours.
-        messages: formats of what else every client sends once to each neighbour; where lengths depend
-            on the data, the most they can be.
-        server: whether every client sends a parameter vector to a server and gets one back.
-        blocks: formats of the messages every client sends for its samples to each neighbour; the
-            first is what waves are cut by.
-        dense: whether the blocks are dense Jacobians, which travel in slices.
-        taus: residual sums a client multiplies by at once.
-        participants: clients a round that send their blocks to a server instead, which then sends
-            a parameter vector to all clients; 0 for methods without a server.
-        kept: bytes a rank keeps for the method between rounds for a client, given its samples.
+        vectors: one entry for each time that every client sends a parameter vector to all its
+            neighbours in a round: the phase under which the ledger books it, `weights` or `averages`.
+        messages: the layout of every other message that a client sends to each neighbour once per
+            round. Where the length depends on the data, the largest length.
+        blocks: the layout, per sample, of messages about a client's samples, such as layer inputs or
+            raw samples, which go to each neighbour. These messages are large, so a rank collects
+            them for a few of its clients at a time; how many at a time follows from the size of the
+            first layout.
+        dense: whether `blocks` are dense Jacobians, which travel in slices of parameters.
+        taus: how many weight vectors a client holds while it chooses the best one; 0 for methods that
+            have no choice of steps.
+        server: whether every client sends a parameter vector to a server and receives one.
+        participants: number of clients per round that send their `blocks` to a server, which then
+            sends a parameter vector to all clients; 0 if there is no such server.
+        kept: function of a client's number of samples that returns how many bytes its rank keeps for
+            the method from round to round, beside the weights; None for nothing.
     """
 
     vectors: tuple[str, ...] = ()
     messages: tuple[MessageFormat, ...] = ()
-    server: bool = False
     blocks: tuple[MessageFormat, ...] = ()
     dense: bool = False
     taus: int = 0
+    server: bool = False
     participants: int = 0
     kept: Callable[[int], int] | None = None
 
+    @property
+    def central(self) -> bool:
+        """Whether the method has a server, so that messages do not go along the graph only."""
+        return self.server or self.participants > 0
+
 
 class Method(ABC, Generic[SettingsT]):
-    """A decentralized learning method. One file each; it never sees MPI.
+    """A decentralized learning method. Each has its own file, which says everything about it.
+
+    A subclass must define `Settings`, `label`, `needs` and `round`. It should define `look`, and `work`
+    if its clients compute something. A method never sees MPI: it talks to an `Exchange`.
 
     Attributes:
-        Settings: the class of the `algorithm:` section that the method understands.
-        settings: that section.
+        Settings: class of the section `algorithm:` for this method. Its field `name` is a `Literal`
+            with one value, and that value is the method's name.
+        label: what tables and figures call the method, such as "NTK-DFL".
+        look: how its lines look in figures; None takes a spare style.
+        settings: the section `algorithm:` of this run.
         federation: the clients of this rank.
         loss: the loss that the record reports.
     """
 
     Settings: ClassVar[type[MethodSettings]]
+    label: ClassVar[str]
+    look: ClassVar[LineStyle | None] = None
     loss: Loss = "cross-entropy"
 
     def __init__(self, settings: SettingsT, federation: Federation) -> None:
@@ -124,35 +154,58 @@ class Method(ABC, Generic[SettingsT]):
         self.settings, self.federation = settings, federation
 
     @classmethod
+    def name(cls) -> str:
+        """The name by which configurations call the method."""
+        return str(cls.Settings.model_fields["name"].default)
+
+    @classmethod
     @abstractmethod
     def needs(cls, settings: SettingsT, network: Network, dtype: torch.dtype) -> Needs:
-        """Says what a round will send and keep, from the settings and the network only."""
+        """Says what a round will send and what is kept, from the settings and the network only."""
+
+    @classmethod
+    def work(cls, settings: SettingsT, load: Load) -> dict[str, Work]:
+        """Counts what round 0 asks of each client, by phase of the clock (`runtime/clock.py`).
+
+        Averaging (from `needs`), evaluation and recording are counted for every method; here stands
+        what the method adds. Clients are shared out to ranks by these counts, and `check` predicts
+        seconds from them; no result depends on them. The default counts nothing.
+        """
+        return {}
+
+    @classmethod
+    def server_work(cls, settings: SettingsT, load: Load) -> dict[str, Work]:
+        """Counts what a server computes in a round, by phase; `load` holds the server as one client.
+
+        Its samples `own` are those of an average choice of `Needs.participants` clients.
+        """
+        return {}
 
     @abstractmethod
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
-        """One round for all clients of this rank.
+        """Does one round for all clients of this rank.
 
-        Every client has a sample at least. What becomes non-finite is reported inside `may_diverge`; what
-        the method returns and carries must be finite.
+        Every client has at least one sample. A client whose weights become non-finite raises `Diverged`
+        inside `may_diverge`; what the method returns and carries must be finite.
 
         Args:
-            weights: `[owned, param]`.
-            number: of the round, from 0.
-            exchange: the round's messages.
+            weights: of this rank's clients, `[owned, param]`.
+            number: the number of the round; the first is 0.
+            exchange: sends messages between clients along the graph of this round.
         """
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What it carries from round to round beside the weights, by name: arrays `[owned, ...]`.
+        """What the method carries from round to round beside the weights, by name: arrays `[owned, ...]`.
 
-        Momentum, masks and the like; the checkpoint copies them at once, by client. Names, types and
-        shapes beyond the first axis stay the same for a whole run.
+        Examples are velocities and masks. A checkpoint stores them by client. Names, types, and shapes
+        beyond the first axis must stay the same for a whole run.
         """
         return {}
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Takes back what `state` gave, for the clients of this rank, on any device.
+        """Takes back what `state` returned, for the clients of this rank; tensors may be on any device.
 
-        Called before the first round of a resumed run, which then goes on with the same bits.
+        It is called before the first round of a resumed run, which then continues with the same bits.
         """
         if state:
             raise ValueError(f"this method carries no state, got {', '.join(state)}")

@@ -9,10 +9,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from mpi_ntkdfl.algorithms.train_then_average import GossipSettings, TrainThenAverage
+from mpi_ntkdfl.algorithms.train_then_average import QuantizableSettings, TrainThenAverage
+from mpi_ntkdfl.runtime.looks import ORANGE, LineStyle
 
 
-class DPsgdSettings(GossipSettings):
+class DPsgdSettings(QuantizableSettings):
     """Settings of D-PSGD; the defaults are those of the NTK-DFL paper's comparison."""
 
     name: Literal["d-psgd"] = "d-psgd"
@@ -21,7 +22,9 @@ class DPsgdSettings(GossipSettings):
     epochs: int = Field(default=1, ge=1)
 
 
-class DPsgd(TrainThenAverage):
+class DPsgd(TrainThenAverage[DPsgdSettings]):
     """One local pass of SGD, then one averaging step."""
 
     Settings = DPsgdSettings
+    label = "D-PSGD"
+    look = LineStyle(ORANGE, (4, 1.5), "s")

@@ -6,10 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from mpi_ntkdfl.algorithms.train_then_average import GossipSettings, TrainThenAverage
+from mpi_ntkdfl.algorithms.train_then_average import QuantizableSettings, TrainThenAverage
+from mpi_ntkdfl.runtime.looks import GREEN, LineStyle
 
 
-class DfedavgSettings(GossipSettings):
+class DfedavgSettings(QuantizableSettings):
     """Settings of DFedAvg; the defaults are those of the NTK-DFL paper's comparison."""
 
     name: Literal["dfedavg"] = "dfedavg"
@@ -18,7 +19,9 @@ class DfedavgSettings(GossipSettings):
     epochs: int = Field(default=20, ge=1)
 
 
-class Dfedavg(TrainThenAverage):
+class Dfedavg(TrainThenAverage[DfedavgSettings]):
     """Many local passes of SGD, then one averaging step."""
 
     Settings = DfedavgSettings
+    label = "DFedAvg"
+    look = LineStyle(GREEN, (6, 1.5, 1, 1.5), "^")

@@ -9,10 +9,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from mpi_ntkdfl.algorithms.train_then_average import GossipSettings, TrainThenAverage
+from mpi_ntkdfl.algorithms.train_then_average import QuantizableSettings, TrainThenAverage
+from mpi_ntkdfl.runtime.looks import VERMILION, LineStyle
 
 
-class DfedavgmSettings(GossipSettings):
+class DfedavgmSettings(QuantizableSettings):
     """Settings of DFedAvgM; the defaults are those of the NTK-DFL paper's comparison."""
 
     name: Literal["dfedavgm"] = "dfedavgm"
@@ -22,7 +23,9 @@ class DfedavgmSettings(GossipSettings):
     momentum: float = Field(default=0.9, ge=0, lt=1)
 
 
-class Dfedavgm(TrainThenAverage):
+class Dfedavgm(TrainThenAverage[DfedavgmSettings]):
     """Many local passes of SGD with momentum, then one averaging step."""
 
     Settings = DfedavgmSettings
+    label = "DFedAvgM"
+    look = LineStyle(VERMILION, (2, 1), "D")

@@ -1,8 +1,8 @@
 """DFedSAM (Shi et al., "Improving the model consistency of decentralized federated learning", ICML 2023).
 
-DFedAvg whose local steps are those of sharpness-aware minimisation: the gradient is taken where the
-loss nearby is about highest. Adaptive (Kwon et al., "ASAM", ICML 2021) measures "nearby" in units of the
-weights' own sizes: w + rho w^2 g / ||w g||, entry by entry, where plain SAM takes w + rho g / ||g||.
+This is DFedAvg with the local steps of sharpness-aware minimisation (SAM): the gradient is taken at the
+point nearby where the loss is about highest, w + rho g / ||g||. The adaptive variant (Kwon et al.,
+"ASAM", ICML 2021) measures distances relative to the weights: w + rho w^2 g / ||w g||, entry by entry.
 """
 
 from __future__ import annotations
@@ -12,25 +12,16 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult
-from mpi_ntkdfl.algorithms.local_training import (
-    Gradient,
-    Layers,
-    LocalTraining,
-    Sgd,
-    SgdRule,
-)
-from mpi_ntkdfl.algorithms.train_then_average import TrainingSettings
-from mpi_ntkdfl.federation.clients import Federation
-from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.algorithms.local_training import Gradient, Layers, Sgd, SgdRule
+from mpi_ntkdfl.algorithms.train_then_average import GossipSettings, TrainThenAverage
 from mpi_ntkdfl.model.batched import product
-from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.runtime.looks import PURPLE, LineStyle
 
 
-class DfedsamSettings(TrainingSettings):
+class DfedsamSettings(GossipSettings):
     """Settings of DFedSAM; the defaults are those of the NTK-DFL paper's comparison.
 
-    `rho` is the distance to which the loss is looked at, `adaptive` whether in units of the weights.
+    `rho` is the distance of the nearby point. `adaptive` measures it relative to the weights.
     """
 
     name: Literal["dfedsam"] = "dfedsam"
@@ -42,7 +33,6 @@ class DfedsamSettings(TrainingSettings):
     weight_decay: float = Field(default=5e-4, ge=0)
     rho: float = Field(default=0.01, gt=0)
     adaptive: bool = True
-    averaging: Literal["plain", "samples"] = "plain"
 
 
 class SamRule:
@@ -58,7 +48,7 @@ class SamRule:
         if self._adaptive:
             slopes = [slope.mul_(layer) for slope, layer in zip(slopes, layers, strict=True)]
         norms = torch.stack([slope.flatten(1).square().sum(1) for slope in slopes]).sum(0).sqrt_()
-        # Without a slope, as in a group's empty places, there is no direction either.
+        # Empty places of a group have no slope, and so no direction.
         reach = self._rho / (norms + 1e-12)[:, None, None]
         nearby = []
         for slope, layer in zip(slopes, layers, strict=True):
@@ -67,26 +57,18 @@ class SamRule:
         self._rule.descend(layers, gradient(nearby))
 
 
-class Dfedsam(Method[DfedsamSettings]):
+class Dfedsam(TrainThenAverage[DfedsamSettings]):
     """Local passes of SAM, then one averaging step."""
 
     Settings = DfedsamSettings
+    label = "DFedSAM"
+    look = LineStyle(PURPLE, (8, 2), "v")
+    plain_sgd = False
+    gradients_per_step = 2
 
-    def __init__(self, settings: DfedsamSettings, federation: Federation) -> None:
-        """Prepares local training; no state is carried from round to round but the weights."""
-        super().__init__(settings, federation)
-        self.training = LocalTraining(federation, settings.batch, settings.epochs)
-
-    @classmethod
-    def needs(cls, settings: DfedsamSettings, network: Network, dtype: torch.dtype) -> Needs:
-        """Weights to the neighbours."""
-        return Needs(("weights",))
-
-    def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
-        """Trains, then averages."""
+    def train(self, weights: torch.Tensor, number: int) -> torch.Tensor:
+        """Local passes of SAM."""
         s = self.settings
-        trained = self.training.follow(
+        return self.training.follow(
             weights, number, lambda _: SamRule(s.sgd(number), s.rho, s.adaptive)
         )
-        averages = exchange.average(trained, s.averaging)
-        return RoundResult(averages, [0] * len(averages))

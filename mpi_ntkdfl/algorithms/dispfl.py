@@ -1,11 +1,11 @@
 """DisPFL (Dai et al., "DisPFL", ICML 2022): every client keeps a sparse model of its own.
 
-A client trains within its mask, gives up its smallest weights, takes up as many others where its loss
-is steepest, and averages every entry it keeps over those neighbours that keep it too.
+A client trains within its mask. It then drops its smallest weights and takes up the same number of other
+weights, those where its loss is steepest. It averages every entry that it keeps over those neighbours
+that keep this entry as well.
 
-The models are personal: they differ in which weights they have at all. The record's average of all
-clients is the mean of differently masked models, absent entries counted as zeros; it is no model that
-DisPFL itself would use.
+The models are personal: clients keep different weights. The average of all clients in the record counts
+absent entries as zeros; DisPFL itself would not use such a model.
 """
 
 from __future__ import annotations
@@ -17,32 +17,25 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult
-from mpi_ntkdfl.algorithms.local_training import (
-    Gradient,
-    Layers,
-    LocalTraining,
-    Sgd,
-    SgdRule,
-)
-from mpi_ntkdfl.algorithms.train_then_average import TrainingSettings
-from mpi_ntkdfl.federation.averages import masked_average, masked_format
+from mpi_ntkdfl.algorithms.base import Needs, RoundResult
+from mpi_ntkdfl.algorithms.local_training import Gradient, Layers, Sgd, SgdRule
+from mpi_ntkdfl.algorithms.masks import kept_entries, masked_average, masked_format
+from mpi_ntkdfl.algorithms.training import TrainingMethod, TrainingSettings
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.losses import loss_gradient
 from mpi_ntkdfl.model.network import Network
-from mpi_ntkdfl.model.params import Layout
 from mpi_ntkdfl.runtime import seeds
-from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.looks import SKY, LineStyle
 
 
 class DispflSettings(TrainingSettings):
     """Settings of DisPFL; the defaults are those of the NTK-DFL paper's comparison.
 
-    `dense_ratio` is the share of all parameters a client keeps. In round k it exchanges
-    `anneal_factor / 2 * (1 + cos(pi k / anneal_rounds))` of a layer's weights, none from
-    `anneal_rounds` on. The peers are the neighbours in the round's graph: where each client of the
-    original draws 5 random peers of its own, a dynamic 5-regular graph draws them mutually.
+    `dense_ratio` is the share of all parameters that a client keeps. In round k it exchanges the share
+    `anneal_factor / 2 * (1 + cos(pi k / anneal_rounds))` of a layer's weights; from `anneal_rounds` on
+    it exchanges none. The peers are the neighbours in the round's graph. In the original each client
+    draws 5 random peers; a dynamic 5-regular graph draws them mutually.
     """
 
     name: Literal["dispfl"] = "dispfl"
@@ -61,35 +54,6 @@ class DispflSettings(TrainingSettings):
         return self.anneal_factor / 2 * (1 + math.cos(phase))
 
 
-def kept_entries(layout: Layout, dense_ratio: float) -> dict[str, int]:
-    """How many entries of each tensor a client keeps, by the Erdos-Renyi kernel.
-
-    Densities are in proportion to (fan_in + fan_out) / (fan_in fan_out), at most 1, so that small
-    layers are denser (Evci et al., "Rigging the lottery", ICML 2020). Biases are kept.
-
-    Raises:
-        InputError: if `dense_ratio` leaves no room for weights beside the biases.
-    """
-    kept = dict(zip(layout.shapes, layout.sizes, strict=True))
-    sparse = [name for name, shape in layout.shapes.items() if len(shape) > 1]
-    while sparse:
-        room = dense_ratio * layout.size - sum(kept[name] for name in kept if name not in sparse)
-        # Density is scale * sum(shape) / prod(shape), so entries are scale * sum(shape).
-        scale = room / sum(sum(layout.shapes[name]) for name in sparse)
-        entries = {name: scale * sum(layout.shapes[name]) for name in sparse}
-        full = [name for name in sparse if entries[name] >= kept[name]]
-        if not full:
-            kept |= {name: round(count) for name, count in entries.items()}
-            break
-        sparse = [name for name in sparse if name not in full]
-    if min(kept.values()) < 1:
-        raise InputError(
-            f"algorithm.dense_ratio must leave every layer a weight beside the biases, got "
-            f"{dense_ratio} of {layout.size} parameters; raise it"
-        )
-    return kept
-
-
 class MaskedRule:
     """SGD that leaves entries outside the masks at 0. See `Rule`."""
 
@@ -104,17 +68,19 @@ class MaskedRule:
             layer.mul_(mask)
 
 
-class Dispfl(Method[DispflSettings]):
+class Dispfl(TrainingMethod[DispflSettings]):
     """Masked local training, a change of masks, then masked averaging."""
 
     Settings = DispflSettings
+    label = "DisPFL"
+    look = LineStyle(SKY, (3, 1, 1, 1, 1, 1), "P")
+    plain_sgd = False
 
     def __init__(self, settings: DispflSettings, federation: Federation) -> None:
         """Draws every client's first mask."""
         super().__init__(settings, federation)
         self.layout = federation.network.layout
         self.kept = kept_entries(self.layout, settings.dense_ratio)
-        self.training = LocalTraining(federation, settings.batch, settings.epochs)
         self.masks = torch.stack([self._first_mask(client) for client in federation.owned])
 
     @classmethod
@@ -134,17 +100,17 @@ class Dispfl(Method[DispflSettings]):
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """One round; see the module's head for the steps."""
-        sgd = self.settings.sgd(number)
-        trained = self.training.follow(
-            weights * self.masks,
-            number,
-            lambda pack: MaskedRule(sgd, pack(self.masks.to(weights.dtype))),
-        )
+        trained = self.train(weights * self.masks, number)
         with self.federation.clock("select"):
             rows = zip(self.federation.owned, trained, self.masks, strict=True)
             self.masks = torch.stack([self._next_mask(*row, number) for row in rows])
         averages = masked_average(exchange, trained * self.masks, self.masks)
-        return RoundResult(averages, [0] * len(averages))
+        return RoundResult(averages)
+
+    def train(self, weights: torch.Tensor, number: int) -> torch.Tensor:
+        """Local passes of SGD within the masks."""
+        sgd, masks = self.settings.sgd(number), self.masks.to(weights.dtype)
+        return self.training.follow(weights, number, lambda pack: MaskedRule(sgd, pack(masks)))
 
     def _first_mask(self, client: int) -> torch.Tensor:
         """A random mask `[param]` of the right density in every tensor."""
@@ -176,7 +142,7 @@ class Dispfl(Method[DispflSettings]):
         return mask
 
     def _gradient(self, client: int, weights: torch.Tensor, number: int) -> torch.Tensor:
-        """Gradient `[param]` at `weights` of a random batch's loss, entries outside the mask included."""
+        """Gradient `[param]` of a random batch's loss at `weights`, also for entries outside the mask."""
         f = self.federation
         own, size = f.samples[client], int(f.sizes[client])
         rng = seeds.generator(f.seed, "regrowth", client, number)

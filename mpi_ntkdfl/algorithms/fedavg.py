@@ -1,6 +1,6 @@
 """FedAvg (McMahan et al., "Communication-efficient learning of deep networks", AISTATS 2017).
 
-Central: every client sends its weights to a server and gets the mean back; the graph is not used.
+Every client sends its weights to a server and receives the mean of all. The graph is not used.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult
-from mpi_ntkdfl.algorithms.local_training import LocalTraining
-from mpi_ntkdfl.algorithms.train_then_average import TrainingSettings
-from mpi_ntkdfl.federation.clients import Federation
+from mpi_ntkdfl.algorithms.base import Needs, RoundResult
+from mpi_ntkdfl.algorithms.training import TrainingMethod, TrainingSettings
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.runtime.looks import BLACK, LineStyle
 
 
 class FedavgSettings(TrainingSettings):
@@ -28,24 +27,20 @@ class FedavgSettings(TrainingSettings):
     averaging: Literal["plain", "samples"] = "samples"
 
 
-class Fedavg(Method[FedavgSettings]):
+class Fedavg(TrainingMethod[FedavgSettings]):
     """Local SGD at all clients, then the mean of all."""
 
     Settings = FedavgSettings
-
-    def __init__(self, settings: FedavgSettings, federation: Federation) -> None:
-        """Prepares local training; no state is carried from round to round but the weights."""
-        super().__init__(settings, federation)
-        self.training = LocalTraining(federation, settings.batch, settings.epochs)
+    label = "FedAvg"
+    look = LineStyle(BLACK, (5, 1, 2, 1), "X")
 
     @classmethod
     def needs(cls, settings: FedavgSettings, network: Network, dtype: torch.dtype) -> Needs:
         """Weights to the server, their mean back."""
-        return Needs(server=True, kept=settings.kept(network, dtype))
+        return Needs(server=True, kept=cls.training_bytes(settings, network, dtype))
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """Trains, then takes the mean over all clients."""
-        s = self.settings
-        trained = self.training.descend(weights, number, s.sgd(number))
-        mean = exchange.server_average(trained, s.averaging)
-        return RoundResult(mean.repeat(len(weights), 1), [0] * len(weights))
+        trained = self.train(weights, number)
+        mean = exchange.server_average(trained, self.settings.averaging)
+        return RoundResult(mean.repeat(len(weights), 1))

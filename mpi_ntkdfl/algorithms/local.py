@@ -1,4 +1,4 @@
-"""Local training alone: what clients reach without any communication. The graph is not used."""
+"""Local training only: what clients reach without any communication. The graph is not used."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult
-from mpi_ntkdfl.algorithms.local_training import LocalTraining
-from mpi_ntkdfl.algorithms.train_then_average import TrainingSettings
-from mpi_ntkdfl.federation.clients import Federation
+from mpi_ntkdfl.algorithms.base import Needs, RoundResult
+from mpi_ntkdfl.algorithms.training import TrainingMethod, TrainingSettings
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.runtime.looks import BLACK, LineStyle
 
 
 class LocalSettings(TrainingSettings):
-    """Settings of local training alone; the defaults are DFedAvg's."""
+    """Settings of local training only; the defaults are DFedAvg's."""
 
     name: Literal["local"] = "local"
     lr: float = Field(default=0.1, gt=0)
@@ -24,22 +23,18 @@ class LocalSettings(TrainingSettings):
     epochs: int = Field(default=20, ge=1)
 
 
-class Local(Method[LocalSettings]):
+class Local(TrainingMethod[LocalSettings]):
     """Local SGD and nothing else."""
 
     Settings = LocalSettings
-
-    def __init__(self, settings: LocalSettings, federation: Federation) -> None:
-        """Prepares local training; no state is carried from round to round but the weights."""
-        super().__init__(settings, federation)
-        self.training = LocalTraining(federation, settings.batch, settings.epochs)
+    label = "Local"
+    look = LineStyle(BLACK, (1, 2.5), ">")
 
     @classmethod
     def needs(cls, settings: LocalSettings, network: Network, dtype: torch.dtype) -> Needs:
         """Nothing is sent."""
-        return Needs(kept=settings.kept(network, dtype))
+        return Needs(kept=cls.training_bytes(settings, network, dtype))
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """Trains."""
-        trained = self.training.descend(weights, number, self.settings.sgd(number))
-        return RoundResult(trained, [0] * len(trained))
+        return RoundResult(self.train(weights, number))

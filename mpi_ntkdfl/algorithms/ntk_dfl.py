@@ -1,7 +1,8 @@
 """NTK-DFL (Thompson, Yue, Wong, Dai, "NTK-DFL", ICML 2025): average, then evolve with the NTK.
 
-Weights to the neighbours and averaged; the average back to the neighbours; their Jacobians at it; the
-neighbourhood's kernel; evolution of its outputs in function space; the weights that follow from it.
+Clients send their weights to the neighbours and average. They send the average back, and receive the
+neighbours' Jacobians at this average. From the kernel of its neighbourhood a client evolves the outputs
+in function space, and takes the weights that follow from the evolution.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ from typing import Literal
 import torch
 
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult, may_diverge
-from mpi_ntkdfl.algorithms.steps import NtkSettings, evolve_together, ntk_step
+from mpi_ntkdfl.algorithms.steps import NtkSettings, evolve_together, ntk_step, ntk_step_work
+from mpi_ntkdfl.algorithms.work import Load, Work
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.federation.formats import dense_entries, dense_heading, factored_format
 from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.runtime.looks import BLUE, LineStyle
 
 
 class NtkDflSettings(NtkSettings):
-    """Settings of NTK-DFL; the defaults are the paper's. A client chooses tau on its neighbourhood.
+    """Settings of NTK-DFL; the defaults are the paper's.
 
-    Without averaging (`none`) a client evolves its own weights, still with its neighbours' Jacobians.
+    A client chooses tau by the loss on its neighbourhood's samples. With `averaging: none` it evolves
+    its own weights instead of the average, with its neighbours' Jacobians at these weights.
     """
 
     name: Literal["ntk-dfl"] = "ntk-dfl"
@@ -34,6 +38,8 @@ class NtkDfl(Method[NtkDflSettings]):
     """The method of the paper."""
 
     Settings = NtkDflSettings
+    label = "NTK-DFL"
+    look = LineStyle(BLUE, (), "o")
 
     def __init__(self, settings: NtkDflSettings, federation: Federation) -> None:
         """Prepares the method; it carries no state from round to round but the weights."""
@@ -52,6 +58,20 @@ class NtkDfl(Method[NtkDflSettings]):
         heading = dense_heading(network, dtype, inputs=settings.selection == "network")
         entries = dense_entries(network, dtype, network.layout.size)
         return Needs(vectors, blocks=(heading, entries), dense=True, taus=taus)
+
+    @classmethod
+    def work(cls, settings: NtkDflSettings, load: Load) -> dict[str, Work]:
+        """Jacobians of a client's own samples for itself and each neighbour; the step by the kernel."""
+        widths = load.network.widths
+        weights = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+        passes = load.own * (load.degrees + 1)
+        found = ntk_step_work(settings, load.network, load.gathered, load.itemsize)
+        found["jacobian"] = Work(
+            2 * weights * passes + 2 * load.gathered * weights,
+            3 * load.itemsize * load.gathered * sum(widths),
+            60 * (load.degrees + 1),
+        )
+        return found
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """One round; see the module's head for the steps."""

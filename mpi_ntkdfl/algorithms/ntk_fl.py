@@ -1,8 +1,8 @@
 """NTK-FL (Yue et al., "Neural tangent kernel empowered federated learning", ICML 2022): a server evolves.
 
-The central parent of NTK-DFL. All clients hold the same weights. Each round some of them, drawn at
-random, send a server their Jacobians there; the server evolves with the kernel of their stacked
-samples and sends the new weights to everybody.
+NTK-DFL decentralises this method. All clients hold the same weights. In each round some clients, drawn at
+random, send a server their Jacobians at these weights. The server evolves with the kernel of all their
+samples and sends the new weights to all clients.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ import torch
 from pydantic import Field
 
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult, may_diverge
-from mpi_ntkdfl.algorithms.steps import NtkSettings, ntk_step
+from mpi_ntkdfl.algorithms.steps import NtkSettings, ntk_step, ntk_step_work
+from mpi_ntkdfl.algorithms.work import Load, Work
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.federation.formats import factored_format
 from mpi_ntkdfl.federation.neighbourhood import Neighbourhood
 from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.runtime.looks import DARK_GREY, LineStyle
 from mpi_ntkdfl.topology.schedule import participants
 
 
 class NtkFlSettings(NtkSettings):
-    """Settings of NTK-FL; 21 of 300 clients a round is what the NTK-DFL paper compares with.
+    """Settings of NTK-FL; the NTK-DFL paper compares with 21 of 300 clients per round.
 
-    Jacobians are always factored: dense ones of so many samples would weigh 13 GB.
+    Jacobians are always factored: dense ones of so many samples would take 13 GB.
     """
 
     name: Literal["ntk-fl"] = "ntk-fl"
@@ -36,6 +38,8 @@ class NtkFl(Method[NtkFlSettings]):
     """One model, evolved on a server."""
 
     Settings = NtkFlSettings
+    label = "NTK-FL"
+    look = LineStyle(DARK_GREY, (10, 1.5, 1, 1.5), "*")
 
     def __init__(self, settings: NtkFlSettings, federation: Federation) -> None:
         """Prepares the method; it carries no state from round to round but the weights."""
@@ -50,6 +54,11 @@ class NtkFl(Method[NtkFlSettings]):
             taus=len(settings.taus),
             participants=settings.clients_per_round,
         )
+
+    @classmethod
+    def server_work(cls, settings: NtkFlSettings, load: Load) -> dict[str, Work]:
+        """The step by the kernel of the participants' samples."""
+        return ntk_step_work(settings, load.network, load.own, load.itemsize)
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """One round; see the module's head for the steps."""

@@ -1,4 +1,4 @@
-"""What methods with candidate numbers of steps share: their settings, the choice, and the NTK's step."""
+"""What methods with candidate numbers of steps share: settings, the choice, the NTK's step, its cost."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, field_validator
 
 from mpi_ntkdfl.algorithms.base import require_finite
+from mpi_ntkdfl.algorithms.work import Work
 from mpi_ntkdfl.config import MethodSettings
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.federation.neighbourhood import Neighbourhood
 from mpi_ntkdfl.model.losses import one_hot
+from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.ntk.evolve import Evolution, evolve
 from mpi_ntkdfl.ntk.evolve_batch import evolve_batch
 from mpi_ntkdfl.ntk.update import best, candidate_weights, linearised_losses, network_losses
 from mpi_ntkdfl.runtime.errors import Diverged
+
+_PASSES_PER_INNER_STEP, _CALLS_PER_EVOLUTION = 60, 200
 
 _WAY_OUT = (
     "lower algorithm.lr or algorithm.taus, look for extreme values in the data, or set "
@@ -26,9 +31,9 @@ _WAY_OUT = (
 
 
 class StepSettings(MethodSettings):
-    """How far a round goes; the defaults are those of the NTK-DFL paper.
+    """Settings of a round's steps; the defaults are those of the NTK-DFL paper.
 
-    `lr` is the time of one step; round k uses `lr * exp(-lr_decay * k)`. `taus` are the candidate
+    `lr` is the learning rate; round k uses `lr * exp(-lr_decay * k)`. `taus` are the candidate
     numbers of steps; the one with the lowest loss is kept.
     """
 
@@ -51,7 +56,7 @@ class StepSettings(MethodSettings):
         return taus
 
     def rate(self, number: int) -> float:
-        """The learning rate of round `number`, from 0."""
+        """The learning rate of round `number`; the first is 0."""
         return self.lr * math.exp(-self.lr_decay * number)
 
 
@@ -110,7 +115,7 @@ def ntk_step(
         lr: learning rate of the round.
         settings: of the method.
         federation: for the network and the clock.
-        evolved: the evolution, or why it failed, if `evolve_together` knows.
+        evolved: the evolution, or why it failed, if `evolve_together` has tried it.
 
     Returns:
         The new weights `[param]` and the tau they belong to.
@@ -163,10 +168,12 @@ def _diverged(reason: str) -> Diverged:
 def evolve_together(
     hoods: Sequence[Neighbourhood], lr: float, s: NtkSettings, federation: Federation
 ) -> list[Evolution | Diverged | None]:
-    """Evolves several neighbourhoods in one go, for `ntk_step`.
+    """Evolves several neighbourhoods at the same time, for `ntk_step`.
 
-    None stands for those it leaves to `ntk_step`: a single one, the squared loss, which has a closed
-    form, and all where the compiled evolution takes one client at a time.
+    Returns:
+        An evolution for each of `hoods`, or why it failed. None stands for those that `ntk_step` evolves
+        itself: a single one, the squared loss, which has a closed form, and all of them where the
+        compiled version evolves, which takes one client at a time.
     """
     if len(hoods) == 1 or s.loss == "squared" or federation.evolution == "compiled":
         return [None] * len(hoods)
@@ -194,3 +201,52 @@ def evolve_together(
             )
             for place, samples in enumerate(sizes)
         ]
+
+
+def ntk_step_work(
+    settings: NtkSettings, network: Network, samples: np.ndarray, itemsize: int
+) -> dict[str, Work]:
+    """Counts kernel, evolution, update and choice of `ntk_step`, by phase.
+
+    Counts follow from the shapes of the computation; how often the evolution multiplies by its kernel
+    was fitted to runs on digits and Fashion-MNIST, and what it costs beside to its compiled version.
+
+    Args:
+        settings: of the method.
+        network: the model.
+        samples: of each neighbourhood, `[client]`.
+        itemsize: bytes of a floating-point number.
+    """
+    outputs, taus, widths = network.widths[-1], len(settings.taus), network.widths
+    square = samples * samples
+    weights = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+    # The more time constants the evolution covers, the more steps it takes: lr * tau of the fastest
+    # mode, whose rate is proportional to the number of features.
+    span = max(settings.rate(0) * settings.taus[-1] * widths[0], 1.0)
+    inner, outer = 8.7 * span**0.263, 3.8 * span**0.29
+    products = 3 * 32 + 2 * outputs * outer
+    reads = sum(widths[:-1]) + sum(widths[1:-1])
+    evolution = Work(
+        2 * square * products + inner * samples * outputs * 6 * 4 * 32,
+        itemsize * (3 * square + inner * _PASSES_PER_INNER_STEP * samples * outputs),
+        _CALLS_PER_EVOLUTION + 0 * samples,
+    )
+    if settings.loss == "squared":
+        evolution = Work(10 * square * samples, 4 * itemsize * square, 60 + 0 * samples)
+    back = 2 * taus * samples * (sum(widths[:-2]) + outputs) * max(widths[1:])
+    return {
+        "kernel": Work(
+            1.25 * square * reads, 4 * itemsize * square * (len(widths) - 1), 60 + 0 * samples
+        ),
+        "evolve": evolution,
+        "update": Work(
+            back,
+            itemsize * taus * (6 * samples * max(widths[1:]) + 4 * network.layout.size),
+            30 + 0 * samples,
+        ),
+        "select": Work(
+            2 * taus * weights * samples * (settings.selection == "network"),
+            itemsize * taus * 4 * samples * max(widths[1:]),
+            80 * taus + 0 * samples,
+        ),
+    }

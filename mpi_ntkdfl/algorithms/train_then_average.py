@@ -2,85 +2,118 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult
-from mpi_ntkdfl.algorithms.local_training import LocalTraining, Sgd, gram_bytes
-from mpi_ntkdfl.config import MethodSettings
-from mpi_ntkdfl.federation.averages import quantised_average, quantised_format
+from mpi_ntkdfl.algorithms.base import Needs, RoundResult
+from mpi_ntkdfl.algorithms.training import TrainingMethod, TrainingSettings
 from mpi_ntkdfl.federation.clients import Federation
+from mpi_ntkdfl.federation.codecs import (
+    CODECS,
+    Codec,
+    CodecChoice,
+    Coding,
+    Quantize,
+    QuantizeSettings,
+    message_format,
+)
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.network import Network
-
-
-class TrainingSettings(MethodSettings):
-    """Settings of local training by SGD.
-
-    Round k uses `lr * lr_factor ** k`. `epochs` are passes through a client's own samples in batches
-    of `batch`. Velocities of `momentum` start at zero in every round.
-    """
-
-    lr: float = Field(gt=0)
-    lr_factor: float = Field(default=1.0, gt=0)
-    batch: int = Field(ge=1)
-    epochs: int = Field(ge=1)
-    momentum: float = Field(default=0.0, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0)
-
-    def kept(self, network: Network, dtype: torch.dtype) -> Callable[[int], int]:
-        """Bytes that training keeps for a client, by its samples; see `Needs`."""
-        return partial(gram_bytes, network, dtype, self.batch, self.epochs)
-
-    def sgd(self, number: int) -> Sgd:
-        """The descent of round `number`, from 0."""
-        return Sgd(self.lr * self.lr_factor**number, self.momentum, self.weight_decay)
 
 
 class GossipSettings(TrainingSettings):
     """Settings of methods that train and then average with the neighbours.
 
-    `quantize`: levels to which a message's entries are rounded, null to send weights as they are.
+    `averaging`: equal weights, or in proportion to the clients' samples. `codec`: how messages are
+    written, such as `{weights: {name: quantize, levels: 16}}`; null sends weights as they are.
     """
 
     averaging: Literal["plain", "samples"] = "plain"
+    codec: CodecChoice | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_codec(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a codec the section is as it was before there were codecs, and so are run names."""
+        section: dict[str, Any] = serialize(self)
+        return {k: v for k, v in section.items() if k != "codec" or v is not None}
+
+    def weights_codec(self, params: int, dtype: torch.dtype) -> Codec[Any] | None:
+        """The codec of weights `[params]` of type `dtype`, None to send them as they are."""
+        chosen = None if self.codec is None else self.codec.weights
+        return None if chosen is None else CODECS[chosen.name](chosen, params, dtype)
+
+
+class QuantizableSettings(GossipSettings):
+    """The same, with `quantize: N` as short form of `codec: {weights: {name: quantize, levels: N}}`."""
+
     quantize: int | None = Field(default=None, ge=2, le=256)
 
+    @model_validator(mode="after")
+    def _one_codec(self) -> QuantizableSettings:
+        if self.quantize is not None and self.codec is not None:
+            raise ValueError(
+                f"quantize is short for a codec: give quantize or codec, got both (quantize: "
+                f"{self.quantize})"
+            )
+        return self
 
-class TrainThenAverage(Method[GossipSettings]):
-    """Local SGD, then one averaging step over the closed neighbourhood.
+    def weights_codec(self, params: int, dtype: torch.dtype) -> Codec[Any] | None:
+        """The codec of weights `[params]` of type `dtype`, None to send them as they are."""
+        if self.quantize is not None:
+            return Quantize(QuantizeSettings(levels=self.quantize), params, dtype)
+        return super().weights_codec(params, dtype)
 
-    With `quantize` clients send what a round changed, rounded, and add the average of the changes, as
+
+SettingsT = TypeVar("SettingsT", bound=GossipSettings)
+
+
+class TrainThenAverage(TrainingMethod[SettingsT]):
+    """Local training, then one averaging step over the closed neighbourhood.
+
+    With a codec, clients send what a round has changed, and add the average of the decoded changes, as
     Quantized DFedAvgM (Sun, Li, Wang, "Decentralized federated averaging", TPAMI 2023) does:
-    `x_i + sum_j w_ij Q(z_j - x_j)` for x_i before and z_j after local training. What clients differed in
-    before is not averaged again, so their weights drift apart where those of plain averages do not.
+    `x_i + sum_j w_ij Q(z_j - x_j)` for x_i before and z_j after local training. Differences between
+    clients from earlier rounds are then not averaged again, so their weights drift apart, which those
+    of plain averages do not.
     """
 
-    def __init__(self, settings: GossipSettings, federation: Federation) -> None:
-        """Prepares local training; no state is carried from round to round but the weights."""
+    def __init__(self, settings: SettingsT, federation: Federation) -> None:
+        """Prepares local training and the codec."""
         super().__init__(settings, federation)
-        self.training = LocalTraining(federation, settings.batch, settings.epochs)
+        codec = settings.weights_codec(federation.network.layout.size, federation.dtype)
+        self.coding = None if codec is None else Coding(codec, federation)
 
     @classmethod
-    def needs(cls, settings: GossipSettings, network: Network, dtype: torch.dtype) -> Needs:
-        """Weights to the neighbours; when quantised, at most a byte an entry."""
-        if settings.quantize is None:
-            return Needs(("weights",), kept=settings.kept(network, dtype))
-        form = quantised_format(network.layout.size, dtype)
-        return Needs(messages=(form,), kept=settings.kept(network, dtype))
+    def needs(cls, settings: SettingsT, network: Network, dtype: torch.dtype) -> Needs:
+        """Weights to the neighbours, or the messages of the codec."""
+        kept = cls.training_bytes(settings, network, dtype)
+        codec = settings.weights_codec(network.layout.size, dtype)
+        if codec is None:
+            return Needs(("weights",), kept=kept)
+        arrays = codec.state().values()
+        remembered = sum(array.numel() * array.element_size() for array in arrays)
+
+        def kept_with_codec(samples: int) -> int:
+            return remembered + (kept(samples) if kept is not None else 0)
+
+        return Needs(messages=(message_format(codec, "weights"),), kept=kept_with_codec)
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """Trains, then averages."""
-        s = self.settings
-        trained = self.training.descend(weights, number, s.sgd(number))
-        if s.quantize is None:
-            averages = exchange.average(trained, s.averaging)
-        else:
-            averages = weights + quantised_average(
-                exchange, trained - weights, s.averaging, s.quantize
-            )
-        return RoundResult(averages, [0] * len(averages))
+        trained, kind = self.train(weights, number), self.settings.averaging
+        if self.coding is None:
+            return RoundResult(exchange.average(trained, kind))
+        changes = exchange.average(trained - weights, kind, self.coding, number)
+        return RoundResult(weights + changes)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What the codec remembers."""
+        return {} if self.coding is None else self.coding.state()
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Gives the codec back what it remembered."""
+        if self.coding is not None:
+            self.coding.restore(state)

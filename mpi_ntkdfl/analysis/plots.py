@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from mpi_ntkdfl.analysis import style
 from mpi_ntkdfl.analysis.files import replacing, require_suffix
 from mpi_ntkdfl.analysis.traces import Group
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.looks import GREY, LineStyle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,7 +108,7 @@ def figure(groups: Sequence[Group], request: Request) -> Figure:
 
     width = style.COLUMN if len(request.x) == 1 else style.PAGE
     names = request.labels or [_name(group) for group in groups]
-    looks = style.styles(group.method for group in groups)
+    looks = style.styles((group.method for group in groups), looks_of(groups))
     drawn = Figure(figsize=(width, style.HEIGHT), layout="constrained")
     panels = drawn.subplots(1, len(request.x), sharey=True, squeeze=False)[0]
     for panel, key in zip(panels, request.x, strict=True):
@@ -122,6 +123,12 @@ def figure(groups: Sequence[Group], request: Request) -> Figure:
         drawn.suptitle(request.title)
     legend(drawn, panels[0], any(len(group.traces) > 1 for group in groups))
     return drawn
+
+
+def looks_of(groups: Iterable[Group]) -> dict[str, LineStyle]:
+    """The looks that records hold of their methods, by the method's name."""
+    traces = [trace for group in groups for trace in group.traces]
+    return {trace.method: trace.look for trace in traces if trace.look is not None}
 
 
 def _fitting(groups: Sequence[Group], request: Request) -> tuple[float, float] | None:
@@ -168,7 +175,7 @@ def house_style() -> Iterator[None]:
 
 
 def _line(
-    panel: Axes, group: Group, x: Axis, y: Axis, look: style.LineStyle, name: str, shift: float
+    panel: Axes, group: Group, x: Axis, y: Axis, look: LineStyle, name: str, shift: float
 ) -> None:
     """Draws a group; `shift`, from 0 to 1, moves its markers between those of others."""
     across, up = group.values(x.field), group.values(y.field)
@@ -218,7 +225,7 @@ def legend(drawn: Figure, panel: Axes, spread: bool) -> None:
     from matplotlib.patches import Patch
 
     handles, names = panel.get_legend_handles_labels()
-    handles = [*handles, *([Patch(color=style.GREY, alpha=0.4, linewidth=0)] if spread else [])]
+    handles = [*handles, *([Patch(color=GREY, alpha=0.4, linewidth=0)] if spread else [])]
     names = [*names, *(["\N{PLUS-MINUS SIGN}1 SD over seeds"] if spread else [])]
     widest = style.LEGEND_HANDLE + style.LEGEND_LETTER * max(map(len, names))
     columns = max(1, min(len(names), int(drawn.get_figwidth() / widest)))
@@ -227,5 +234,4 @@ def legend(drawn: Figure, panel: Axes, spread: bool) -> None:
 
 
 def _name(group: Group) -> str:
-    method = style.NAMES.get(group.method, group.method)
-    return f"{method}, {group.label}" if group.label else method
+    return f"{group.method_label}, {group.label}" if group.label else group.method_label

@@ -46,6 +46,7 @@ class Point:
     Attributes:
         name: of the file.
         config: the configuration.
+        central: whether the method has a server; False in records that do not tell.
         ranks: R.
         threads: of each rank.
         cores: of all its hosts together, 0 if the record does not tell.
@@ -59,6 +60,7 @@ class Point:
 
     name: str
     config: dict[str, object]
+    central: bool
     ranks: int
     threads: int
     cores: int
@@ -226,6 +228,7 @@ def _point(run: Run, name: str, sizes: np.ndarray, edges: np.ndarray) -> Point:
     return Point(
         name=name,
         config=config,
+        central=run.attributes.get("method_central") == "1",
         ranks=ranks,
         threads=int(config["compute"]["threads"]),
         cores=int(run.attributes.get("cores", 0)) * len(hosts),

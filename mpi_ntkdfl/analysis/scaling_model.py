@@ -139,9 +139,9 @@ def model(points: Sequence[Point]) -> Model:
     for section in ("algorithm", "model", "dataset", "topology"):
         if any(point.config[section] != first.config[section] for point in points):
             raise InputError(f"a model needs runs of one configuration; {section} differs")
-    algorithm = first.config["algorithm"]
-    assert isinstance(algorithm, dict)
-    if algorithm["name"] in ("fedavg", "ntk-fl"):
+    if first.central:
+        algorithm = first.config["algorithm"]
+        assert isinstance(algorithm, dict)
         raise InputError(
             f"{algorithm['name']} has a server; the model knows messages of neighbours"
         )

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING
 
 from mpi_ntkdfl.analysis import plots, style
 from mpi_ntkdfl.analysis.scaling import Study
+from mpi_ntkdfl.runtime.looks import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION, LineStyle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _STYLES = (
-    style.LineStyle(style.BLUE, (), "o"),
-    style.LineStyle(style.VERMILION, (4, 1.5), "s"),
-    style.LineStyle(style.GREEN, (6, 1.5, 1, 1.5), "^"),
-    style.LineStyle(style.PURPLE, (2, 1), "D"),
-    style.LineStyle(style.ORANGE, (8, 2), "v"),
-    style.LineStyle(style.BLACK, (1, 2.5), "P"),
+    LineStyle(BLUE, (), "o"),
+    LineStyle(VERMILION, (4, 1.5), "s"),
+    LineStyle(GREEN, (6, 1.5, 1, 1.5), "^"),
+    LineStyle(PURPLE, (2, 1), "D"),
+    LineStyle(ORANGE, (8, 2), "v"),
+    LineStyle(BLACK, (1, 2.5), "P"),
 )
 
 
@@ -60,9 +61,7 @@ def figure(studies: Sequence[Study]) -> Figure:
     return drawn
 
 
-def _line(
-    panel: Axes, across: list[int], up: list[float], look: style.LineStyle, name: str
-) -> None:
+def _line(panel: Axes, across: list[int], up: list[float], look: LineStyle, name: str) -> None:
     panel.plot(
         across,
         up,

@@ -1,17 +1,17 @@
-"""The house style of figures: sizes, fonts, and what each method looks like wherever it appears.
+"""The house style of figures: sizes, fonts, and the looks of lines whose method has none of its own.
 
-Colours are those of Okabe and Ito (jfly.uni-koeln.de/color, 2008), told apart under the common kinds of
-colour blindness, without their yellow, which is too pale for lines on paper, and with two greys. In grey
-the dashes and markers tell methods apart: no two methods share either.
+The look of a method stands in the method's file and is stored in the record of a run. In a grey print
+dashes and markers tell lines apart: no two methods of this package and no two spare styles share either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.looks import BLUE, DARK_GREY, GREEN, ORANGE, PURPLE, VERMILION, LineStyle
 
 COLUMN, PAGE = 3.5, 7.2
 """Inches: widths of one column and of two of a journal's page."""
@@ -58,41 +58,7 @@ GUIDE: dict[str, Any] = {"color": "#606060", "linewidth": 0.8, "linestyle": (0, 
 """The line of a target."""
 
 
-@dataclass(frozen=True)
-class LineStyle:
-    """How a line looks.
-
-    Attributes:
-        color: `#RRGGBB`.
-        dashes: on and off, in line widths; empty for a solid line.
-        marker: matplotlib's letter.
-        fill: of the marker: full, none, left, bottom or top.
-    """
-
-    color: str
-    dashes: tuple[float, ...]
-    marker: str
-    fill: str = "full"
-
-
-BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
-DARK_GREY, GREY = "#555555", "#999999"
-
-METHODS = {
-    "ntk-dfl": LineStyle(BLUE, (), "o"),
-    "d-psgd": LineStyle(ORANGE, (4, 1.5), "s"),
-    "dfedavg": LineStyle(GREEN, (6, 1.5, 1, 1.5), "^"),
-    "dfedavgm": LineStyle(VERMILION, (2, 1), "D"),
-    "dfedsam": LineStyle(PURPLE, (8, 2), "v"),
-    "dispfl": LineStyle(SKY, (3, 1, 1, 1, 1, 1), "P"),
-    "fedavg": LineStyle(BLACK, (5, 1, 2, 1), "X"),
-    "ntk-fl": LineStyle(DARK_GREY, (10, 1.5, 1, 1.5), "*"),
-    "average-gd": LineStyle(GREY, (1.2, 1.2), "<"),
-    "local": LineStyle(BLACK, (1, 2.5), ">"),
-}
-
-# For methods that are not in the table, in this order.
+# For methods without a look of their own, in this order.
 SPARE = (
     LineStyle(DARK_GREY, (6, 3), "h"),
     LineStyle(VERMILION, (3, 3), "p"),
@@ -101,20 +67,6 @@ SPARE = (
     LineStyle(BLUE, (2, 2, 6, 2), "H"),
     LineStyle(ORANGE, (1, 1, 4, 1, 4, 1), "4"),
 )
-
-NAMES = {
-    "ntk-dfl": "NTK-DFL",
-    "d-psgd": "D-PSGD",
-    "dfedavg": "DFedAvg",
-    "dfedavgm": "DFedAvgM",
-    "dfedsam": "DFedSAM",
-    "dispfl": "DisPFL",
-    "fedavg": "FedAvg",
-    "ntk-fl": "NTK-FL",
-    "average-gd": "Average-GD",
-    "local": "Local",
-}
-"""What methods are called in print."""
 
 # Further configurations of a method: its hue darker (< 0) or lighter, another fill and other dashes.
 _VARIANTS: tuple[tuple[float, str, tuple[float, ...]], ...] = (
@@ -128,7 +80,7 @@ VARIANTS = 1 + len(_VARIANTS)
 
 
 def arguments(look: LineStyle) -> dict[str, Any]:
-    """What matplotlib's `plot` is told of a style."""
+    """A style as arguments of matplotlib's `plot`."""
     hollow = look.fill == "none"
     return {
         "color": look.color,
@@ -140,20 +92,24 @@ def arguments(look: LineStyle) -> dict[str, Any]:
     }
 
 
-def styles(methods: Iterable[str]) -> list[LineStyle]:
-    """A style for every line of a figure, given its method; a method may come several times.
+def styles(methods: Iterable[str], looks: Mapping[str, LineStyle]) -> list[LineStyle]:
+    """A style for every line of a figure.
+
+    Args:
+        methods: the method of each line; a method may come several times.
+        looks: of the methods that have one; the others get spare styles.
 
     Raises:
         InputError: if there are more lines than can be told apart.
     """
     methods = list(methods)
-    unknown = sorted(set(methods) - set(METHODS))
-    if len(unknown) > len(SPARE):
+    plain = sorted(set(methods) - set(looks))
+    if len(plain) > len(SPARE):
         raise InputError(
-            f"at most {len(SPARE)} methods without a style of their own fit into a figure, got "
-            f"{', '.join(unknown)}; add them to analysis/style.py"
+            f"at most {len(SPARE)} methods without a look of their own fit into a figure, got "
+            f"{', '.join(plain)}; give the methods a look, or draw fewer records"
         )
-    table = METHODS | dict(zip(unknown, SPARE, strict=False))
+    table = {**looks, **dict(zip(plain, SPARE, strict=False))}
     seen = dict.fromkeys(methods, 0)
     found = []
     for method in methods:

@@ -163,6 +163,7 @@ def _what_ran(run: Run) -> list[str]:
         f"topology:  {_section(config['topology'])}",
         f"{a['ranks']} ranks on {hosts} host(s), {a['device']}, torch {a['torch']}, {a['mpi']}",
         f"mpi_ntkdfl {a['version']} ({a['commit'][:12]}), started {a['created']}",
+        *(f"{name}: {choice}" for name, choice in json.loads(a.get("choices", "{}")).items()),
         *again,
     ]
 

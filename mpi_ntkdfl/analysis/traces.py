@@ -17,6 +17,7 @@ import yaml
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.analysis.tables import Run
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.looks import LineStyle
 
 UNTIMED = ("evaluate", "record")
 """Phases that serve the experimenter; a real federation would not spend them."""
@@ -39,6 +40,8 @@ class Trace:
     Attributes:
         name: of the file.
         settings: the configuration by dotted key.
+        method_label: what figures call the method; its name in records that hold no label.
+        look: of the method's lines, None in records that hold none.
         partition: fingerprint of the clients' samples.
         machine: what seconds depend on.
         rounds: rounds done.
@@ -54,6 +57,8 @@ class Trace:
 
     name: str
     settings: dict[str, object]
+    method_label: str
+    look: LineStyle | None
     partition: str
     machine: dict[str, object]
     rounds: np.ndarray
@@ -97,6 +102,12 @@ class Group:
     method: str
     label: str
     traces: tuple[Trace, ...]
+
+    @property
+    def method_label(self) -> str:
+        """What figures call the method."""
+        labels = [trace.method_label for trace in self.traces]
+        return next((label for label in labels if label != self.method), self.method)
 
     def shared_rounds(self) -> np.ndarray:
         """The rounds that every run has evaluated, `[row]`."""
@@ -168,6 +179,8 @@ def _trace(run: Run, name: str) -> Trace:
     return Trace(
         name=name,
         settings=settings,
+        method_label=run.attributes.get("method_label", str(settings["algorithm.name"])),
+        look=LineStyle.from_json(look) if (look := run.attributes.get("method_look")) else None,
         partition=run.partition,
         machine=machine,
         rounds=rounds,

@@ -81,6 +81,8 @@ def report(world: MpiWorld, ranks: Sequence[Rank]) -> str:
     """
     import h5py
 
+    from mpi_ntkdfl.model.byte_products import measured
+
     versions = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
     data = [
         f"  {entry.name}: {'found' if entry.found else 'not here'}, {entry.where}"
@@ -94,6 +96,7 @@ def report(world: MpiWorld, ranks: Sequence[Rank]) -> str:
             f"launcher: {_launcher()}; {launched_size()} processes started, {world.size} ranks see "
             "each other",
             *(node_line(host, world.hosts, ranks) for host in dict.fromkeys(world.hosts)),
+            f"products of bytes on rank 0: {measured()}",
             f"HDF5 {h5py.version.hdf5_version}, parallel: {h5py.get_config().mpi} (not needed)",
             "data sets:",
             *data,

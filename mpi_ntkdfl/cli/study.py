@@ -82,6 +82,11 @@ def show_study(name: str) -> None:
 @_which
 @_RANKS
 @click.option("--runs", is_flag=True, help="List every run.")
+@click.option(
+    "--measure/--no-measure",
+    default=True,
+    help="Seconds by this machine's speed, or a nominal one.",
+)
 def plan(
     name: str,
     scale: str,
@@ -90,12 +95,19 @@ def plan(
     folder: Path,
     ranks: int,
     runs: bool,
+    measure: bool,
 ) -> None:
     """Tell how many runs there are, how many are done, and what the others will take."""
+    import torch
+
+    from mpi_ntkdfl.planning.costs import NOMINAL
+    from mpi_ntkdfl.planning.costs import measure as measured
     from mpi_ntkdfl.studies import estimate
 
+    torch.set_num_threads(1)
     found = _expand(name, scale, folder, seeds, overrides)
-    click.echo(estimate.text(found, estimate.estimate(found), ranks))
+    machine = measured(torch.float32) if measure else NOMINAL
+    click.echo(estimate.text(found, estimate.estimate(found, ranks, machine), ranks))
     if runs:
         click.echo("\n".join(["", *estimate.run_list(found)]))
 

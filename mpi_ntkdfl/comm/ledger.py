@@ -13,16 +13,15 @@ TRAFFIC_PHASES = (
     "inputs",
     "statistics",
 )
-"""Messages by content. `statistics` are reductions that serve the record, not the method: real
-clients would not send them, so their protocol bytes are 0."""
+"""Kinds of messages by their content. `statistics` are reductions for the record. Real clients would not
+send them, so their protocol bytes are 0."""
 
 
 class Ledger:
-    """Bytes by phase of the running round, on one rank.
+    """Bytes by phase of the current round, on one rank.
 
-    Protocol bytes are a property of the graph and booked by rank 0 alone, or, where they depend on the
-    data, by the rank that owns the sending client; MPI bytes are booked by the rank that sends. Summed
-    over ranks, both are totals of the whole job.
+    Protocol bytes follow from the graph and from messages' sizes, and only rank 0 books them. MPI bytes
+    are booked by the rank that sends. Sums over ranks are therefore totals of the whole job.
     """
 
     def __init__(self) -> None:
@@ -31,12 +30,12 @@ class Ledger:
         self._through: np.ndarray = np.zeros(1, dtype=np.int64)
 
     def book_protocol(self, phase: str, through: np.ndarray) -> None:
-        """Adds bytes that nodes, the clients and a server, would send to each other.
+        """Adds bytes that nodes (the clients and a server) would send to each other.
 
         Args:
             phase: of the messages.
-            through: bytes in plus bytes out of each node, `[client + 1]`, the server last; every
-                byte leaves one node and enters another, so they add up to twice the traffic.
+            through: bytes into plus bytes out of each node, `[client + 1]`; the last is the server.
+                Every byte leaves one node and enters another, so the sum is twice the traffic.
         """
         self._bytes[0, TRAFFIC_PHASES.index(phase)] += int(through.sum()) // 2
         self._through = self._through + through
@@ -47,7 +46,7 @@ class Ledger:
 
     @property
     def busiest(self) -> int:
-        """Protocol bytes in plus out of the busiest node since the last lap; on rank 0."""
+        """Protocol bytes into plus out of the busiest node since the last lap; on rank 0."""
         return int(self._through.max())
 
     def lap(self) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -44,11 +44,13 @@ class Federation:
         ledger: books the traffic.
         clock: books the time.
         on_divergence: whether the run stops when a client diverges, or goes on without its step.
-        batch: clients this rank evolves together, None for as many as
-        batch_bytes: hold; 0 for one.
-        staging: the way of messages between the device and MPI; one made for that device.
+        batch: how many clients this rank evolves together; None for as many as fit into `batch_bytes`.
+        batch_bytes: memory for clients that are evolved together; 0 evolves one at a time.
+        staging: how messages travel between the device and MPI.
         levels: on which all inputs lie, if they do and computing by them pays on the device.
         evolution: what evolves outputs under the cross-entropy loss, the same on all ranks.
+        choices: which of two ways of computing the run takes, and why, by the name of the choice; the
+            same on all ranks, except for the wording of a reason.
     """
 
     world: World
@@ -68,6 +70,7 @@ class Federation:
     staging: Staging = DirectStaging()
     levels: Levels | None = None
     evolution: Implementation = "tensor"
+    choices: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def owned(self) -> range:

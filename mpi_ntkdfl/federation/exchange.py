@@ -1,8 +1,8 @@
-"""The verbs a method has: share vectors, average, see the neighbours' Jacobians, ask a server.
+"""What a method can do with messages: share vectors, average, see neighbours' Jacobians, ask a server.
 
-A method sees an `Exchange`, never a rank. Clients that live on one rank exchange by reference; a vector
-that several clients of a rank need crosses once; whatever the placement, a client combines what it got
-in ascending client id, so that its bits do not depend on the number of ranks.
+A method sees an `Exchange`, never a rank. Clients on the same rank exchange by reference. A vector that
+several clients of a rank need crosses to this rank once. On any placement a client combines what it
+received in ascending client id, so that its bits do not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from mpi_ntkdfl.comm.flight import Flight
 from mpi_ntkdfl.comm.messages import Arrays, Field, MessageFormat
 from mpi_ntkdfl.comm.reduce import exact_mean, reduced_bytes
 from mpi_ntkdfl.federation.clients import Federation, Samples
+from mpi_ntkdfl.federation.codecs import Coding, Decoded
 from mpi_ntkdfl.federation.crossing import Crossing
 from mpi_ntkdfl.federation.formats import (
     dense_entries,
@@ -76,21 +77,39 @@ class Exchange:
 
     # --------------------------------------------------------------------------------- vectors
 
-    def share(self, vectors: torch.Tensor, phase: str) -> dict[int, torch.Tensor]:
+    def share(
+        self, vectors: torch.Tensor, phase: str, codec: Coding | None = None, number: int = 0
+    ) -> Mapping[int, torch.Tensor]:
         """Every client sends its vector to its neighbours.
 
         Args:
             vectors: this rank's clients' vectors in id order, `[owned, param]`.
-            phase: the ledger's phase.
+            phase: under which the ledger books the messages.
+            codec: writes the vectors into smaller messages; None sends them as they are.
+            number: of the round, from which a codec's random numbers follow.
 
         Returns:
             Vectors `[param]` of the rank's own clients and of all their neighbours, by client id.
+            With a codec these are what a receiver decodes, for a rank's own clients as well.
         """
+        if codec is not None:
+            return self._share_coded(vectors, phase, codec, number)
         form = MessageFormat({"vector": Field(phase, (vectors.shape[1],), vectors.dtype)})
         own = zip(self.federation.owned, vectors, strict=True)
         self.book_vectors(form)
         known = self.share_messages(form, {client: {"vector": row[None]} for client, row in own})
         return {client: message["vector"][0] for client, message in known.items()}
+
+    def _share_coded(
+        self, vectors: torch.Tensor, phase: str, codec: Coding, number: int
+    ) -> Mapping[int, torch.Tensor]:
+        f = self.federation
+        with f.clock("update"):
+            own = codec.encode(vectors, phase, number)
+        counts = np.zeros(self.graph.clients, dtype=np.int64)
+        counts[f.owned.start : f.owned.stop] = [codec.protocol_bytes(m) for m in own.values()]
+        self.book_sent(phase, f.world.total(counts))
+        return Decoded(self.share_messages(codec.format(phase), own), codec)
 
     def share_messages(
         self, form: MessageFormat, messages: Mapping[int, Arrays]
@@ -123,36 +142,24 @@ class Exchange:
         return known
 
     def average(
-        self, vectors: torch.Tensor, kind: Literal["plain", "samples"] = "plain"
+        self,
+        vectors: torch.Tensor,
+        kind: Literal["plain", "samples"] = "plain",
+        codec: Coding | None = None,
+        number: int = 0,
     ) -> torch.Tensor:
         """Each client averages its own and its neighbours' vectors, in client-id order in float64.
 
         Args:
-            vectors: `[owned, param]`.
+            vectors: of this rank's clients, `[owned, param]`.
             kind: equal weights, or in proportion to the clients' samples.
+            codec: as for `share`.
+            number: as for `share`.
 
         Returns:
             The averages of this rank's clients, `[owned, param]`.
         """
-        known = self.share(vectors, "weights")
-        return self.mixed(known.__getitem__, kind, vectors)
-
-    def mixed(
-        self,
-        read: Callable[[int], torch.Tensor],
-        kind: Literal["plain", "samples"],
-        vectors: torch.Tensor,
-    ) -> torch.Tensor:
-        """Weighted sums over closed neighbourhoods, in client-id order in float64.
-
-        Args:
-            read: the vector `[param]` of a client of the neighbourhood.
-            kind: equal weights, or in proportion to the clients' samples.
-            vectors: of this rank's clients, `[owned, param]`, for shape and type.
-
-        Returns:
-            The sums of this rank's clients, `[owned, param]`.
-        """
+        known = self.share(vectors, "weights", codec, number)
         mixing = weights(kind, self.graph, self.federation.sizes)
         averages = torch.empty_like(vectors)
         with self.federation.clock("update"):
@@ -161,13 +168,9 @@ class Exchange:
                 for other, weight in zip(
                     self.graph.closed(client).tolist(), mixing.of(client).tolist(), strict=True
                 ):
-                    total.add_(read(other), alpha=weight)
+                    total.add_(known[other], alpha=weight)
                 averages[row] = total
         return averages
-
-    def mean(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Mean `[param]` over all clients of their `vectors` `[owned, param]`; not a client's message."""
-        return mean_over_clients(self.federation, vectors)
 
     def server_average(
         self, vectors: torch.Tensor, kind: Literal["plain", "samples"] = "plain"

@@ -56,6 +56,7 @@ import torch
 
 from mpi_ntkdfl.ntk import compiled
 from mpi_ntkdfl.ntk.evolve_batch import evolve_batch
+from mpi_ntkdfl.runtime.errors import InputError
 
 DEFAULT_TOLERANCE = 1e-5
 """Bound on the relative error of the weight update."""
@@ -124,10 +125,11 @@ def evolve(
     if loss != "cross-entropy":
         raise ValueError(f'expected loss "cross-entropy" or "squared", got {loss!r}')
     if implementation == "compiled":
-        if reason := unavailable(outputs.device, outputs.dtype):
-            raise ValueError(f"there is no compiled evolution: {reason}")
+        if outputs.device.type != "cpu":
+            raise ValueError(f"the compiled evolution is for CPUs, got arrays on {outputs.device}")
         build = compiled.find(outputs.dtype)
-        assert isinstance(build, compiled.Build)
+        if isinstance(build, str):
+            raise ValueError(f"there is no compiled evolution: {build}")
         return Evolution(marks, *build.evolve(kernel, outputs, targets, lr, marks, tolerance))
     own = kernel if overwrite else kernel.clone()
     sizes = [len(outputs)]
@@ -137,12 +139,30 @@ def evolve(
     return Evolution(marks, batch.residual_sums[0], batch.outputs[0], batch.products)
 
 
-def unavailable(device: torch.device, dtype: torch.dtype) -> str:
-    """Why the compiled version does not serve for a device and a type of number; empty if it does."""
-    if device.type != "cpu":
-        return "it is for CPUs only"
-    build = compiled.find(dtype)
-    return build if isinstance(build, str) else ""
+def choose(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple[Implementation, str]:
+    """Decides for this process which version evolves, and says why.
+
+    Args:
+        wanted: `compute.evolution`: auto, compiled or tensor.
+        device: where the run computes.
+        dtype: in which type of number.
+
+    Raises:
+        InputError: if `compiled` is wanted and does not serve here.
+    """
+    if wanted == "tensor":
+        return "tensor", "compute.evolution is tensor"
+    build = (
+        compiled.find(dtype) if device.type == "cpu" else "the compiled version is for CPUs only"
+    )
+    if isinstance(build, compiled.Build):
+        return "compiled", f"built for {build.level}"
+    if wanted == "compiled":
+        raise InputError(
+            f"compute.evolution=compiled cannot be used: {build}; use auto or tensor, or install "
+            "mpi_ntkdfl again where there is a C compiler"
+        )
+    return "tensor", build
 
 
 def _check_arrays(kernel: torch.Tensor, outputs: torch.Tensor, targets: torch.Tensor) -> None:

@@ -1,29 +1,21 @@
-"""What a round costs each client: operations, bytes and calls by phase, and seconds on a machine.
+"""What a round costs: the seconds of each client's work on a machine, and of a whole round on ranks.
 
-Counts follow from the shapes of the computation; how often the evolution multiplies by its kernel was
-fitted to runs on digits and Fashion-MNIST. Ranks share out clients by these costs, and `check` turns
-them into seconds. A method without a case of its own counts as its averaging and evaluation.
+Methods count their own work (`Method.work`). Here are added what is common to all methods, averaging and
+evaluation, and what ranks do besides. Ranks share out clients by these costs, and `check` shows them.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from mpi_ntkdfl.algorithms.base import Needs
-from mpi_ntkdfl.algorithms.dfedsam import DfedsamSettings
-from mpi_ntkdfl.algorithms.dispfl import DispflSettings
-from mpi_ntkdfl.algorithms.local_training import dual_pays, padded_samples
-from mpi_ntkdfl.algorithms.steps import NtkSettings, StepSettings
-from mpi_ntkdfl.algorithms.train_then_average import TrainingSettings
-from mpi_ntkdfl.config import Config
+from mpi_ntkdfl.algorithms.work import Load, Work
 from mpi_ntkdfl.federation.waves import neighbourhood_sums
-from mpi_ntkdfl.model.network import Network
-from mpi_ntkdfl.topology.graphs import Graph
+from mpi_ntkdfl.planning.first_round import FirstRound
 from mpi_ntkdfl.topology.placement import Placement
 
 
@@ -32,8 +24,8 @@ class Machine:
     """What one thread of a machine does.
 
     Attributes:
-        peak: operations a second of a large matrix product.
-        bandwidth: bytes a second, read or written, of array passes that leave the caches.
+        peak: operations per second of a large matrix product.
+        bandwidth: bytes per second, read or written, of passes over arrays larger than the caches.
         call: seconds of an operation on a small tensor.
     """
 
@@ -43,9 +35,9 @@ class Machine:
 
 
 NOMINAL = Machine(peak=60e9, bandwidth=12e9, call=4e-6)
-"""A core of a server of about 2020; what placement reckons with, so that it is the same everywhere."""
+"""A core of a server of about 2020. Placement uses these numbers, so that it is the same everywhere."""
 
-# Share of the peak that the products of a phase reach; they are smaller or flatter than the one measured.
+# The products of a phase are smaller or flatter than the measured one and reach this share of its speed.
 _EFFICIENCY = {
     "train": 0.5,
     "jacobian": 0.5,
@@ -55,158 +47,60 @@ _EFFICIENCY = {
     "select": 0.6,
     "evaluate": 0.7,
 }
-_CALLS_AN_INNER_STEP, _PASSES_AN_INNER_STEP = 320, 110
 _RECORDING, _CHECKPOINT_RATE = 0.01, 400e6
-"""Seconds to append to the record; bytes a second of a checkpoint, hashed and flushed."""
+"""Seconds to append to the record; bytes per second of a checkpoint, hashed and flushed."""
 _CALLS_BESIDES = 200
-_CALLS_A_STEP = 25  # of local training, all clients of a group together
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a phase of a round asks of a client; arrays are `[client]`.
-
-    Attributes:
-        operations: of matrix products.
-        bytes: read and written by passes over arrays.
-        calls: operations on tensors, whatever their size.
-    """
-
-    operations: np.ndarray
-    bytes: np.ndarray
-    calls: np.ndarray
-
-    def seconds(self, phase: str, machine: Machine) -> np.ndarray:
-        """`[client]`, on one thread of `machine`."""
-        products = self.operations / (machine.peak * _EFFICIENCY.get(phase, 1.0))
-        found: np.ndarray = products + self.bytes / machine.bandwidth + self.calls * machine.call
-        return found
-
-
-def round_work(
-    config: Config,
-    needs: Needs,
-    network: Network,
-    sizes: np.ndarray,
-    test_samples: int,
-    graph: Graph,
-) -> dict[str, Work]:
-    """Work by phase of a round like round 0, for each client; what a server does is not its clients'.
-
-    Args:
-        config: the run.
-        needs: of its method.
-        network: the model.
-        sizes: samples of each client, `[client]`.
-        test_samples: in the test set.
-        graph: of round 0. Where graphs are dynamic a client's neighbours are taken to be average ones.
-    """
-    settings, own = config.algorithm, sizes.astype(np.float64)
-    weights = sum(a * b for a, b in zip(network.widths, network.widths[1:], strict=False))
-    item = getattr(torch, config.compute.dtype).itemsize
-    degrees = np.asarray(graph.degrees, dtype=np.float64)
-    if config.topology.dynamic:
+def _load(first: FirstRound) -> Load:
+    """The clients of round 0. Where graphs are dynamic, neighbours are taken to be average ones."""
+    own = first.sizes.astype(np.float64)
+    degrees = np.asarray(first.graph.degrees, dtype=np.float64)
+    if first.config.topology.dynamic:
         degrees = np.full(len(own), degrees.mean())
         gathered = own + degrees * own.mean()
     else:
-        gathered = own + neighbourhood_sums(graph, sizes)
-    found: dict[str, Work] = {}
-    nothing = np.zeros(len(own))
-    if isinstance(settings, NtkSettings) and not needs.participants:
-        found |= _ntk_step(settings, network, gathered, item)
-        passes = own * (degrees + 1)
-        found["jacobian"] = Work(
-            2 * weights * passes + 2 * gathered * weights,
-            3 * item * gathered * sum(network.widths),
-            60 * (degrees + 1),
-        )
-    elif isinstance(settings, StepSettings) and not needs.participants:
-        samples = gathered if needs.blocks else own
-        steps = settings.taus[-1]
-        # See ntk/descent.py: a step by the Gram matrix, or through the weights.
-        step = np.minimum(samples, 2 * network.widths[0]) * 2 * samples * network.widths[1]
-        found["train"] = Work(
-            steps * step, steps * 30 * item * samples * network.widths[1], steps * 20 + nothing
-        )
-    elif isinstance(settings, TrainingSettings):
-        found["train"] = _local_training(settings, network, own, weights, item)
-    if needs.vectors or needs.messages:
-        averaged = (degrees + 1) * network.layout.size * (8 + 8 + item)
-        before = found.get("update", Work(nothing, nothing, nothing))
+        gathered = own + neighbourhood_sums(first.graph, first.sizes)
+    return Load(first.network, first.dtype.itemsize, own, gathered, degrees)
+
+
+def round_work(first: FirstRound) -> dict[str, Work]:
+    """What a round asks of each client, by phase; without what a server computes."""
+    config, network, load = first.config, first.network, _load(first)
+    found = dict(first.method.work(config.algorithm, load))
+    if first.needs.vectors or first.needs.messages:
+        averaged = (load.degrees + 1) * network.layout.size * (8 + 8 + load.itemsize)
+        before = found.get("update", Work(load.nothing, load.nothing, load.nothing))
         found["update"] = Work(
-            before.operations, before.bytes + averaged, before.calls + 4 * (degrees + 1)
+            before.operations, before.bytes + averaged, before.calls + 4 * (load.degrees + 1)
         )
+    weights = sum(a * b for a, b in zip(network.widths, network.widths[1:], strict=False))
     share = 1 / config.evaluation.every
-    tested = test_samples if config.evaluation.clients else 0
+    tested = first.test_samples if config.evaluation.clients else 0
     found["evaluate"] = Work(
-        share * (2 * weights * tested + 6 * weights * own),
-        share * (item * 6 * tested * max(network.widths[1:]) + 120 * network.layout.size),
-        share * 500 + nothing,
+        share * (2 * weights * tested + 6 * weights * load.own),
+        share * (load.itemsize * 6 * tested * max(network.widths[1:]) + 120 * network.layout.size)
+        + load.nothing,
+        share * 500 + load.nothing,
     )
-    found["other"] = Work(nothing, nothing, nothing + _CALLS_BESIDES)
+    found["other"] = Work(load.nothing, load.nothing, load.nothing + _CALLS_BESIDES)
     return found
 
 
-def _ntk_step(
-    settings: NtkSettings, network: Network, samples: np.ndarray, item: int
-) -> dict[str, Work]:
-    """Kernel, evolution, update and choice for `samples` `[client]` in a neighbourhood."""
-    outputs, taus, widths = network.widths[-1], len(settings.taus), network.widths
-    square = samples * samples
-    weights = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
-    # The more time constants the evolution covers, the more steps: lr * tau of the fastest mode,
-    # whose rate goes with the number of features.
-    span = max(settings.rate(0) * settings.taus[-1] * widths[0], 1.0)
-    inner, outer = 8.7 * span**0.263, 3.8 * span**0.29
-    products = 3 * 32 + 2 * outputs * outer
-    reads = sum(widths[:-1]) + sum(widths[1:-1])
-    evolution = Work(
-        2 * square * products + inner * samples * outputs * 6 * 4 * 32,
-        item * (3 * square + inner * _PASSES_AN_INNER_STEP * samples * outputs),
-        inner * _CALLS_AN_INNER_STEP + 120 * outer,
-    )
-    if settings.loss == "squared":
-        evolution = Work(10 * square * samples, 4 * item * square, 60 + 0 * samples)
-    back = 2 * taus * samples * (sum(widths[:-2]) + outputs) * max(widths[1:])
-    return {
-        "kernel": Work(
-            1.25 * square * reads, 4 * item * square * (len(widths) - 1), 60 + 0 * samples
-        ),
-        "evolve": evolution,
-        "update": Work(
-            back,
-            item * taus * (6 * samples * max(widths[1:]) + 4 * network.layout.size),
-            30 + 0 * samples,
-        ),
-        "select": Work(
-            2 * taus * weights * samples * (settings.selection == "network"),
-            item * taus * 4 * samples * max(widths[1:]),
-            80 * taus + 0 * samples,
-        ),
-    }
-
-
-def _local_training(
-    settings: TrainingSettings, network: Network, own: np.ndarray, weights: int, item: int
-) -> Work:
-    epochs, features, units = settings.epochs, network.widths[0], network.widths[1]
-    rows = np.array([padded_samples(int(n), settings.batch) for n in own], dtype=np.float64)
-    by_entry = isinstance(
-        settings, DfedsamSettings | DispflSettings
-    )  # these never go in the dual form
-    dual = np.array([not by_entry and dual_pays(int(n), features, epochs) for n in rows])
-    first = np.where(dual, 2 * features * rows + epochs * rows * rows, 3 * epochs * rows * features)
-    above = 6 * epochs * rows * (weights - features * units)
-    gradients = 2 if isinstance(settings, DfedsamSettings) else 1
-    steps = epochs * rows / settings.batch
-    touched = np.where(dual, rows * units, weights)  # by a step's update of the first layer
-    products = gradients * (2 * units * first + above)
-    return Work(products, 3 * item * steps * touched, gradients * steps * _CALLS_A_STEP)
+def _server_work(first: FirstRound) -> dict[str, Work]:
+    """What a server computes in a round, for an average choice of participants."""
+    gathered, nothing = np.array([first.sizes.mean() * first.needs.participants]), np.zeros(1)
+    load = Load(first.network, first.dtype.itemsize, gathered, gathered, nothing)
+    return first.method.server_work(first.config.algorithm, load)
 
 
 def client_seconds(work: dict[str, Work], machine: Machine) -> dict[str, np.ndarray]:
-    """Seconds of each client, `[client]`, by phase."""
-    return {phase: each.seconds(phase, machine) for phase, each in work.items()}
+    """Seconds of each client `[client]` by phase, on one thread of `machine`."""
+    found = {}
+    for phase, each in work.items():
+        products = each.operations / (machine.peak * _EFFICIENCY.get(phase, 1.0))
+        found[phase] = products + each.bytes / machine.bandwidth + each.calls * machine.call
+    return found
 
 
 def placement_costs(work: dict[str, Work]) -> np.ndarray:
@@ -216,48 +110,35 @@ def placement_costs(work: dict[str, Work]) -> np.ndarray:
     return costs
 
 
-def round_seconds(
-    config: Config,
-    needs: Needs,
-    network: Network,
-    sizes: np.ndarray,
-    work: dict[str, Work],
-    moved: int,
-    placement: Placement,
-    machine: Machine,
-    cores: int,
-) -> dict[str, float]:
-    """Seconds of a round by phase, of the rank that has most to compute.
+def balanced(first: FirstRound) -> FirstRound:
+    """The same round with clients shared out so that ranks have about equally much to compute."""
+    costs = placement_costs(round_work(first))
+    return replace(first, placement=Placement.balanced(costs, first.placement.ranks))
+
+
+def round_seconds(first: FirstRound, moved: int, machine: Machine, cores: int) -> dict[str, float]:
+    """Seconds of a round by phase, on the rank that has most to compute.
 
     Args:
-        config: the run.
-        needs: of its method.
-        network: the model.
-        sizes: samples of each client, `[client]`.
-        work: of each client.
+        first: round 0.
         moved: bytes that all ranks hand to MPI.
-        placement: who owns whom.
-        machine: what a thread does.
-        cores: of a host; all ranks are taken to share one if they would fit, and to slow each other down
-            in proportion if they would not.
+        machine: the speed of a thread.
+        cores: of a host. All ranks are taken to share one host. If they need more cores than it has,
+            they slow each other down in proportion.
     """
-    by_client = client_seconds(work, machine)
+    config, placement = first.config, first.placement
+    by_client = client_seconds(round_work(first), machine)
     starts = placement.offsets[:-1]
     by_rank = {phase: np.add.reduceat(each, starts) for phase, each in by_client.items()}
     busiest = int(np.argmax(sum(by_rank.values(), np.zeros(placement.ranks))))
     found = {phase: float(each[busiest]) for phase, each in by_rank.items()}
-    item = getattr(torch, config.compute.dtype).itemsize
-    settings = config.algorithm
-    if needs.participants and isinstance(settings, NtkSettings):
-        gathered = np.array([sizes.mean() * needs.participants])
-        for phase, each in _ntk_step(settings, network, gathered, item).items():
-            found[phase] = float(each.seconds(phase, machine)[0])
+    for phase, seconds in client_seconds(_server_work(first), machine).items():
+        found[phase] = found.get(phase, 0.0) + float(seconds[0])
     if moved:
-        # Packed, sent by a copy in and a copy out, and read.
+        # Messages are packed, copied out and in, and read.
         found["exchange"] = 8 * moved / placement.ranks / machine.bandwidth
-    found["record"] = _RECORDING + placement.clients * network.layout.size * item / (
-        _CHECKPOINT_RATE * config.output.checkpoint_every
-    )
+    stored = placement.clients * first.network.layout.size * first.dtype.itemsize
+    found["record"] = _RECORDING + stored / (_CHECKPOINT_RATE * config.output.checkpoint_every)
     slower = max(1.0, placement.ranks * config.compute.threads / cores)
     return {phase: slower * seconds for phase, seconds in found.items()}
 
@@ -266,9 +147,9 @@ def round_seconds(
 
 
 def measure(dtype: torch.dtype) -> Machine:
-    """Measures one thread of this machine, in about half a second; the best of several tries.
+    """Measures one thread of this machine in about half a second, and takes the best of several tries.
 
-    In time of the processor, so that other processes count only where they take cache and memory.
+    Times are those of the processor, so other processes matter only where they take cache and memory.
     """
     size = 1024
     a, b = (torch.ones(size, size, dtype=dtype) for _ in range(2))
@@ -286,7 +167,7 @@ def measure(dtype: torch.dtype) -> Machine:
 
 
 def _best(task: Callable[[], object], budget: float) -> float:
-    """Shortest seconds of `task` within `budget` seconds of trying, and once before."""
+    """Shortest time of `task` in seconds; it is tried once, and then for `budget` seconds."""
     task()
     found, end = float("inf"), time.process_time() + budget
     while time.process_time() < end:

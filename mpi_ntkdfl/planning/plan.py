@@ -1,7 +1,7 @@
-"""What a run will take, before it runs: bytes a round and memory a rank. Starts no MPI.
+"""What a run will take, before it runs: bytes per round and memory per rank. It starts no MPI.
 
-The numbers come from the same formats and waves the exchange uses, so the ledger of the real run has
-to agree with them; a test holds it to that.
+The numbers come from the same formats and waves that the exchange uses, so the ledger of the real run
+must agree with them; a test compares both.
 """
 
 from __future__ import annotations
@@ -9,13 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from mpi_ntkdfl.algorithms.base import Needs
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.comm.messages import Field, MessageFormat
 from mpi_ntkdfl.comm.reduce import reduced_bytes
-from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.federation.waves import (
     DEFAULT_LIMIT,
     WorkingSet,
@@ -25,16 +22,14 @@ from mpi_ntkdfl.federation.waves import (
     slice_width,
     smallest_limit,
 )
-from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.planning.first_round import FirstRound
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.units import readable
-from mpi_ntkdfl.topology.graphs import Graph
-from mpi_ntkdfl.topology.placement import Placement
 from mpi_ntkdfl.topology.schedule import participants
 
 LIBRARIES, SCIKIT_LEARN = 280 * 10**6, 100 * 10**6
-"""Memory of a rank's interpreter and libraries before it holds anything, and of the library that rank 0
-loads for the data sets inside it, bytes (measured, CPU)."""
+"""Bytes of a rank's interpreter and libraries before it holds any data, and of the library that rank 0
+loads for the data sets that come with it (measured on CPU)."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +40,9 @@ class Plan:
         params: P.
         largest: samples of the largest neighbourhood, or the most a server gathers.
         traffic: protocol and MPI bytes of the round, `[2, phase]`, without statistics.
-        waves: exchanges of Jacobians or samples a round, 0 for methods without.
-        slices: parameters a slice of dense Jacobians, 0 for factored ones.
-        memory: bytes a rank holds by purpose, the largest rank's.
+        waves: exchanges of Jacobians or samples per round; 0 for methods that send none.
+        slices: parameters per slice of dense Jacobians; 0 for factored ones.
+        memory: bytes that the largest rank holds, by purpose.
     """
 
     params: int
@@ -60,57 +55,35 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Collecting:
-    """How a round's blocks are collected: as in `Plan`, and the least working memory for it in bytes."""
+    """How the blocks of a round are collected: as in `Plan`; `smallest` is the least working memory."""
 
     largest: int
     waves: int
     slices: int
     smallest: int
     working: int | None = None
-    """Bytes it takes at most, None where it fills what is allowed."""
+    """Most bytes that it takes; None where it fills what is allowed."""
 
 
-def make_plan(
-    config: Config,
-    needs: Needs,
-    network: Network,
-    sizes: np.ndarray,
-    test_samples: int,
-    graph: Graph,
-    placement: Placement,
-) -> Plan:
+def make_plan(first: FirstRound) -> Plan:
     """Plans the first round.
 
-    Args:
-        config: the run.
-        needs: of its method.
-        network: the model.
-        sizes: samples of each client, `[client]`.
-        test_samples: in the test set.
-        graph: of round 0.
-        placement: who owns whom.
-
     Raises:
-        InputError: if `compute.memory_limit` cannot hold a single client's neighbourhood or what a
-            server gathers; if a server should ask more clients than there are, or they start apart.
+        InputError: if `compute.memory_limit` cannot hold one client's neighbourhood or what a server
+            gathers; if a server should ask more clients than there are, or clients start with
+            different weights although the method holds one model.
     """
-    dtype = getattr(torch, config.compute.dtype)
-    work = WorkingSet.of(network, needs.taus, dtype)
-    limit = config.compute.memory_bytes
+    config, needs, limit = first.config, first.needs, first.config.compute.memory_bytes
     if needs.participants:
         if config.model.init != "shared":
             raise InputError(
                 f"{config.algorithm.name} holds one model for all clients, so model.init must be "
                 f"shared, got {config.model.init}"
             )
-        asked = participants(config.clients, needs.participants, config.seed, round=0)
-        traffic = _server_traffic(needs, network, dtype, sizes, asked, placement)
-        collecting = _at_server(needs, work, sizes)
+        traffic, collecting = _server_traffic(first), _at_server(first)
         whole, way_out = "what the server gathers", "algorithm.clients_per_round"
     else:
-        traffic = _traffic(needs, network, dtype, sizes, graph, placement)
-        at_once = config.compute.batch or 1
-        collecting = _by_neighbours(needs, work, sizes, graph, placement, limit, at_once)
+        traffic, collecting = _traffic(first), _by_neighbours(first)
         whole, way_out = "one client's neighbourhood", "the degree"
     if limit is not None and limit < collecting.smallest:
         raise InputError(
@@ -119,27 +92,25 @@ def make_plan(
         )
     allowed = max(limit or DEFAULT_LIMIT, collecting.smallest)
     working = allowed if collecting.working is None else min(allowed, collecting.working)
-    dataset = config.dataset.name
-    memory = _memory(needs, network, dtype, dataset, sizes, test_samples, placement, working)
     return Plan(
-        params=network.layout.size,
+        params=first.network.layout.size,
         largest=collecting.largest,
         traffic=traffic,
         waves=collecting.waves,
         slices=collecting.slices,
-        memory=memory,
+        memory=_memory(first, working),
     )
 
 
-def _by_neighbours(
-    needs: Needs,
-    work: WorkingSet,
-    sizes: np.ndarray,
-    graph: Graph,
-    placement: Placement,
-    limit: int | None,
-    at_once: int,
-) -> _Collecting:
+def _working_set(first: FirstRound) -> WorkingSet:
+    return WorkingSet.of(first.network, first.needs.taus, first.dtype)
+
+
+def _by_neighbours(first: FirstRound) -> _Collecting:
+    """How clients collect blocks from their neighbours."""
+    graph, sizes, placement, needs = first.graph, first.sizes, first.placement, first.needs
+    work, limit = _working_set(first), first.config.compute.memory_bytes
+    at_once = first.config.compute.batch or 1
     largest = largest_neighbourhood(graph, sizes)
     if needs.dense:
         turns = max(len(placement.owned(rank)) for rank in range(placement.ranks))
@@ -153,7 +124,7 @@ def _by_neighbours(
     held = 4 * neighbourhood_sums(graph, message_bytes)
     crossing = np.asarray(placement.owner(graph.edges))
     share = float(np.mean(crossing[:, 0] != crossing[:, 1])) if len(crossing) else 0.0
-    # What does not cross is made when it is wanted, for one client at a time.
+    # What does not cross is made when it is needed, for one client at a time.
     most = max(int(held[wave.start : wave.stop].sum()) for own in waves for wave in own)
     own = int((held // 4).max()) + int(message_bytes.max())
     beside = (at_once - 1) * work.one_client(largest)
@@ -162,23 +133,19 @@ def _by_neighbours(
     return _Collecting(largest, len(waves[0]), 0, smallest, working)
 
 
-def _at_server(needs: Needs, work: WorkingSet, sizes: np.ndarray) -> _Collecting:
+def _at_server(first: FirstRound) -> _Collecting:
+    """How a server collects blocks from its participants."""
     # Some round may draw the clients with the most samples.
-    most = np.sort(sizes)[-needs.participants :]
-    received = int(needs.blocks[0].nbytes_each(most).sum())
+    most = np.sort(first.sizes)[-first.needs.participants :]
+    received = int(first.needs.blocks[0].nbytes_each(most).sum())
     gathered = int(most.sum())
-    return _Collecting(gathered, 1, 0, work.one_client(gathered) + received)
+    return _Collecting(gathered, 1, 0, _working_set(first).one_client(gathered) + received)
 
 
-def _traffic(
-    needs: Needs,
-    network: Network,
-    dtype: torch.dtype,
-    sizes: np.ndarray,
-    graph: Graph,
-    placement: Placement,
-) -> np.ndarray:
+def _traffic(first: FirstRound) -> np.ndarray:
     """Protocol and MPI bytes of a round by phase, `[2, phase]`."""
+    graph, sizes, placement, needs = first.graph, first.sizes, first.placement, first.needs
+    params = first.network.layout.size
     both = np.concatenate([graph.edges, graph.edges[:, ::-1]])
     targets = np.asarray(placement.owner(both[:, 0]))
     crossing = targets != np.asarray(placement.owner(both[:, 1]))
@@ -191,7 +158,7 @@ def _traffic(
             found[kind, TRAFFIC_PHASES.index(phase)] += count * times
 
     def vector(phase: str) -> MessageFormat:
-        return MessageFormat({"vector": Field(phase, (network.layout.size,), dtype)})
+        return MessageFormat({"vector": Field(phase, (params,), first.dtype)})
 
     for form in (*map(vector, needs.vectors), *needs.messages):
         book(0, form.by_phase(1, travelling=False), len(both))
@@ -200,7 +167,7 @@ def _traffic(
         for phase in ("weights", "averages"):
             book(0, vector(phase).by_phase(1, travelling=False), placement.clients)
         if placement.ranks > 1:
-            book(1, {"weights": reduced_bytes(network.layout.size)}, placement.ranks)
+            book(1, {"weights": reduced_bytes(params)}, placement.ranks)
     for form in needs.blocks:
         book(0, form.by_phase(int(graph.degrees @ sizes), travelling=False), 1)
         for samples, times in zip(sizes.tolist(), sources.tolist(), strict=True):
@@ -208,15 +175,10 @@ def _traffic(
     return found
 
 
-def _server_traffic(
-    needs: Needs,
-    network: Network,
-    dtype: torch.dtype,
-    sizes: np.ndarray,
-    asked: np.ndarray,
-    placement: Placement,
-) -> np.ndarray:
-    """The same where the clients `asked` send blocks to rank 0, which sends a vector to everybody."""
+def _server_traffic(first: FirstRound) -> np.ndarray:
+    """The same where participants send blocks to rank 0, which sends a vector to all clients."""
+    config, sizes, placement, needs = first.config, first.sizes, first.placement, first.needs
+    asked = participants(config.clients, needs.participants, config.seed, round=0)
     found = np.zeros((2, len(TRAFFIC_PHASES)), dtype=np.int64)
     for form in needs.blocks:
         for client in asked.tolist():
@@ -225,7 +187,7 @@ def _server_traffic(
                 found[0, TRAFFIC_PHASES.index(phase)] += count
             for phase, count in form.by_phase(samples, travelling=True).items():
                 found[1, TRAFFIC_PHASES.index(phase)] += count * away
-    vector = network.layout.size * dtype.itemsize
+    vector = first.network.layout.size * first.dtype.itemsize
     found[:, TRAFFIC_PHASES.index("weights")] = (
         vector * placement.clients,
         vector * (placement.ranks > 1),
@@ -233,31 +195,24 @@ def _server_traffic(
     return found
 
 
-def _memory(
-    needs: Needs,
-    network: Network,
-    dtype: torch.dtype,
-    dataset: str,
-    sizes: np.ndarray,
-    test_samples: int,
-    placement: Placement,
-    working: int,
-) -> dict[str, int]:
+def _memory(first: FirstRound, working: int) -> dict[str, int]:
+    """Bytes of the largest rank, by purpose."""
+    network, sizes, placement = first.network, first.sizes, first.placement
     owned = [placement.owned(rank) for rank in range(placement.ranks)]
-    features, params = network.widths[0], network.layout.size
-    item = dtype.itemsize
+    features, item = network.widths[0], first.dtype.itemsize
     kept = {}
-    if needs.kept is not None:
-        each = np.array([needs.kept(int(samples)) for samples in sizes])
+    if first.needs.kept is not None:
+        each = np.array([first.needs.kept(int(samples)) for samples in sizes])
         kept["method's own"] = max(int(each[own.start : own.stop].sum()) for own in owned)
+    bundled = first.config.dataset.name in ("digits", "breast-cancer")
     return {
-        "libraries": LIBRARIES + SCIKIT_LEARN * (dataset in ("digits", "breast-cancer")),
+        "libraries": LIBRARIES + SCIKIT_LEARN * bundled,
         "own samples": max(int(sizes[own.start : own.stop].sum()) for own in owned)
         * features
         * item,
-        "test set": test_samples * features * item,
+        "test set": first.test_samples * features * item,
         # Weights, averages, new weights, and the neighbours' copies of the first two, at most.
-        "weights": 5 * max(len(own) for own in owned) * params * item,
+        "weights": 5 * max(len(own) for own in owned) * network.layout.size * item,
         **kept,
         "working set (at most)": working,
     }

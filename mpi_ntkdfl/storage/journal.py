@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpi_ntkdfl.algorithms.base import Method
-from mpi_ntkdfl.algorithms.steps import evolves
+from mpi_ntkdfl.algorithms.base import Method, Needs
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.evaluate import Evaluation
 from mpi_ntkdfl.federation.clients import Federation
@@ -30,15 +29,20 @@ class Journal:
         self._config, self._federation, self._outputs = config, federation, outputs
         self._world, self._clock = self._federation.world, self._federation.clock
         self._record = Record(outputs.record)
-        self._evolution = federation.evolution if evolves(config.algorithm) else None
         self._provenance = provenance(
-            self._world, str(self._federation.device), str(torch.__version__)
+            self._world, str(federation.device), str(torch.__version__), federation.choices
         )
 
-    def create(self, shares: tuple[np.ndarray, np.ndarray] | None, data: str | None) -> None:
-        """Begins an empty record; former outputs of that name go.
+    def create(
+        self,
+        shares: tuple[np.ndarray, np.ndarray] | None,
+        data: str | None,
+        method: Method[Any],
+    ) -> None:
+        """Begins an empty record; former outputs of that name are removed.
 
         Args:
+            method: of this run; the record stores what readers need to know of it.
             shares: offsets and indices of the partition, on rank 0.
             data: fingerprint of the data set, on rank 0.
         """
@@ -46,15 +50,15 @@ class Journal:
         def begin() -> None:
             assert shares is not None
             assert data is not None
-            config = self._config
+            config, network = self._config, self._federation.network
+            needs = method.needs(config.algorithm, network, self._federation.dtype)
             attributes = {
                 "config": config.to_yaml(),
                 "seed": config.seed,
                 "data": data,
+                **facts(type(method), needs),
                 **self._provenance,
             }
-            if self._evolution is not None:
-                attributes["evolution"] = self._evolution
             self._outputs.remove()
             self._record.create(attributes, config.clients, self._world.size, shares)
 
@@ -73,7 +77,7 @@ class Journal:
 
         def begin() -> list[str]:
             assert start is not None
-            start.compare_evolution(self._evolution)
+            start.compare_choices(self._federation.choices)
             every, config_yaml = self._config.evaluation.every, self._config.to_yaml()
             if start.checkpoint.path != self._outputs.checkpoint:
                 # The next checkpoint keeps what has this name: not the damaged one.
@@ -150,3 +154,18 @@ class Journal:
         """Every rank's rows on rank 0; elsewhere this rank's own."""
         parts = list(self._world.collect(array))
         return np.concatenate(parts) if parts else array
+
+
+def facts(method: type[Method[Any]], needs: Needs) -> dict[str, str | int]:
+    """What a record stores of a method, because readers of records load no methods.
+
+    Args:
+        method: its class.
+        needs: what it needs in this run.
+
+    Returns:
+        Attributes of the record: `method_label`; `method_look` (JSON), if it has a look;
+        `method_central`, 1 if it has a server.
+    """
+    look = {} if method.look is None else {"method_look": method.look.to_json()}
+    return {"method_label": method.label, **look, "method_central": int(needs.central)}

@@ -4,7 +4,9 @@ Rank 0 alone writes. Each append makes a copy and renames it over the record, so
 the file, while the run goes on or after it was killed, finds a whole one with every finished round.
 
     /            attributes: schema, config (YAML), version, commit, created, seed, ranks, hosts, cores,
-                 mpi, torch, device of the first start; data (sha256); resumed (JSON, later starts)
+                 mpi, torch, device, choices (JSON) of the first start; data (sha256); resumed
+                 (JSON, later starts); method_label, method_look (JSON, see runtime/looks.py; absent
+                 if it has none), method_central (1 if the method has a server)
     /rounds      round [row]                               rounds done; row 0 is the start
     /clients     accuracy, loss, own_accuracy, tau [row, client]
                                                            what each client carries into the next round
@@ -92,8 +94,10 @@ class RoundRecord:
     flights: np.ndarray
 
 
-def provenance(world: World, device: str, torch: str) -> dict[str, str | int]:
-    """Where and with which versions a start of a run happens: attributes of a record."""
+def provenance(
+    world: World, device: str, torch: str, choices: Mapping[str, str]
+) -> dict[str, str | int]:
+    """Where, with which versions and in which ways of computing a run starts: attributes of a record."""
     return {
         "version": __version__,
         "commit": _commit(),
@@ -104,6 +108,7 @@ def provenance(world: World, device: str, torch: str) -> dict[str, str | int]:
         "mpi": world.library,
         "torch": torch,
         "device": device,
+        "choices": json.dumps(dict(choices)),
     }
 
 
@@ -253,6 +258,12 @@ class Record:
             shutil.copyfile(self.path, path)
             with writing(path, "r+") as file:
                 yield file
+
+
+def last_choices(file: h5py.File) -> dict[str, str]:
+    """The ways of computing that the last start of a run took; empty in records without them."""
+    starts = [dict(file.attrs), *json.loads(file.attrs["resumed"])]
+    return {str(k): str(v) for k, v in json.loads(starts[-1].get("choices", "{}")).items()}
 
 
 def read_all(file: h5py.File) -> None:

@@ -17,18 +17,21 @@ from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.hdf5 import reading
 from mpi_ntkdfl.storage.checkpoint import Checkpoint, newest
 from mpi_ntkdfl.storage.outputs import Outputs
-from mpi_ntkdfl.storage.record import read_all
+from mpi_ntkdfl.storage.record import last_choices, read_all
 
 _log = logging.getLogger(__name__)
 
 # Nothing of the result depends on these. Data are compared by content, not by where they are.
 _FREE = (
     *("rounds", "output.", "dataset.root", "partition.path", "topology.path"),
-    # What evolves is recorded, and compared by that: `Start.compare_evolution`.
+    # The version that evolves is recorded with the other choices, and compared there.
     *("compute.gpu_aware_mpi", "compute.evolution"),
 )
 # These may change the rounding of sums, so the last bits.
-_ROUNDING = ("compute.device", "compute.threads", "compute.memory_limit", "compute.batch")
+_ROUNDING = (
+    *("compute.device", "compute.threads", "compute.memory_limit", "compute.batch"),
+    "compute.byte_products",
+)
 
 _WAY_OUT = (
     "go on with the settings it was started with, or give --overwrite or another -o to start again"
@@ -44,27 +47,36 @@ class Start:
         partition: offsets and indices of the recorded partition.
         data: fingerprint of the recorded data set.
         edges: of the last finished round's graph, `[edge, 2]`.
-        evolution: what evolved outputs; "tensor" in records of versions that had nothing else.
+        choices: which ways of computing the last start took, by the name of the choice.
     """
 
     checkpoint: Checkpoint
     partition: tuple[np.ndarray, np.ndarray]
     data: str
     edges: np.ndarray
-    evolution: str
+    choices: Mapping[str, str]
 
-    def compare_evolution(self, chosen: str | None) -> None:
-        """Holds what will evolve outputs, None for nothing, to what is recorded.
+    def compare_choices(self, choices: Mapping[str, str]) -> None:
+        """Warns if this start takes other ways of computing than the last one.
 
         Raises:
-            InputError: if it is another one, whose results differ in their last bits.
+            InputError: if outputs would be evolved by another version.
         """
-        if chosen is not None and chosen != self.evolution:
+        # Records without the choice are of versions that had tensors only.
+        before = self.choices.get("evolution", "tensor").partition(":")[0]
+        now = choices.get("evolution", before)
+        if now.partition(":")[0] != before:
             raise InputError(
-                f"cannot go on: outputs were evolved by the {self.evolution} version, and would now be "
-                f"by the {chosen} one, which rounds differently; give --set "
-                f"compute.evolution={self.evolution}, or --overwrite to start again"
+                f"cannot go on: outputs were evolved by the {before} version, and this start would take "
+                f"another one ({now}); give --set compute.evolution={before}, or --overwrite to start "
+                "again"
             )
+        for name, old in self.choices.items():
+            new = choices.get(name, old)
+            if old.partition(":")[0] != new.partition(":")[0]:
+                _log.warning(
+                    "%s: were %s, are %s: the last bits of the result may differ", name, old, new
+                )
 
     def compare(
         self, partition: tuple[np.ndarray, np.ndarray], data: str, edges: np.ndarray
@@ -133,7 +145,7 @@ def _read_start(outputs: Outputs, checkpoint: Checkpoint, wanted: int) -> Start:
             (file["partition/offsets"][:], file["partition/indices"][:]),
             str(file.attrs["data"]),
             file["topology/edges"][offsets[done - 1] : offsets[done]],
-            str(file.attrs.get("evolution", "tensor")),
+            last_choices(file),
         )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from mpi_ntkdfl.analysis import plots, style
 from mpi_ntkdfl.analysis.files import replacing, require_suffix
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.looks import GREY, LineStyle
 from mpi_ntkdfl.studies.series import Drawing, Panel, Series
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def figure(drawing: Drawing) -> Figure:
     return drawn
 
 
-def _looks(drawing: Drawing) -> dict[str, style.LineStyle]:
+def _looks(drawing: Drawing) -> dict[str, LineStyle]:
     """A look for every label; a line of a method has the method's, others take spare ones."""
     methods: dict[str, str] = {}
     for panel in drawing.panels:
@@ -82,7 +83,8 @@ def _looks(drawing: Drawing) -> dict[str, style.LineStyle]:
             if not line.published:
                 methods.setdefault(line.label, line.method)
     known = [label for label, method in methods.items() if method]
-    looks = dict(zip(known, style.styles(methods[label] for label in known), strict=True))
+    of_methods = style.styles((methods[label] for label in known), drawing.looks)
+    looks = dict(zip(known, of_methods, strict=True))
     others = [label for label, method in methods.items() if not method]
     if len(others) > len(style.SPARE):
         raise InputError(
@@ -92,7 +94,7 @@ def _looks(drawing: Drawing) -> dict[str, style.LineStyle]:
     return looks | dict(zip(others, style.SPARE, strict=False))
 
 
-def _panel(ax: Axes, panel: Panel, looks: Mapping[str, style.LineStyle], drawing: Drawing) -> None:
+def _panel(ax: Axes, panel: Panel, looks: Mapping[str, LineStyle], drawing: Drawing) -> None:
     many = any(len(line.x) > 10 for line in panel.lines)
     own = [line for line in panel.lines if not line.published]
     for number, line in enumerate(own):
@@ -120,7 +122,7 @@ def _panel(ax: Axes, panel: Panel, looks: Mapping[str, style.LineStyle], drawing
         _leave_out_start(ax, panel)
 
 
-def _published(ax: Axes, line: Series, looks: Mapping[str, style.LineStyle]) -> None:
+def _published(ax: Axes, line: Series, looks: Mapping[str, LineStyle]) -> None:
     """Bare hollow markers in the colour of the method they belong to."""
     look = looks.get(line.label)
     ax.plot(
@@ -130,7 +132,7 @@ def _published(ax: Axes, line: Series, looks: Mapping[str, style.LineStyle]) -> 
         marker=look.marker if look else "o",
         markersize=6,
         markerfacecolor="none",
-        markeredgecolor=look.color if look else style.GREY,
+        markeredgecolor=look.color if look else GREY,
         label="published",
     )
 
@@ -198,7 +200,7 @@ def _legend(drawn: Figure, axes: list[Axes], drawing: Drawing) -> None:
         for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
             handles.setdefault(name, handle)
     if any(np.isfinite(line.sd).any() for panel in drawing.panels for line in panel.lines):
-        band = Patch(color=style.GREY, alpha=0.4, linewidth=0)
+        band = Patch(color=GREY, alpha=0.4, linewidth=0)
         handles["\N{PLUS-MINUS SIGN}1 SD over seeds"] = band
     if not handles:
         return

@@ -1,37 +1,28 @@
-"""What a study will take before it runs: runs, core time, bytes on disk. Rough, and says so."""
+"""What a study will take before it runs: runs, core time, bytes on disk."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.config import Config, DirichletPartition
 from mpi_ntkdfl.data.sources import Entry, catalogue
 from mpi_ntkdfl.model import mlp
+from mpi_ntkdfl.planning.costs import NOMINAL, Machine, round_seconds
+from mpi_ntkdfl.planning.first_round import FirstRound
 from mpi_ntkdfl.runtime.units import duration, readable
 from mpi_ntkdfl.studies.grid import Study, StudyRun, is_done, rounds_recorded
+from mpi_ntkdfl.topology.graphs import Graph
+from mpi_ntkdfl.topology.placement import Placement
+from mpi_ntkdfl.topology.schedule import Schedule
 
-_ROUGH = {
-    "ntk-dfl": 1.4e-3,
-    "ntk-fl": 1.0e-4,
-    "average-gd": 6e-4,
-    "d-psgd": 6e-5,
-    "dfedavg": 4e-4,
-    "dfedavgm": 3e-4,
-    "dfedsam": 4e-4,
-    "dispfl": 6e-4,
-    "fedavg": 2e-4,
-    "local": 4e-4,
-}
-"""Core seconds a sample and round of the paper's network, where no run of the method is finished.
-
-That of ntk-dfl was measured; the others are reckoned, and tell the order of magnitude.
-"""
-_UNKNOWN = 1e-3
+START_UP = 2.5
+"""Core seconds per run and rank until the first round starts: libraries and data (measured on CPU)."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +30,8 @@ class Cost:
     """Of some runs.
 
     Attributes:
-        runs: how many.
-        seconds: of one core.
+        runs: their number.
+        seconds: core time.
         nbytes: of records and checkpoints.
     """
 
@@ -51,12 +42,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is there and what is to come, by method.
+    """What is done and what is left, by method.
 
     Attributes:
-        done: of finished runs, as measured.
-        left: of the others; what a started run has done already is left out of its seconds.
-        measured: methods whose time is known from finished runs of this study.
+        done: finished runs, as measured.
+        left: the other runs; rounds that a started run has done are not counted.
+        measured: methods whose time per round is known from finished runs of this study. For the
+            other methods it is predicted by their own counts of work, as `check` does.
     """
 
     done: Mapping[str, Cost]
@@ -64,8 +56,14 @@ class Estimate:
     measured: frozenset[str]
 
 
-def estimate(study: Study) -> Estimate:
-    """Estimates a study from its finished runs, and without them from rough figures."""
+def estimate(study: Study, ranks: int = 1, machine: Machine = NOMINAL) -> Estimate:
+    """Estimates a study from its finished runs, and where there are none from predictions.
+
+    Args:
+        study: whose runs are estimated.
+        ranks: of each run. Every rank has to start.
+        machine: for predictions, the speed of a core.
+    """
     weights = study.definition.needs_weights
     finished: dict[str, list[StudyRun]] = defaultdict(list)
     left: dict[str, list[StudyRun]] = defaultdict(list)
@@ -76,51 +74,76 @@ def estimate(study: Study) -> Estimate:
         name: Cost(len(runs), sum(seconds[name]), sum(_on_disk(run) for run in runs))
         for name, runs in finished.items()
     }
-    known = {e.name: e for e in catalogue()}
+    prediction = _Prediction(machine)
     to_come = {}
     for name, runs in left.items():
-        # Seconds a client and round of what is finished, whatever the size of its shares.
+        # Measured seconds per client and round of finished runs, whatever the size of their shares.
         rates = [
             spent / (run.config.clients * run.config.rounds)
             for run, spent in zip(finished.get(name, ()), seconds.get(name, ()), strict=True)
         ]
-        to_come[name] = Cost(
-            len(runs),
-            sum(_expected(run, known[run.config.dataset.name], rates) for run in runs),
-            sum(_size(run.config, known[run.config.dataset.name]) for run in runs),
-        )
+        total = 0.0
+        for run in runs:
+            config, start, each = run.config, *prediction.seconds(run.config)
+            if rates:
+                each = float(np.mean(rates)) * config.clients
+            rounds = max(config.rounds - rounds_recorded(run.outputs), 0)
+            total += ranks * START_UP + start + each * rounds
+        to_come[name] = Cost(len(runs), total, sum(prediction.nbytes(run.config) for run in runs))
     return Estimate(done, to_come, frozenset(finished))
 
 
-def _expected(run: StudyRun, data: Entry, rates: Sequence[float]) -> float:
-    """Core seconds of the rounds a run has still to do."""
-    config = run.config
-    if rates:
-        rate = float(np.mean(rates))
-    else:
-        partition = config.partition
-        samples = partition.samples if isinstance(partition, DirichletPartition) else None
-        width = mlp.build(config.model, data.features, data.classes).layout.size / 79510
-        each = samples or data.train_samples / config.clients
-        rate = _ROUGH.get(config.algorithm.name, _UNKNOWN) * each * max(width, 0.2)
-    return rate * config.clients * max(config.rounds - rounds_recorded(run.outputs), 0)
+class _Prediction:
+    """Predicts runs without reading their data; graphs that several runs share are drawn once."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._data = {entry.name: entry for entry in catalogue()}
+        self._graphs: dict[str, Graph] = {}
+
+    def seconds(self, config: Config) -> tuple[float, float]:
+        """Core seconds of the evaluation before the first round, and of a round."""
+        by_phase = round_seconds(self._first(config), 0, self._machine, config.compute.threads)
+        return by_phase["evaluate"] * config.evaluation.every, sum(by_phase.values())
+
+    def nbytes(self, config: Config) -> int:
+        """Bytes of a record and two checkpoints, about."""
+        first = self._first(config)
+        checkpoint = config.clients * first.network.layout.size * first.dtype.itemsize
+        return 2 * checkpoint + config.rounds * config.clients * 80 + 60_000
+
+    def _first(self, config: Config) -> FirstRound:
+        """Round 0 if all clients had equally many samples."""
+        data = self._data[config.dataset.name]
+        return FirstRound(
+            config=config,
+            method=METHODS[config.algorithm.name],
+            network=mlp.build(config.model, data.features, data.classes),
+            sizes=np.full(config.clients, _samples_per_client(config, data)),
+            test_samples=data.test_samples,
+            graph=self._graph(config),
+            placement=Placement(config.clients, 1),
+        )
+
+    def _graph(self, config: Config) -> Graph:
+        key = f"{config.clients} {config.topology.model_dump_json()}"
+        if key not in self._graphs:
+            self._graphs[key] = Schedule(config.topology, config.clients, config.seed).graph(0)
+        return self._graphs[key]
+
+
+def _samples_per_client(config: Config, data: Entry) -> int:
+    given = config.partition.samples if isinstance(config.partition, DirichletPartition) else None
+    return given or max(data.train_samples // config.clients, 1)
 
 
 def _seconds(run: StudyRun) -> float:
-    """Core seconds a finished run took: of all ranks."""
+    """Core seconds that the rounds of a finished run took, all ranks together."""
     return float(np.nansum(tables.read(run.outputs.record).seconds))
 
 
 def _on_disk(run: StudyRun) -> int:
     return sum(file.stat().st_size for file in run.outputs.existing())
-
-
-def _size(config: Config, data: Entry) -> int:
-    """Bytes of a record and two checkpoints, about."""
-    network = mlp.build(config.model, data.features, data.classes)
-    number = 8 if config.compute.dtype == "float64" else 4
-    checkpoint = config.clients * network.layout.size * number
-    return 2 * checkpoint + config.rounds * config.clients * 80 + 60_000
 
 
 def text(study: Study, found: Estimate, ranks: int) -> str:
@@ -137,10 +160,10 @@ def text(study: Study, found: Estimate, ranks: int) -> str:
     nothing = Cost(0, 0.0, 0)
     for name in dict.fromkeys(run.config.algorithm.name for run in every):
         done, left = found.done.get(name, nothing), found.left.get(name, nothing)
-        rough = "" if name in found.measured or not left.runs else "  (a rough figure)"
+        how = "" if name in found.measured or not left.runs else "  (predicted)"
         lines.append(
             f"{name:12}{done.runs + left.runs:>6}{done.runs:>6}{duration(left.seconds):>16}"
-            f"{readable(left.nbytes):>12}{rough}"
+            f"{readable(left.nbytes):>12}{how}"
         )
     seconds = sum(cost.seconds for cost in found.left.values())
     spent = sum(cost.seconds for cost in found.done.values())
@@ -149,7 +172,7 @@ def text(study: Study, found: Estimate, ranks: int) -> str:
     lines += [
         "",
         f"left: about {duration(seconds)} of core time, {duration(seconds / ranks)} with {ranks} "
-        f"rank(s) on as many cores, {readable(coming)}",
+        f"rank(s) on as many cores, {readable(coming)}; start-up counts {START_UP} s per run and rank",
         f"done: {duration(spent)} of core time, {readable(there)}",
     ]
     return "\n".join(lines)

@@ -22,7 +22,10 @@ from mpi_ntkdfl.studies.definition import Definition, ScaleName, Variant, called
 _FREE = {
     "output": None,
     "dataset": ("root",),
-    "compute": ("device", "threads", "memory_limit", "batch", "gpu_aware_mpi"),
+    "compute": (
+        *("device", "threads", "memory_limit", "batch", "byte_products", "gpu_aware_mpi"),
+        "evolution",
+    ),
 }
 
 _DIGITS = 16

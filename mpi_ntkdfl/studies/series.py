@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from mpi_ntkdfl.analysis import plots
+from mpi_ntkdfl.runtime.looks import LineStyle
 from mpi_ntkdfl.studies import weights
 from mpi_ntkdfl.studies.collect import QUANTITIES, Cell, Results, by
 from mpi_ntkdfl.studies.definition import Figure
@@ -61,10 +63,12 @@ class Drawing:
     Attributes:
         figure: its definition.
         panels: in reading order.
+        looks: of the methods' lines, by the method's name; methods without a look are left out.
     """
 
     figure: Figure
     panels: tuple[Panel, ...]
+    looks: Mapping[str, LineStyle]
 
 
 def drawing(results: Results, figure: Figure) -> Drawing:
@@ -81,7 +85,8 @@ def drawing(results: Results, figure: Figure) -> Drawing:
         panels = _over_axis(results, figure)
     if results.study.scale == "paper":
         panels = [_with_published(panel, figure) for panel in panels]
-    return Drawing(figure, tuple(panels))
+    looks = plots.looks_of(cell.group() for cell in results.cells)
+    return Drawing(figure, tuple(panels), looks)
 
 
 def over_seeds(

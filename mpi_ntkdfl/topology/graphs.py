@@ -27,7 +27,6 @@ from mpi_ntkdfl.config import (
     StarTopology,
     Topology,
 )
-from mpi_ntkdfl.runtime import seeds
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.topology.pairing import random_regular
 
@@ -36,10 +35,6 @@ if TYPE_CHECKING:
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-
-_DENSE_LIMIT = 1500
-_LANCZOS_STEPS = 600
-_LANCZOS_TOLERANCE = 1e-10
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,12 +118,6 @@ class Graph:
     def closed(self, client: int) -> Integers:
         """Neighbours of `client` and itself, [degree+1], ascending; a read-only view."""
         return self.members[self.offsets[client] : self.offsets[client + 1]]
-
-    def neighbours(self, client: int) -> Integers:
-        """Neighbours of `client`, [degree], ascending."""
-        closed = self.closed(client)
-        others: Integers = closed[closed != client]
-        return others
 
 
 # ----------------------------------------------------------------------------------------- drawing
@@ -347,69 +336,3 @@ def components(graph: Graph) -> int:
 def is_connected(graph: Graph) -> bool:
     """Whether every client can reach every other."""
     return components(graph) == 1
-
-
-def spectral_gap(graph: Graph) -> float:
-    r"""1 - max(|lambda_2|, |lambda_M|) of plain averaging, in [0, 1]; larger mixes faster.
-
-    Averaging is W_ij = 1 / (1 + deg_i) for j in the closed neighbourhood of i. With D = 1 + deg it
-    equals D^{-1} (A + I) and is similar to the symmetric S = D^{-1/2} (A + I) D^{-1/2}, whose
-    eigenvalues are taken; 1 is among them, with the eigenvector D^{1/2} 1.
-
-    Up to 1,500 clients the eigenvalues are computed densely, to about 1e-14. Above, a Lanczos
-    iteration from a fixed start runs until the residual is below 1e-10, at most 600 steps. Random
-    graphs get there; on graphs that mix very slowly, such as rings, the steps run out and the gap
-    comes out too large by about 1e-5. A disconnected graph has gap 0 exactly.
-    """
-    if graph.clients == 1:
-        return 1.0
-    if not is_connected(graph):
-        return 0.0
-    second = _second_dense(graph) if graph.clients <= _DENSE_LIMIT else _second_lanczos(graph)
-    return min(max(1.0 - second, 0.0), 1.0)
-
-
-def _second_dense(graph: Graph) -> float:
-    scale = 1.0 / np.sqrt(1.0 + graph.degrees)
-    rows = np.repeat(np.arange(graph.clients), graph.degrees + 1)
-    matrix = np.zeros((graph.clients, graph.clients))
-    matrix[rows, graph.members] = scale[rows] * scale[graph.members]
-    values = np.linalg.eigvalsh(matrix)
-    return float(max(abs(values[0]), abs(values[-2])))
-
-
-def _second_lanczos(graph: Graph) -> float:
-    """Largest absolute Ritz value of S on the complement of its known first eigenvector."""
-    root = np.sqrt(1.0 + graph.degrees)
-    basis = np.zeros((_LANCZOS_STEPS + 2, graph.clients))
-    basis[0] = root / np.linalg.norm(root)
-    vector = seeds.generator(0, "spectral gap").standard_normal(graph.clients)
-    diagonal, below, second = np.zeros(_LANCZOS_STEPS), np.zeros(_LANCZOS_STEPS), 0.0
-    vector, norm = _orthogonalised(vector, basis[:1])
-    for step in range(_LANCZOS_STEPS):
-        basis[step + 1] = vector / norm
-        vector = np.add.reduceat((basis[step + 1] / root)[graph.members], graph.offsets[:-1]) / root
-        diagonal[step] = vector @ basis[step + 1]
-        vector, norm = _orthogonalised(vector, basis[: step + 2])
-        below[step] = norm
-        exhausted = norm < _LANCZOS_TOLERANCE
-        if exhausted or step % 50 == 49:
-            second, residual = _largest_ritz(diagonal[: step + 1], below[: step + 1])
-            if exhausted or residual < _LANCZOS_TOLERANCE:
-                break
-    return second
-
-
-def _orthogonalised(vector: Floats, basis: Floats) -> tuple[Floats, float]:
-    # Twice: one pass alone loses orthogonality as the Ritz values converge.
-    for _ in range(2):
-        vector = vector - (basis @ vector) @ basis
-    return vector, float(np.linalg.norm(vector))
-
-
-def _largest_ritz(diagonal: Floats, below: Floats) -> tuple[float, float]:
-    """Largest absolute eigenvalue of the tridiagonal projection, and the residual of its vector."""
-    off = below[:-1]
-    values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1))
-    best = int(np.argmax(np.abs(values)))
-    return float(abs(values[best])), float(below[-1] * abs(vectors[-1, best]))

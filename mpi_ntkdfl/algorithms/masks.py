@@ -1,0 +1,104 @@
+"""Masks of DisPFL: how many entries a client keeps, and the messages of what it keeps."""
+
+from __future__ import annotations
+
+import torch
+
+from mpi_ntkdfl.comm.messages import Arrays, Field, MessageFormat
+from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.model.params import Layout
+from mpi_ntkdfl.runtime.errors import InputError
+
+
+def kept_entries(layout: Layout, dense_ratio: float) -> dict[str, int]:
+    """How many entries of each tensor a client keeps, by the Erdos-Renyi kernel.
+
+    Densities are proportional to (fan_in + fan_out) / (fan_in fan_out) and at most 1, so that small
+    layers are denser (Evci et al., "Rigging the lottery", ICML 2020). All biases are kept.
+
+    Raises:
+        InputError: if `dense_ratio` leaves no room for weights beside the biases.
+    """
+    kept = dict(zip(layout.shapes, layout.sizes, strict=True))
+    sparse = [name for name, shape in layout.shapes.items() if len(shape) > 1]
+    while sparse:
+        room = dense_ratio * layout.size - sum(kept[name] for name in kept if name not in sparse)
+        # Density is scale * sum(shape) / prod(shape), so entries are scale * sum(shape).
+        scale = room / sum(sum(layout.shapes[name]) for name in sparse)
+        entries = {name: scale * sum(layout.shapes[name]) for name in sparse}
+        full = [name for name in sparse if entries[name] >= kept[name]]
+        if not full:
+            kept |= {name: round(count) for name, count in entries.items()}
+            break
+        sparse = [name for name in sparse if name not in full]
+    if min(kept.values()) < 1:
+        raise InputError(
+            f"algorithm.dense_ratio must leave every layer a weight beside the biases, got "
+            f"{dense_ratio} of {layout.size} parameters; raise it"
+        )
+    return kept
+
+
+def masked_format(kept: int, params: int, dtype: torch.dtype) -> MessageFormat:
+    """The layout of a message: the entries that a mask keeps, and the mask with one bit per parameter."""
+    return MessageFormat(
+        {
+            "values": Field("weights", (kept,), dtype),
+            "mask": Field("weights", (-(-params // 8),), torch.uint8),
+        }
+    )
+
+
+def masked_average(exchange: Exchange, vectors: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Averages every entry of a client's mask over those of its closed neighbourhood that keep it.
+
+    Args:
+        exchange: the round's messages.
+        vectors: `[owned, param]`.
+        masks: which entries each client keeps, `[owned, param]` bool; the same number for all clients.
+
+    Returns:
+        The averages of this rank's clients, `[owned, param]`; 0 outside their own masks.
+    """
+    f, graph, params = exchange.federation, exchange.graph, vectors.shape[1]
+    form = masked_format(int(masks[0].sum()), params, vectors.dtype)
+    own = {
+        client: {"values": vector[mask][None], "mask": _packed(mask)[None]}
+        for client, vector, mask in zip(f.owned, vectors, masks, strict=True)
+    }
+    exchange.book_vectors(form)
+    shared = exchange.share_messages(form, own)
+    averages = torch.empty_like(vectors)
+    with f.clock("update"):
+        known = {client: _unmasked(message, params) for client, message in shared.items()}
+        for row, client in enumerate(f.owned):
+            total = torch.zeros_like(vectors[0], dtype=torch.float64)
+            count = torch.zeros_like(total)
+            for other in graph.closed(client).tolist():
+                vector, mask = known[other]
+                total.add_(vector)
+                count.add_(mask)
+            averages[row] = torch.where(masks[row], total / count.clamp_(min=1), 0)
+    return averages
+
+
+def _packed(mask: torch.Tensor) -> torch.Tensor:
+    """Bits `[ceil(param / 8)]` uint8 of a `mask` `[param]`."""
+    whole = mask.new_zeros(-(-len(mask) // 8), 8, dtype=torch.uint8)
+    whole.view(-1)[: len(mask)] = mask
+    packed, *others = whole.unbind(1)
+    for column in others:
+        packed = packed * 2 + column
+    return packed
+
+
+def _unmasked(message: Arrays, params: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The vector `[param]` of a masked message, 0 where nothing is kept, and its mask `[param]` bool."""
+    values, bits = message["values"][0], message["mask"][0]
+    mask = (bits[:, None] >> _shifts(bits)).bitwise_and_(1).flatten()[:params].bool()
+    return values.new_zeros(params).masked_scatter_(mask, values), mask
+
+
+def _shifts(like: torch.Tensor) -> torch.Tensor:
+    """Places of a byte's bits, the highest first, on the device of `like`."""
+    return torch.arange(7, -1, -1, dtype=torch.uint8, device=like.device)

@@ -1,0 +1,41 @@
+"""How a failure becomes a message and an exit code, on all ranks together."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Iterator
+
+import click
+
+from mpi_ntkdfl.comm.mpi import MpiWorld
+from mpi_ntkdfl.runtime.errors import InputError, MpiNtkdflError
+
+
+@contextlib.contextmanager
+def failing_together(world: MpiWorld) -> Iterator[None]:
+    """Ends all ranks when one fails, with its message; lets agreed bad input pass to `main`."""
+    try:
+        yield
+    except InputError as error:
+        if not (error.agreed or world.size == 1):
+            complain(error, world.rank)
+            world.abort(error.exit_code)
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        complain(error, world.rank)
+        if world.size > 1:
+            world.abort(1)
+        sys.exit(1)
+
+
+def complain(error: BaseException, rank: int | None = None) -> None:
+    """Prints one message; a traceback only for what should not happen."""
+    if not isinstance(error, MpiNtkdflError):
+        traceback.print_exception(error)
+    where = [f"rank {rank}"] if rank is not None else []
+    where += dict.fromkeys(getattr(error, "__notes__", []))  # both method and loop name the round
+    message = " ".join(str(error).split()) or type(error).__name__
+    click.echo(f"error: {message}" + (f" ({', '.join(where)})" if where else ""), err=True)
+    sys.stderr.flush()

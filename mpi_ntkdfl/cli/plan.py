@@ -1,0 +1,101 @@
+"""The commands `check` and `presets`: what a configuration says, and what its run will take."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from mpi_ntkdfl import config
+from mpi_ntkdfl.cli.options import SET, SOURCE, read_config
+from mpi_ntkdfl.runtime import logs
+from mpi_ntkdfl.runtime.launching import usable_cores
+from mpi_ntkdfl.runtime.units import readable
+
+if TYPE_CHECKING:
+    from mpi_ntkdfl.assembly import Problem
+
+
+@click.command()
+@SOURCE
+@SET
+@click.option("--ranks", type=click.IntRange(1), default=1, help="Ranks to plan for.")
+@click.option(
+    "--measure/--no-measure",
+    default=True,
+    help="Seconds by this machine's speed, or a nominal one.",
+)
+def check(source: str, overrides: tuple[str, ...], ranks: int, measure: bool) -> None:
+    """Validate a configuration with its data and print the plan; starts no MPI."""
+    from mpi_ntkdfl.assembly import prepare
+
+    logs.set_up(0, quiet=False)
+    settings = read_config(source, overrides)
+    problem = prepare(settings, ranks)
+    click.echo(_plan_text(settings, problem, ranks))
+    click.echo(_seconds_text(settings, problem, measure))
+
+
+@click.command()
+@click.argument("name", required=False)
+def presets(name: str | None) -> None:
+    """List the presets, or print one as YAML."""
+    if name is not None:
+        click.echo(config.preset_text(name), nl=False)
+        return
+    names = config.preset_names()
+    width = max(map(len, names)) + 2
+    for each in names:
+        click.echo(f"{each:{width}}{config.preset_text(each).splitlines()[0].removeprefix('# ')}")
+
+
+def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
+    import torch
+
+    from mpi_ntkdfl.algorithms.steps import evolves
+    from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
+    from mpi_ntkdfl.ntk.evolve import choose
+    from mpi_ntkdfl.runtime import device
+
+    plan, sizes = problem.plan, problem.partition.sizes
+    lines = [
+        f"{settings.algorithm.name} on {settings.dataset.name}: {settings.clients} clients with "
+        f"{sizes.min()} to {sizes.max()} samples, {settings.rounds} rounds, {ranks} ranks",
+        f"model: {' - '.join(map(str, problem.network.widths))}, {plan.params} parameters",
+        f"graph: {settings.topology.kind}, {len(problem.schedule.graph(0).edges)} edges in round 0, "
+        f"largest neighbourhood {plan.largest} samples",
+    ]
+    if plan.waves:
+        slices = f", in slices of {plan.slices} parameters" if plan.slices else ""
+        lines.append(f"exchanges of Jacobians a round: {plan.waves} waves{slices}")
+    lines.append("bytes in round 0, all clients:")
+    for phase, protocol, moved in zip(TRAFFIC_PHASES, *plan.traffic, strict=True):
+        if protocol:
+            lines.append(f"  {phase:12}{readable(protocol):>10} protocol{readable(moved):>10} MPI")
+    protocol, moved = plan.traffic.sum(axis=1)
+    lines.append(f"  {'total':12}{readable(protocol):>10} protocol{readable(moved):>10} MPI")
+    if evolves(settings.algorithm):
+        chosen = device.choose(settings.compute.device, 0)
+        dtype = getattr(torch, settings.compute.dtype)
+        evolution, reason = choose(settings.compute.evolution, chosen, dtype)
+        lines.append(f"evolution on this machine: {evolution}, {reason}")
+    lines.append("memory of the largest rank:")
+    lines += [f"  {purpose:22}{readable(count):>10}" for purpose, count in plan.memory.items()]
+    lines.append(f"  {'total':22}{readable(sum(plan.memory.values())):>10}")
+    return "\n".join(lines)
+
+
+def _seconds_text(settings: config.Config, problem: Problem, measured: bool) -> str:
+    machine, cores = problem.machine(measured), len(usable_cores())
+    found = problem.round_seconds(machine, cores)
+    speed = "as measured just now" if measured else "nominal"
+    lines = [
+        f"seconds a round, predicted for CPUs that do nothing else ({speed}: "
+        f"{machine.peak / 1e9:.0f} Gflop/s, {machine.bandwidth / 1e9:.0f} GB/s a thread):"
+    ]
+    lines += [f"  {phase:12}{seconds:>10.3f} s" for phase, seconds in found.items()]
+    lines.append(f"  {'total':12}{sum(found.values()):>10.3f} s")
+    threads = problem.placement.ranks * settings.compute.threads
+    if threads > cores:
+        lines.append(f"  {threads} threads share {cores} cores; on more hosts it is faster")
+    return "\n".join(lines)

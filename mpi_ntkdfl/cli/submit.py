@@ -1,0 +1,70 @@
+"""The command `submit`: makes a batch script of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mpi_ntkdfl.cli.options import SET, SOURCE, read_config
+from mpi_ntkdfl.runtime import logs
+
+
+@click.command()
+@SOURCE
+@SET
+@click.option(
+    "-o", "--output", metavar="RUN.h5", help="The record; on a file system all nodes share."
+)
+@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Nodes.")
+@click.option("--ranks", type=click.IntRange(1), required=True, help="Ranks, all nodes together.")
+@click.option("--gpus", type=click.IntRange(0), default=0, help="GPUs a node; default none.")
+@click.option("--time", required=True, metavar="H:MM:SS", help="Limit of one start.")
+@click.option("--account", help="To charge.")
+@click.option("--partition", help="To run in.")
+@click.option(
+    "--template",
+    metavar="run_cpu|run_gpu|FILE",
+    help="The script to fill; default run_gpu with --gpus, else run_cpu.",
+)
+@click.option(
+    "--submit/--print", "send", default=False, help="Submit the script, or print it (default)."
+)
+def submit(
+    source: str,
+    overrides: tuple[str, ...],
+    output: str | None,
+    nodes: int,
+    ranks: int,
+    gpus: int,
+    time: str,
+    account: str | None,
+    partition: str | None,
+    template: str | None,
+    send: bool,
+) -> None:
+    """Make a Slurm batch script of a run, checked beforehand, and print or submit it.
+
+    The job ends its run with a checkpoint before the time limit, requeues itself and goes on. Cores a
+    rank are compute.threads. Relative paths are relative to where sbatch is called.
+    """
+    from mpi_ntkdfl.assembly import prepare
+    from mpi_ntkdfl.cli import batch_script as slurm
+
+    logs.set_up(0, quiet=True)
+    settings = read_config(source, overrides)
+    words = [source, *(word for each in overrides for word in ("--set", each))]
+    request = slurm.Request(
+        name=Path(source).stem,
+        words=(*words, *(("-o", output) if output else ())),
+        nodes=nodes,
+        ranks=ranks,
+        threads=settings.compute.threads,
+        gpus=gpus,
+        time=time,
+        account=account,
+        partition=partition,
+    )
+    text = slurm.script(template or ("run_gpu" if gpus else "run_cpu"), request)
+    prepare(settings, ranks)
+    click.echo(f"submitted job {slurm.sbatch(text)}" if send else text, nl=send)

@@ -1,0 +1,72 @@
+"""Tables of named things that a user may add to: methods, networks, data sets, codecs, metrics."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
+
+from mpi_ntkdfl.runtime.errors import InputError
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, T]):
+    """Entries of one kind by name, in the order in which they were registered.
+
+    A registry is the only list of its kind: whoever needs all entries iterates over it.
+    """
+
+    def __init__(self, kind: str, entries: Mapping[str, T] | None = None) -> None:
+        """Starts with the entries that come with the package.
+
+        Args:
+            kind: what an entry is, for messages, such as `method`.
+            entries: by name.
+        """
+        self.kind = kind
+        self._entries = dict(entries or {})
+
+    def register(self, name: str, entry: T) -> None:
+        """Adds an entry.
+
+        Raises:
+            InputError: if the name is taken by another entry, or is not made of lower-case letters,
+                digits and dashes.
+        """
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
+            raise InputError(
+                f"the name of a {self.kind} consists of lower-case letters, digits and dashes, "
+                f"got {name!r}"
+            )
+        if self._entries.get(name, entry) is not entry:
+            raise InputError(f"there is a {self.kind} {name!r} already; choose another name")
+        self._entries[name] = entry
+
+    def find(self, name: str) -> T:
+        """The entry of that name.
+
+        Raises:
+            InputError: if there is none; the message lists all names and the closest one.
+        """
+        if name not in self._entries:
+            raise InputError(unknown(self.kind, name, self._entries))
+        return self._entries[name]
+
+    def __getitem__(self, name: str) -> T:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def unknown(kind: str, name: object, names: Iterable[str]) -> str:
+    """The message for a name that does not exist: the closest name, if any, and all names."""
+    names = sorted(names)
+    closest = difflib.get_close_matches(str(name), names, n=1)
+    hint = f"did you mean {closest[0]!r}? " if closest else ""
+    return f"unknown {kind} {name!r}; {hint}there are: {', '.join(names)}"

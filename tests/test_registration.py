@@ -1,0 +1,333 @@
+"""What a user adds by registration works everywhere, without a change anywhere else in the package.
+
+`register` does what a user's file does. In this process a fixture takes the entries out again, because
+other tests iterate over the registries.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Literal
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import yaml
+from pydantic import Field
+
+from mpi_ntkdfl.algorithms import METHODS, register_method
+from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult
+from mpi_ntkdfl.algorithms.dfedavg import Dfedavg, DfedavgSettings
+from mpi_ntkdfl.algorithms.training import TrainingMethod, TrainingSettings
+from mpi_ntkdfl.analysis import plots, traces
+from mpi_ntkdfl.config import MethodSettings
+from mpi_ntkdfl.federation.codecs import CODECS, Codec, CodecSettings, register_codec
+from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.looks import LineStyle
+from tests.test_cli import answer, complaint
+
+# ------------------------------------------------------------------------------- a user's file
+
+
+class SlowSettings(TrainingSettings):
+    """Half of what the neighbourhood has learnt is taken over."""
+
+    name: Literal["slow-average"] = "slow-average"
+    lr: float = Field(default=0.1, gt=0)
+    batch: int = Field(default=10, ge=1)
+    epochs: int = Field(default=1, ge=1)
+
+
+class SlowAverage(TrainingMethod[SlowSettings]):
+    """Trains, averages, and goes half of the way from a slowly moving average (its state)."""
+
+    Settings = SlowSettings
+    label = "Slow Average"
+    look = LineStyle("#884411", (7, 1), "x")
+
+    def __init__(self, settings, federation):
+        super().__init__(settings, federation)
+        params = federation.network.layout.size
+        self.slow = torch.zeros(len(federation.owned), params, dtype=federation.dtype)
+
+    @classmethod
+    def needs(cls, settings, network, dtype):
+        return Needs(("weights",), kept=lambda samples: network.layout.size * dtype.itemsize)
+
+    def round(self, weights, number, exchange):
+        averages = exchange.average(self.train(weights, number))
+        self.slow = 0.5 * (self.slow + averages)
+        return RoundResult(0.5 * (self.slow + averages))
+
+    def state(self):
+        return {"slow": self.slow}
+
+    def restore(self, state):
+        self.slow = state["slow"]
+
+
+class SomeSettings(CodecSettings):
+    """`share` of the entries is sent."""
+
+    share: float = Field(default=0.25, gt=0, le=1)
+
+
+class SomeEntries(Codec[SomeSettings]):
+    """Sends some entries, drawn at random; what was not sent is added to the next message."""
+
+    Settings = SomeSettings
+
+    @property
+    def kept(self):
+        return max(1, int(self.settings.share * self.params))
+
+    def format(self):
+        return {"values": ((self.kept,), self.dtype), "places": ((self.kept,), torch.int32)}
+
+    def encode(self, vector, rng, state):
+        wanted = vector + state["unsent"]
+        places = torch.from_numpy(rng.permutation(self.params)[: self.kept]).to(vector.device)
+        values = wanted[places]
+        wanted[places] = 0
+        state["unsent"].copy_(wanted)
+        return {"values": values, "places": places.to(torch.int32)}
+
+    def decode(self, message):
+        whole = message["values"].new_zeros(self.params)
+        whole[message["places"].long()] = message["values"]
+        return whole
+
+    def state(self):
+        return {"unsent": torch.zeros(self.params, dtype=self.dtype)}
+
+
+def register():
+    """What a user's file does when it is loaded."""
+    register_method(SlowAverage)
+    register_codec("some-entries", SomeEntries)
+
+
+# ------------------------------------------------------------------------------------- the tests
+
+PROGRAM = """
+import json, sys
+from tests.test_registration import register
+register()
+from mpi_ntkdfl.cli.main import main
+for line in json.loads(sys.argv[1]):
+    sys.argv[1:] = line
+    try:
+        main()
+    except SystemExit as ended:
+        assert not ended.code, line
+"""
+
+SMALL = ("clients=6", "topology.degree=3", "partition.samples=20")
+CODED = "algorithm={name: dfedavg, epochs: 1, codec: {weights: {name: some-entries, share: 0.2}}}"
+RUNS = {"method": (*SMALL, "algorithm.name=slow-average"), "codec": (*SMALL, CODED)}
+"""A run that needs the method, and one that needs the codec."""
+
+
+def run_words(out, settings, rounds, *options):
+    assignments = [word for each in (*settings, f"rounds={rounds}") for word in ("--set", each)]
+    return ["run", "quickstart", *assignments, "-q", "-o", str(out), *options]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    """Registers for this module only."""
+    register()
+    yield
+    for registry, name in ((METHODS, "slow-average"), (CODECS, "some-entries")):
+        del registry._entries[name]
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """Four rounds of each run in one process, without a break."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, settings in RUNS.items():
+        answer(*run_words(folder / f"{name}.h5", settings, 4))
+    return folder
+
+
+def contents(record):
+    """Everything a run leaves behind but seconds and MPI bytes."""
+    found = {}
+    for path in (record, record.with_suffix(".ckpt.h5")):
+        with h5py.File(path) as file:
+
+            def note(name, item, which=path.suffixes[0]):
+                if isinstance(item, h5py.Dataset) and not name.startswith(("time/", "traffic/mpi")):
+                    found[which, name] = item[()]
+
+            file.visititems(note)
+    return found
+
+
+def assert_equal(one, other):
+    first, second = contents(one), contents(other)
+    assert first.keys() == second.keys()
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, second[name], err_msg=str(name))
+
+
+@pytest.mark.parametrize(("name", "state"), [("method", "slow"), ("codec", "unsent")])
+def test_resumed_with_the_same_bits(records, tmp_path, name, state):
+    path = tmp_path / f"{name}.h5"
+    answer(*run_words(path, RUNS[name], 2))
+    answer(*run_words(path, RUNS[name], 4, "--resume"))
+    assert_equal(path, records / f"{name}.h5")
+    with h5py.File(path.with_suffix(".ckpt.h5")) as file:
+        assert np.abs(file[f"state/{state}"][()]).max() > 0
+
+
+@pytest.mark.slow
+def test_three_ranks_have_the_same_bits(records, mpirun, tmp_path):
+    """They resume after two rounds, so that states are shared out as well."""
+    lines = []
+    for name, settings in RUNS.items():
+        lines.append(run_words(tmp_path / f"{name}.h5", settings, 2))
+        lines.append(run_words(tmp_path / f"{name}.h5", settings, 4, "--resume"))
+    done = mpirun(3, "-c", PROGRAM, json.dumps(lines))
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in RUNS:
+        assert_equal(tmp_path / f"{name}.h5", records / f"{name}.h5")
+
+
+def test_check_plans_and_books_what_is_sent(records):
+    words = [word for each in RUNS["method"] for word in ("--set", each)]
+    said = answer("check", "quickstart", *words, "--no-measure")
+    assert "slow-average on digits" in said
+    assert "train" in said
+    with h5py.File(records / "codec.h5") as file:
+        params = 64 * 100 + 100 + 100 * 10 + 10
+        sent = file["traffic/protocol_bytes"][:].sum(axis=1)
+    assert sent.tolist() == [6 * 3 * int(0.2 * params) * (4 + 4)] * 4
+
+
+def test_looking_at_runs(records, tmp_path):
+    paths = [records / f"{name}.h5" for name in RUNS]
+    assert "slow-average on digits" in answer("show", paths[0])
+    assert "slow-average" in answer("compare", *paths, "--target", "0.1")
+    figure = tmp_path / "a.svg"
+    answer("plot", *paths, "--x", "rounds", "-o", figure)
+    assert SlowAverage.look.color.lower() in figure.read_text().lower()
+    groups = traces.read(paths)
+    assert [group.method_label for group in groups] == ["Slow Average", "DFedAvg"]
+    with plots.house_style():
+        drawn = plots.figure(groups, plots.Request(x=("rounds",)))
+    line = drawn.axes[0].lines[0]
+    assert (line.get_label(), line.get_marker()) == ("Slow Average", "x")
+
+
+def test_records_without_label_and_look_get_a_spare_style(records, tmp_path):
+    old = tmp_path / "old.h5"
+    old.write_bytes((records / "method.h5").read_bytes())
+    with h5py.File(old, "r+") as file:
+        del file.attrs["method_label"], file.attrs["method_look"], file.attrs["method_central"]
+    (group,) = traces.read([old])
+    assert (group.method_label, plots.looks_of([group])) == ("slow-average", {})
+    answer("plot", old, "--x", "rounds", "-o", tmp_path / "a.svg")
+    # A record that tells of the method speaks for those that do not.
+    (both,) = traces.read([old, records / "method.h5"])
+    assert both.method_label == "Slow Average"
+    assert plots.looks_of([both]) == {"slow-average": SlowAverage.look}
+
+
+def test_a_small_study(tmp_path):
+    definition = {
+        "title": "A user's method and codec",
+        "about": "Nothing.",
+        "base": "quickstart",
+        "settings": {"clients": 4, "rounds": 2, "topology": {"kind": "ring"}},
+        "scales": {"small": {"seeds": 1, "targets": [0.1]}},
+        "axes": [
+            {
+                "name": "method",
+                "variants": [
+                    {"label": "slow", "settings": {"algorithm": {"name": "slow-average"}}},
+                    {"label": "some", "settings": yaml.safe_load(CODED.replace("=", ": ", 1))},
+                ],
+            }
+        ],
+        "figures": [
+            {"name": "f", "title": "F", "kind": "curves", "x": ["rounds"], "y": ["accuracy"]}
+        ],
+    }
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(definition))
+    where = [path, "--scale", "small", "-o", tmp_path / "out"]
+    assert "slow-average" in answer("study", "plan", *where, "--no-measure")
+    assert "2 done" in answer("study", "run", *where)
+    assert "slow-average" in answer("study", "report", *where)
+    drawn = (tmp_path / "out" / "mine-small" / "f.svg").read_text().lower()
+    assert SlowAverage.look.color.lower() in drawn
+
+
+def test_quantize_is_short_for_a_codec(tmp_path):
+    short = (*SMALL, "algorithm={name: dfedavg, epochs: 1, quantize: 16}")
+    long = "algorithm={name: dfedavg, epochs: 1, codec: {weights: {name: quantize, levels: 16}}}"
+    for name, settings in {"short": short, "long": (*SMALL, long)}.items():
+        answer(*run_words(tmp_path / f"{name}.h5", settings, 1))
+    assert_equal(tmp_path / "short.h5", tmp_path / "long.h5")
+    both = "algorithm={name: dfedavg, quantize: 16, codec: {weights: {name: quantize, levels: 8}}}"
+    assert "give quantize or codec, got both" in complaint("check", "quickstart", "--set", both)
+
+
+def test_bad_codecs_in_a_configuration():
+    for codec, message in {
+        "{weights: {name: quantise, levels: 4}}": "did you mean 'quantize'",
+        "{weights: {levels: 4}}": "unknown codec None",
+        "{weights: {name: quantize, levels: 1}}": "greater than or equal to 2",
+        "{weights: {name: quantize, levels: 4, more: 1}}": "unknown key",
+        "{averages: {name: quantize, levels: 4}}": "unknown key",
+    }.items():
+        setting = f"algorithm={{name: d-psgd, codec: {codec}}}"
+        assert message in complaint("check", "quickstart", "--set", setting), codec
+
+
+def test_without_a_codec_a_configuration_is_as_before_there_were_codecs():
+    """Else the runs of studies would lose their names, and be done again."""
+    assert "codec" not in DfedavgSettings().model_dump()
+    coded = DfedavgSettings(codec={"weights": {"name": "quantize", "levels": 4}}).model_dump()
+    assert coded["codec"] == {"weights": {"name": "quantize", "levels": 4}}
+    assert DfedavgSettings(**coded).model_dump() == coded
+
+
+class Unfinished(Method[MethodSettings]):
+    Settings = MethodSettings
+
+
+def test_incomplete_methods_are_refused_with_what_they_lack():
+    with pytest.raises(InputError) as caught:
+        register_method(Unfinished)
+    for lacking in ("needs", "round", "a name in its Settings", "label"):
+        assert lacking in str(caught.value)
+    for wrong in (Dfedavg.needs, str, None):
+        with pytest.raises(InputError, match="must be a subclass of Method"):
+            register_method(wrong)
+    with pytest.raises(InputError, match="there is a method 'dfedavg' already"):
+        register_method(type("Other", (Dfedavg,), {}))
+    register_method(SlowAverage)  # the same again is no other
+
+
+def test_incomplete_codecs_are_refused_with_what_they_lack():
+    half = type("Half", (Codec,), {"format": lambda self: {}})
+    with pytest.raises(InputError, match=r"lacks decode, encode, Settings"):
+        register_codec("half", half)
+    with pytest.raises(InputError, match="must be a subclass of Codec"):
+        register_codec("none", Mapping)
+    with pytest.raises(InputError, match="there is a codec 'quantize' already"):
+        register_codec("quantize", SomeEntries)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [("blue", (), "o"), ("#000000", (1,), "o"), ("#000000", (), "oo"), ("#000000", (), "o", "x")],
+)
+def test_looks_that_cannot_be_drawn_are_refused(wrong):
+    with pytest.raises(ValueError, match="got"):
+        LineStyle(*wrong)
