@@ -43,6 +43,17 @@ needs_compiled = pytest.mark.skipif(
 )
 
 
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder, in which the builds of the compiled evolution are looked for."""
+    folder = tmp_path / "builds"
+    folder.mkdir()
+    monkeypatch.setattr(compiled, "FOLDER", folder)
+    compiled.find.cache_clear()
+    yield folder
+    compiled.find.cache_clear()
+
+
 def needs_cuda(test: Callable[..., None]) -> Callable[..., None]:
     """Marks a test that needs a CUDA device; `pytest -m gpu` runs these."""
     missing = not torch.cuda.is_available()

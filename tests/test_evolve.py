@@ -7,7 +7,7 @@ Arrays are [sample, output]; errors of S are measured as the update feels them,
 import itertools
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path as FilePath
 
 import pytest
@@ -401,15 +401,6 @@ def test_every_build_gives_the_same_bits(kind: torch.dtype, samples: int, output
         results[0][0], exact(problem, 0.01, (1, 30, 120), 1e-8).residual_sums, strict=True
     ):
         assert update_error(problem[0], sums, expected) <= DEFAULT_TOLERANCE
-
-
-@pytest.fixture
-def elsewhere(tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch) -> Iterator[FilePath]:
-    """An empty folder in which builds are looked for."""
-    monkeypatch.setattr(compiled, "FOLDER", tmp_path)
-    compiled.find.cache_clear()
-    yield tmp_path
-    compiled.find.cache_clear()
 
 
 def test_without_a_build_the_reason_is_told(elsewhere: FilePath) -> None:

@@ -424,7 +424,7 @@ def test_data_that_changed(again, stopped):
 def test_every_setting_is_compared():
     """None is free by accident: those that are, are listed here."""
     free = {"rounds", "output.", "dataset.root", "partition.path", "topology.path"}
-    free.add("compute.gpu_aware_mpi")
+    free |= {"compute.gpu_aware_mpi", "compute.evolution"}  # the latter is compared as a choice
     assert set(resume._FREE) == free
     layers = config.read_source("quickstart")
     settings = config.parse(layers, {name: m.Settings for name, m in METHODS.items()})

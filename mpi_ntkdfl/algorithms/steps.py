@@ -22,7 +22,7 @@ from mpi_ntkdfl.ntk.evolve_batch import evolve_batch
 from mpi_ntkdfl.ntk.update import best, candidate_weights, linearised_losses, network_losses
 from mpi_ntkdfl.runtime.errors import Diverged
 
-_PASSES_PER_INNER_STEP, _CALLS_PER_EVOLUTION = 60, 200
+_PASSES_PER_INNER_STEP, _CALLS_PER_EVOLUTION = 45, 100
 
 _WAY_OUT = (
     "lower algorithm.lr or algorithm.taus, look for extreme values in the data, or set "
