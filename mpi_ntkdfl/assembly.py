@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl.algorithms import METHODS
+from mpi_ntkdfl.algorithms.steps import evolves
 from mpi_ntkdfl.comm.gpu_aware import agreed_staging
 from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.world import World
@@ -22,6 +23,7 @@ from mpi_ntkdfl.model.levels import LEAST_FEATURES, Inputs, Levels
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.model.networks import build
 from mpi_ntkdfl.model.params import Layout
+from mpi_ntkdfl.ntk.evolve import Implementation, choose
 from mpi_ntkdfl.planning.costs import NOMINAL, Machine, balanced, measure, round_seconds
 from mpi_ntkdfl.planning.first_round import FirstRound
 from mpi_ntkdfl.planning.plan import Plan, make_plan
@@ -185,7 +187,8 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         problem: from `prepare`, on rank 0; None elsewhere.
 
     Raises:
-        InputError: if a rank lacks the device asked for, or MPI cannot take its memory as asked.
+        InputError: if a rank lacks the device or the way of computing asked for, or MPI cannot take its
+            memory as asked.
     """
     chosen = world.agree(lambda: device.choose(config.compute.device, world.local_rank))
     device.use(chosen, config.compute.threads)
@@ -208,6 +211,11 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
 
     stored, labels = _own_samples(world, placement, problem)
     levels, by_bytes = _levels(config, world, network, scaling, stored, chosen)
+    choices = {"byte products": by_bytes}
+    evolution: Implementation = "tensor"
+    if evolves(config.algorithm):
+        evolution, reason = _evolution(config, world, chosen)
+        choices["evolution"] = f"{evolution}: {reason}"
     owned = placement.owned(world.rank)
     cuts = np.cumsum(sizes[owned.start : owned.stop])[:-1]
     samples = {
@@ -238,7 +246,8 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         batch_bytes=device.free_share(chosen, world.hosts.count(world.hosts[world.rank])),
         staging=way,
         levels=levels,
-        choices={"byte products": by_bytes},
+        evolution=evolution,
+        choices=choices,
     )
     shares = (problem.partition.offsets, problem.partition.indices) if problem else None
     test_inputs = levels.take(tested) if levels else plain(tested)
@@ -268,6 +277,22 @@ def _levels(
     if world.largest(float(not choice.taken)) > 0:
         return None, str(choice) if not choice.taken else "off: another rank's processor is slower"
     return Levels.of_bytes(*grid), str(choice)
+
+
+def _evolution(config: Config, world: World, chosen: torch.device) -> tuple[Implementation, str]:
+    """What evolves outputs, the compiled version only if every rank takes it; and the reason.
+
+    All ranks take the same version, because clients of ranks that differ would differ in their last bits.
+
+    Raises:
+        InputError: if the compiled version is asked for, and a rank does not have it.
+    """
+    dtype = getattr(torch, config.compute.dtype)
+    evolution, reason = world.agree(lambda: choose(config.compute.evolution, chosen, dtype))
+    lacking = world.largest(float(evolution == "tensor")) > 0
+    if lacking and evolution == "compiled":
+        return "tensor", "another rank has no compiled version"
+    return evolution, reason
 
 
 def _own_samples(

@@ -20,6 +20,7 @@ from mpi_ntkdfl.data.fashion_mnist import FASHION_MNIST
 from mpi_ntkdfl.federation.clients import Federation, Samples
 from mpi_ntkdfl.model.mlp import MLP
 from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.ntk import compiled
 from mpi_ntkdfl.runtime.clock import Clock
 from mpi_ntkdfl.topology.placement import Placement
 
@@ -35,6 +36,23 @@ needs_fashion = pytest.mark.skipif(
     not FASHION_MNIST.packaged.exists(),
     reason="needs Fashion-MNIST: Debian package dataset-fashion-mnist",
 )
+
+
+needs_compiled = pytest.mark.skipif(
+    isinstance(compiled.find(torch.float64), str),
+    reason="needs the compiled evolution: python setup.py build_ext --inplace",
+)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder, in which the builds of the compiled evolution are looked for."""
+    folder = tmp_path / "builds"
+    folder.mkdir()
+    monkeypatch.setattr(compiled, "FOLDER", folder)
+    compiled.find.cache_clear()
+    yield folder
+    compiled.find.cache_clear()
 
 
 def needs_cuda(test: Callable[..., None]) -> Callable[..., None]:

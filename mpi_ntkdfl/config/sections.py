@@ -220,6 +220,10 @@ class ComputeSettings(Section):
     `byte_products`: images of bytes are multiplied as bytes where that is exact and faster (`auto`),
     always (`on`) or never (`off`).
 
+    `evolution`: which version integrates the outputs of NTK methods under the cross-entropy loss, the
+    compiled one for CPUs or the tensor one. `auto` takes the compiled one where all ranks have it and
+    compute on a CPU.
+
     `gpu_aware_mpi`: MPI gets messages in the GPU's memory and not in host memory; MPI must be built
     with CUDA support.
 
@@ -240,6 +244,7 @@ class ComputeSettings(Section):
     ] = affects("rounding", default=None)
     batch: int | None = affects("rounding", default=None, ge=1, le=MOST_CLIENTS)
     byte_products: Literal["auto", "on", "off"] = affects("rounding", default="auto")
+    evolution: Literal["auto", "compiled", "tensor"] = affects("rounding", default="auto")
     gpu_aware_mpi: bool = affects("nothing", default=False)
     timeout: Annotated[
         int | float | str | None,

@@ -105,7 +105,7 @@ class Journal:
 
         def begin() -> list[str]:
             assert start is not None
-            start.warn_of_other_choices(self._federation.choices)
+            start.compare_choices(self._federation.choices)
             every, config_yaml = self._config.evaluation.every, self._config.to_yaml()
             if start.checkpoint.path != self._outputs.checkpoint:
                 # The next checkpoint keeps what has this name: not the damaged one.
