@@ -28,7 +28,7 @@ from mpi_ntkdfl.analysis import live, tables  # noqa: F401
 from mpi_ntkdfl.cli import main as cli
 from mpi_ntkdfl.cli.options import read_config
 from mpi_ntkdfl.comm.world import SoloWorld
-from mpi_ntkdfl.storage import record
+from mpi_ntkdfl.runtime import identity
 from mpi_ntkdfl.storage.outputs import Outputs
 from tests.test_mpi import INVARIANT
 
@@ -233,7 +233,7 @@ def quick_starts() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assembly.sources, "load", load_once)
-        patch.setattr(record, "_commit", lambda: "unknown")
+        patch.setattr(identity, "commit", lambda: "unknown")
         # What is killed here are processes, not machines: nothing has to reach the disk.
         patch.setattr(os, "fsync", lambda descriptor: None)
         _warm_up()

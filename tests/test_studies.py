@@ -4,6 +4,7 @@ import csv
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import time
 from html.parser import HTMLParser
@@ -455,6 +456,26 @@ def test_tables_hold_what_the_figures_show_and_both_what_the_records_say(done):
     ]
     by_hand = np.mean([recorded(run, "model/accuracy")[-1] for run in done.runs[::2]])
     assert float(outcomes[0]["final_accuracy"]) == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_none_stay_none_in_reports(done, tmp_path, value):
+    shutil.copytree(done.folder, tmp_path / "out")
+    study = expanded(tmp_path)
+    for run in study.runs:
+        with h5py.File(run.outputs.record, "r+") as file:
+            file["model/accuracy"][-1] = value
+    made = report.make(study)
+    report.write(made)
+    for name, last in (("curves", 2), ("ends", 0.1)):
+        rows = table(study.reports / f"{name}.csv")
+        ends = [row for row in rows if row["y_name"] == "accuracy" and float(row["x"]) == last]
+        assert [(row["y"], row["sd"]) for row in ends] == [(str(value), "nan")] * 2
+    assert {row["final_accuracy"] for row in table(study.reports / "table.csv")} == {str(value)}
+    drawn = draw.figure(made.drawings[0]).axes[0].lines[0].get_ydata()
+    assert np.isfinite(drawn[:-1]).all()
+    assert np.array_equal(drawn[-1], value, equal_nan=True)
+    assert f"<td>{value} " in page.html([made])
 
 
 def test_a_method_looks_the_same_in_all_figures(done):

@@ -8,12 +8,19 @@ import click
 
 from mpi_ntkdfl.cli.options import ACCURACY_RANGE, RECORD, RECORDS, Range, warn
 from mpi_ntkdfl.cli.targets import OVERWRITE, TARGET
+from mpi_ntkdfl.metrics import ACCURACY, Place, at
 from mpi_ntkdfl.storage.outputs import Outputs
+
+
+def _names(place: Place) -> str:
+    return ", ".join(metric.name for metric in at(place))
 
 
 @click.command()
 @RECORD
-@click.option("--follow", is_flag=True, help="Keep watching, a line an evaluation, until the end.")
+@click.option(
+    "--follow", is_flag=True, help="Keep watching, one line per evaluation, until the end."
+)
 @click.option("--interval", type=Range(0.1), default=2.0, help="Seconds between looks; default 2.")
 def show(record: Path, follow: bool, interval: float) -> None:
     """Tell what ran, the final numbers, the traffic, and the time by phase.
@@ -49,18 +56,19 @@ def compare(
 ) -> None:
     """Tell which rounds, bytes and seconds runs needed to an accuracy, and where they ended.
 
-    Runs that differ in their seed (and partition file) alone become one line: mean and standard
-    deviation.
+    Runs that differ only in their seed (and partition file) become one line: mean and standard
+    deviation. Checkpoints among the files are passed over.
     """
-    from mpi_ntkdfl.analysis import compare_text, traces
+    from mpi_ntkdfl.analysis import compare_text, tables, traces
     from mpi_ntkdfl.analysis.compare import outcomes
 
-    groups = traces.read(records)
-    found = outcomes(groups, targets, runs)
+    kept, passed = tables.without_checkpoints(records)
+    groups = traces.read(kept)
+    lines = outcomes(groups, targets, runs)
     if table is not None:
-        compare_text.write_csv(table, found)
-    click.echo(compare_text.text(found))
-    warn(traces.warnings(groups))
+        compare_text.write_csv(table, lines)
+    click.echo(compare_text.text(lines))
+    warn([*passed, *traces.warnings(groups)])
 
 
 @click.command()
@@ -78,18 +86,18 @@ def compare(
 @click.option(
     "--x",
     "horizontal",
-    type=click.Choice(["rounds", "bytes", "seconds"]),
+    metavar="METRIC",
     multiple=True,
-    default=("rounds", "bytes", "seconds"),
-    help="What to draw against, a panel each. Repeatable; default all.",
+    help=f"What to draw against, one panel each: {_names('x')}. Repeatable; the default is "
+    f"{_names('panel')}.",
 )
 @click.option(
     "--y",
     "vertical",
-    default="accuracy",
+    metavar="METRIC",
+    default=ACCURACY.name,
     show_default=True,
-    help="What to draw.",
-    type=click.Choice(["accuracy", "client-accuracy", "loss", "deviation", "gradient-norm"]),
+    help=f"What to draw: {_names('y')}, or another metric of the records.",
 )
 @click.option("--ylim", type=float, nargs=2, metavar="LOW HIGH", help="Ends of the vertical axis.")
 @click.option("--target", type=ACCURACY_RANGE, help="Mark this accuracy.")
@@ -100,6 +108,13 @@ def compare(
     multiple=True,
     help="Name in the legend; once for every configuration, in the order of their first records.",
 )
+@click.option(
+    "--timeline",
+    "number",
+    type=click.IntRange(1),
+    metavar="ROUND",
+    help="Draw what every rank did in this round instead; needs output.trace.",
+)
 def plot(
     records: tuple[Path, ...],
     target_file: Path,
@@ -109,19 +124,27 @@ def plot(
     target: float | None,
     title: str | None,
     labels: tuple[str, ...],
+    number: int | None,
 ) -> None:
     """Draw runs: accuracy of the average against rounds, protocol bytes and seconds.
 
-    Runs that differ in their seed (and partition file) alone become one line, with a band of one
-    standard deviation.
+    Runs that differ only in their seed (and partition file) become one line, with a band of one
+    standard deviation. Checkpoints among the files are passed over.
     """
-    from mpi_ntkdfl.analysis import plots, traces
+    from mpi_ntkdfl.analysis import plots, tables, timeline, traces
 
-    groups = traces.read(records)
+    if number is not None:
+        if len(records) > 1:
+            raise click.UsageError("--timeline draws one run, got several records")
+        timeline.write(target_file, timeline.read(Outputs(records[0]).trace, number))
+        click.echo(target_file)
+        return
+    kept, passed = tables.without_checkpoints(records)
+    groups = traces.read(kept)
     request = plots.Request(horizontal, vertical, ylim, target, title, labels)
     plots.write(target_file, groups, request)
     click.echo(target_file)
-    warn(traces.warnings(groups))
+    warn([*passed, *traces.warnings(groups)])
 
 
 @click.command()

@@ -73,6 +73,7 @@ def run(
     watch_signals(speaks=world.rank == 0)  # libraries of MPI may have handlers of their own
     logs.set_up(world.rank, quiet)
     with failing_together(world):
+        world.require_one_package()
         from mpi_ntkdfl import simulation
         from mpi_ntkdfl.cli import progress
 
@@ -142,6 +143,7 @@ def doctor() -> None:
     limit_start(START_LIMIT if launched_size() > 1 else None, not_all_started)
     world = open_world()
     with failing_together(world):
+        world.require_one_package()
         ranks = world.comm.gather(examination.this_rank(world.local_rank))
         limit_start(None)
         if world.rank == 0:

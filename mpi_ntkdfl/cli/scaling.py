@@ -77,7 +77,7 @@ def run(
     """Do the runs of a scaling study, one launch after the other; the same command goes on.
 
     A strong study runs the source as it is on every number of ranks. In a weak one `clients` is the
-    number of clients a rank: a run on R ranks has R times as many.
+    number of clients per rank: a run on R ranks has R times as many.
     """
     from mpi_ntkdfl.analysis import scaling_run
 
@@ -138,8 +138,8 @@ def predict(records: tuple[Path, ...], network: str, ranks: int, clients: int | 
 
     net = scaling_model.network(network)
     points = [analysis.read(path) for path in records]
-    known = scaling_model.model(points)
-    found = scaling_model.predict(known, ranks, clients or len(known.sizes), net)
-    click.echo(scaling_text.prediction(known, found, network, net))
+    basis = scaling_model.model(points)
+    predicted = scaling_model.predict(basis, ranks, clients or len(basis.sizes), net)
+    click.echo(scaling_text.prediction(basis, predicted, network, net))
     for line in analysis.warnings(points):
         click.echo(f"warning: {line}", err=True)

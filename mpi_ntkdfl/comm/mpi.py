@@ -14,9 +14,12 @@ import math
 import os
 import socket
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,7 +27,9 @@ import numpy as np
 from mpi_ntkdfl.comm import watchdog
 from mpi_ntkdfl.comm.watchdog import mark
 from mpi_ntkdfl.comm.world import Channel
+from mpi_ntkdfl.runtime import identity
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.identity import Identity
 from mpi_ntkdfl.runtime.stopping import limit_start
 
 _log = logging.getLogger(__name__)
@@ -39,6 +44,12 @@ _NAP = 0.01
 
 _LAST_WORDS = 0.5
 """Seconds for a rank's last message to reach whoever started the job."""
+
+_PATIENCE = 30.0
+"""Seconds after which a rank says that it still waits for the first words of the others."""
+
+_SHARED_NAMES = ("docker", "virbr", "br-", "lxc", "podman", "cni")
+"""Beginnings of names of network interfaces whose addresses are often the same on several hosts."""
 
 _LAUNCHED_SIZE = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "PMIX_SIZE")
 _LAUNCHED_RANK = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
@@ -66,9 +77,22 @@ def under_launcher() -> bool:
     return any(name in os.environ for name in _LAUNCHED_SIZE)
 
 
-def local_rank(hosts: Sequence[str], rank: int) -> int:
-    """Number of `rank` among the ranks of its host, given the host of every rank."""
-    return hosts[:rank].count(hosts[rank])
+def node_names(hosts: Sequence[str], leaders: Sequence[int]) -> tuple[str, ...]:
+    """A name for the node of every rank, different for different nodes, `[rank]`.
+
+    Containers may give several nodes the same host name; the second one is called `NAME (2)`.
+
+    Args:
+        hosts: the host name that every rank sees.
+        leaders: the lowest rank on the node of every rank, as MPI tells it.
+    """
+    seen = Counter[str]()
+    names: dict[int, str] = {}
+    for rank in sorted(set(leaders)):
+        host = hosts[rank]
+        seen[host] += 1
+        names[rank] = host if seen[host] == 1 else f"{host} ({seen[host]})"
+    return tuple(names[leader] for leader in leaders)
 
 
 class Elsewhere(InputError):
@@ -148,10 +172,52 @@ class MpiWorld:
         self.comm = comm
         self.rank: int = comm.rank
         self.size: int = comm.size
-        self.hosts: tuple[str, ...] = tuple(comm.allgather(socket.gethostname()))
-        self.local_rank = local_rank(self.hosts, self.rank)
         self.library = _library(MPI)
         self.round = 0
+        # The first words between ranks stay as they are from version to version, a host's name and a
+        # mapping of plain text, so that ranks with different packages still understand each other.
+        with _impatient(self):
+            told = comm.allgather((socket.gethostname(), identity.own()))
+        # An older version says only its host's name.
+        self._identities = tuple(each[1] if isinstance(each, tuple) else None for each in told)
+        hosts = [each[0] if isinstance(each, tuple) else str(each) for each in told]
+        self._refusal = identity.refusal(hosts, self._identities)
+        self.hosts, self.local_rank = self._nodes(hosts)
+
+    @property
+    def identities(self) -> tuple[Identity | None, ...]:
+        """What every rank runs; see `World`."""
+        return self._identities
+
+    def _nodes(self, hosts: list[str]) -> tuple[tuple[str, ...], int]:
+        """The node of every rank by name, and this rank's number on its own."""
+        if self._refusal is not None:
+            # Another package may not take part in what follows.
+            return tuple(hosts), hosts[: self.rank].count(hosts[self.rank])
+        node = self.comm.Split_type(self._mpi.COMM_TYPE_SHARED)
+        leader, number = node.bcast(self.rank), node.rank
+        node.Free()
+        return node_names(hosts, self.comm.allgather(leader)), number
+
+    def require_one_package(self) -> None:
+        """Makes sure that all ranks run the same sources; warns of other differences on rank 0.
+
+        Raises:
+            InputError: on every rank if they do not; one of them has the message.
+        """
+        if self._refusal is None:
+            if self.rank == 0:
+                known = [each for each in self.identities if each]
+                for line in identity.warnings(self.hosts, known):
+                    _log.warning(line)
+            return
+        understand = [rank for rank, each in enumerate(self.identities) if each]
+        if self.rank != understand[0]:
+            raise Elsewhere
+        failure = InputError(self._refusal)
+        # Ranks of an older version know nothing of it: they have to be ended.
+        failure.agreed = len(understand) == self.size
+        raise failure
 
     @cached_property
     def cuda_aware(self) -> bool | None:
@@ -253,13 +319,36 @@ class MpiWorld:
     def largest(self, value: float) -> float:
         """Maximum over ranks."""
         mark()
-        return float(self.comm.allreduce(value, op=self._mpi.MAX))
+        most = np.empty(1)
+        self.comm.Allreduce(np.array([value], dtype=np.float64), most, op=self._mpi.MAX)
+        return float(most[0])
 
-    def channel(self, neighbours: Sequence[int]) -> Channel:
-        """Opens a distributed-graph communicator with `neighbours`."""
-        from mpi_ntkdfl.comm.graph_channel import GraphChannel
+    def hand_in(self, array: np.ndarray, lengths: Sequence[int]) -> Callable[[], list[np.ndarray]]:
+        """Starts one nonblocking gather."""
+        room = np.empty(sum(lengths) if self.rank == 0 else 0, np.int64)
+        target = [room, list(lengths)] if self.rank == 0 else None
+        request = self.comm.Igatherv(array, target)
 
-        return GraphChannel(self.comm, neighbours)
+        def finish() -> list[np.ndarray]:
+            request.Wait()
+            return np.split(room, np.cumsum(lengths)[:-1]) if self.rank == 0 else []
+
+        return finish
+
+    def channel(self, neighbours: Sequence[int], lasting: bool = True) -> Channel:
+        """Opens a distributed-graph communicator with `neighbours`, or one for single messages."""
+        if lasting:
+            from mpi_ntkdfl.comm.graph_channel import GraphChannel
+
+            return GraphChannel(self.comm, neighbours)
+        from mpi_ntkdfl.comm.point_channel import PointChannel
+
+        return PointChannel(self._for_messages, neighbours)
+
+    @cached_property
+    def _for_messages(self) -> Any:
+        """A communicator of all ranks for channels that do not last; made together, when first needed."""
+        return self.comm.Dup()
 
     @contextlib.contextmanager
     def watched(self, patience: float | None, limit: float | None) -> Iterator[None]:
@@ -299,6 +388,37 @@ class MpiWorld:
         # A launcher that is told to end the job may not forward what it has not read by then.
         time.sleep(_LAST_WORDS)
         self.comm.Abort(code)
+
+
+@contextlib.contextmanager
+def _impatient(world: MpiWorld) -> Iterator[None]:
+    """Says so, and what it may be, if what is inside takes long.
+
+    Where several hosts have an interface with the same address, as Docker's, Open MPI may try to reach
+    the others there, and waits for ever.
+    """
+    timer = threading.Timer(_PATIENCE, lambda: _log.error("%s", _complaint(world)))
+    timer.daemon = True
+    if world.size > 1:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _complaint(world: MpiWorld) -> str:
+    interfaces = Path("/sys/class/net")
+    names = sorted(each.name for each in interfaces.iterdir()) if interfaces.exists() else []
+    doubtful = [name for name in names if name.startswith(_SHARED_NAMES)]
+    found = f" (here: {', '.join(doubtful)})" if doubtful else ""
+    return (
+        f"rank {world.rank} on {socket.gethostname()} has waited {_PATIENCE:.0f} s for the first message "
+        f"of the other ranks by {world.library}: a rank may not have started, or MPI uses a network "
+        f"that does not connect the hosts, such as docker0 with one address on all of them{found}. Name "
+        "the network: mpirun --mca btl_tcp_if_include 10.0.0.0/8 for Open MPI, UCX_NET_DEVICES=eth0 for "
+        "MPICH with UCX"
+    )
 
 
 def _library(mpi: Any) -> str:

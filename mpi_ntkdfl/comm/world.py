@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
+from mpi_ntkdfl.runtime import identity
+from mpi_ntkdfl.runtime.identity import Identity
+
 if TYPE_CHECKING:
     import torch
 
@@ -64,10 +67,17 @@ class World(Protocol):
     rank: int
     size: int
     hosts: tuple[str, ...]
+    """The node of every rank, by name; different nodes have different names."""
     local_rank: int
+    """Number of this rank among those of its node."""
     library: str
     round: int
     """Which one goes on, for messages."""
+
+    @property
+    def identities(self) -> tuple[Identity | None, ...]:
+        """What every rank runs, `[rank]`; None for one whose package is too old to tell."""
+        ...
 
     @property
     def cuda_aware(self) -> bool | None:
@@ -110,8 +120,25 @@ class World(Protocol):
         """Maximum over ranks, on every rank."""
         ...
 
-    def channel(self, neighbours: Sequence[int]) -> Channel:
-        """Opens a channel with `neighbours`; all ranks take part."""
+    def hand_in(self, array: np.ndarray, lengths: Sequence[int]) -> Callable[[], list[np.ndarray]]:
+        """Starts to bring every rank's `array` to rank 0; all ranks take part.
+
+        Args:
+            array: `[number]` int64 of this rank; must stay as it is until the end.
+            lengths: numbers of every rank, `[rank]`.
+
+        Returns:
+            A function that waits for the end, and returns every rank's array on rank 0, else nothing.
+        """
+        ...
+
+    def channel(self, neighbours: Sequence[int], lasting: bool = True) -> Channel:
+        """Opens a channel with `neighbours`; all ranks take part.
+
+        Args:
+            neighbours: other ranks, ascending; the relation is symmetric.
+            lasting: whether it serves many rounds, so that opening may cost more than an exchange.
+        """
         ...
 
     def watched(
@@ -166,6 +193,11 @@ class SoloWorld:
     round = 0
     cuda_aware: bool | None = None
 
+    @property
+    def identities(self) -> tuple[Identity | None, ...]:
+        """What this process runs."""
+        return (identity.own(),) * self.size
+
     def on_root(self, task: Callable[[], T]) -> T:
         """Runs `task`."""
         return task()
@@ -195,7 +227,11 @@ class SoloWorld:
         """Returns `value`."""
         return value
 
-    def channel(self, neighbours: Sequence[int]) -> Channel:
+    def hand_in(self, array: np.ndarray, lengths: Sequence[int]) -> Callable[[], list[np.ndarray]]:
+        """Returns the only array."""
+        return lambda: [array]
+
+    def channel(self, neighbours: Sequence[int], lasting: bool = True) -> Channel:
         """A channel with nobody."""
         return SoloChannel()
 

@@ -1,6 +1,6 @@
 """Who holds which training samples.
 
-A partition is a function of its settings, the labels and the run's seed. Clients may overlap
+A partition is a function of its settings, the labels (or sites) and the run's seed. Clients may overlap
 (dirichlet, file) and need not cover the data set; none is ever empty.
 """
 
@@ -122,7 +122,7 @@ def _dirichlet(
     samples = settings.samples or len(labels) // clients
     if not samples:
         raise InputError(
-            f"dirichlet gives each client training samples / clients samples, got {len(labels)} / "
+            f"dirichlet gives each client (training samples / clients) samples, got {len(labels)} / "
             f"{clients} < 1: set partition.samples or lower clients"
         )
     order = np.argsort(labels, kind="stable")

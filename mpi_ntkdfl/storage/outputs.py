@@ -46,6 +46,11 @@ class Outputs:
         return self._beside(_CHECKPOINTS[1])
 
     @property
+    def trace(self) -> Path:
+        """The timeline, with `output.trace`: `RUN.trace.json`."""
+        return self._beside(".trace.json")
+
+    @property
     def lock(self) -> Path:
         """Held while a run writes; tells who does. The name cannot be that of a user's file."""
         return self.record.parent / f".{self._name}.mpi_ntkdfl-lock"

@@ -45,8 +45,21 @@ class Start:
     edges: np.ndarray
     choices: Mapping[str, str]
 
-    def warn_of_other_choices(self, choices: Mapping[str, str]) -> None:
-        """Warns if this start takes other ways of computing than the last one."""
+    def compare_choices(self, choices: Mapping[str, str]) -> None:
+        """Warns if this start takes other ways of computing than the last one.
+
+        Raises:
+            InputError: if outputs would be evolved by another version.
+        """
+        # Records without the choice are of versions that had tensors only.
+        before = self.choices.get("evolution", "tensor").partition(":")[0]
+        now = choices.get("evolution", before)
+        if now.partition(":")[0] != before:
+            raise InputError(
+                f"cannot go on: outputs were evolved by the {before} version, and this start would take "
+                f"another one ({now}); give --set compute.evolution={before}, or --overwrite to start "
+                "again"
+            )
         for name, old in self.choices.items():
             new = choices.get(name, old)
             if old.partition(":")[0] != new.partition(":")[0]:

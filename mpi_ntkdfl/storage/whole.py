@@ -32,7 +32,7 @@ def temporary(path: Path) -> Path:
 
 
 def remove(outputs: Outputs) -> None:
-    """Removes record and checkpoints.
+    """Removes record, checkpoints and timeline.
 
     The oldest first: what a kill leaves of it is still a run that can go on, or start again.
 
@@ -42,6 +42,8 @@ def remove(outputs: Outputs) -> None:
     for file in reversed(outputs.files):
         lock.require_own(file)
         file.unlink(missing_ok=True)
+    if outputs.trace.is_file() and outputs.trace.read_bytes()[:1] == b"[":
+        outputs.trace.unlink()  # a timeline; another file of that name is not a run's
 
 
 def remove_leftovers(outputs: Outputs) -> None:
