@@ -369,6 +369,15 @@ def test_small_and_large_numbers_keep_the_bound(
 
 
 @each_implementation
+def test_a_kernel_that_moves_nothing_measurable(implementation: Implementation) -> None:
+    """f changes by less than its rounding, so the size of the update shows in F z only."""
+    kernel, initial, targets = (array.float() for array in make_problem(9, 3))
+    result = evolve(kernel * 1e-14, initial, targets, 0.01, (20,), implementation=implementation)
+    expected = 20 * (torch.softmax(initial, 1) - targets)
+    torch.testing.assert_close(result.residual_sums[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@each_implementation
 def test_an_evolution_without_end_is_given_up(
     implementation: Implementation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
