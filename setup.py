@@ -76,6 +76,7 @@ setup(
         "mpi_ntkdfl": [
             "presets/*.yaml",
             "studies/definitions/*.yaml",
+            "studies/templates/*.html",
             "jobs/*.sbatch",
             "jobs/launch.sh",
             "py.typed",
@@ -84,6 +85,7 @@ setup(
     install_requires=[
         "click>=8.1",
         "h5py>=3.11",
+        "Jinja2>=3.1",
         "matplotlib>=3.9",
         "mpi4py>=4.1",
         "networkx>=3.3",

@@ -20,19 +20,19 @@ import reference
 import timing
 import torch
 
-from mpi_ntkdfl.data.sources import IMAGE_SETS
+from mpi_ntkdfl.data.fashion_mnist import FASHION_MNIST
 from mpi_ntkdfl.evaluate import score
 from mpi_ntkdfl.model.byte_products import measured
 from mpi_ntkdfl.model.levels import Inputs, Levels
 from mpi_ntkdfl.model.losses import one_hot
 from mpi_ntkdfl.model.mlp import MLP
+from mpi_ntkdfl.model.mlp.jacobian import FactoredJacobian
 from mpi_ntkdfl.ntk.evolve import Evolution, choose, evolve
-from mpi_ntkdfl.ntk.jacobian import FactoredJacobian
 from mpi_ntkdfl.ntk.kernel import trace_kernel
 from mpi_ntkdfl.ntk.update import best, candidate_weights, network_losses
 
 FEATURES, CLASSES, TEST = 784, 10, 10_000
-LOOKS = IMAGE_SETS["fashion-mnist"]
+LOOKS = FASHION_MNIST
 TAUS = {"tau 100": (100,), "five taus": (100, 200, 400, 600, 800)}
 
 

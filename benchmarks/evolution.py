@@ -3,9 +3,9 @@
     python benchmarks/evolution.py [--pairs N] [--saved FILE ...]
 
 The problems are neighbourhoods of images as in `client_round.py`, at freshly drawn weights, where the
-evolution is stiffest, or those in FILE: a list of (kernel, outputs, targets, lr) saved by torch. Times are
-medians over pairs in one run, in float32. The error of the update is the largest over taus, against an
-evolution in float64 at a tolerance of 1e-9.
+evolution is stiffest, or those in FILE: a list of (kernel, outputs, targets, lr) saved by torch. Times
+are medians over pairs in one run, in float32. The error of the update is the largest over taus,
+against an evolution in float64 at a tolerance of 1e-9.
 """
 
 from __future__ import annotations

@@ -32,11 +32,12 @@ from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.algorithms.work import Work
 from mpi_ntkdfl.assembly import assemble, prepare
 from mpi_ntkdfl.comm.world import SoloWorld
-from mpi_ntkdfl.config import Config, parse, read_overrides, read_source
-from mpi_ntkdfl.data.sources import FILES
+from mpi_ntkdfl.config import Config, parse
+from mpi_ntkdfl.data.image_sets import FILES
 from mpi_ntkdfl.evaluate import Evaluator
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.planning.costs import round_work
+from mpi_ntkdfl.presets import read_overrides, read_source
 from mpi_ntkdfl.runtime import device
 from mpi_ntkdfl.runtime.clock import PHASES, Clock
 from mpi_ntkdfl.runtime.launching import launcher_words
@@ -287,8 +288,7 @@ def report(asked: Asked) -> Iterator[list[str]]:
 def configured(asked: Asked, sets: list[str], count: int) -> Config:
     """The preset on the device, with `count` rounds."""
     over = read_overrides((*sets, f"compute.device={asked.device}", f"rounds={count}"))
-    methods = {name: method.Settings for name, method in METHODS.items()}
-    return parse([*read_source(asked.source), over], methods)
+    return parse([*read_source(asked.source), over])
 
 
 def main() -> None:

@@ -12,13 +12,13 @@ import time
 import numpy as np
 import torch
 
-from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.algorithms.dfedavg import DfedavgSettings
 from mpi_ntkdfl.algorithms.local_training import LocalTraining
 from mpi_ntkdfl.assembly import assemble, prepare
 from mpi_ntkdfl.comm.world import SoloWorld
-from mpi_ntkdfl.config import parse, read_source
+from mpi_ntkdfl.config import parse
 from mpi_ntkdfl.federation.clients import Federation
+from mpi_ntkdfl.presets import read_source
 from mpi_ntkdfl.runtime import seeds
 
 EVERY = 10
@@ -27,9 +27,8 @@ SETTINGS = DfedavgSettings()
 
 def federation() -> tuple[Federation, torch.Tensor]:
     """The paper's clients, and their starting weights `[client, param]`."""
-    methods = {name: method.Settings for name, method in METHODS.items()}
     layers = [*read_source("paper-fashion-mnist-dfedavg"), {"compute": {"device": "cpu"}}]
-    config = parse(layers, methods)
+    config = parse(layers)
     made = assemble(config, SoloWorld(), prepare(config, 1))
     return made.federation, made.weights
 

@@ -4,7 +4,8 @@
 #
 # Variables, from the environment of sbatch or set in the script:
 #   PYTHON        the Python with mpi_ntkdfl; default .venv/bin/python in the submit folder, else the PATH's
-#   LAUNCHER      how ranks start, without their number: "srun --mpi=pmix", "mpiexec"; default: found
+#   LAUNCHER      how ranks start, without their number and places: "srun --mpi=pmix", "mpiexec"; default:
+#                 the first one that works
 #   RUNS          folder for records; must be shared by the nodes and outlive the job;
 #                 default: mpi_ntkdfl in $SCRATCH, or in the submit folder
 #   MAX_RESTARTS  how often a job may requeue itself; default 50
@@ -13,7 +14,18 @@
 UNFINISHED=75 # exit code of a run that stopped early with a checkpoint
 MAX_RESTARTS=${MAX_RESTARTS:-50}
 RESTARTS=${SLURM_RESTART_COUNT:-0}
-RANKS=${SLURM_NTASKS:-$((SLURM_JOB_NUM_NODES * ${SLURM_NTASKS_PER_NODE:-1}))}
+
+# Nodes x tasks per node is what runs. Where --ntasks says something else too, Slurm takes it in silence.
+NODES=$SLURM_JOB_NUM_NODES
+RANKS=${SLURM_NTASKS:-$((NODES * ${SLURM_NTASKS_PER_NODE:-1}))}
+PER_NODE=${SLURM_NTASKS_PER_NODE:-$(((RANKS + NODES - 1) / NODES))}
+if [ "$NODES" = 1 ] && [ "$RANKS" -lt "$PER_NODE" ]; then
+  PER_NODE=$RANKS # such as --ntasks=2 for a script that asks for 4 tasks per node
+elif [ -n "${SLURM_NTASKS_PER_NODE:-}" ] && [ "$RANKS" != $((NODES * PER_NODE)) ]; then
+  echo "launch.sh: $NODES nodes x $PER_NODE tasks per node are $((NODES * PER_NODE)) ranks, but" \
+    "--ntasks=$RANKS; give --nodes and --ntasks-per-node only" >&2
+  exit 2
+fi
 
 # The same for every start of a job, so that a requeued one finds its files.
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
@@ -39,13 +51,16 @@ fi
 
 # Prints how to start ranks of the MPI that Python loads: srun where two processes started by it see each
 # other (that srun lists a kind does not tell whether it works), else the mpiexec beside Python or on the PATH.
+# The two processes are on two nodes if the job has several, so that a node with one task is enough.
 find_launcher() {
-  local offered kind mpiexec count=$((RANKS > 1 ? 2 : 1))
+  local offered kind mpiexec count=$((RANKS > 1 ? 2 : 1)) nodes=$((NODES > 1 && RANKS > 1 ? 2 : 1))
   local probe="from mpi4py import MPI; raise SystemExit(MPI.COMM_WORLD.size != $count)"
+  local shape="--nodes=$nodes --ntasks=$count --ntasks-per-node=$((count / nodes))"
   offered=$(srun --mpi=list 2>&1) || offered=
   for kind in pmi2 pmix cray_shasta; do
+    # shellcheck disable=SC2086 # several words
     if grep -qw "$kind" <<<"$offered" &&
-      timeout 60 srun --mpi="$kind" --nodes=1 -n "$count" "$PYTHON" -c "$probe" >/dev/null 2>&1; then
+      timeout 60 srun --mpi="$kind" $shape "$PYTHON" -c "$probe" >/dev/null 2>&1; then
       # Ranks that outlive another one by a minute wait for it in vain.
       echo "srun --mpi=$kind --cpu-bind=cores --wait=60"
       return
@@ -56,14 +71,33 @@ find_launcher() {
     echo "launch.sh: srun and this MPI do not fit together, and there is no mpiexec; set LAUNCHER" >&2
     return 2
   }
+  echo "launch.sh: $count processes by srun on $nodes nodes do not see each other with any of its --mpi kinds;" \
+    "using $mpiexec, which does not end ranks that wait in vain" >&2
   echo "$mpiexec"
 }
 LAUNCHER=${LAUNCHER:-$(find_launcher)}
 
+# placed NODES: prints LAUNCHER such that it puts PER_NODE ranks on each of NODES nodes, one node after the
+# other. srun has to be told: it ignores the job's tasks per node where the job has whole nodes.
+placed() {
+  case $LAUNCHER in
+    *srun*) echo "$LAUNCHER --nodes=$1 --ntasks-per-node=$PER_NODE --distribution=block:block" ;;
+    *mpiexec* | *mpirun*)
+      # shellcheck disable=SC2086 # several words
+      if $LAUNCHER --version 2>/dev/null | grep -qiE "open.?mpi|open-mpi"; then
+        echo "$LAUNCHER --map-by ppr:$PER_NODE:node"
+      else
+        echo "$LAUNCHER -ppn $PER_NODE"
+      fi
+      ;;
+    *) echo "$LAUNCHER" ;;
+  esac
+}
+
 # mpi_ntkdfl WORDS: runs the program on all ranks.
 mpi_ntkdfl() {
   local launcher
-  read -ra launcher <<<"$LAUNCHER"
+  read -ra launcher <<<"$(placed "$NODES")"
   supervise "${launcher[@]}" -n "$RANKS" "$PYTHON" -m mpi_ntkdfl "$@"
 }
 
@@ -75,7 +109,7 @@ driver() {
 # supervise COMMAND: on exit code 75 the job requeues itself, any other one is returned.
 supervise() {
   local child code=0 told="" cancelled=""
-  echo "job $JOB, start $((RESTARTS + 1)): $RANKS ranks on $SLURM_JOB_NUM_NODES nodes by $LAUNCHER"
+  echo "job $JOB, start $((RESTARTS + 1)): $RANKS ranks on $NODES nodes by $LAUNCHER"
   "$@" &
   child=$!
   # --signal=B: tells this shell alone; srun and mpiexec pass it on to the ranks. SIGTERM (scancel)
@@ -117,12 +151,4 @@ powers_of_two() {
     list+=,$count
   done
   echo "$list"
-}
-
-# Prints LAUNCHER such that fewer ranks than the job has fill one node after the other.
-packed() {
-  case $LAUNCHER in
-    srun*) echo "$LAUNCHER --distribution=block:block,Pack" ;;
-    *) echo "$LAUNCHER" ;;
-  esac
 }

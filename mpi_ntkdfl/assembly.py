@@ -16,10 +16,12 @@ from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.data import partition, sources
+from mpi_ntkdfl.data.dataset import Dataset, Scaling
 from mpi_ntkdfl.federation.clients import Federation, Samples
-from mpi_ntkdfl.model import byte_products, mlp
+from mpi_ntkdfl.model import byte_products
 from mpi_ntkdfl.model.levels import LEAST_FEATURES, Inputs, Levels
 from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.model.networks import build
 from mpi_ntkdfl.model.params import Layout
 from mpi_ntkdfl.ntk.evolve import Implementation, choose
 from mpi_ntkdfl.planning.costs import NOMINAL, Machine, balanced, measure, round_seconds
@@ -28,6 +30,7 @@ from mpi_ntkdfl.planning.plan import Plan, make_plan
 from mpi_ntkdfl.runtime import device, seeds
 from mpi_ntkdfl.runtime.clock import Clock
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.paths import user_path
 from mpi_ntkdfl.topology.placement import Placement
 from mpi_ntkdfl.topology.schedule import Schedule
 
@@ -45,7 +48,7 @@ class Problem:
         plan: the first round in numbers.
     """
 
-    dataset: sources.Dataset
+    dataset: Dataset
     partition: partition.Partition
     schedule: Schedule
     start: np.ndarray | None
@@ -83,13 +86,20 @@ def prepare(config: Config, ranks: int) -> Problem:
     equal = Placement(config.clients, ranks)  # refuses more ranks than clients before reading
     dataset = sources.load(config.dataset)
     shares = partition.make(
-        config.partition, dataset.train_labels, config.clients, config.seed, dataset.writers
+        config.partition, dataset.train_labels, config.clients, config.seed, dataset.sites
     )
     schedule = Schedule(config.topology, config.clients, config.seed)
-    network = mlp.build(config.model, dataset.train_inputs.shape[1], dataset.classes)
+    network = build(config.model, dataset.shape, dataset.classes)
     start = None
     if config.model.weights is not None:
-        start = read_weights(Path(config.model.weights), network.layout).double().numpy()
+        path = user_path(config.model.weights, "model.weights")
+        given = read_weights(path, network.layout)
+        if not torch.isfinite(given.to(getattr(torch, config.compute.dtype))).all():
+            raise InputError(
+                f"model.weights: {path} holds numbers beyond the range of {config.compute.dtype}; "
+                "use compute.dtype=float64"
+            )
+        start = given.numpy()
     first = FirstRound(
         config=config,
         method=METHODS[config.algorithm.name],
@@ -111,12 +121,40 @@ def read_weights(path: Path, layout: Layout) -> torch.Tensor:
     """
     try:
         state = torch.load(path, map_location=device.HOST, weights_only=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"model.weights: {path} cannot be read: {reason}") from error
     except Exception as error:  # a damaged file can raise nearly anything from the unpickler
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(f"model.weights: {path} is no readable state_dict: {reason}") from error
+        # What torch says advises to load the file without its checks.
+        raise InputError(
+            f"model.weights: {path} is no readable state_dict: it is damaged, or holds more than "
+            "tensors; write it by torch.save(network.state_dict(), ...)"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise InputError(f"model.weights: {path} must hold a mapping of names to tensors")
-    return layout.flatten(state)
+    return layout.flatten({name: _plain(name, tensor, path) for name, tensor in state.items()})
+
+
+_REALS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _plain(name: object, tensor: torch.Tensor, path: Path) -> torch.Tensor:
+    """A tensor of a state_dict as real numbers in memory, without its history.
+
+    Raises:
+        InputError: if it is none, or holds numbers that are no real ones.
+    """
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        kind = (
+            "quantised" if tensor.is_quantized else "empty (meta)" if tensor.is_meta else "sparse"
+        )
+        raise InputError(f"model.weights: {path}: {name} is {kind}; save it as a dense tensor")
+    if tensor.dtype not in _REALS:
+        got = str(tensor.dtype).removeprefix("torch.")
+        raise InputError(
+            f"model.weights: {path}: {name} must hold float16, bfloat16, float32 or float64, got {got}"
+        )
+    return tensor.detach().double()
 
 
 @dataclass(frozen=True)
@@ -127,7 +165,7 @@ class Assembly:
         federation: the clients and how they compute.
         schedule: the graphs.
         weights: starting weights of this rank's clients, `[owned, param]`.
-        test_inputs: of the test set, `[sample, feature]`.
+        test_inputs: of the test set, `[sample, *shape]`.
         test_labels: of the test set, `[sample]`.
         shares: offsets and indices of the partition, on rank 0.
     """
@@ -157,7 +195,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
     way = agreed_staging(world, chosen, config.compute.gpu_aware_mpi)
     dtype = getattr(torch, config.compute.dtype)
 
-    def told() -> tuple[Network, Schedule, sources.Scaling, np.ndarray, Placement]:
+    def told() -> tuple[Network, Schedule, Scaling, np.ndarray, Placement]:
         assert problem is not None
         p = problem
         return p.network, p.schedule, p.dataset.scaling, p.partition.sizes, p.placement
@@ -165,13 +203,14 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
     network, schedule, scaling, sizes, placement = world.on_root(told)
 
     def plain(stored: np.ndarray) -> torch.Tensor:
-        return torch.tensor(scaling.apply(stored, config.compute.dtype)).to(chosen)
+        scaled = torch.tensor(scaling.apply(stored, config.compute.dtype))
+        return scaled.view(-1, *network.shape).to(chosen)
 
     def ship(array: np.ndarray) -> torch.Tensor:
         return torch.tensor(array).to(chosen)
 
     stored, labels = _own_samples(world, placement, problem)
-    levels, by_bytes = _levels(config, world, scaling, stored, chosen)
+    levels, by_bytes = _levels(config, world, network, scaling, stored, chosen)
     choices = {"byte products": by_bytes}
     evolution: Implementation = "tensor"
     if evolves(config.algorithm):
@@ -216,13 +255,20 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
 
 
 def _levels(
-    config: Config, world: World, scaling: sources.Scaling, stored: np.ndarray, chosen: torch.device
+    config: Config,
+    world: World,
+    network: Network,
+    scaling: Scaling,
+    stored: np.ndarray,
+    chosen: torch.device,
 ) -> tuple[Levels | None, str]:
     """The levels of inputs that are bytes, if all ranks multiply bytes; and the reason.
 
     All ranks take the same way, because clients of ranks that differ would differ in their last bits.
     """
     grid = scaling.grid() if stored.dtype == np.uint8 else None
+    if not network.on_levels:
+        return None, "off: the network does not multiply its inputs"
     if grid is None or stored.shape[1] < LEAST_FEATURES:
         return None, f"off: inputs are not bytes of at least {LEAST_FEATURES} features"
     if device.on_gpu(chosen) or config.compute.dtype != "float32":

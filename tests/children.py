@@ -28,7 +28,7 @@ from mpi_ntkdfl.analysis import live, tables  # noqa: F401
 from mpi_ntkdfl.cli import main as cli
 from mpi_ntkdfl.cli.options import read_config
 from mpi_ntkdfl.comm.world import SoloWorld
-from mpi_ntkdfl.storage import record
+from mpi_ntkdfl.runtime import identity
 from mpi_ntkdfl.storage.outputs import Outputs
 from tests.test_mpi import INVARIANT
 
@@ -197,8 +197,9 @@ def bits(path: Path) -> dict[str, object]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Names and contents of all files in a folder."""
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()}
+    """Names and contents of all files in a folder, without locks, in which a heartbeat counts."""
+    kept = [p for p in sorted(folder.iterdir()) if p.is_file() and p.suffix != ".mpi_ntkdfl-lock"]
+    return {p.name: p.read_bytes() for p in kept}
 
 
 def restore(folder: Path, contents: dict[str, bytes]) -> None:
@@ -232,7 +233,7 @@ def quick_starts() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assembly.sources, "load", load_once)
-        patch.setattr(record, "_commit", lambda: "unknown")
+        patch.setattr(identity, "commit", lambda: "unknown")
         # What is killed here are processes, not machines: nothing has to reach the disk.
         patch.setattr(os, "fsync", lambda descriptor: None)
         _warm_up()

@@ -16,9 +16,10 @@ import torch
 
 from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.world import SoloWorld
-from mpi_ntkdfl.data.sources import DEBIAN_FASHION
+from mpi_ntkdfl.data.fashion_mnist import FASHION_MNIST
 from mpi_ntkdfl.federation.clients import Federation, Samples
 from mpi_ntkdfl.model.mlp import MLP
+from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.ntk import compiled
 from mpi_ntkdfl.runtime.clock import Clock
 from mpi_ntkdfl.topology.placement import Placement
@@ -32,7 +33,7 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
 
 needs_fashion = pytest.mark.skipif(
-    not DEBIAN_FASHION.exists(),
+    not FASHION_MNIST.packaged.exists(),
     reason="needs Fashion-MNIST: Debian package dataset-fashion-mnist",
 )
 
@@ -75,24 +76,27 @@ for line in json.loads(sys.argv[1]):
 
 
 def make_federation(
-    widths: tuple[int, ...],
+    network: Network | tuple[int, ...],
     sizes: Sequence[int],
     dtype: torch.dtype = torch.float64,
     memory_limit: int | None = None,
 ) -> Federation:
-    """Clients with random data in one process; data differ by client, not by call."""
-    rng = np.random.default_rng(7)
+    """Clients with random data in one process; data differ by client, not by call.
+
+    `network` may be the widths of a multilayer perceptron.
+    """
+    rng, network = np.random.default_rng(7), MLP(network) if isinstance(network, tuple) else network
     samples = {
         client: Samples(
-            torch.from_numpy(rng.standard_normal((n, widths[0]))).to(dtype),
-            torch.from_numpy(rng.integers(widths[-1], size=n)),
+            torch.from_numpy(rng.standard_normal((n, *network.shape))).to(dtype),
+            torch.from_numpy(rng.integers(network.classes, size=n)),
         )
         for client, n in enumerate(sizes)
     }
     return Federation(
         world=SoloWorld(),
         placement=Placement(len(sizes), 1),
-        network=MLP(widths),
+        network=network,
         samples=samples,
         sizes=np.array(sizes),
         device=torch.device("cpu"),
@@ -101,6 +105,7 @@ def make_federation(
         seed=0,
         ledger=Ledger(),
         clock=Clock(),
+        evolution="tensor" if isinstance(compiled.find(dtype), str) else "compiled",
     )
 
 

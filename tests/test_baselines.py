@@ -35,7 +35,7 @@ AVERAGES = TRAFFIC_PHASES.index("averages")
 def start(name, sizes=SIZES, **settings):
     federation = make_federation(WIDTHS, sizes)
     method = METHODS[name]
-    made = method(method.Settings(**{**FAST, **settings}), federation)
+    made = method(method.Settings().model_copy(update={**FAST, **settings}), federation)
     return federation, made, random_weights(federation)
 
 

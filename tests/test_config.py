@@ -7,21 +7,20 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpi_ntkdfl import config
+from mpi_ntkdfl import config, presets
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.runtime.errors import InputError
-
-SETTINGS = {name: method.Settings for name, method in METHODS.items()}
+from mpi_ntkdfl.runtime.yaml_text import read_yaml, write_yaml
 
 
 def parsed(*layers):
-    return config.parse(layers, SETTINGS)
+    return config.parse(layers)
 
 
 def from_text(text, *overrides):
     """What a file and `--set` give, or the InputError they raise."""
-    raw = config.read_yaml(text, "file")
-    return parsed(raw or {}, config.read_overrides(overrides))
+    raw = read_yaml(text, "file")
+    return parsed(raw or {}, presets.read_overrides(overrides))
 
 
 def refused(text, *overrides):
@@ -90,7 +89,7 @@ def test_naming_the_same_kind_again_keeps_its_keys():
             "dataset: {name: mnist, root: /data}",
             "dataset.name=digits",
             "dataset",
-            config.DatasetSettings(name="digits"),
+            config.dataset_settings("digits"),
         ),
     ],
 )
@@ -127,13 +126,13 @@ def test_keys_of_the_former_kind_are_unknown_to_the_new_one():
         ("algorithm.taus=[]", "algorithm.taus: "),
         ("algorithm.taus=[5, 5]", "algorithm.taus: expected ascending"),
         ("algorithm.taus=[0, 5]", "algorithm.taus.0: "),
-        ("algorithm.name=sgd", "unknown method 'sgd'; there are: "),
+        ("algorithm.name=sgd", "unknown method 'sgd'; did you mean 'd-psgd'? there are: "),
         ("algorithm=[1]", "algorithm: unknown method"),
         ("model.hidden=[0]", "model.hidden.0: "),
         ("model.hidden=wide", "model.hidden: "),
-        ("dataset.name=imagenet", "dataset.name: Input should be 'digits'"),
+        ("dataset.name=imagenet", "dataset: unknown data set 'imagenet'; there are: "),
         ("dataset=digits", "dataset: "),
-        ("topology.kind=torus", "topology: Input tag 'torus'"),
+        ("topology.kind=torus", "topology.kind: unknown kind 'torus'; there are: complete"),
         ("topology={kind: erdos-renyi, p: 1.5}", "topology.p: "),
         ("topology={kind: file}", "topology.path: Field required"),
         ("partition={kind: file}", "partition.path: Field required"),
@@ -141,10 +140,43 @@ def test_keys_of_the_former_kind_are_unknown_to_the_new_one():
         ("evaluation.every=0", "evaluation.every: "),
         ("compute.device=gpu", "compute.device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
         ("compute.dtype=float16", "compute.dtype: "),
+        # Bounds.
+        ("algorithm.lr=1e308", "algorithm.lr: Input should be less than or equal to "),
+        ("algorithm.lr_decay=1e308", "algorithm.lr_decay: Input should be less than or equal to "),
+        ("compute.threads=2147483648", "threads: Input should be less than or equal to 4096"),
+        ("model.hidden=[100000000]", "model.hidden.0: Input should be less than or equal to "),
+        (f"model.hidden={[3] * 3000}", "model.hidden: Tuple should have at most 100 items"),
+        ("clients=10000000", "clients: Input should be less than or equal to 1000000"),
+        ("algorithm.taus=[9223372036854775807]", "algorithm.taus.0: Input should be less than or"),
+        (f"algorithm.taus={[*range(1, 20000)]}", "algorithm.taus: Tuple should have at most 1000"),
+        ("algorithm={name: dfedavg, lr_factor: 1e9}", "lr_factor: Input should be less than or"),
+        (
+            "output.time_limit=1e12",
+            "output.time_limit: expected a positive number of seconds up to",
+        ),
+        # Lists and sizes that are none.
+        ("model.hidden=100", "model.hidden: expected a list such as [100], got 100"),
+        ("algorithm.taus=800", "algorithm.taus: expected a list such as [100, 200], got 800"),
+        ("compute.memory_limit=1e9", "compute.memory_limit: expected a positive whole number of"),
+        # Misspelt.
+        ("raunds=3", "raunds: unknown key, got 3; did you mean 'rounds'?"),
+        ("topology.degre=3", "topology.degre: unknown key, got 3; did you mean 'degree'?"),
+        ("algorithm.tau=3", "algorithm.tau: unknown key, got 3; did you mean 'taus'?"),
+        ("dataset.rot=x", "dataset.rot: unknown key, got 'x'; did you mean 'root'?"),
+        ("compute.thread=2", "compute.thread: unknown key, got 2; did you mean 'threads'?"),
+        ("topology.kind=rings", "unknown kind 'rings'; did you mean 'ring'? there are: "),
+        ("dataset.name=fashionmnist", "did you mean 'fashion-mnist'? there are: "),
+        ("dataset.name=[digits]", "dataset: unknown data set ['digits']"),
+        ("algorithm.name=ntkdfl", "unknown method 'ntkdfl'; did you mean 'ntk-dfl'?"),
     ],
 )
 def test_wrong_settings(override, message):
     assert message in refused("", override)
+
+
+def test_a_list_of_wrong_entries_is_not_called_too_short():
+    message = refused("", "algorithm.taus=['20']")
+    assert message == "configuration: algorithm.taus.0: Input should be a valid integer, got '20'"
 
 
 def test_every_wrong_setting_is_listed():
@@ -209,6 +241,34 @@ def test_numbers_in_scientific_notation(number):
 
 
 @pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        *(("010", 10), ("08", 8), ("-007", -7), ("1_000", 1000), ("0x1f", 31), ("0b11", 3)),
+        *(
+            ("010.5", 10.5),
+            (".5", 0.5),
+            ("1:30", "1:30"),
+            ("1:30:00", "1:30:00"),
+            ("1:30.5", "1:30.5"),
+        ),
+        *(("0o17", "0o17"), ("1.2.3", "1.2.3"), ("{on: 1, 3: 2}", {"on": 1, 3: 2}), ("yes", True)),
+    ],
+)
+def test_numbers_are_read_as_people_write_them(written, read):
+    assert read_yaml(written, "text") == read
+    assert type(read_yaml(written, "text")) is type(read)
+
+
+@pytest.mark.parametrize(
+    "text", ["010", "08", "1:30", "1e-3", "0x1f", "yes", "null", "1:30:00", ".5"]
+)
+def test_text_that_looks_like_a_number_stays_text_for_every_reader(text):
+    """Also for a reader of YAML 1.1, as other programs have."""
+    assert read_yaml(write_yaml({"a": text}), "text") == yaml.safe_load(write_yaml({"a": text}))
+    assert read_yaml(write_yaml({"a": text}), "text") == {"a": text}
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{rounds: 3, rounds: 3}", "key 'rounds' twice"),
@@ -240,35 +300,42 @@ def test_file_that_is_no_mapping(tmp_path, text):
     path = tmp_path / "run.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match="must hold a mapping of settings"):
-        config.read_source(str(path))
+        presets.read_source(str(path))
 
 
 def test_empty_file_is_all_defaults(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("# nothing\n")
-    assert parsed(*config.read_source(str(path))) == parsed()
+    assert parsed(*presets.read_source(str(path))) == parsed()
 
 
-@pytest.mark.parametrize("source", ["no-such-preset", ".", "", "a\0b", "x" * 5000])
+@pytest.mark.parametrize("source", ["no-such-preset", ".", "", "a\0b", "x" * 5000, "~nobody/a"])
 def test_source_that_is_none(source):
     with pytest.raises(
         InputError, match="neither a preset .*quickstart.* nor a readable YAML file"
     ):
-        config.read_source(source)
+        presets.read_source(source)
+
+
+def test_a_misspelt_preset_is_told_from_its_neighbours():
+    with pytest.raises(InputError, match="did you mean 'quickstart'"):
+        presets.read_source("quikstart")
+    with pytest.raises(InputError, match="unknown preset 'paper-mnst'; did you mean 'paper-mnist'"):
+        presets.text("paper-mnst")
 
 
 def test_presets_are_valid():
-    assert {"paper-fashion-mnist", "paper-mnist", "quickstart"} <= set(config.preset_names())
-    for name in config.preset_names():
-        parsed(*config.read_source(name))
-        assert config.preset_text(name).startswith("# "), "`presets` lists the first line"
+    assert {"paper-fashion-mnist", "paper-mnist", "quickstart"} <= set(presets.names())
+    for name in presets.names():
+        parsed(*presets.read_source(name))
+        assert presets.text(name).startswith("# "), "`presets` lists the first line"
 
 
 def test_every_method_has_a_preset_on_the_papers_data():
-    paper = parsed(*config.read_source("paper-fashion-mnist"))
+    paper = parsed(*presets.read_source("paper-fashion-mnist"))
     for name, method in METHODS.items():
         preset = "paper-fashion-mnist" + ("" if name == "ntk-dfl" else f"-{name}")
-        found = parsed(*config.read_source(preset))
+        found = parsed(*presets.read_source(preset))
         assert found == paper.model_copy(update={"algorithm": method.Settings()}), preset
 
 
@@ -276,8 +343,8 @@ def test_a_file_builds_on_a_preset(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("base: paper-mnist\nrounds: 3\nalgorithm: {lr: 0.02}\n")
     found, mnist = (
-        parsed(*config.read_source(str(path))),
-        parsed(*config.read_source("paper-mnist")),
+        parsed(*presets.read_source(str(path))),
+        parsed(*presets.read_source("paper-mnist")),
     )
     assert (found.rounds, found.algorithm.lr, found.partition) == (3, 0.02, mnist.partition)
 
@@ -287,19 +354,19 @@ def test_base_must_be_a_preset(tmp_path, base):
     path = tmp_path / "run.yaml"
     path.write_text(f"base: {base}\n")
     with pytest.raises(InputError, match="base must be a preset .*quickstart.*, got"):
-        config.read_source(str(path))
+        presets.read_source(str(path))
 
 
 def test_bases_in_a_circle(monkeypatch):
     texts = {"a": "base: b", "b": "base: c", "c": "base: b"}
-    monkeypatch.setattr(config, "preset_names", lambda: list(texts))
-    monkeypatch.setattr(config, "preset_text", texts.get)
+    monkeypatch.setattr(presets, "names", lambda: list(texts))
+    monkeypatch.setattr(presets, "text", texts.get)
     with pytest.raises(InputError, match="a: base leads in a circle: a -> b -> c -> b"):
-        config.read_source("a")
+        presets.read_source("a")
 
 
 def test_paper_preset_is_the_default():
-    assert parsed(*config.read_source("paper-fashion-mnist")) == parsed()
+    assert parsed(*presets.read_source("paper-fashion-mnist")) == parsed()
 
 
 # ------------------------------------------------------------------------------------- memory sizes
@@ -335,7 +402,7 @@ def test_no_memory_sizes(text):
 # ----------------------------------------------------------------------------------- there and back
 
 counts = st.integers(1, 1000)
-numbers = st.floats(1e-12, 1e12, allow_nan=False)
+numbers = st.floats(1e-12, 100, allow_nan=False)
 shares_of_one = st.floats(0.001, 1)
 texts = st.text(st.characters(exclude_categories=[]), max_size=12) | st.sampled_from(
     ["1e5", "1e-3", "3", "null", "yes", "*a", "a: b", "2001-01-01", "", "~", "0x1f", "\0", "\ud800"]
@@ -371,7 +438,7 @@ TOPOLOGIES = [
 CONFIGS = st.fixed_dictionaries(
     {
         # Even, and more than any degree above: every graph exists.
-        "clients": st.integers(1001, 10**6).map(lambda m: 2 * m),
+        "clients": st.integers(1001, 500_000).map(lambda m: 2 * m),
         "partition": st.one_of(PARTITIONS),
         "topology": st.one_of(TOPOLOGIES),
     },
@@ -474,7 +541,7 @@ def test_any_text_as_a_value(text):
 def test_any_bytes_as_a_file(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
     path.write_bytes(content)
-    config_or_input_error(lambda: parsed(*config.read_source(str(path))))
+    config_or_input_error(lambda: parsed(*presets.read_source(str(path))))
 
 
 @settings(max_examples=300)

@@ -11,7 +11,7 @@ import yaml
 from click.testing import CliRunner
 
 from mpi_ntkdfl.cli.main import cli
-from mpi_ntkdfl.config import DatasetSettings
+from mpi_ntkdfl.config import dataset_settings
 from mpi_ntkdfl.data import sources
 from mpi_ntkdfl.model.mlp import MLP
 from tests import oracle
@@ -34,7 +34,7 @@ def problem(tmp_path_factory):
     np.savez(folder / "partition.npz", offsets=offsets, indices=indices)
     start = torch.from_numpy(MLP(WIDTHS).initial(rng)).float()
     torch.save(MLP(WIDTHS).layout.unflatten(start), folder / "start.pt")
-    dataset = sources.load(DatasetSettings())
+    dataset = sources.load(dataset_settings("fashion-mnist"))
     x = torch.from_numpy((dataset.train_inputs[indices] / 255.0 - 0.2860) / 0.3530)
     y = torch.from_numpy(dataset.train_labels[indices])
     data = tuple(zip(x.split(SIZES), y.split(SIZES), strict=True))
@@ -114,7 +114,7 @@ def test_average_is_what_the_record_measured(simulate, problem, tmp_path):
     assert simulate(2, "run", config, "-o", record, "-q").returncode == 0
     export(record, state, "--average")
     params = MLP(WIDTHS).layout.flatten(torch.load(state, weights_only=True)).double()
-    dataset = sources.load(DatasetSettings())
+    dataset = sources.load(dataset_settings("fashion-mnist"))
     x = torch.from_numpy((dataset.test_inputs / 255.0 - 0.2860) / 0.3530)
     labels = torch.from_numpy(dataset.test_labels)
     outputs = oracle.network(params, x, WIDTHS)

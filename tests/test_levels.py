@@ -4,16 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from mpi_ntkdfl.data.sources import IMAGE_SETS, Scaling, _standardise
+from mpi_ntkdfl.data.dataset import Scaling, standardise
+from mpi_ntkdfl.data.fashion_mnist import FASHION_MNIST
+from mpi_ntkdfl.data.mnist import MNIST
 from mpi_ntkdfl.evaluate import scores
 from mpi_ntkdfl.model.levels import FixedPoint, Levels, multiplies_bytes
 from mpi_ntkdfl.model.mlp import MLP
-from mpi_ntkdfl.ntk.jacobian import FactoredJacobian
+from mpi_ntkdfl.model.mlp.jacobian import FactoredJacobian
 
 able = pytest.mark.skipif(
     not multiplies_bytes(), reason="torch has no exact products of bytes on this CPU"
 )
-SCALINGS = {name: known.scaling for name, known in IMAGE_SETS.items()}
+SCALINGS = {image_set.name: image_set.scaling for image_set in (MNIST, FASHION_MNIST)}
 MNIST = SCALINGS["mnist"]
 
 
@@ -50,7 +52,7 @@ def test_every_byte_is_found_again(name):
 
 def test_features_scaled_apart_have_no_levels():
     rng = np.random.default_rng(0)
-    features = _standardise(rng.standard_normal((9, 3)), 1.0, per_feature=True)
+    features = standardise(rng.standard_normal((9, 3)), 1.0, per_feature=True)
     assert features.grid() is None
 
 

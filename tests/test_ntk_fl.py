@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.algorithms.ntk_fl import NtkFl, NtkFlSettings
 from mpi_ntkdfl.assembly import prepare
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
-from mpi_ntkdfl.config import parse, read_overrides, read_source
+from mpi_ntkdfl.config import parse
 from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.presets import read_overrides, read_source
 from mpi_ntkdfl.runtime.errors import InputError, SimulationError
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.schedule import participants
@@ -24,7 +24,7 @@ def one_round(number=0, edges=((0, 1),), **settings):
     federation = make_federation(WIDTHS, SIZES)
     weights = random_weights(federation)[:1].repeat(4, 1)
     chosen = {"taus": (5, 40), "lr": 0.05, "tolerance": 1e-9, "clients_per_round": 3} | settings
-    method = NtkFl(NtkFlSettings(**chosen), federation)
+    method = NtkFl(NtkFlSettings().model_copy(update=chosen), federation)
     with Exchange(federation, Graph.from_pairs(4, edges)) as exchange:
         return federation, weights[0], method.settings, method.round(weights, number, exchange)
 
@@ -94,6 +94,6 @@ def test_divergence_names_the_round():
 )
 def test_what_cannot_be_is_refused_before_the_run(override, message):
     layers = [*read_source("quickstart"), read_overrides(["algorithm.name=ntk-fl", override])]
-    config = parse(layers, {name: method.Settings for name, method in METHODS.items()})
+    config = parse(layers)
     with pytest.raises(InputError, match=message):
         prepare(config, 1)

@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import re
 import subprocess
 import sys
 import time
@@ -12,13 +13,13 @@ import numpy as np
 import pytest
 import yaml
 
-from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.analysis import scaling, scaling_model, scaling_plot, scaling_run, scaling_text
 from mpi_ntkdfl.analysis.scaling_model import Network
 from mpi_ntkdfl.assembly import prepare
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
-from mpi_ntkdfl.config import parse, read_source
+from mpi_ntkdfl.config import parse
 from mpi_ntkdfl.planning import costs
+from mpi_ntkdfl.presets import read_source
 from mpi_ntkdfl.runtime.clock import PHASES
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.launching import launcher_words
@@ -27,12 +28,10 @@ from tests.conftest import environment, find_mpirun, needs_fashion
 from tests.test_cli import answer, complaint
 from tests.test_record import attributes
 
-SETTINGS = {name: method.Settings for name, method in METHODS.items()}
-
 
 def parsed(changes):
     layers = [*read_source("quickstart"), changes]
-    return parse(layers, SETTINGS)
+    return parse(layers)
 
 
 SOME_NETWORK = Network(alpha=0.5, beta=100.0)
@@ -110,7 +109,7 @@ def test_a_weak_study_keeps_clients_a_rank(tmp_path):
     ]
     (study,) = scaling.studies(map(scaling.read, paths))
     assert study.kind == "weak"
-    assert study.label == "weak: ntk-dfl, digits, 4 clients a rank"
+    assert study.label == "weak: ntk-dfl, digits, 4 clients per rank"
     assert study.speed_up(study.points[1]) == pytest.approx(2 * 2 / 2.5)
     assert study.efficiency(study.points[1]) == pytest.approx(2 / 2.5)
     assert study.amdahl() is None
@@ -178,7 +177,30 @@ def test_report_writes_text_csv_and_a_figure_with_the_numbers(strong, tmp_path):
     left, right = drawn.axes
     assert left.lines[0].get_xdata().tolist() == [1, 2, 4]
     assert left.lines[0].get_ydata().tolist() == pytest.approx([1, 8 / 5.5, 8 / 3])
-    assert right.lines[0].get_ydata().tolist() == pytest.approx([1, 0.8 * 5 / 5.5, 2 / 3])
+    # The figure shows the numbers of the table, each under its own name.
+    efficiency = [float(row["efficiency"]) for row in rows]
+    assert efficiency == pytest.approx([1, 4 / 5.5, 2 / 3])
+    assert right.lines[0].get_ydata().tolist() == efficiency
+    assert right.lines[1].get_ydata().tolist() == [float(row["load_balance"]) for row in rows]
+    assert right.lines[1].get_linestyle() == ":"
+    assert left.lines[0].get_ydata().tolist() == [float(row["speed_up"]) for row in rows]
+    assert right.get_ylabel() == "efficiency"
+    (told,) = drawn.legends
+    named = [text.get_text() for text in told.get_texts()]
+    assert named == [
+        "strong: ntk-dfl, digits, 4 clients",
+        "ideal speed-up",
+        "load balance (dotted)",
+    ]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_seconds_that_are_none_are_reported_as_such(strong, tmp_path, value):
+    with h5py.File(strong[1], "r+") as file:
+        file["time/seconds"][:, 1] = value
+    said = answer("scaling", "report", *strong, "-o", tmp_path / "f.svg")
+    assert re.search(rf"\n +2 .* {value} ", said)
+    assert "serial fraction nan" in said
 
 
 # -------------------------------------------------------------------------------------- the model
@@ -194,7 +216,8 @@ def test_the_models_arithmetic_by_hand(strong):
     assert found.sent == sent
     assert found.seconds["evolve"] == pytest.approx(4)
     assert found.seconds["exchange"] == pytest.approx(3 * 0.5 + sent / 100)
-    assert found.wall == pytest.approx(4 + 1.5 + 24)
+    assert found.seconds["agree"] == pytest.approx(0.5)  # two ranks agree in one step
+    assert found.wall == pytest.approx(4 + 1.5 + 24 + 0.5)
     assert (found.neighbours, found.imbalance) == (1, 1)
 
 
@@ -211,7 +234,7 @@ def test_the_model_gives_back_what_it_was_made_from(strong):
     known = scaling_model.model([scaling.read(strong[0])])
     assert scaling_model.predict(known, 1, 4, SOME_NETWORK).wall == pytest.approx(8)
     point = scaling.read(strong[1])
-    assert scaling_text.predicted_on(known, point, SOME_NETWORK) == pytest.approx(29.5)
+    assert scaling_text.predicted_on(known, point, SOME_NETWORK) == pytest.approx(30)
 
 
 def regular(path):
@@ -248,7 +271,7 @@ def test_predict_keeps_measured_and_predicted_apart(strong):
     said = answer("scaling", "predict", strong[0], "--ranks", 2, "--network", "0.5,100")
     measured, predicted = said.split("PREDICTED, not measured")
     assert "2000.000" in measured
-    assert "29.5000 s" in predicted
+    assert "30.0000 s" in predicted
 
 
 def test_methods_with_a_server_are_refused(tmp_path):
@@ -278,7 +301,7 @@ def test_methods_with_a_server_are_refused(tmp_path):
 )
 def test_what_check_predicts(preset, costs_sum, seconds, traffic, memory, offsets):
     """Numbers of an earlier version: ranks share clients out by them, so they change on purpose only."""
-    problem = prepare(parse(read_source(preset), SETTINGS), 3)
+    problem = prepare(parse(read_source(preset)), 3)
     assert costs.placement_costs(costs.round_work(problem.first)).sum() == costs_sum
     assert problem.placement.offsets.tolist() == offsets
     found = problem.round_seconds(costs.NOMINAL, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import sys
@@ -18,8 +19,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpi_ntkdfl.config import DatasetSettings
-from mpi_ntkdfl.data import femnist, idx, sources
+from mpi_ntkdfl.config import DatasetSettings, dataset_settings
+from mpi_ntkdfl.data import femnist, idx, image_sets, sources
+from mpi_ntkdfl.data.dataset import Scaling, standardise
+from mpi_ntkdfl.data.fashion_mnist import FASHION_MNIST
+from mpi_ntkdfl.data.image_sets import FILES, Hashes, ImageSet
 from mpi_ntkdfl.runtime.errors import InputError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 28, 28)).astype(np.uint8)
@@ -27,9 +31,7 @@ LABELS = (np.arange(12) % 10).astype(np.uint8)
 
 
 def dataset(name: str, root: Path | str | None = None) -> DatasetSettings:
-    return DatasetSettings.model_validate(
-        {"name": name, "root": None if root is None else str(root)}
-    )
+    return dataset_settings(name, root=None if root is None else str(root))
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -47,7 +49,7 @@ def write_set(folder: Path, suffix: str = ".gz", **parts: np.ndarray) -> Path:
     }
     for part, array in (usual | parts).items():
         content = idx_bytes(array)
-        path = folder / f"{sources.FILES[part]}{suffix}"
+        path = folder / f"{FILES[part]}{suffix}"
         path.write_bytes(gzip.compress(content) if suffix else content)
     return folder
 
@@ -56,7 +58,8 @@ def write_set(folder: Path, suffix: str = ".gz", **parts: np.ndarray) -> Path:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder instead of the user's, and no Debian package."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setattr(sources, "DEBIAN_FASHION", tmp_path / "debian")
+    without = dataclasses.replace(FASHION_MNIST, packaged=tmp_path / "debian")
+    monkeypatch.setitem(sources.DATASETS._entries, "fashion-mnist", without)
     return tmp_path / "xdg" / "mpi_ntkdfl"
 
 
@@ -166,7 +169,7 @@ def test_damaged_idx_is_refused_or_valid(
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_image_set(tmp_path: Path, name: str, suffix: str) -> None:
     got = sources.load(dataset(name, write_set(tmp_path, suffix)))
-    assert (got.name, got.classes, got.writers) == (name, 10, None)
+    assert (got.name, got.classes, got.sites, got.shape) == (name, 10, None, (1, 28, 28))
     assert np.array_equal(got.train_inputs, IMAGES.reshape(12, 784))
     assert np.array_equal(got.test_inputs, IMAGES[::-1].reshape(12, 784))
     assert got.train_inputs.dtype == got.test_inputs.dtype == np.uint8
@@ -179,7 +182,7 @@ def test_image_set(tmp_path: Path, name: str, suffix: str) -> None:
 def test_root_is_searched_as_torchvision_lays_it_out(tmp_path: Path, inside: str) -> None:
     folder = write_set(tmp_path / inside)
     paths = sources.locate(dataset("fashion-mnist", tmp_path))
-    assert paths.keys() == sources.FILES.keys()
+    assert paths.keys() == FILES.keys()
     assert {path.parent for path in paths.values()} == {folder}
 
 
@@ -193,7 +196,7 @@ def test_the_other_sets_torchvision_folder_is_not_taken(tmp_path: Path) -> None:
 def test_cache_comes_before_the_debian_package_and_root_excludes_both(
     tmp_path: Path, cache: Path
 ) -> None:
-    debian = write_set(sources.DEBIAN_FASHION)
+    debian = write_set(tmp_path / "debian")
     assert sources.locate(dataset("fashion-mnist"))["train_images"].parent == debian
     cached = write_set(cache / "fashion-mnist", "")
     assert sources.locate(dataset("fashion-mnist"))["train_images"].parent == cached
@@ -209,7 +212,7 @@ def test_missing_files_are_explained(cache: Path) -> None:
         sources.locate(dataset("fashion-mnist"))
     for part in (
         str(cache / "fashion-mnist"),
-        f"{sources.DEBIAN_FASHION} (nothing there)",
+        f"{cache.parents[1] / 'debian'} (nothing there)",
         "python -m mpi_ntkdfl data fetch fashion-mnist",
         "dataset.root",
         "dataset-fashion-mnist",
@@ -237,30 +240,95 @@ def test_image_set_that_is_wrong(tmp_path: Path, parts: dict[str, Any], message:
         sources.load(dataset("mnist", tmp_path))
 
 
+@pytest.mark.parametrize("spelling", ["train-images.idx3-ubyte", "train-images.idx3-ubyte.gz"])
+def test_files_as_other_tools_name_them_are_found(tmp_path: Path, spelling: str) -> None:
+    end = ".gz" if spelling.endswith(".gz") else ""
+    write_set(tmp_path, end)
+    (tmp_path / f"train-images-idx3-ubyte{end}").rename(tmp_path / spelling)
+    assert sources.locate(dataset("mnist", tmp_path))["train_images"] == tmp_path / spelling
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the four files of `write_set` were those of fashion-mnist."""
+    arrays = (IMAGES, LABELS, IMAGES[::-1], LABELS[::-1])
+    for part, array in zip(FILES, arrays, strict=True):
+        known = hashlib.sha256(idx_bytes(array)).hexdigest()
+        monkeypatch.setitem(image_sets.PUBLISHED, known, ("fashion-mnist", part))
+
+
+@pytest.mark.usefixtures("published")
+@pytest.mark.parametrize("part", FILES)
+def test_each_file_is_compared_with_all_published_ones(
+    tmp_path: Path, part: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_set(tmp_path)
+    assert sources.load(dataset("fashion-mnist", tmp_path)).classes == 10
+    assert not caplog.text
+    own = {key: np.ones_like(IMAGES if "images" in key else LABELS) for key in FILES}
+    own["test_images"] = own["test_images"] * 2
+    # One file of another published set among the user's own.
+    del own[part]
+    write_set(tmp_path, **own)
+    with refused(f"data set mnist: .*{FILES[part]}.gz is of fashion-mnist"):
+        sources.load(dataset("mnist", tmp_path))
+    # A file of the user's own among published ones.
+    write_set(tmp_path, **{part: (IMAGES if "images" in part else LABELS)[::-1] // 2})
+    caplog.clear()
+    sources.load(dataset("fashion-mnist", tmp_path))
+    assert caplog.text.count("is not the published file; taken as your own") == 1
+    assert FILES[part] in caplog.text
+
+
+@pytest.mark.usefixtures("published")
+def test_a_published_file_in_the_place_of_another_is_refused(tmp_path: Path) -> None:
+    write_set(tmp_path, test_images=IMAGES)
+    with refused("t10k-images.* holds the published train_images, but test_images are needed"):
+        sources.load(dataset("fashion-mnist", tmp_path))
+
+
+def test_a_test_set_that_is_the_training_set_is_refused(tmp_path: Path) -> None:
+    write_set(tmp_path, test_images=IMAGES, test_labels=LABELS)
+    with refused("the test samples must be others.*the same 12 samples twice"):
+        sources.load(dataset("mnist", tmp_path))
+
+
+def test_without_a_home_folder_the_ways_out_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    for name in ("mnist", "femnist"):
+        with refused("this user has no home folder: set .*XDG_CACHE_HOME.*dataset.root"):
+            sources.locate(dataset(name))
+    with refused("no folder to download mnist to.*XDG_CACHE_HOME"):
+        sources.fetch("mnist")
+    assert "mnist" in {entry.name for entry in sources.catalogue()}
+
+
 needs_fashion = pytest.mark.skipif(
-    not sources.DEBIAN_FASHION.is_dir(), reason="needs the Debian package dataset-fashion-mnist"
+    not FASHION_MNIST.packaged.is_dir(), reason="needs the Debian package dataset-fashion-mnist"
 )
 
 
 @needs_fashion
 def test_real_fashion_mnist() -> None:
-    got = sources.load(dataset("fashion-mnist", sources.DEBIAN_FASHION))
+    got = sources.load(dataset("fashion-mnist", FASHION_MNIST.packaged))
     assert got.train_inputs.shape == (60_000, 784)
     assert got.test_inputs.shape == (10_000, 784)
     assert (np.bincount(got.train_labels) == 6000).all()
     assert (np.bincount(got.test_labels) == 1000).all()
-    measured = sources._standardise(got.train_inputs, 255.0, per_feature=False)
+    measured = standardise(got.train_inputs, 255.0, per_feature=False)
     assert np.allclose(measured.mean, got.scaling.mean, atol=5e-5)
     assert np.allclose(measured.deviation, got.scaling.deviation, atol=5e-5)
 
 
 @needs_fashion
 def test_real_fashion_mnist_has_the_published_hashes_and_is_no_mnist() -> None:
-    for part, hashes in sources.IMAGE_SETS["fashion-mnist"].hashes.items():
-        path = sources.DEBIAN_FASHION / f"{sources.FILES[part]}.gz"
+    for part, hashes in FASHION_MNIST.hashes.items():
+        path = FASHION_MNIST.packaged / f"{FILES[part]}.gz"
         assert idx.content_hash(path) == hashes.sha256
     with refused("data set mnist: .* is of fashion-mnist"):
-        sources.load(dataset("mnist", sources.DEBIAN_FASHION))
+        sources.load(dataset("mnist", FASHION_MNIST.packaged))
 
 
 # ---------------------------------------------------------------------------- bundled sets, scaling
@@ -303,14 +371,14 @@ def test_breast_cancer_is_scaled_by_feature() -> None:
 def test_constant_feature_has_deviation_one() -> None:
     # 0.1 is no finite binary fraction, so its mean would carry an error if the sum were rounded.
     inputs = np.stack([np.full(5000, 0.1), np.arange(5000.0)], axis=1).astype(np.float32)
-    got = sources._standardise(inputs, 1.0, per_feature=True)
+    got = standardise(inputs, 1.0, per_feature=True)
     assert got.deviation[0] == 1
     assert np.isclose(got.deviation[1], inputs[:, 1].std(dtype=np.float64))
-    assert sources._standardise(inputs[:, :1], 1.0, per_feature=False).deviation == 1
+    assert standardise(inputs[:, :1], 1.0, per_feature=False).deviation == 1
 
 
 def test_scaling_rounds_every_step_on_its_own() -> None:
-    scaling = sources.Scaling(255.0, np.array([0.2860]), np.array([0.3530]))
+    scaling = Scaling(255.0, np.array([0.2860]), np.array([0.3530]))
     got = scaling.apply(np.arange(256, dtype=np.uint8)[:, None])
     mean, deviation = np.float32(0.2860), np.float32(0.3530)
     want = [(np.float32(v) / np.float32(255) - mean) / deviation for v in range(256)]
@@ -352,8 +420,8 @@ def test_femnist(tmp_path: Path, prefix: str, classes: int) -> None:
     got = sources.load(dataset("femnist", write_femnist(tmp_path, prefix)))
     assert got.classes == classes
     # "f10" sorts before "f2"; "e" has no samples and is no writer.
-    assert got.writers is not None
-    assert got.writers.tolist() == [0, 0, 1, 1, 1]
+    assert got.sites is not None
+    assert got.sites.tolist() == [0, 0, 1, 1, 1]
     assert got.train_labels.tolist() == [3, 4, 2, 3, 4]
     assert got.test_labels.tolist() == [3, 2]
     assert got.train_inputs.dtype == np.float32
@@ -479,15 +547,15 @@ class Server(NamedTuple):
     folder: Path
     requests: list[str]
 
-    def table(self, **hashes: sources.Hashes) -> dict[str, sources.ImageSet]:
+    def image_set(self, **hashes: Hashes) -> ImageSet:
         right = {}
-        for part, file in sources.FILES.items():
+        for part, file in FILES.items():
             packed = (self.folder / f"{file}.gz").read_bytes()
-            right[part] = sources.Hashes(
+            right[part] = Hashes(
                 hashlib.md5(packed).hexdigest(),  # noqa: S324 - what the publishers give
                 hashlib.sha256(gzip.decompress(packed)).hexdigest(),
             )
-        return {"mnist": sources.ImageSet(self.address, "MNIST", 0.0, 1.0, right | hashes)}
+        return ImageSet("mnist", "none", self.address, "MNIST", 0.0, 1.0, right | hashes)
 
 
 @pytest.fixture
@@ -510,22 +578,22 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def test_fetch_fills_the_cache_where_load_looks(server: Server, cache: Path) -> None:
-    folder = sources.fetch("mnist", table=server.table())
+    folder = server.image_set().fetch()
     assert folder == cache / "mnist"
     assert len(server.requests) == 4
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        f"{file}.gz" for file in sources.FILES.values()
+        f"{file}.gz" for file in FILES.values()
     )
     assert np.array_equal(sources.load(dataset("mnist")).train_inputs, IMAGES.reshape(12, 784))
 
 
 def test_fetch_gets_only_what_is_missing_or_damaged(server: Server, tmp_path: Path) -> None:
     root = tmp_path / "a" / "b"
-    sources.fetch("mnist", str(root), server.table())
+    server.image_set().fetch(str(root))
     server.requests.clear()
     (root / "t10k-images-idx3-ubyte.gz").unlink()
     (root / "train-labels-idx1-ubyte.gz").write_bytes(b"damaged")
-    assert sources.fetch("mnist", str(root), server.table()) == root
+    assert server.image_set().fetch(str(root)) == root
     assert server.requests == ["/train-labels-idx1-ubyte.gz", "/t10k-images-idx3-ubyte.gz"]
     assert np.array_equal(sources.load(dataset("mnist", root)).train_labels, LABELS)
 
@@ -534,10 +602,12 @@ def test_fetch_gets_only_what_is_missing_or_damaged(server: Server, tmp_path: Pa
 def test_fetch_refuses_a_wrong_hash(
     server: Server, tmp_path: Path, wrong: str, message: str
 ) -> None:
-    right = server.table()["mnist"].hashes["test_images"]
-    table = server.table(test_images=right._replace(**{wrong: "0" * len(getattr(right, wrong))}))
+    right = server.image_set().hashes["test_images"]
+    image_set = server.image_set(
+        test_images=right._replace(**{wrong: "0" * len(getattr(right, wrong))})
+    )
     with refused(f"t10k-images.*{message}.*by hand") as raised:
-        sources.fetch("mnist", str(tmp_path / "got"), table)
+        image_set.fetch(str(tmp_path / "got"))
     assert "\n" not in str(raised.value)
     assert sorted(path.name for path in (tmp_path / "got").iterdir()) == [
         "train-images-idx3-ubyte.gz",
@@ -546,18 +616,18 @@ def test_fetch_refuses_a_wrong_hash(
 
 
 def test_fetch_of_a_file_the_server_lacks(server: Server, tmp_path: Path) -> None:
-    table = server.table()
+    image_set = server.image_set()
     (server.folder / "train-images-idx3-ubyte.gz").unlink()
     with refused("cannot fetch .*404.*by hand"):
-        sources.fetch("mnist", str(tmp_path / "got"), table)
+        image_set.fetch(str(tmp_path / "got"))
     assert not list((tmp_path / "got").iterdir())
 
 
 def test_fetch_from_a_server_that_is_not_there(server: Server, tmp_path: Path) -> None:
     # Port 9 discards; nobody listens there on this machine.
-    table = server._replace(address="http://127.0.0.1:9/").table()
+    image_set = server._replace(address="http://127.0.0.1:9/").image_set()
     with refused("cannot fetch http://127.0.0.1:9/train-images.*by hand into .*dataset.root"):
-        sources.fetch("mnist", str(tmp_path / "got"), table)
+        image_set.fetch(str(tmp_path / "got"))
     assert not list((tmp_path / "got").iterdir())
 
 
@@ -566,18 +636,19 @@ def test_fetch_from_a_server_that_is_not_there(server: Server, tmp_path: Path) -
     [
         ("femnist", "fed_emnist.tar.bz2"),
         ("digits", "inside scikit-learn"),
-        ("imagenet", "there are digits"),
     ],
 )
 def test_fetch_of_what_cannot_be_fetched(name: str, message: str) -> None:
     with refused(f"mnist and fashion-mnist, got {name}: .*{message}"):
         sources.fetch(name)
+    with refused("unknown data set 'fashionmnist'; did you mean 'fashion-mnist'"):
+        sources.fetch("fashionmnist")
 
 
 def test_fetch_into_what_is_no_folder(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with refused("cannot write to"):
-        sources.fetch("mnist", str(tmp_path / "file"), server.table())
+        server.image_set().fetch(str(tmp_path / "file"))
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.looks import LineStyle
 from mpi_ntkdfl.runtime.registry import Registry
 
-METHODS: Registry[type[Method[Any]]] = Registry("method")
+METHODS: Registry[type[Method[Any]]] = Registry("method", group="mpi_ntkdfl.methods")
 """All methods by name. The first is the one of a configuration that names none."""
 
 
@@ -48,6 +48,14 @@ def register_method(method_class: type[Method[Any]]) -> None:
     if lacking := _lacking(method_class):
         raise InputError(f"the method {method_class.__name__} lacks {', '.join(lacking)}")
     METHODS.register(method_class.name(), method_class)
+
+
+def _adopt(name: str, method_class: Any) -> None:
+    """Registers what the entry point of an installed package is."""
+    register_method(method_class)
+
+
+METHODS.adopt = _adopt
 
 
 def _lacking(method_class: type[Method[Any]]) -> list[str]:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from mpi_ntkdfl.algorithms.base import Needs, RoundResult
 from mpi_ntkdfl.algorithms.training import TrainingMethod, TrainingSettings
+from mpi_ntkdfl.config import MOST_SAMPLES
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.runtime.looks import BLACK, LineStyle
@@ -21,9 +22,9 @@ class FedavgSettings(TrainingSettings):
     """Settings of FedAvg with all clients; the defaults are those of the NTK-DFL paper's comparison."""
 
     name: Literal["fedavg"] = "fedavg"
-    lr: float = Field(default=0.1, gt=0)
-    batch: int = Field(default=200, ge=1)
-    epochs: int = Field(default=20, ge=1)
+    lr: float = Field(default=0.1, gt=0, le=1e30)
+    batch: int = Field(default=200, ge=1, le=MOST_SAMPLES)
+    epochs: int = Field(default=20, ge=1, le=100_000)
     averaging: Literal["plain", "samples"] = "samples"
 
 

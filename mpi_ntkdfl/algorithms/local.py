@@ -9,6 +9,7 @@ from pydantic import Field
 
 from mpi_ntkdfl.algorithms.base import Needs, RoundResult
 from mpi_ntkdfl.algorithms.training import TrainingMethod, TrainingSettings
+from mpi_ntkdfl.config import MOST_SAMPLES
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.runtime.looks import BLACK, LineStyle
@@ -18,9 +19,9 @@ class LocalSettings(TrainingSettings):
     """Settings of local training only; the defaults are DFedAvg's."""
 
     name: Literal["local"] = "local"
-    lr: float = Field(default=0.1, gt=0)
-    batch: int = Field(default=25, ge=1)
-    epochs: int = Field(default=20, ge=1)
+    lr: float = Field(default=0.1, gt=0, le=1e30)
+    batch: int = Field(default=25, ge=1, le=MOST_SAMPLES)
+    epochs: int = Field(default=20, ge=1, le=100_000)
 
 
 class Local(TrainingMethod[LocalSettings]):

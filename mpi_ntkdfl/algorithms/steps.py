@@ -21,6 +21,7 @@ from mpi_ntkdfl.ntk.evolve import Evolution, evolve
 from mpi_ntkdfl.ntk.evolve_batch import evolve_batch
 from mpi_ntkdfl.ntk.update import best, candidate_weights, linearised_losses, network_losses
 from mpi_ntkdfl.runtime.errors import Diverged
+from mpi_ntkdfl.runtime.settings import a_list
 
 _PASSES_PER_INNER_STEP, _CALLS_PER_EVOLUTION = 45, 100
 
@@ -37,15 +38,13 @@ class StepSettings(MethodSettings):
     numbers of steps; the one with the lowest loss is kept.
     """
 
-    lr: float = Field(default=0.01, gt=0)
-    lr_decay: float = Field(default=0.07, ge=0)
-    taus: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1)] = (
-        100,
-        200,
-        400,
-        600,
-        800,
-    )
+    lr: float = Field(default=0.01, gt=0, le=1e30)
+    lr_decay: float = Field(default=0.07, ge=0, le=100)
+    taus: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...],
+        Field(strict=False, min_length=1, max_length=1000),
+        a_list("[100, 200]"),
+    ] = (100, 200, 400, 600, 800)
     loss: Literal["cross-entropy", "squared"] = "cross-entropy"
 
     @field_validator("taus")
@@ -217,15 +216,13 @@ def ntk_step_work(
         samples: of each neighbourhood, `[client]`.
         itemsize: bytes of a floating-point number.
     """
-    outputs, taus, widths = network.widths[-1], len(settings.taus), network.widths
+    outputs, taus, counts = network.classes, len(settings.taus), network.work
     square = samples * samples
-    weights = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
     # The more time constants the evolution covers, the more steps it takes: lr * tau of the fastest
     # mode, whose rate is proportional to the number of features.
-    span = max(settings.rate(0) * settings.taus[-1] * widths[0], 1.0)
+    span = max(settings.rate(0) * settings.taus[-1] * counts.features, 1.0)
     inner, outer = 8.7 * span**0.263, 3.8 * span**0.29
     products = 3 * 32 + 2 * outputs * outer
-    reads = sum(widths[:-1]) + sum(widths[1:-1])
     evolution = Work(
         2 * square * products + inner * samples * outputs * 6 * 4 * 32,
         itemsize * (3 * square + inner * _PASSES_PER_INNER_STEP * samples * outputs),
@@ -233,20 +230,18 @@ def ntk_step_work(
     )
     if settings.loss == "squared":
         evolution = Work(10 * square * samples, 4 * itemsize * square, 60 + 0 * samples)
-    back = 2 * taus * samples * (sum(widths[:-2]) + outputs) * max(widths[1:])
+    gram, back = counts.kernel(samples), counts.update(samples, taus)
     return {
-        "kernel": Work(
-            1.25 * square * reads, 4 * itemsize * square * (len(widths) - 1), 60 + 0 * samples
-        ),
+        "kernel": Work(gram.operations, itemsize * gram.numbers, 60 + 0 * samples),
         "evolve": evolution,
         "update": Work(
-            back,
-            itemsize * taus * (6 * samples * max(widths[1:]) + 4 * network.layout.size),
+            back.operations,
+            itemsize * (back.numbers + taus * 4 * network.layout.size),
             30 + 0 * samples,
         ),
         "select": Work(
-            2 * taus * weights * samples * (settings.selection == "network"),
-            itemsize * taus * 4 * samples * max(widths[1:]),
+            2 * taus * counts.products * samples * (settings.selection == "network"),
+            itemsize * taus * 4 * samples * counts.widest,
             80 * taus + 0 * samples,
         ),
     }

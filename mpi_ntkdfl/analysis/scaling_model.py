@@ -1,15 +1,18 @@
 """What a round would take on other ranks, with other clients, over another network.
 
-    T(R, M) = max over ranks r of (computation_r + exchange_r) + drawing * M
-    computation_r = sum over own clients of the measured seconds a client and round, by phase
-    exchange_r = messages_r * alpha + bytes_r / beta
+    T(R, M) = max over ranks r of (computation_r + exchange_r) + agreement + drawing * M
+    computation_r = sum over own clients of the measured seconds per client and round, by phase
+    exchange_r = exchanges * alpha + bytes_r / beta
+    agreement = ceil(log2 R) * alpha
 
 Measured seconds are means over clients of the records given. A client's share goes with the samples it
-computes on, squared where it collects its neighbours' (the kernel). Each rank sends a message to each
-neighbouring rank in every exchange, `alpha` seconds each, and the larger of what it sends and what it
-receives at `beta` bytes a second (Hockney, "The communication challenge for MPP", Parallel Computing 20,
-1994). Nothing overlaps. What was measured as `other` counts as a client's, like computation. Every rank
-draws every graph of all clients, so that time grows with clients and does not shrink with ranks.
+computes on, squared where it collects its neighbours' (the kernel). In every exchange a rank sends a
+message to each neighbouring rank. They travel at the same time, so an exchange costs one latency `alpha`,
+a microsecond of the processor per message, and the rank's bytes at `beta` bytes per second (Hockney, "The
+communication challenge for MPP", Parallel Computing 20, 1994). Exchanges follow each other, and no
+computation hides them. At the end of a round the ranks agree on whether to stop. What the record needs
+travels to rank 0 meanwhile. What was measured as `other` counts as a client's, like computation. Every
+rank draws every graph of all clients. That time grows with clients and does not shrink with ranks.
 """
 
 from __future__ import annotations
@@ -21,8 +24,9 @@ import numpy as np
 
 from mpi_ntkdfl import config as configuration
 from mpi_ntkdfl.analysis.scaling import Point
-from mpi_ntkdfl.analysis.traces import UNTIMED
+from mpi_ntkdfl.metrics import UNTIMED
 from mpi_ntkdfl.runtime import seeds
+from mpi_ntkdfl.runtime.clock import COORDINATING
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.placement import Placement, neighbour_ranks, pairs
@@ -34,6 +38,8 @@ _SAMPLED = 8
 """Ranks whose messages are counted."""
 _DRAWING = 1e-4
 """Seconds a client to draw a regular graph of degree 5; measured 12.5 s for 100,000."""
+_MESSAGE = 1e-6
+"""Seconds of the processor for a message, beside its latency, during which others travel too."""
 _ONCE_A_RANK = ("weights", "averages")
 """Phases whose messages cross once to a rank, however many of its clients want them."""
 
@@ -145,7 +151,8 @@ def model(points: Sequence[Point]) -> Model:
         raise InputError(
             f"{algorithm['name']} has a server; the model knows messages of neighbours"
         )
-    used = [phase for phase in first.phases if phase not in (*UNTIMED, "exchange")]
+    waiting = set(COORDINATING) - {"other"}
+    used = [phase for phase in first.phases if phase not in (*UNTIMED, *waiting)]
     client = {
         phase: float(
             np.mean([point.phase(phase) * point.ranks / point.clients for point in points])
@@ -165,21 +172,21 @@ def model(points: Sequence[Point]) -> Model:
     )
 
 
-def predict(known: Model, ranks: int, clients: int, net: Network) -> Prediction:
+def predict(basis: Model, ranks: int, clients: int, net: Network) -> Prediction:
     """A round of `clients` clients on `ranks` ranks over `net`.
 
     Raises:
         InputError: if there are more ranks than clients, or no such graph.
     """
     Placement(clients, ranks)
-    seed = int(str(known.config["seed"]))
-    sizes = known.sizes
+    seed = int(str(basis.config["seed"]))
+    sizes = basis.sizes
     if len(sizes) != clients:  # clients like those that were measured
         sizes = seeds.generator(seed, "scaling").choice(sizes, clients)
-    topology = configuration.topology_settings(known.config["topology"])
+    topology = configuration.topology_settings(basis.config["topology"])
     degree = _degree(topology, clients)
-    worked = sizes + degree * sizes.mean() if known.collects else sizes
-    shares = worked.astype(np.float64) ** (2 if known.collects else 1)
+    worked = sizes + degree * sizes.mean() if basis.collects else sizes
+    shares = worked.astype(np.float64) ** (2 if basis.collects else 1)
     shares = shares / shares.mean()
     placement = Placement.balanced(np.rint(1e6 * shares).astype(np.int64), ranks)
     loads = np.add.reduceat(shares, placement.offsets[:-1])
@@ -188,10 +195,11 @@ def predict(known: Model, ranks: int, clients: int, net: Network) -> Prediction:
     # The rank with most to compute, and others at equal distances.
     looked_at = {int(np.argmax(loads)), *np.linspace(0, ranks - 1, _SAMPLED).astype(int).tolist()}
     for rank in sorted(looked_at):
-        messages, moved, neighbours = _messages(known, placement, rank, graph, degree, seed)
-        seconds = {phase: each * loads[rank] for phase, each in known.client_seconds.items()}
-        seconds["exchange"] = messages * net.alpha + moved / net.beta
-        seconds["other"] = seconds.get("other", 0.0) + _DRAWING * clients * known.dynamic
+        exchanges, moved, neighbours = _messages(basis, placement, rank, graph, degree, seed)
+        seconds = {phase: each * loads[rank] for phase, each in basis.client_seconds.items()}
+        seconds["exchange"] = exchanges * (net.alpha + neighbours * _MESSAGE) + moved / net.beta
+        seconds["agree"] = _steps(ranks) * net.alpha
+        seconds["graph"] = _DRAWING * clients * basis.dynamic
         sent.append(moved)
         partners.append(neighbours)
         if sum(seconds.values()) > most:
@@ -200,6 +208,11 @@ def predict(known: Model, ranks: int, clients: int, net: Network) -> Prediction:
     return Prediction(
         ranks, clients, slowest, float(np.mean(sent)), float(np.mean(partners)), imbalance
     )
+
+
+def _steps(ranks: int) -> int:
+    """Messages one after another until all ranks know what each of them said."""
+    return (ranks - 1).bit_length()
 
 
 def _degree(topology: configuration.Topology, clients: int) -> float:
@@ -219,9 +232,9 @@ def _degree(topology: configuration.Topology, clients: int) -> float:
 
 
 def _messages(
-    known: Model, placement: Placement, rank: int, graph: Graph | None, degree: float, seed: int
+    basis: Model, placement: Placement, rank: int, graph: Graph | None, degree: float, seed: int
 ) -> tuple[int, float, int]:
-    """MPI messages a rank sends in a round, bytes, and its neighbouring ranks."""
+    """Exchanges of a round, bytes that a rank sends in them, and its neighbouring ranks."""
     own = placement.owned(rank)
     if graph is None:
         # Uniform neighbours: right for regular and Erdos-Renyi graphs, too many for small worlds.
@@ -239,9 +252,9 @@ def _messages(
         targets = np.repeat(ranks, [len(each) for each in crossing])
     ghosts = len(np.unique(clients * placement.ranks + targets))
     moved, exchanges = 0.0, 0
-    for phase, count in known.edge_bytes.items():
+    for phase, count in basis.edge_bytes.items():
         once = phase in _ONCE_A_RANK
         moved += count * (ghosts if once else len(clients))
         exchanges += once
-    exchanges += any(phase not in _ONCE_A_RANK for phase in known.edge_bytes)
-    return exchanges * len(ranks), moved, len(ranks)
+    exchanges += any(phase not in _ONCE_A_RANK for phase in basis.edge_bytes)
+    return exchanges if len(ranks) else 0, moved, len(ranks)

@@ -14,12 +14,13 @@ def data() -> None:
 
 @data.command("list")
 def data_list() -> None:
-    """List the data sets and where they are."""
+    """List the data sets, their licences, and where they are."""
     from mpi_ntkdfl.data import sources
 
     for e in sources.catalogue():
         size = f"{e.train_samples} + {e.test_samples} samples, {e.features} features, {e.classes} classes"
-        click.echo(f"{e.name:16}{size}\n{'':16}{'found: ' if e.found else ''}{e.where}")
+        place = f"{'found: ' if e.found else ''}{e.where}"
+        click.echo(f"{e.name:16}{size}\n{'':16}licence: {e.licence}\n{'':16}{place}")
 
 
 @data.command("fetch")
@@ -37,8 +38,7 @@ def data_path(name: str) -> None:
     """Print where the files of a data set are."""
     from mpi_ntkdfl.data import sources
 
-    settings = config.dataset_settings(name)
-    files = sources.locate(settings)
+    files = sources.locate(config.dataset_settings(name))
     if not files:
         click.echo(f"{name} comes inside scikit-learn and has no file of its own")
     for path in files.values():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 
-from mpi_ntkdfl import config
+from mpi_ntkdfl import config, presets
 
 SOURCE = click.argument("source", metavar="PRESET_OR_YAML", default="quickstart")
 SET = click.option(
@@ -17,6 +19,30 @@ SET = click.option(
     multiple=True,
     help="Override one setting; the value is read as YAML. Repeatable.",
 )
+PLUGIN = click.option(
+    "--plugin",
+    "plugin_files",
+    metavar="FILE.py",
+    multiple=True,
+    help="Run a Python file of yours that registers methods, networks, data sets, ... Repeatable.",
+)
+
+
+class Range(click.FloatRange):
+    """Numbers within bounds; NaN is within none."""
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> float:
+        """Reads a number."""
+        number = float(super().convert(value, parameter, context))
+        if math.isnan(number):
+            self.fail(f"{value} is no number.", parameter, context)
+        return number
+
+
+ACCURACY_RANGE = Range(0, 1)
+
 RECORD = click.argument("record", metavar="RUN.h5", type=click.Path(path_type=Path))
 RECORDS = click.argument(
     "records", metavar="RUN.h5...", nargs=-1, required=True, type=click.Path(path_type=Path)
@@ -29,10 +55,7 @@ def read_config(source: str, overrides: tuple[str, ...]) -> config.Config:
     Raises:
         InputError: for bad input.
     """
-    from mpi_ntkdfl.algorithms import METHODS
-
-    layers = [*config.read_source(source), config.read_overrides(overrides)]
-    return config.parse(layers, {name: method.Settings for name, method in METHODS.items()})
+    return config.parse([*presets.read_source(source), presets.read_overrides(overrides)])
 
 
 def warn(lines: Iterable[str]) -> None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from mpi_ntkdfl import config
-from mpi_ntkdfl.cli.options import SET, SOURCE, read_config
-from mpi_ntkdfl.runtime import logs
+from mpi_ntkdfl import presets as preset_files
+from mpi_ntkdfl.cli.options import PLUGIN, SET, SOURCE, read_config
+from mpi_ntkdfl.runtime import logs, plugins
 from mpi_ntkdfl.runtime.launching import usable_cores
 from mpi_ntkdfl.runtime.units import readable
 
@@ -19,17 +20,25 @@ if TYPE_CHECKING:
 @click.command()
 @SOURCE
 @SET
+@PLUGIN
 @click.option("--ranks", type=click.IntRange(1), default=1, help="Ranks to plan for.")
 @click.option(
     "--measure/--no-measure",
     default=True,
     help="Seconds by this machine's speed, or a nominal one.",
 )
-def check(source: str, overrides: tuple[str, ...], ranks: int, measure: bool) -> None:
+def check(
+    source: str,
+    overrides: tuple[str, ...],
+    plugin_files: tuple[str, ...],
+    ranks: int,
+    measure: bool,
+) -> None:
     """Validate a configuration with its data and print the plan; starts no MPI."""
     from mpi_ntkdfl.assembly import prepare
 
     logs.set_up(0, quiet=False)
+    plugins.load(plugin_files)
     settings = read_config(source, overrides)
     problem = prepare(settings, ranks)
     click.echo(_plan_text(settings, problem, ranks))
@@ -41,12 +50,12 @@ def check(source: str, overrides: tuple[str, ...], ranks: int, measure: bool) ->
 def presets(name: str | None) -> None:
     """List the presets, or print one as YAML."""
     if name is not None:
-        click.echo(config.preset_text(name), nl=False)
+        click.echo(preset_files.text(name), nl=False)
         return
-    names = config.preset_names()
+    names = preset_files.names()
     width = max(map(len, names)) + 2
     for each in names:
-        click.echo(f"{each:{width}}{config.preset_text(each).splitlines()[0].removeprefix('# ')}")
+        click.echo(f"{each:{width}}{preset_files.text(each).splitlines()[0].removeprefix('# ')}")
 
 
 def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
@@ -61,7 +70,7 @@ def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
     lines = [
         f"{settings.algorithm.name} on {settings.dataset.name}: {settings.clients} clients with "
         f"{sizes.min()} to {sizes.max()} samples, {settings.rounds} rounds, {ranks} ranks",
-        f"model: {' - '.join(map(str, problem.network.widths))}, {plan.params} parameters",
+        f"model: {problem.network.describe()}, {plan.params} parameters",
         f"graph: {settings.topology.kind}, {len(problem.schedule.graph(0).edges)} edges in round 0, "
         f"largest neighbourhood {plan.largest} samples",
     ]

@@ -9,12 +9,29 @@ from typing import TYPE_CHECKING
 import click
 
 from mpi_ntkdfl import config
-from mpi_ntkdfl.cli.failing import failing_together
-from mpi_ntkdfl.cli.options import SET, SOURCE, read_config
-from mpi_ntkdfl.comm.mpi import open_world
-from mpi_ntkdfl.runtime import logs
-from mpi_ntkdfl.runtime.stopping import UNFINISHED, watch_signals
+from mpi_ntkdfl.cli.failing import failing_together, output_may_end
+from mpi_ntkdfl.cli.options import PLUGIN, SET, SOURCE, read_config
+from mpi_ntkdfl.comm.mpi import (
+    MpiWorld,
+    launched_rank,
+    launched_size,
+    not_all_started,
+    open_world,
+)
+from mpi_ntkdfl.runtime import logs, plugins
+from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.paths import user_path
+from mpi_ntkdfl.runtime.stopping import (
+    UNFINISHED,
+    ignore_signals,
+    limit_start,
+    nothing_to_save,
+    watch_signals,
+)
 from mpi_ntkdfl.storage.outputs import Outputs, choose
+
+START_LIMIT = 300.0
+"""Seconds within which all ranks must have started MPI and read the configuration."""
 
 if TYPE_CHECKING:
     from mpi_ntkdfl.simulation import Outcome
@@ -23,14 +40,16 @@ if TYPE_CHECKING:
 @click.command()
 @SOURCE
 @SET
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The record to write.")
+@PLUGIN
+@click.option("-o", "--output", help="The record to write.")
 @click.option("--resume", is_flag=True, help="Go on with an existing run, or start a new one.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing record and its checkpoints.")
 @click.option("-q", "--quiet", is_flag=True, help="Only warnings and the summary.")
 def run(
     source: str,
     overrides: tuple[str, ...] = (),
-    output: Path | None = None,
+    plugin_files: tuple[str, ...] = (),
+    output: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
@@ -42,30 +61,60 @@ def run(
 
     With --resume the run goes on from its newest checkpoint, with the same or another number of
     ranks, and ends with the same bits; where there is none it starts. So one command can be submitted
-    again and again. SIGTERM, SIGUSR1 and output.time_limit end it after the running round with a
-    checkpoint and exit code 75.
+    again and again. Ctrl-C, SIGTERM, SIGUSR1, SIGHUP and output.time_limit end it after the running
+    round with a checkpoint and exit code 75; a second signal ends it at once.
     """
     if resume and overwrite:
         raise click.UsageError("choose one of --resume and --overwrite")
-    watch_signals()
+    watch_signals(speaks=launched_rank() == 0)
+    nothing_to_save(True)
+    limit_start(START_LIMIT if launched_size() > 1 else None, not_all_started)
     world = open_world()
+    watch_signals(speaks=world.rank == 0)  # libraries of MPI may have handlers of their own
     logs.set_up(world.rank, quiet)
     with failing_together(world):
+        world.require_one_package()
         from mpi_ntkdfl import simulation
         from mpi_ntkdfl.cli import progress
 
+        _load_plugins(world, plugin_files)
+
         def decide() -> tuple[config.Config, Outputs]:
             found = read_config(source, overrides)
-            return found, choose(output, Path(source).stem, resume)
+            wanted = None if output is None else user_path(output, "-o")
+            return found, choose(wanted, Path(source).stem, resume)
 
         settings, outputs = world.on_root(decide)
         mode: simulation.Mode = "resume" if resume else "overwrite" if overwrite else "new"
-        with progress.reporter(quiet or world.rank > 0) as report:
-            outcome = simulation.run(settings, world, outputs, mode, report)
-        if world.rank == 0:
-            _say_goodbye(outputs, outcome)
+        with world.watched(settings.compute.patience, settings.output.seconds):
+            with progress.reporter(quiet or world.rank > 0) as report:
+                outcome = simulation.run(settings, world, outputs, mode, report)
+            ignore_signals()  # those that echo the one that stopped the run
+            if world.rank == 0:
+                with output_may_end():
+                    _say_goodbye(outputs, outcome)
     if not outcome.finished:
         sys.exit(UNFINISHED)
+
+
+def _load_plugins(world: MpiWorld, files: tuple[str, ...]) -> None:
+    """Loads the same plugins on every rank.
+
+    Raises:
+        InputError: on every rank, if a file fails or is not the same on all ranks.
+    """
+    mine = world.agree(lambda: plugins.load(files))
+    first = world.on_root(lambda: mine)
+
+    def require_same() -> None:
+        for file, own, other in zip(files, mine, first, strict=True):
+            if own != other:
+                raise InputError(
+                    f"--plugin: all ranks must run the same file, but {file} is another one on "
+                    f"{world.hosts[world.rank]} (rank {world.rank}) than on {world.hosts[0]} (rank 0)"
+                )
+
+    world.agree(require_same)
 
 
 def _say_goodbye(outputs: Outputs, outcome: Outcome) -> None:
@@ -91,8 +140,11 @@ def doctor() -> None:
     """Tell what MPI, launcher, nodes, GPUs, threads, HDF5 and data look like; works under mpirun."""
     from mpi_ntkdfl.cli import doctor as examination
 
+    limit_start(START_LIMIT if launched_size() > 1 else None, not_all_started)
     world = open_world()
     with failing_together(world):
+        world.require_one_package()
         ranks = world.comm.gather(examination.this_rank(world.local_rank))
+        limit_start(None)
         if world.rank == 0:
             click.echo(examination.report(world, ranks))

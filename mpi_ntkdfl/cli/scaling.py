@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mpi_ntkdfl import config
+from mpi_ntkdfl import config, presets
+from mpi_ntkdfl.cli.options import PLUGIN
+from mpi_ntkdfl.cli.targets import OVERWRITE, TARGET
 from mpi_ntkdfl.comm.mpi import under_launcher
+from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.launching import launcher_words
 
@@ -37,6 +40,7 @@ def scaling() -> None:
 @click.option(
     "--set", "overrides", metavar="SECTION.KEY=VALUE", multiple=True, help="As for `run`."
 )
+@PLUGIN
 @click.option(
     "--kind",
     type=click.Choice(["strong", "weak"]),
@@ -63,6 +67,7 @@ def scaling() -> None:
 def run(
     source: str,
     overrides: tuple[str, ...],
+    plugin_files: tuple[str, ...],
     kind: Kind,
     ranks: str,
     rounds: int | None,
@@ -72,17 +77,17 @@ def run(
     """Do the runs of a scaling study, one launch after the other; the same command goes on.
 
     A strong study runs the source as it is on every number of ranks. In a weak one `clients` is the
-    number of clients a rank: a run on R ranks has R times as many.
+    number of clients per rank: a run on R ranks has R times as many.
     """
-    from mpi_ntkdfl.algorithms import METHODS
     from mpi_ntkdfl.analysis import scaling_run
 
     if under_launcher():
         raise InputError("scaling run starts mpirun itself: start it without mpirun or srun")
+    plugins.load(plugin_files)
     counts = _counts(ranks)
     more = [] if rounds is None else [{"rounds": rounds}]
-    layers = [*config.read_source(source), config.read_overrides(overrides), *more]
-    settings = config.parse(layers, {name: method.Settings for name, method in METHODS.items()})
+    layers = [*presets.read_source(source), presets.read_overrides(overrides), *more]
+    settings = config.parse(layers)
     planned = scaling_run.plan(settings, kind, counts)
     words = launcher_words(launcher)
     records = scaling_run.run(planned, kind, folder, words, click.echo)
@@ -99,10 +104,9 @@ def _counts(text: str) -> list[int]:
 @scaling.command()
 @_RECORDS
 @_NETWORK
-@click.option(
-    "-o", "figure", metavar="FIGURE.(pdf|png|svg)", type=click.Path(path_type=Path), help="Draw it."
-)
-@click.option("--csv", "table", type=click.Path(path_type=Path), help="Write the numbers as CSV.")
+@click.option("-o", "figure", metavar="FIGURE.(pdf|png|svg)", type=TARGET, help="Draw it.")
+@click.option("--csv", "table", type=TARGET, help="Write the numbers as CSV.")
+@OVERWRITE
 def report(
     records: tuple[Path, ...], network: str, figure: Path | None, table: Path | None
 ) -> None:
@@ -134,8 +138,8 @@ def predict(records: tuple[Path, ...], network: str, ranks: int, clients: int | 
 
     net = scaling_model.network(network)
     points = [analysis.read(path) for path in records]
-    known = scaling_model.model(points)
-    found = scaling_model.predict(known, ranks, clients or len(known.sizes), net)
-    click.echo(scaling_text.prediction(known, found, network, net))
+    basis = scaling_model.model(points)
+    predicted = scaling_model.predict(basis, ranks, clients or len(basis.sizes), net)
+    click.echo(scaling_text.prediction(basis, predicted, network, net))
     for line in analysis.warnings(points):
         click.echo(f"warning: {line}", err=True)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mpi_ntkdfl.runtime import logs
+from mpi_ntkdfl.cli.options import PLUGIN
+from mpi_ntkdfl.cli.targets import OVERWRITE, TARGET
+from mpi_ntkdfl.runtime import logs, plugins
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.stopping import UNFINISHED, watch_signals
 
@@ -22,7 +24,7 @@ _RANKS = click.option("--ranks", type=click.IntRange(1), default=1, help="Ranks 
 
 
 def _which(command: Callable[..., None]) -> Callable[..., None]:
-    """Options that say which runs a study has; the same words mean the same runs in every command."""
+    """Options that say which runs a study has; equal words mean equal runs in every command."""
     options: list[Any] = [
         click.option(
             "--scale",
@@ -39,6 +41,7 @@ def _which(command: Callable[..., None]) -> Callable[..., None]:
             multiple=True,
             help="Override a setting of every run. Repeatable.",
         ),
+        PLUGIN,
         click.option(
             "-o",
             "--output",
@@ -92,6 +95,7 @@ def plan(
     scale: str,
     seeds: int | None,
     overrides: tuple[str, ...],
+    plugin_files: tuple[str, ...],
     folder: Path,
     ranks: int,
     runs: bool,
@@ -105,11 +109,11 @@ def plan(
     from mpi_ntkdfl.studies import estimate
 
     torch.set_num_threads(1)
-    found = _expand(name, scale, folder, seeds, overrides)
+    planned = _expand(name, scale, folder, seeds, overrides)
     machine = measured(torch.float32) if measure else NOMINAL
-    click.echo(estimate.text(found, estimate.estimate(found, ranks, machine), ranks))
+    click.echo(estimate.text(planned, estimate.estimate(planned, ranks, machine), ranks))
     if runs:
-        click.echo("\n".join(["", *estimate.run_list(found)]))
+        click.echo("\n".join(["", *estimate.run_list(planned)]))
 
 
 @study.command("run")
@@ -123,6 +127,7 @@ def run_study(
     scale: str,
     seeds: int | None,
     overrides: tuple[str, ...],
+    plugin_files: tuple[str, ...],
     folder: Path,
     ranks: int,
     launcher: str | None,
@@ -140,9 +145,10 @@ def run_study(
     logs.set_up(0, quiet=True)
     watch_signals()
     how = execute.launch(launcher, ranks)
-    found = _expand(name, scale, folder, seeds, overrides)
-    mine = execute.share(found.distinct(), *_task(task))
-    tally = execute.work(found, mine, how, click.echo)
+    plugins.load(plugin_files)
+    planned = _expand(name, scale, folder, seeds, overrides)
+    mine = execute.share(planned.distinct(), *_task(task))
+    tally = execute.work(planned, mine, how, click.echo)
     click.echo(
         f"{tally.done} done, {tally.before} done before, {tally.elsewhere} with other workers, "
         f"{len(tally.failed)} failed, of {len(mine)}"
@@ -157,14 +163,14 @@ def run_study(
 @study.command()
 @click.argument("names", metavar="NAME_OR_YAML...", nargs=-1, required=True)
 @_which
-@click.option(
-    "--html", type=click.Path(path_type=Path), help="One page with all figures and tables as well."
-)
+@click.option("--html", type=TARGET, help="One page with all figures and tables as well.")
+@OVERWRITE
 def report(
     names: tuple[str, ...],
     scale: str,
     seeds: int | None,
     overrides: tuple[str, ...],
+    plugin_files: tuple[str, ...],
     folder: Path,
     html: Path | None,
 ) -> None:
@@ -173,12 +179,13 @@ def report(
     from mpi_ntkdfl.studies import report as reporting
 
     logs.set_up(0, quiet=True)
+    plugins.load(plugin_files)
     made = []
     for name in names:
-        found = reporting.make(_expand(name, scale, folder, seeds, overrides))
-        reporting.write(found)
-        click.echo(f"{found.text}\n\n{found.study.reports}\n")
-        made.append(found)
+        done = reporting.make(_expand(name, scale, folder, seeds, overrides))
+        reporting.write(done)
+        click.echo(f"{done.text}\n\n{done.study.reports}\n")
+        made.append(done)
     if html is not None:
         page.write(html, made)
         click.echo(html)

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
-from mpi_ntkdfl.cli.options import SET, SOURCE, read_config
-from mpi_ntkdfl.runtime import logs
+from mpi_ntkdfl.cli.options import PLUGIN, SET, SOURCE, read_config
+from mpi_ntkdfl.runtime import logs, plugins
 
 
 @click.command()
 @SOURCE
 @SET
+@PLUGIN
 @click.option(
     "-o", "--output", metavar="RUN.h5", help="The record; on a file system all nodes share."
 )
@@ -33,6 +34,7 @@ from mpi_ntkdfl.runtime import logs
 def submit(
     source: str,
     overrides: tuple[str, ...],
+    plugin_files: tuple[str, ...],
     output: str | None,
     nodes: int,
     ranks: int,
@@ -52,8 +54,10 @@ def submit(
     from mpi_ntkdfl.cli import batch_script as slurm
 
     logs.set_up(0, quiet=True)
+    plugins.load(plugin_files)
     settings = read_config(source, overrides)
     words = [source, *(word for each in overrides for word in ("--set", each))]
+    words += [word for each in plugin_files for word in ("--plugin", each)]
     request = slurm.Request(
         name=Path(source).stem,
         words=(*words, *(("-o", output) if output else ())),

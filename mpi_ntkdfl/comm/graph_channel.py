@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from mpi4py import MPI
 
+from mpi_ntkdfl.comm.watchdog import mark
 from mpi_ntkdfl.comm.world import Pending
 from mpi_ntkdfl.model.params import ALIGNMENT as UNIT
 
@@ -52,6 +53,7 @@ class GraphChannel:
         known = self._layouts
         leaving = known.get(send_bytes) or self._layout(send_bytes)
         coming = known.get(receive_bytes) or self._layout(receive_bytes)
+        mark()
         request = self._graph.Ineighbor_alltoallw(
             [_memory(send), *leaving], [_memory(room), *coming]
         )
@@ -62,11 +64,7 @@ class GraphChannel:
 
         Kept, since rounds on one graph exchange the same sizes again.
         """
-        if len(sizes) != len(self.neighbours) or any(size % UNIT for size in sizes):
-            raise ValueError(
-                f"expected sizes in multiples of {UNIT} bytes for {len(self.neighbours)} "
-                f"neighbours, got {list(sizes)}"
-            )
+        require_sizes(sizes, self.neighbours)
         displacements = list(accumulate(sizes, initial=0))[:-1]
         counts = [size // UNIT for size in sizes]
         self._layouts[sizes] = [counts, displacements, [self._unit] * len(counts)]
@@ -76,6 +74,19 @@ class GraphChannel:
         """Frees the communicator."""
         self._unit.Free()
         self._graph.Free()
+
+
+def require_sizes(sizes: Sequence[int], neighbours: Sequence[int]) -> None:
+    """Refuses sizes that are no multiples of 64 bytes, or are not one per neighbour.
+
+    Raises:
+        ValueError: if they do not fit.
+    """
+    if len(sizes) != len(neighbours) or any(size % UNIT for size in sizes):
+        raise ValueError(
+            f"expected sizes in multiples of {UNIT} bytes for {len(neighbours)} neighbours, got "
+            f"{list(sizes)}"
+        )
 
 
 def _memory(buffer: torch.Tensor) -> Any:

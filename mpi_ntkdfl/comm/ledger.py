@@ -26,7 +26,7 @@ class Ledger:
 
     def __init__(self) -> None:
         """Starts empty."""
-        self._bytes = np.zeros((2, len(TRAFFIC_PHASES)), dtype=np.int64)
+        self._bytes: np.ndarray = np.zeros((2, len(TRAFFIC_PHASES)), dtype=np.int64)
         self._through: np.ndarray = np.zeros(1, dtype=np.int64)
 
     def book_protocol(self, phase: str, through: np.ndarray) -> None:
@@ -48,6 +48,11 @@ class Ledger:
     def busiest(self) -> int:
         """Protocol bytes into plus out of the busiest node since the last lap; on rank 0."""
         return int(self._through.max())
+
+    @property
+    def booked(self) -> np.ndarray:
+        """`[2, phase]` int64: protocol and MPI bytes since the last lap, which goes on."""
+        return self._bytes
 
     def lap(self) -> np.ndarray:
         """`[2, phase]` int64: protocol and MPI bytes since the last lap."""

@@ -7,17 +7,32 @@ only between the ranks of one job.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import logging
+import math
 import os
 import socket
+import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from mpi_ntkdfl.comm import watchdog
+from mpi_ntkdfl.comm.watchdog import mark
 from mpi_ntkdfl.comm.world import Channel
+from mpi_ntkdfl.runtime import identity
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.identity import Identity
+from mpi_ntkdfl.runtime.stopping import limit_start
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -29,6 +44,12 @@ _NAP = 0.01
 
 _LAST_WORDS = 0.5
 """Seconds for a rank's last message to reach whoever started the job."""
+
+_PATIENCE = 30.0
+"""Seconds after which a rank says that it still waits for the first words of the others."""
+
+_SHARED_NAMES = ("docker", "virbr", "br-", "lxc", "podman", "cni")
+"""Beginnings of names of network interfaces whose addresses are often the same on several hosts."""
 
 _LAUNCHED_SIZE = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "PMIX_SIZE")
 _LAUNCHED_RANK = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
@@ -56,15 +77,37 @@ def under_launcher() -> bool:
     return any(name in os.environ for name in _LAUNCHED_SIZE)
 
 
-def local_rank(hosts: Sequence[str], rank: int) -> int:
-    """Number of `rank` among the ranks of its host, given the host of every rank."""
-    return hosts[:rank].count(hosts[rank])
+def node_names(hosts: Sequence[str], leaders: Sequence[int]) -> tuple[str, ...]:
+    """A name for the node of every rank, different for different nodes, `[rank]`.
+
+    Containers may give several nodes the same host name; the second one is called `NAME (2)`.
+
+    Args:
+        hosts: the host name that every rank sees.
+        leaders: the lowest rank on the node of every rank, as MPI tells it.
+    """
+    seen = Counter[str]()
+    names: dict[int, str] = {}
+    for rank in sorted(set(leaders)):
+        host = hosts[rank]
+        seen[host] += 1
+        names[rank] = host if seen[host] == 1 else f"{host} ({seen[host]})"
+    return tuple(names[leader] for leader in leaders)
 
 
 class Elsewhere(InputError):
     """Bad input that another rank reports; this one only has to stop."""
 
     agreed = True
+
+
+def not_all_started() -> str:
+    """The message of a rank that waited in vain for the others to start."""
+    return (
+        f"error: rank {launched_rank()} on {socket.gethostname()} waited in vain for all "
+        f"{launched_size()} ranks to start: one ended before, or they do not reach each other (Open "
+        "MPI: name the network by --mca btl_tcp_if_include, MPICH: by UCX_NET_DEVICES)"
+    )
 
 
 def open_world() -> MpiWorld:
@@ -75,7 +118,7 @@ def open_world() -> MpiWorld:
             the library, so that it started unconnected single processes.
     """
     try:
-        from mpi4py import MPI
+        MPI = _initialised()
     except (ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
@@ -94,6 +137,26 @@ def open_world() -> MpiWorld:
     return MpiWorld(comm)
 
 
+def _initialised() -> Any:
+    """The module `mpi4py.MPI`, with MPI initialised.
+
+    mpi4py would hold Python's global lock while MPI waits for all ranks, so neither signals nor the
+    time limit of the start could end the process. Calls by ctypes give the lock back.
+    """
+    import mpi4py
+
+    started_by_user = "mpi4py.MPI" in sys.modules
+    if not started_by_user:
+        mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
+    from mpi4py import MPI
+
+    if not MPI.Is_initialized():
+        level = ctypes.c_int(MPI.THREAD_MULTIPLE)
+        library = ctypes.CDLL(MPI.__file__)
+        library.MPI_Init_thread(None, None, level, ctypes.byref(ctypes.c_int()))
+    return MPI
+
+
 class MpiWorld:
     """All ranks of a communicator. See `World` for what the methods promise."""
 
@@ -109,9 +172,52 @@ class MpiWorld:
         self.comm = comm
         self.rank: int = comm.rank
         self.size: int = comm.size
-        self.hosts: tuple[str, ...] = tuple(comm.allgather(socket.gethostname()))
-        self.local_rank = local_rank(self.hosts, self.rank)
         self.library = _library(MPI)
+        self.round = 0
+        # The first words between ranks stay as they are from version to version, a host's name and a
+        # mapping of plain text, so that ranks with different packages still understand each other.
+        with _impatient(self):
+            told = comm.allgather((socket.gethostname(), identity.own()))
+        # An older version says only its host's name.
+        self._identities = tuple(each[1] if isinstance(each, tuple) else None for each in told)
+        hosts = [each[0] if isinstance(each, tuple) else str(each) for each in told]
+        self._refusal = identity.refusal(hosts, self._identities)
+        self.hosts, self.local_rank = self._nodes(hosts)
+
+    @property
+    def identities(self) -> tuple[Identity | None, ...]:
+        """What every rank runs; see `World`."""
+        return self._identities
+
+    def _nodes(self, hosts: list[str]) -> tuple[tuple[str, ...], int]:
+        """The node of every rank by name, and this rank's number on its own."""
+        if self._refusal is not None:
+            # Another package may not take part in what follows.
+            return tuple(hosts), hosts[: self.rank].count(hosts[self.rank])
+        node = self.comm.Split_type(self._mpi.COMM_TYPE_SHARED)
+        leader, number = node.bcast(self.rank), node.rank
+        node.Free()
+        return node_names(hosts, self.comm.allgather(leader)), number
+
+    def require_one_package(self) -> None:
+        """Makes sure that all ranks run the same sources; warns of other differences on rank 0.
+
+        Raises:
+            InputError: on every rank if they do not; one of them has the message.
+        """
+        if self._refusal is None:
+            if self.rank == 0:
+                known = [each for each in self.identities if each]
+                for line in identity.warnings(self.hosts, known):
+                    _log.warning(line)
+            return
+        understand = [rank for rank, each in enumerate(self.identities) if each]
+        if self.rank != understand[0]:
+            raise Elsewhere
+        failure = InputError(self._refusal)
+        # Ranks of an older version know nothing of it: they have to be ended.
+        failure.agreed = len(understand) == self.size
+        raise failure
 
     @cached_property
     def cuda_aware(self) -> bool | None:
@@ -129,6 +235,7 @@ class MpiWorld:
             except InputError as error:
                 failure = error
         self._wait_for_root()
+        mark()
         failed, result = self.comm.bcast((failure is not None, result))
         if failed:
             raise _agreed(failure)
@@ -140,7 +247,10 @@ class MpiWorld:
         Blocking MPI calls spin. Where ranks outnumber cores, those that wait would take the cores
         from rank 0 while it reads the data, and from ranks that are still loading libraries.
         """
-        request = self.comm.Ibcast([np.zeros(1, np.uint8), self._mpi.BYTE])
+        self._sleep_until(self.comm.Ibcast([np.zeros(1, np.uint8), self._mpi.BYTE]))
+
+    def _sleep_until(self, request: Any) -> None:
+        mark()
         while not request.Test():
             time.sleep(_NAP)
 
@@ -161,6 +271,7 @@ class MpiWorld:
         shape, dtype = self.comm.bcast((array.shape, array.dtype) if array is not None else None)
         buffer = np.ascontiguousarray(array) if array is not None else np.empty(shape, dtype)
         for chunk in _chunks(buffer):
+            mark()
             self.comm.Bcast([chunk, self._mpi.BYTE])
         return buffer.reshape(shape)
 
@@ -185,12 +296,14 @@ class MpiWorld:
         array = np.ascontiguousarray(array)
         self.comm.send((array.shape, array.dtype), rank)
         for chunk in _chunks(array):
+            mark()
             self.comm.Send([chunk, self._mpi.BYTE], rank)
 
     def _receive(self, rank: int) -> np.ndarray:
         shape, dtype = self.comm.recv(source=rank)
         array = np.empty(shape, dtype)
         for chunk in _chunks(array):
+            mark()
             self.comm.Recv([chunk, self._mpi.BYTE], rank)
         return array
 
@@ -199,24 +312,113 @@ class MpiWorld:
         if not np.issubdtype(array.dtype, np.integer):
             raise TypeError(f"sums over ranks are exact, so integers only; got {array.dtype}")
         summed = np.empty_like(array)
+        mark()
         self.comm.Allreduce(np.ascontiguousarray(array), summed, op=self._mpi.SUM)
         return summed
 
     def largest(self, value: float) -> float:
         """Maximum over ranks."""
-        return float(self.comm.allreduce(value, op=self._mpi.MAX))
+        mark()
+        most = np.empty(1)
+        self.comm.Allreduce(np.array([value], dtype=np.float64), most, op=self._mpi.MAX)
+        return float(most[0])
 
-    def channel(self, neighbours: Sequence[int]) -> Channel:
-        """Opens a distributed-graph communicator with `neighbours`."""
-        from mpi_ntkdfl.comm.graph_channel import GraphChannel
+    def hand_in(self, array: np.ndarray, lengths: Sequence[int]) -> Callable[[], list[np.ndarray]]:
+        """Starts one nonblocking gather."""
+        room = np.empty(sum(lengths) if self.rank == 0 else 0, np.int64)
+        target = [room, list(lengths)] if self.rank == 0 else None
+        request = self.comm.Igatherv(array, target)
 
-        return GraphChannel(self.comm, neighbours)
+        def finish() -> list[np.ndarray]:
+            request.Wait()
+            return np.split(room, np.cumsum(lengths)[:-1]) if self.rank == 0 else []
+
+        return finish
+
+    def channel(self, neighbours: Sequence[int], lasting: bool = True) -> Channel:
+        """Opens a distributed-graph communicator with `neighbours`, or one for single messages."""
+        if lasting:
+            from mpi_ntkdfl.comm.graph_channel import GraphChannel
+
+            return GraphChannel(self.comm, neighbours)
+        from mpi_ntkdfl.comm.point_channel import PointChannel
+
+        return PointChannel(self._for_messages, neighbours)
+
+    @cached_property
+    def _for_messages(self) -> Any:
+        """A communicator of all ranks for channels that do not last; made together, when first needed."""
+        return self.comm.Dup()
+
+    @contextlib.contextmanager
+    def watched(self, patience: float | None, limit: float | None) -> Iterator[None]:
+        """Watches over the ranks; see `World`. They leave the block together."""
+        if self.size == 1 or (patience is None and limit is None):
+            limit_start(None)
+            yield
+            return
+        endless = math.inf if patience is None else patience
+        leader = watchdog.Leader(self, endless, limit) if self.rank == 0 else None
+        if leader is not None:
+            leader.start()
+        meeting = self.comm.bcast(leader.meeting() if leader else None)
+        dog = leader or watchdog.Follower(self, endless, limit, meeting)
+        reached = np.zeros(self.size, np.int64)
+        reached[self.rank] = dog.greet()
+        reached = self.total(reached)
+        if leader is not None:
+            leader.watch_over(np.flatnonzero(reached[1:]) + 1)
+        elif reached[self.rank]:
+            dog.start()
+        if not reached.all():
+            _log.warning(
+                "%d ranks do not reach rank 0 over UDP, the first is rank %d on %s: nobody notices if "
+                "they fall silent",
+                *(int((reached == 0).sum()), int(reached.argmin()), self.hosts[reached.argmin()]),
+            )
+        limit_start(None)
+        try:
+            yield
+            self._sleep_until(self.comm.Ibarrier())
+        finally:
+            dog.close()
 
     def abort(self, code: int) -> None:
         """Ends all ranks; does not return."""
         # A launcher that is told to end the job may not forward what it has not read by then.
         time.sleep(_LAST_WORDS)
         self.comm.Abort(code)
+
+
+@contextlib.contextmanager
+def _impatient(world: MpiWorld) -> Iterator[None]:
+    """Says so, and what it may be, if what is inside takes long.
+
+    Where several hosts have an interface with the same address, as Docker's, Open MPI may try to reach
+    the others there, and waits for ever.
+    """
+    timer = threading.Timer(_PATIENCE, lambda: _log.error("%s", _complaint(world)))
+    timer.daemon = True
+    if world.size > 1:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _complaint(world: MpiWorld) -> str:
+    interfaces = Path("/sys/class/net")
+    names = sorted(each.name for each in interfaces.iterdir()) if interfaces.exists() else []
+    doubtful = [name for name in names if name.startswith(_SHARED_NAMES)]
+    found = f" (here: {', '.join(doubtful)})" if doubtful else ""
+    return (
+        f"rank {world.rank} on {socket.gethostname()} has waited {_PATIENCE:.0f} s for the first message "
+        f"of the other ranks by {world.library}: a rank may not have started, or MPI uses a network "
+        f"that does not connect the hosts, such as docker0 with one address on all of them{found}. Name "
+        "the network: mpirun --mca btl_tcp_if_include 10.0.0.0/8 for Open MPI, UCX_NET_DEVICES=eth0 for "
+        "MPICH with UCX"
+    )
 
 
 def _library(mpi: Any) -> str:

@@ -7,10 +7,14 @@ has no branch on "parallel or not".
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
+
+from mpi_ntkdfl.runtime import identity
+from mpi_ntkdfl.runtime.identity import Identity
 
 if TYPE_CHECKING:
     import torch
@@ -63,8 +67,17 @@ class World(Protocol):
     rank: int
     size: int
     hosts: tuple[str, ...]
+    """The node of every rank, by name; different nodes have different names."""
     local_rank: int
+    """Number of this rank among those of its node."""
     library: str
+    round: int
+    """Which one goes on, for messages."""
+
+    @property
+    def identities(self) -> tuple[Identity | None, ...]:
+        """What every rank runs, `[rank]`; None for one whose package is too old to tell."""
+        ...
 
     @property
     def cuda_aware(self) -> bool | None:
@@ -107,8 +120,36 @@ class World(Protocol):
         """Maximum over ranks, on every rank."""
         ...
 
-    def channel(self, neighbours: Sequence[int]) -> Channel:
-        """Opens a channel with `neighbours`; all ranks take part."""
+    def hand_in(self, array: np.ndarray, lengths: Sequence[int]) -> Callable[[], list[np.ndarray]]:
+        """Starts to bring every rank's `array` to rank 0; all ranks take part.
+
+        Args:
+            array: `[number]` int64 of this rank; must stay as it is until the end.
+            lengths: numbers of every rank, `[rank]`.
+
+        Returns:
+            A function that waits for the end, and returns every rank's array on rank 0, else nothing.
+        """
+        ...
+
+    def channel(self, neighbours: Sequence[int], lasting: bool = True) -> Channel:
+        """Opens a channel with `neighbours`; all ranks take part.
+
+        Args:
+            neighbours: other ranks, ascending; the relation is symmetric.
+            lasting: whether it serves many rounds, so that opening may cost more than an exchange.
+        """
+        ...
+
+    def watched(
+        self, patience: float | None, limit: float | None
+    ) -> contextlib.AbstractContextManager[None]:
+        """Within the block, ends all ranks if one falls silent; all ranks take part.
+
+        Args:
+            patience: seconds without a word from a rank; None for no end.
+            limit: seconds from the program's start after which half a minute is enough, or None.
+        """
         ...
 
 
@@ -149,7 +190,13 @@ class SoloWorld:
     hosts: tuple[str, ...] = ("localhost",)
     local_rank = 0
     library = "none (one process)"
+    round = 0
     cuda_aware: bool | None = None
+
+    @property
+    def identities(self) -> tuple[Identity | None, ...]:
+        """What this process runs."""
+        return (identity.own(),) * self.size
 
     def on_root(self, task: Callable[[], T]) -> T:
         """Runs `task`."""
@@ -180,6 +227,16 @@ class SoloWorld:
         """Returns `value`."""
         return value
 
-    def channel(self, neighbours: Sequence[int]) -> Channel:
+    def hand_in(self, array: np.ndarray, lengths: Sequence[int]) -> Callable[[], list[np.ndarray]]:
+        """Returns the only array."""
+        return lambda: [array]
+
+    def channel(self, neighbours: Sequence[int], lasting: bool = True) -> Channel:
         """A channel with nobody."""
         return SoloChannel()
+
+    def watched(
+        self, patience: float | None, limit: float | None
+    ) -> contextlib.AbstractContextManager[None]:
+        """Nobody to wait for."""
+        return contextlib.nullcontext()

@@ -1,6 +1,6 @@
 """Reader of federated EMNIST (FEMNIST) in the HDF5 layout that TensorFlow Federated publishes.
 
-A training and a test file, each with one group a writer:
+There are a training and a test file, each with one group per writer:
 
     /examples/<writer>/pixels   [n, 28, 28] float32 in [0, 1], white paper 1, black ink 0
     /examples/<writer>/label    [n] integer
@@ -20,14 +20,55 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from mpi_ntkdfl.data.dataset import Dataset, standardise
 from mpi_ntkdfl.data.idx import MAX_INFLATION
+from mpi_ntkdfl.data.source import NO_CACHE, FolderSettings, Size, Source, cache_folder
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.hdf5 import reading
+from mpi_ntkdfl.runtime.paths import user_path
 
 PIXELS = 28 * 28
 
-# File name prefix and number of classes; the first whose two files are there is taken.
+# File name prefix and number of classes; the first one with both files is taken.
 VARIANTS = {"fed_emnist": 62, "fed_emnist_digitsonly": 10}
+
+
+class Femnist(Source[FolderSettings]):
+    """Federated EMNIST: characters by 3,400 writers, who are its sites (Caldas et al., LEAF)."""
+
+    name = "femnist"
+    Settings = FolderSettings
+    size = Size(671_585, 77_483, (1, 28, 28), 62)
+    licence = "NIST Special Database 19, a work of the US government"
+    way_out = (
+        "fed_emnist_train.h5 and fed_emnist_test.h5 (or fed_emnist_digitsonly_*.h5, ten classes) "
+        "come in https://storage.googleapis.com/tff-datasets-public/fed_emnist.tar.bz2: unpack it "
+        "and set dataset.root to the folder"
+    )
+
+    def locate(self, settings: FolderSettings) -> dict[str, Path]:
+        """The training and the test file."""
+        if settings.root is None:
+            folder = cache_folder(self.name)
+        else:
+            folder = user_path(settings.root, "dataset.root")
+        paths = None if folder is None else find(folder)
+        if paths is None:
+            raise InputError(f"data set femnist not found in {folder or NO_CACHE}: {self.way_out}")
+        return paths
+
+    def load(self, settings: FolderSettings) -> Dataset:
+        """Reads both files."""
+        paths = self.locate(settings)
+        train, test = read(paths["train"]), read(paths["test"])
+        parts = train.pixels, train.labels, test.pixels, test.labels
+        if not len(train.labels):
+            raise InputError("data set femnist must have training samples, got none")
+        # A value that is not finite makes the scaling useless; the check of all samples names it.
+        with np.errstate(invalid="ignore", over="ignore"):
+            scaling = standardise(train.pixels, divisor=1.0, per_feature=False)
+        count = classes(paths["train"])
+        return Dataset(self.name, *parts, count, scaling, train.writers, shape=(1, 28, 28))
 
 
 @dataclass(frozen=True)
@@ -78,7 +119,7 @@ def read(path: Path) -> Part:
 def _read_writers(file: h5py.File, path: Path) -> Part:
     examples = file.get("examples")
     if not isinstance(examples, h5py.Group):
-        raise InputError(f"{path}: must have a group /examples with one group a writer, got none")
+        raise InputError(f"{path}: must have a group /examples with one group per writer, got none")
     names = sorted(examples)
     counts = [_count(examples.get(name), f"{path}: /examples/{name!r}") for name in names]
     total = sum(counts)
@@ -110,7 +151,7 @@ def _count(writer: Any, where: str) -> int:
         )
     if label.dtype.kind not in "iu" or label.shape != pixels.shape[:1]:
         raise InputError(
-            f"{where}/label must be {pixels.shape[:1]} integers, one an image, "
+            f"{where}/label must be {pixels.shape[:1]} integers, one per image, "
             f"got {label.shape} {label.dtype}"
         )
     return int(pixels.shape[0])

@@ -1,11 +1,12 @@
 """Who holds which training samples.
 
-A partition is a function of its settings, the labels and the run's seed. Clients may overlap
+A partition is a function of its settings, the labels (or sites) and the run's seed. Clients may overlap
 (dirichlet, file) and need not cover the data set; none is ever empty.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ import numpy.typing as npt
 from mpi_ntkdfl import config
 from mpi_ntkdfl.runtime import seeds
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.paths import user_path
+
+_log = logging.getLogger(__name__)
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 
@@ -48,7 +52,7 @@ def make(
     labels: Indices,
     clients: int,
     seed: int,
-    writers: Indices | None = None,
+    sites: Indices | None = None,
 ) -> Partition:
     """Divides the training samples among the clients.
 
@@ -57,7 +61,8 @@ def make(
         labels: [n] class of each training sample.
         clients: number of clients M, >= 1.
         seed: the run's seed.
-        writers: [n] writer of each training sample, counted from 0, if the data set knows them.
+        sites: [n] site of each training sample, such as its writer, counted from 0, if the data set
+            knows them.
 
     Raises:
         InputError: if the rule cannot serve that many clients, or the partition file is wrong.
@@ -70,9 +75,9 @@ def make(
         case config.ShardsPartition():
             return _shards(settings.per_client, labels, clients, seed)
         case config.WriterPartition():
-            return _by_writer(writers, clients)
+            return _by_site(sites, clients)
         case config.FilePartition():
-            return _from_file(Path(settings.path).expanduser(), clients, len(labels))
+            return _from_file(user_path(settings.path, "partition.path"), clients, len(labels))
 
 
 def _join(shares: Sequence[Indices]) -> Partition:
@@ -83,7 +88,7 @@ def _join(shares: Sequence[Indices]) -> Partition:
 def _iid(n: int, clients: int, seed: int) -> Partition:
     """Cuts one permutation into shares whose sizes differ by at most one."""
     if n < clients:
-        raise InputError(f"iid needs a sample a client, got {n} samples for {clients} clients")
+        raise InputError(f"iid needs a sample per client, got {n} samples for {clients} clients")
     return _join(np.array_split(seeds.generator(seed, "partition").permutation(n), clients))
 
 
@@ -92,7 +97,7 @@ def _shards(per_client: int, labels: Indices, clients: int, seed: int) -> Partit
     count, n = clients * per_client, len(labels)
     if n < count:
         raise InputError(
-            f"shards needs a sample a shard, got {n} samples for {clients} clients * {per_client} "
+            f"shards needs a sample per shard, got {n} samples for {clients} clients * {per_client} "
             "shards: lower clients or partition.per_client"
         )
     shards = np.array_split(np.argsort(labels, kind="stable"), count)
@@ -117,7 +122,7 @@ def _dirichlet(
     samples = settings.samples or len(labels) // clients
     if not samples:
         raise InputError(
-            f"dirichlet gives each client training samples / clients samples, got {len(labels)} / "
+            f"dirichlet gives each client (training samples / clients) samples, got {len(labels)} / "
             f"{clients} < 1: set partition.samples or lower clients"
         )
     order = np.argsort(labels, kind="stable")
@@ -163,24 +168,24 @@ def _draw_proportions(
     return np.asarray(gamma / gamma.sum())
 
 
-# -------------------------------------------------------------------------------- writers and files
+# ---------------------------------------------------------------------------------- sites and files
 
 
-def _by_writer(writers: Indices | None, clients: int) -> Partition:
-    """Client i holds the samples of writer i; writers from `clients` on are left out."""
-    if writers is None:
+def _by_site(sites: Indices | None, clients: int) -> Partition:
+    """Client i holds the samples of site i; sites from `clients` on are left out."""
+    if sites is None:
         raise InputError(
-            "partition writer needs a data set that knows its writers, got one that does not: "
-            "use dataset femnist or another partition"
+            "partition writer needs a data set that knows its writers or other sites, got one that "
+            "does not: use dataset femnist or another partition"
         )
-    count = int(writers.max(initial=-1)) + 1
+    count = int(sites.max(initial=-1)) + 1
     if clients > count:
         raise InputError(
-            f"partition writer has one client a writer, got {clients} clients for {count} writers: "
+            f"partition writer has one client per writer, got {clients} clients for {count} writers: "
             "lower clients"
         )
-    order = np.argsort(writers, kind="stable")
-    offsets = np.searchsorted(writers[order], np.arange(clients + 1)).astype(np.int64)
+    order = np.argsort(sites, kind="stable")
+    offsets = np.searchsorted(sites[order], np.arange(clients + 1)).astype(np.int64)
     if (np.diff(offsets) == 0).any():
         raise InputError(f"writer {_first(np.diff(offsets) == 0)} has no training samples")
     return Partition(offsets, order[: offsets[-1]].astype(np.int64))
@@ -218,17 +223,37 @@ def _from_file(path: Path, clients: int, n: int) -> Partition:
             f"{path}: indices must be in 0..{n - 1}, the training samples, got {indices[i]} at "
             f"position {i}, client {client}: is the file for another data set?"
         )
+    _warn_of_doubles(path, offsets, indices)
     return Partition(offsets.astype(np.int64), indices.astype(np.int64))
+
+
+def _warn_of_doubles(path: Path, offsets: npt.NDArray[Any], indices: npt.NDArray[Any]) -> None:
+    """Says if clients hold a sample more than once, which counts as often there."""
+    sizes = offsets[1:].astype(np.int64) - offsets[:-1].astype(np.int64)
+    clients = np.repeat(np.arange(len(sizes)), sizes)
+    order = np.lexsort((indices, clients))
+    same = (np.diff(clients[order]) == 0) & (np.diff(indices[order].astype(np.int64)) == 0)
+    if same.any():
+        first = order[1:][same][0]
+        _log.warning(
+            "%s: %d samples are held twice by one client, the first is sample %d of client %d",
+            *(path, int(same.sum()), int(indices[first]), int(clients[first])),
+        )
 
 
 def _read_npz(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with path.open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            if isinstance(arrays, np.ndarray):
+                raise ValueError("it is an npy file, which has one array and no names")
             found = {key: arrays[key] for key in ("offsets", "indices") if key in arrays}
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # noqa: BLE001 - over a damaged file NumPy raises almost anything
         reason = " ".join(str(error).split()) or type(error).__name__
+        if "pickle" in reason:  # NumPy would advise to load it all the same
+            reason = "it does not hold plain numbers only"
         raise InputError(
             f"{path} is no sound npz file with arrays offsets and indices: {reason}"
         ) from error

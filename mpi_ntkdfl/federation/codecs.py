@@ -17,11 +17,11 @@ from pydantic import Field as Bounded
 from pydantic import SerializeAsAny, field_validator
 
 from mpi_ntkdfl.comm.messages import Arrays, Field, MessageFormat
-from mpi_ntkdfl.config import Section
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.runtime import seeds
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.registry import Registry, unknown
+from mpi_ntkdfl.runtime.settings import Section
 
 ArrayFormat = tuple[tuple[int, ...], torch.dtype]
 """Shape and element type of one array of a message."""

@@ -8,7 +8,11 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
+import numpy as np
+
 PHASES = (
+    "graph",
+    "connect",
     "exchange",
     "train",
     "jacobian",
@@ -17,9 +21,23 @@ PHASES = (
     "update",
     "select",
     "evaluate",
+    "gather",
+    "agree",
     "record",
     "other",
 )
+"""What some of the phases are: `graph` draws the graph of the round. `connect` finds the neighbouring
+ranks and opens the channel to them. `exchange` writes, sends and waits for messages. `gather` brings to
+rank 0 what the record stores. `agree` decides whether to stop, and waits for the slowest rank. `record`
+writes files."""
+
+COORDINATING = ("graph", "connect", "exchange", "gather", "agree", "other")
+"""Phases in which a rank mostly waits for others, or does what does not serve the method."""
+
+
+IN_FLIGHT, WAIT = "in flight", "wait"
+SPANS = (*PHASES, IN_FLIGHT, WAIT)
+"""What a timeline shows: phases, exchanges in flight, and waiting for them."""
 
 
 class Clock:
@@ -34,6 +52,20 @@ class Clock:
         self._stack = ["other"]
         self._since = time.perf_counter()
         self._flown = self._waited = 0.0
+        self._spans: list[tuple[int, float, float]] | None = None
+        self._starts: list[float] = []
+
+    def keep_spans(self) -> None:
+        """From now on keeps when each phase and each exchange began and ended, for `lap_spans`."""
+        self._spans = []
+
+    def lap_spans(self) -> np.ndarray:
+        """What ended since the last lap, `[span, 3]`: kind, begin and end in seconds of `perf_counter`.
+
+        A kind is a place in `SPANS`. Spans of phases hold those of inner phases.
+        """
+        spans, self._spans = self._spans or [], []
+        return np.array(spans, dtype=np.float64).reshape(-1, 3)
 
     def _charge(self) -> None:
         now = time.perf_counter()
@@ -48,11 +80,15 @@ class Clock:
         """Charges what follows to `phase`."""
         self._charge()
         self._stack.append(phase)
+        if self._spans is not None:
+            self._starts.append(self._since)
 
     def leave(self) -> None:
         """Charges what follows to the phase before."""
         self._charge()
-        self._stack.pop()
+        phase = self._stack.pop()
+        if self._spans is not None and self._starts:
+            self._spans.append((SPANS.index(phase), self._starts.pop(), self._since))
 
     def lap(self) -> list[float]:
         """Seconds of each phase, in the order of `PHASES`, since the last lap."""
@@ -65,6 +101,10 @@ class Clock:
         """Adds an exchange that was `flown` seconds in flight, of which it was `waited` for."""
         self._flown += flown
         self._waited += waited
+        if self._spans is not None:
+            now = time.perf_counter()
+            self._spans.append((SPANS.index(IN_FLIGHT), now - flown, now))
+            self._spans.append((SPANS.index(WAIT), now - waited, now))
 
     def lap_flights(self) -> tuple[float, float]:
         """Seconds in flight and seconds waited of all exchanges since the last lap."""

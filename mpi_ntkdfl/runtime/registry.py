@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
+from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.errors import InputError
 
 T = TypeVar("T")
@@ -18,15 +19,22 @@ class Registry(Mapping[str, T]):
     A registry is the only list of its kind: whoever needs all entries iterates over it.
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, T] | None = None) -> None:
+    def __init__(
+        self, kind: str, entries: Mapping[str, T] | None = None, group: str | None = None
+    ) -> None:
         """Starts with the entries that come with the package.
 
         Args:
             kind: what an entry is, for messages, such as `method`.
             entries: by name.
+            group: of the entry points by which other installed packages offer entries, such as
+                `mpi_ntkdfl.methods`. An entry point is loaded when its name is first asked for.
         """
-        self.kind = kind
+        self.kind, self.group = kind, group
         self._entries = dict(entries or {})
+        self.adopt: Callable[[str, Any], None] | None = None
+        """How to register what an entry point is, by its name; None if entry points register
+        themselves when they are loaded."""
 
     def register(self, name: str, entry: T) -> None:
         """Adds an entry.
@@ -50,11 +58,14 @@ class Registry(Mapping[str, T]):
         Raises:
             InputError: if there is none; the message lists all names and the closest one.
         """
-        if name not in self._entries:
-            raise InputError(unknown(self.kind, name, self._entries))
+        if name not in self:
+            offered = plugins.installed_names(self.group) if self.group else ()
+            raise InputError(unknown(self.kind, name, {*self._entries, *offered}))
         return self._entries[name]
 
     def __getitem__(self, name: str) -> T:
+        if name not in self._entries and self.group is not None:
+            plugins.load_installed(self.group, name, self._entries, self.adopt)
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -67,6 +78,11 @@ class Registry(Mapping[str, T]):
 def unknown(kind: str, name: object, names: Iterable[str]) -> str:
     """The message for a name that does not exist: the closest name, if any, and all names."""
     names = sorted(names)
-    closest = difflib.get_close_matches(str(name), names, n=1)
-    hint = f"did you mean {closest[0]!r}? " if closest else ""
-    return f"unknown {kind} {name!r}; {hint}there are: {', '.join(names)}"
+    hint = did_you_mean(name, names)
+    return f"unknown {kind} {name!r}{hint}{'' if hint else ';'} there are: {', '.join(names)}"
+
+
+def did_you_mean(name: object, names: Iterable[str]) -> str:
+    """The end of a message about a misspelt name: `; did you mean 'ring'?`, or nothing."""
+    closest = difflib.get_close_matches(str(name), list(names), n=1)
+    return f"; did you mean {closest[0]!r}?" if closest else ""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,12 +14,29 @@ from mpi_ntkdfl.algorithms.base import Method, Needs
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.evaluate import Evaluation
 from mpi_ntkdfl.federation.clients import Federation
-from mpi_ntkdfl.storage import checkpoint
+from mpi_ntkdfl.runtime import plugins
+from mpi_ntkdfl.runtime.clock import PHASES
+from mpi_ntkdfl.storage import checkpoint, lock, whole
 from mpi_ntkdfl.storage.checkpoint import Rows
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.storage.record import Record, RoundRecord, provenance
 from mpi_ntkdfl.storage.resume import Start
+from mpi_ntkdfl.storage.trace import Trace
 from mpi_ntkdfl.topology.graphs import Graph
+
+
+@dataclass(frozen=True)
+class HandedIn:
+    """What all ranks know of a round, on its way to rank 0.
+
+    Attributes:
+        busiest: protocol bytes through the busiest node, on rank 0.
+        arrived: waits; gives every rank's numbers on rank 0: tau of its clients, seconds by phase,
+            seconds of exchanges (both the bits of float64), bytes of the ledger.
+    """
+
+    busiest: int
+    arrived: Callable[[], list[np.ndarray]]
 
 
 class Journal:
@@ -29,9 +47,7 @@ class Journal:
         self._config, self._federation, self._outputs = config, federation, outputs
         self._world, self._clock = self._federation.world, self._federation.clock
         self._record = Record(outputs.record)
-        self._provenance = provenance(
-            self._world, str(federation.device), str(torch.__version__), federation.choices
-        )
+        self._trace: Trace | None = None
 
     def create(
         self,
@@ -57,12 +73,24 @@ class Journal:
                 "seed": config.seed,
                 "data": data,
                 **facts(type(method), needs),
-                **self._provenance,
+                **self._provenance(),
             }
-            self._outputs.remove()
+            whole.remove(self._outputs)
+            whole.remove_leftovers(self._outputs)
             self._record.create(attributes, config.clients, self._world.size, shares)
 
         self._world.on_root(begin)
+        self._begin_trace(0)
+
+    def _provenance(self) -> dict[str, str | int]:
+        """Of this start, on rank 0."""
+        federation = self._federation
+        told = provenance(
+            self._world, str(federation.device), str(torch.__version__), federation.choices
+        )
+        if brought := plugins.loaded():
+            told["plugins"] = plugins.as_json(brought)
+        return told
 
     def resume(self, start: Start | None, method: Method[Any]) -> torch.Tensor:
         """Cuts the record to the checkpoint, and gives `method` its state back.
@@ -81,8 +109,10 @@ class Journal:
             every, config_yaml = self._config.evaluation.every, self._config.to_yaml()
             if start.checkpoint.path != self._outputs.checkpoint:
                 # The next checkpoint keeps what has this name: not the damaged one.
+                lock.require_own(self._outputs.checkpoint)
                 start.checkpoint.path.replace(self._outputs.checkpoint)
-            self._record.resume(start.checkpoint.round, every, config_yaml, self._provenance)
+            whole.remove_leftovers(self._outputs)
+            self._record.resume(start.checkpoint.round, every, config_yaml, self._provenance())
             return start.checkpoint.arrays
 
         def rows(name: str, rank: int) -> np.ndarray:
@@ -95,33 +125,64 @@ class Journal:
             found[name.removeprefix("state/")] = torch.from_numpy(mine)
         weights = found.pop("params").to(self._federation.device)
         method.restore(found)
+        self._begin_trace(start.checkpoint.round if start else 0)
         return weights
 
+    def _begin_trace(self, done: int) -> None:
+        """Begins the timeline, or goes on with it after `done` rounds, if there shall be one."""
+        if self._config.output.trace:
+            self._trace = Trace(self._outputs.trace, self._world, self._clock, done)
+
+    def hand_in(self, taus: list[int]) -> HandedIn:
+        """Starts to bring to rank 0 what every rank knows of the round that is over.
+
+        One message per rank, on its way while the ranks agree on whether to stop.
+
+        Args:
+            taus: this rank's clients' tau.
+        """
+        world, ledger, placement = self._world, self._federation.ledger, self._federation.placement
+        size = ledger.booked.size + len(PHASES) + 2
+        if world.rank:
+            ledger.book_mpi("statistics", 8 * (size + len(taus)))
+        busiest = ledger.busiest
+        times = np.array([*self._clock.lap(), *self._clock.lap_flights()])
+        parts = (np.array(taus, np.int64), times.view(np.int64), ledger.lap().ravel())
+        lengths = [size + len(placement.owned(rank)) for rank in range(world.size)]
+        with self._clock("gather"):
+            return HandedIn(busiest, world.hand_in(np.concatenate(parts), lengths))
+
     def finish_round(
-        self, done: int, graph: Graph | None, taus: list[int], evaluation: Evaluation | None
+        self, done: int, graph: Graph | None, handed: HandedIn, evaluation: Evaluation | None
     ) -> np.ndarray:
         """Appends to the record what there is after `done` rounds.
 
         Args:
             done: rounds done.
             graph: of the round, or None at the start, which belongs to no round.
-            taus: this rank's clients' tau.
+            handed: from `hand_in`.
             evaluation: a row, or None if this round is not evaluated.
 
         Returns:
             Tau of every client, on rank 0.
         """
-        every_tau = self._gather(np.array(taus))
-        ledger = self._federation.ledger
-        busiest, traffic = ledger.busiest, self._world.total(ledger.lap())
-        seconds = self._gather(np.array([self._clock.lap()]))
-        flights = self._gather(np.array([self._clock.lap_flights()]))
+        with self._clock("gather"):
+            every = handed.arrived()
+        if self._trace is not None:
+            with self._clock("record"):
+                self._trace.add(done)
+        if not every:
+            return np.zeros(0, np.int64)
+        split = self._federation.ledger.booked.size
+        times = np.array([row[-split - len(PHASES) - 2 : -split] for row in every])
+        seconds, flights = np.split(times.view(np.float64), [len(PHASES)], axis=1)
+        traffic = np.sum([row[-split:] for row in every], axis=0).reshape(2, -1)
+        every_tau = np.concatenate([row[: -split - len(PHASES) - 2] for row in every])
         with self._clock("record"):
-            if self._world.rank == 0:
-                told = None
-                if graph is not None:
-                    told = RoundRecord(graph.edges, traffic, seconds, busiest, flights)
-                self._record.append(done, every_tau, evaluation, told)
+            told = None
+            if graph is not None:
+                told = RoundRecord(graph.edges, traffic, seconds, handed.busiest, flights)
+            self._record.append(done, every_tau, evaluation, told)
         return every_tau
 
     def checkpoint(self, done: int, weights: torch.Tensor, method: Method[Any]) -> None:
@@ -131,6 +192,7 @@ class Journal:
         with self._clock("record"):
             if self._world.rank:
                 for _, array in sorted(arrays.items()):
+                    self._federation.ledger.book_mpi("statistics", array.nbytes)
                     list(self._world.collect(array.cpu().numpy()))  # hands it to rank 0
                 return
             checkpoint.write(
@@ -149,11 +211,6 @@ class Journal:
 
         dtype = mine[:0].cpu().numpy().dtype
         return Rows((self._config.clients, *mine.shape[1:]), dtype, blocks())
-
-    def _gather(self, array: np.ndarray) -> np.ndarray:
-        """Every rank's rows on rank 0; elsewhere this rank's own."""
-        parts = list(self._world.collect(array))
-        return np.concatenate(parts) if parts else array
 
 
 def facts(method: type[Method[Any]], needs: Needs) -> dict[str, str | int]:

@@ -11,27 +11,16 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mpi_ntkdfl.algorithms import METHODS
-from mpi_ntkdfl.config import Config, parse, read_yaml
+from mpi_ntkdfl.config import Config, effect, parse
+from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.hdf5 import reading
+from mpi_ntkdfl.runtime.yaml_text import read_yaml
 from mpi_ntkdfl.storage.checkpoint import Checkpoint, newest
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.storage.record import last_choices, read_all
 
 _log = logging.getLogger(__name__)
-
-# Nothing of the result depends on these. Data are compared by content, not by where they are.
-_FREE = (
-    *("rounds", "output.", "dataset.root", "partition.path", "topology.path"),
-    # The version that evolves is recorded with the other choices, and compared there.
-    *("compute.gpu_aware_mpi", "compute.evolution"),
-)
-# These may change the rounding of sums, so the last bits.
-_ROUNDING = (
-    *("compute.device", "compute.threads", "compute.memory_limit", "compute.batch"),
-    "compute.byte_products",
-)
 
 _WAY_OUT = (
     "go on with the settings it was started with, or give --overwrite or another -o to start again"
@@ -104,6 +93,40 @@ class Start:
                 )
 
 
+def finished_without_weights(outputs: Outputs, config: Config, killed: bool) -> int | None:
+    """Looks at a record that has no checkpoints.
+
+    Args:
+        outputs: of the run.
+        config: the run that is asked for.
+        killed: whether the run before was killed, so that it may have had no time for a checkpoint.
+
+    Returns:
+        Rounds of a record that is finished, whose checkpoints were deleted; None if there is a
+        checkpoint, or nothing that another start would lose.
+
+    Raises:
+        InputError: if the record is unfinished and its checkpoints were deleted, if it is damaged,
+            or if `config` is that of another run.
+    """
+    if outputs.existing() != [outputs.record]:
+        return None
+    with _open_record(outputs) as file:
+        recorded, done = str(file.attrs["config"]), len(file["topology/offsets"]) - 1
+    former = _refuse_changes(recorded, config, done)
+    # A round is recorded before its checkpoint is written.
+    if done <= former.output.checkpoint_every and (killed or done < former.rounds):
+        _log.info("%s has no checkpoint yet: starting again", outputs.record)
+        return None
+    if done >= max(former.rounds, config.rounds):
+        _log.warning("%s is finished, but its checkpoints are not there", outputs.record)
+        return done
+    raise InputError(
+        f"{outputs.record} holds {done} rounds, but its checkpoints are not there, so it cannot go on; "
+        "give --overwrite to start again, or choose another -o"
+    )
+
+
 @contextmanager
 def find_start(outputs: Outputs, config: Config) -> Iterator[Start | None]:
     """Finds the newest whole checkpoint of a run; None if there is no checkpoint yet.
@@ -112,10 +135,6 @@ def find_start(outputs: Outputs, config: Config) -> Iterator[Start | None]:
         InputError: if the checkpoints or the record are damaged, or `config` is that of another run.
     """
     if outputs.existing() in ([], [outputs.record]):
-        if outputs.existing():
-            with _open_record(outputs) as file:
-                _refuse_changes(str(file.attrs["config"]), config, 0)
-            _log.info("%s has no checkpoint yet: starting again", outputs.record)
         yield None
         return
     with newest(outputs) as checkpoint:
@@ -132,6 +151,11 @@ def _read_start(outputs: Outputs, checkpoint: Checkpoint, wanted: int) -> Start:
         if wanted == done != planned:  # its last row may be missing, if not every round has one
             raise InputError(
                 f"{done} rounds of {planned} are done already: rounds may change only to more than that"
+            )
+        if str(file.attrs.get("plugins", "[]")) != plugins.as_json(plugins.loaded()):
+            _log.warning(
+                "the plugins are not the files that the run was started with (their hashes differ): "
+                "the rounds to come may be computed in another way"
             )
         offsets = file["topology/offsets"][:]
         rounds = len(offsets) - 1
@@ -168,16 +192,18 @@ def _open_record(outputs: Outputs) -> Iterator[h5py.File]:
         ) from error
 
 
-def _refuse_changes(recorded: str, config: Config, done: int) -> None:
+def _refuse_changes(recorded: str, config: Config, done: int) -> Config:
     """Compares configurations; says what changed.
+
+    Returns:
+        The recorded one.
 
     Raises:
         InputError: if anything changed that the result depends on, or `rounds` fell below `done`.
     """
-    methods = {name: method.Settings for name, method in METHODS.items()}
-    former = parse([read_yaml(recorded, "the recorded configuration")], methods)
+    former = parse([read_yaml(recorded, "the recorded configuration")])
     changes = differences(former.model_dump(mode="json"), config.model_dump(mode="json"))
-    refused = {k: v for k, v in changes.items() if not k.startswith((*_FREE, *_ROUNDING))}
+    refused = {k: v for k, v in changes.items() if not may_change(k, config)}
     if refused:
         listed = "; ".join(f"{key} was {old}, is {new}" for key, (old, new) in refused.items())
         raise InputError(f"cannot go on with a changed configuration: {listed}; {_WAY_OUT}")
@@ -186,8 +212,19 @@ def _refuse_changes(recorded: str, config: Config, done: int) -> None:
             f"rounds may grow, not fall below the {done} that are done; got {config.rounds}"
         )
     for key, (old, new) in changes.items():
-        if key.startswith(_ROUNDING):
+        if effect(key, config) == "rounding":
             _log.warning("%s was %s, is %s: the last bits of the result may differ", key, old, new)
+    return former
+
+
+def may_change(setting: str, config: Config | None = None) -> bool:
+    """Whether a run may go on with another value of a setting.
+
+    Paths may change: data, partition and graph are compared by content, and a run that goes on
+    begins with the weights of its checkpoint. The number of rounds may grow. How often the run is
+    measured may not change, because the rows of one record would not be alike.
+    """
+    return setting == "rounds" or effect(setting, config) in ("rounding", "place", "nothing")
 
 
 def differences(

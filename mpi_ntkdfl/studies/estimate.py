@@ -11,8 +11,10 @@ import numpy as np
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.config import Config, DirichletPartition
-from mpi_ntkdfl.data.sources import Entry, catalogue
-from mpi_ntkdfl.model import mlp
+from mpi_ntkdfl.data import sources
+from mpi_ntkdfl.data.source import Size
+from mpi_ntkdfl.metrics import SECONDS
+from mpi_ntkdfl.model.networks import build
 from mpi_ntkdfl.planning.costs import NOMINAL, Machine, round_seconds
 from mpi_ntkdfl.planning.first_round import FirstRound
 from mpi_ntkdfl.runtime.units import duration, readable
@@ -98,7 +100,7 @@ class _Prediction:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self._data = {entry.name: entry for entry in catalogue()}
+        self._sizes: dict[str, Size] = {}
         self._graphs: dict[str, Graph] = {}
 
     def seconds(self, config: Config) -> tuple[float, float]:
@@ -114,16 +116,22 @@ class _Prediction:
 
     def _first(self, config: Config) -> FirstRound:
         """Round 0 if all clients had equally many samples."""
-        data = self._data[config.dataset.name]
+        data = self._size(config)
         return FirstRound(
             config=config,
             method=METHODS[config.algorithm.name],
-            network=mlp.build(config.model, data.features, data.classes),
+            network=build(config.model, data.shape, data.classes),
             sizes=np.full(config.clients, _samples_per_client(config, data)),
-            test_samples=data.test_samples,
+            test_samples=data.test,
             graph=self._graph(config),
             placement=Placement(config.clients, 1),
         )
+
+    def _size(self, config: Config) -> Size:
+        key = config.dataset.model_dump_json()
+        if key not in self._sizes:
+            self._sizes[key] = sources.size(config.dataset)
+        return self._sizes[key]
 
     def _graph(self, config: Config) -> Graph:
         key = f"{config.clients} {config.topology.model_dump_json()}"
@@ -132,14 +140,14 @@ class _Prediction:
         return self._graphs[key]
 
 
-def _samples_per_client(config: Config, data: Entry) -> int:
+def _samples_per_client(config: Config, data: Size) -> int:
     given = config.partition.samples if isinstance(config.partition, DirichletPartition) else None
-    return given or max(data.train_samples // config.clients, 1)
+    return given or max(data.train // config.clients, 1)
 
 
 def _seconds(run: StudyRun) -> float:
     """Core seconds that the rounds of a finished run took, all ranks together."""
-    return float(np.nansum(tables.read(run.outputs.record).seconds))
+    return float(np.nansum(tables.read(run.outputs.record)[SECONDS]))
 
 
 def _on_disk(run: StudyRun) -> int:

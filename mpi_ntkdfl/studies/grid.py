@@ -12,21 +12,12 @@ from typing import Any
 
 import h5py
 
-from mpi_ntkdfl.algorithms import METHODS
-from mpi_ntkdfl.config import Config, parse, read_overrides, read_source
+from mpi_ntkdfl.config import Config, effect, parse
+from mpi_ntkdfl.metrics import SECONDS
+from mpi_ntkdfl.presets import read_overrides, read_source
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.studies.definition import Definition, ScaleName, Variant, called, read
-
-# No result depends on these, or in its last bits only.
-_FREE = {
-    "output": None,
-    "dataset": ("root",),
-    "compute": (
-        *("device", "threads", "memory_limit", "batch", "byte_products", "gpu_aware_mpi"),
-        "evolution",
-    ),
-}
 
 _DIGITS = 16
 """Hexadecimal digits of a run's name: 64 bits, so that no two of a million runs share it."""
@@ -90,16 +81,26 @@ class Study:
 
 
 def key(config: Config) -> str:
-    """Hash of everything a run's result depends on."""
-    settings: dict[str, Any] = config.model_dump(mode="json")
-    for section, keys in _FREE.items():
-        if keys is None:
-            del settings[section]
+    """Hash of everything a run's result depends on, beyond the last bits.
+
+    Paths count, because what is at a path is not known before the run. Only the folder of a data set
+    does not: the data set is known by its name, and the folder differs between machines.
+    """
+    settings: dict[str, Any] = {}
+    for section, value in config.model_dump(mode="json").items():
+        if not isinstance(value, dict):
+            settings[section] = value
             continue
-        for name in keys:
-            settings[section].pop(name, None)
+        kept = {name: v for name, v in value.items() if counts(f"{section}.{name}", config)}
+        if kept:
+            settings[section] = kept
     text = json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
+
+
+def counts(setting: str, config: Config | None = None) -> bool:
+    """Whether two runs of a study that differ in this setting are two runs."""
+    return setting != "dataset.root" and effect(setting, config) not in ("rounding", "nothing")
 
 
 def expand(
@@ -152,9 +153,8 @@ def _configure(
     over: list[Mapping[str, Any]] = []
     for variant in cell:
         over += [variant.settings, variant.at.get(scale, {})]
-    methods = {name: method.Settings for name, method in METHODS.items()}
     try:
-        return parse([*below, *over, *above], methods)
+        return parse([*below, *over, *above])
     except InputError as error:
         raise InputError(f"{', '.join(variant.label for variant in cell)}: {error}") from error
 
@@ -164,7 +164,7 @@ def _configure(
 
 def rounds_recorded(outputs: Outputs) -> int:
     """Rounds in a run's record; 0 if there is none, or it is not readable."""
-    return _read(outputs.record, lambda file: len(file["time/seconds"]))
+    return _read(outputs.record, lambda file: len(file[SECONDS.dataset]))
 
 
 def rounds_kept(outputs: Outputs) -> int:

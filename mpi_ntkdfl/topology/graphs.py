@@ -28,6 +28,7 @@ from mpi_ntkdfl.config import (
     Topology,
 )
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.paths import user_path
 from mpi_ntkdfl.topology.pairing import random_regular
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def fixed_shape(settings: Topology, clients: int) -> Graph | None:
         case GridTopology():
             return _grid(clients)
         case FileTopology():
-            return read_graph(settings.path, clients)
+            return read_graph(str(user_path(settings.path, "topology.path")), clients)
         case _:
             return None
 

@@ -1,0 +1,205 @@
+"""Data sets of four IDX files with pictures of 28 x 28 bytes: MNIST and its descendants.
+
+All of them name their files alike, so files of different sets are easily mixed up. Each file that is
+read is therefore compared with the hashes of all published files (`PUBLISHED`).
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mpi_ntkdfl.data import idx
+from mpi_ntkdfl.data.dataset import Dataset, Samples, Scaling
+from mpi_ntkdfl.data.source import NO_CACHE, FolderSettings, Size, Source, cache_folder, need
+from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.paths import user_path
+
+_log = logging.getLogger(__name__)
+
+FILES = {
+    "train_images": "train-images-idx3-ubyte",
+    "train_labels": "train-labels-idx1-ubyte",
+    "test_images": "t10k-images-idx3-ubyte",
+    "test_labels": "t10k-labels-idx1-ubyte",
+}
+"""Name of each part's file, without `.gz`. Some tools write `.idx3-ubyte` for `-idx3-ubyte`."""
+
+PUBLISHED: dict[str, tuple[str, str]] = {}
+"""Name of the data set and part of every published file, by the SHA-256 of its content."""
+
+_SIDE = 28
+
+
+class Hashes(NamedTuple):
+    """`md5` of the published `.gz` file, `sha256` of what it holds once decompressed.
+
+    MD5 is what the publishers give; it no longer withstands forgery, so SHA-256 is checked as well.
+    """
+
+    md5: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ImageSet(Source[FolderSettings]):
+    """A data set of four IDX files.
+
+    Attributes:
+        name: as in the configuration.
+        licence: of the pictures.
+        base: address of the folder with the files, ending in a slash.
+        folder: what torchvision calls its folder.
+        mean: mean of the training pixels after division by 255, as commonly used.
+        deviation: their standard deviation.
+        hashes: of each part, a key of `FILES`.
+        packaged: where a package of the operating system puts the files, if there is one.
+        package: its name.
+    """
+
+    name: str
+    licence: str
+    base: str
+    folder: str
+    mean: float
+    deviation: float
+    hashes: Mapping[str, Hashes]
+    packaged: Path | None = None
+    package: str | None = None
+
+    Settings = FolderSettings
+    size = Size(60_000, 10_000, (1, _SIDE, _SIDE), 10)
+    fetchable = True
+
+    @property
+    def way_out(self) -> str:  # type: ignore[override]
+        """How to get the files."""
+        debian = f", install the Debian package {self.package}" if self.package else ""
+        return f"run `python -m mpi_ntkdfl data fetch {self.name}`{debian}, or set dataset.root"
+
+    @property
+    def scaling(self) -> Scaling:
+        """From its bytes to inputs."""
+        return Scaling(255.0, np.array([self.mean]), np.array([self.deviation]))
+
+    def locate(self, settings: FolderSettings) -> dict[str, Path]:
+        """The four files; with `settings.root` only there and in its torchvision subfolders."""
+        tried = []
+        for folder in self._folders(settings):
+            paths = {part: _variant(folder, file) for part, file in FILES.items()}
+            missing = [FILES[part] for part, path in paths.items() if path is None]
+            if not missing:
+                return {part: path for part, path in paths.items() if path is not None}
+            lacks = f"without {', '.join(missing)}"
+            tried.append(f"{folder} ({'nothing there' if len(missing) == len(FILES) else lacks})")
+        if settings.root is None and cache_folder(self.name) is None:
+            tried.append(NO_CACHE)
+        raise InputError(
+            f"data set {self.name} needs its four IDX files (plain or .gz) in one folder, tried "
+            f"{', '.join(tried)}: {self.way_out} to the folder that has them"
+        )
+
+    def _folders(self, settings: FolderSettings) -> list[Path]:
+        if settings.root is not None:
+            root = user_path(settings.root, "dataset.root")
+            return [root, root / self.folder / "raw", root / "raw"]
+        return [path for path in (cache_folder(self.name), self.packaged) if path is not None]
+
+    def load(self, settings: FolderSettings) -> Dataset:
+        """Reads the four files; files of another published set, or of another part, are refused."""
+        paths = self.locate(settings)
+        train = self._read(paths, "train")
+        test = self._read(paths, "test")
+        return Dataset(self.name, *train, *test, 10, self.scaling, shape=(1, _SIDE, _SIDE))
+
+    def _read(self, paths: Mapping[str, Path], which: str) -> Samples:
+        images, labels = paths[f"{which}_images"], paths[f"{which}_labels"]
+        pixels, classes = idx.read(images, (None, _SIDE, _SIDE)), idx.read(labels, (None,))
+        self._require_own(f"{which}_images", images, pixels)
+        self._require_own(f"{which}_labels", labels, classes)
+        if len(pixels) != len(classes):
+            raise InputError(
+                f"{labels} must have a label for each of the {len(pixels)} images of {images.name}, "
+                f"got {len(classes)}"
+            )
+        return Samples(pixels.reshape(-1, _SIDE * _SIDE), classes.astype(np.int64))
+
+    def _require_own(self, part: str, path: Path, content: npt.NDArray[Any]) -> None:
+        """Refuses a published file of another set or part; says when a file is the user's own."""
+        name, published = PUBLISHED.get(idx.array_hash(content), (None, None))
+        if name not in (None, self.name):
+            raise InputError(
+                f"data set {self.name}: {path} is of {name}; set dataset.name or dataset.root"
+            )
+        if published not in (None, part):
+            raise InputError(
+                f"data set {self.name}: {path} holds the published {published}, but {part} are "
+                "needed; get the file again"
+            )
+        if name is None:
+            _log.warning(
+                "data set %s: %s is not the published file; taken as your own", self.name, path
+            )
+
+    # ---------------------------------------------------------------------------------- downloading
+
+    def fetch(self, root: str | None = None) -> Path:
+        """Downloads; a file gets its final name only once both its hashes are right."""
+        folder = cache_folder(self.name) if root is None else user_path(root, "the folder")
+        if folder is None:
+            raise InputError(f"no folder to download {self.name} to: there is no {NO_CACHE}")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # In the same folder, so that the move to the final name is atomic.
+            with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as staging:
+                for part, hashes in self.hashes.items():
+                    target = folder / f"{FILES[part]}.gz"
+                    if not _is_sound(target, hashes):
+                        _download(self.base, hashes, Path(staging), target)
+        except OSError as error:
+            raise InputError(
+                f"cannot write to {folder}: {error.strerror or error}; set another folder"
+            ) from error
+        return folder
+
+
+def _variant(folder: Path, name: str) -> Path | None:
+    """The file in either spelling, compressed or else plain; None if there is none."""
+    spellings = (name, name.replace("-idx", ".idx"))
+    paths = (folder / f"{each}{end}" for each in spellings for end in (".gz", ""))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _is_sound(path: Path, hashes: Hashes) -> bool:
+    try:
+        return path.is_file() and idx.content_hash(path) == hashes.sha256
+    except InputError:
+        return False
+
+
+def _download(base: str, hashes: Hashes, staging: Path, target: Path) -> None:
+    url = f"{base}{target.name}"
+    by_hand = (
+        f"download it by hand into {target.parent} or set dataset.root to a folder that has it"
+    )
+    pooch = need("pooch")
+    try:
+        pooch.retrieve(url, known_hash=f"md5:{hashes.md5}", fname=target.name, path=staging)
+        got = idx.content_hash(staging / target.name)
+    except (OSError, ValueError, InputError) as error:  # requests' errors are OSErrors
+        reason = " ".join(str(error).split())
+        raise InputError(f"cannot fetch {url}: {reason}; try again, {by_hand}") from error
+    if got != hashes.sha256:
+        raise InputError(
+            f"{url} must have content of SHA-256 {hashes.sha256}, got {got}; {by_hand}"
+        )
+    # Only their owner can read the files that pooch makes, but a group may share the folder.
+    (staging / target.name).chmod(0o644)
+    (staging / target.name).replace(target)

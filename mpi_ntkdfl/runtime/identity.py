@@ -1,0 +1,182 @@
+"""Which program a rank runs: the package's sources, its commit, the libraries, the processor.
+
+The ranks of a job compare this before they read anything. Two different packages in one job exchange
+messages that mean different things, or wait for each other for ever. Two versions of a library, or two
+kinds of processor, compute the same numbers with other roundings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent
+"""The folder of this package."""
+
+_SOURCES = (".py", ".c", ".yaml")
+"""Suffixes of the files of the package that decide a result."""
+
+_LIBRARIES = ("torch", "numpy", "mpi4py", "h5py")
+
+# Extensions of the instruction set for which the mathematical libraries have code of their own.
+_EXTENSIONS = (
+    *("sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "amx_tile"),
+    *("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("asimd", "asimddp", "sve", "sve2", "i8mm", "bf16"),
+)
+
+Identity = dict[str, str]
+"""What one rank runs, by name: plain text only, so that every version of the package can read it."""
+
+
+@cache
+def own() -> Identity:
+    """What this process runs: `sources`, then `python`, libraries and `processor`."""
+    return {
+        "sources": sources(PACKAGE),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in _LIBRARIES},
+        "processor": processor(),
+    }
+
+
+def sources(package: Path) -> str:
+    """SHA-256 over names and contents of the source files below `package`, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    files: dict[str, Path] = {}
+    for folder, inner, names in os.walk(package):
+        if Path(folder) == package and "jobs" in inner:
+            inner.remove("jobs")  # batch scripts; a link in a clone, a folder in an installation
+        paths = [Path(folder, name) for name in names if name.endswith(_SOURCES)]
+        files |= {path.relative_to(package).as_posix(): path for path in paths}
+    for name, path in sorted(files.items()):
+        content = path.read_bytes()
+        digest.update(f"{name}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def processor(described: Path = Path("/proc/cpuinfo")) -> str:
+    """Architecture, maker and extensions of the instruction set of this processor.
+
+    Args:
+        described: the kernel's description of the processors; without it the architecture is all.
+    """
+    try:
+        lines = described.read_text().splitlines()
+    except OSError:
+        lines = []
+    # The first processor stands for all.
+    told = {key.strip(): value for key, _, value in (s.partition(":") for s in reversed(lines))}
+    flags = set((told.get("flags") or told.get("Features") or "").split())
+    maker = (told.get("vendor_id") or told.get("CPU implementer") or "").strip()
+    words = (platform.machine(), maker, *(name for name in _EXTENSIONS if name in flags))
+    return " ".join(word for word in words if word)
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+# ------------------------------------------------------------------------------------ the comparison
+
+
+def refusal(hosts: Sequence[str], identities: Sequence[Identity | None]) -> str | None:
+    """Why these ranks cannot work together, or None.
+
+    Args:
+        hosts: of every rank.
+        identities: of every rank; None for a rank whose package is too old to tell.
+    """
+    packages = [f"sources {it['sources'][:12]}" if it else "an older version" for it in identities]
+    who = _by_value(hosts, packages)
+    if len(who) == 1:
+        return None
+    listed = "; ".join(f"{package} on {_some(names)}" for package, names in who.items())
+    return (
+        f"every rank must run the same mpi_ntkdfl package, but the package differs: {listed}; install "
+        "the same version on every host, or use an installation on a file system that all hosts share"
+    )
+
+
+def warnings(hosts: Sequence[str], identities: Sequence[Identity]) -> list[str]:
+    """What differs between ranks that can work together, one line each."""
+    lines = []
+    for name, value in versions(hosts, identities).items():
+        if not isinstance(value, str):
+            listed = "; ".join(f"{each} on {_some(names)}" for each, names in value.items())
+            lines.append(f"{name} differs, so the last bits of the result may differ: {listed}")
+    return lines
+
+
+def versions(
+    hosts: Sequence[str], identities: Sequence[Identity]
+) -> dict[str, str | dict[str, list[str]]]:
+    """Python, libraries and processor by name: one value, or the hosts of each value if it differs."""
+    found: dict[str, str | dict[str, list[str]]] = {}
+    for name in identities[0]:
+        if name != "sources":
+            who = _by_value(hosts, [identity[name] for identity in identities])
+            found[name] = next(iter(who)) if len(who) == 1 else who
+    return found
+
+
+def _by_value(hosts: Sequence[str], values: Sequence[str]) -> dict[str, list[str]]:
+    """The hosts of each value, once each."""
+    found: dict[str, dict[str, None]] = {}
+    for host, value in zip(hosts, values, strict=True):
+        found.setdefault(value, {})[host] = None
+    return {value: list(names) for value, names in found.items()}
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    """`n1, n2`, or the first few of many."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+# ---------------------------------------------------------------------------------------- the commit
+
+
+def commit(package: Path = PACKAGE) -> str:
+    """Commit of the source tree that `package` lies in.
+
+    Returns:
+        The commit's 40 digits; its first 12 and `-dirty` if files of the package differ from it;
+        `unknown` for an installed package, or where git does not answer.
+    """
+    if not (package.parent / ".git").exists():
+        return "unknown"
+    head, changes = _git(package, "rev-parse", "HEAD"), _git(package, "status", "-s", "--", ".")
+    if head is None or changes is None:
+        return "unknown"
+    return f"{head[:12]}-dirty" if changes else head
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    """What `git WORDS` says in `folder`, or None.
+
+    Variables such as GIT_DIR name a repository of the user's, not that of the package.
+    """
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+            env={**variables, "GIT_OPTIONAL_LOCKS": "0"},
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,111 @@
+"""The timeline of a run, `RUN.trace.json`: what every rank did when, for Perfetto and chrome://tracing.
+
+One event per line, in the array form of Chrome's trace format (Google, "Trace Event Format"). In its
+words a host is a process and a rank is a thread. Readers accept an array without its end, so a killed run
+leaves a file that can be opened.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from mpi_ntkdfl.comm.world import World
+from mpi_ntkdfl.runtime.clock import IN_FLIGHT, PHASES, SPANS, Clock
+from mpi_ntkdfl.runtime.errors import SimulationError
+from mpi_ntkdfl.storage.outputs import unwritable
+
+
+class Trace:
+    """Writes the timeline; all ranks call the same methods together, and rank 0 writes."""
+
+    def __init__(self, path: Path, world: World, clock: Clock, done: int) -> None:
+        """Begins the file, or goes on with it.
+
+        Args:
+            path: of the file.
+            world: the ranks.
+            clock: of this rank; from now on it keeps spans.
+            done: rounds done before; what the file holds of later rounds is removed.
+
+        Raises:
+            SimulationError: if the file cannot be written.
+        """
+        self._path, self._world, self._clock = path, world, clock
+        self._flights = 0
+        self._after = 0.0
+        if world.rank == 0:
+            kept = list(_of_rounds(path, done)) if done else []
+            self._after = max((_end(event) for event in kept), default=0.0)
+            self._write("w", [*kept, *self._names()])
+        clock.keep_spans()
+        # Clocks of hosts differ. All begin to count when all are here, up to a latency of the network.
+        world.total(np.zeros(1, np.int64))
+        self._origin = time.perf_counter()
+
+    def add(self, done: int) -> None:
+        """Adds what was done since the last call, as the round after which `done` rounds are done."""
+        events: list[dict[str, object]] = []
+        spans = self._clock.lap_spans() - [0, self._origin, self._origin]
+        for rank, of_rank in enumerate(self._world.collect(spans)):
+            for kind, begin, end in of_rank.tolist():
+                events += self._events(rank, int(kind), begin, end, done)
+        if self._world.rank == 0:
+            self._write("a", events)
+
+    def _events(
+        self, rank: int, kind: int, begin: float, end: float, done: int
+    ) -> Iterator[dict[str, object]]:
+        hosts = self._world.hosts
+        common = {
+            "name": SPANS[kind],
+            "pid": hosts.index(hosts[rank]),
+            "tid": rank,
+            "args": {"round": done},
+        }
+        start, stop = (round(1e6 * at + self._after, 1) for at in (begin, end))
+        if SPANS[kind] == IN_FLIGHT:  # over other events, so in a row of its own
+            self._flights += 1
+            name = {"cat": "exchange", "id": self._flights}
+            yield {**common, **name, "ph": "b", "ts": start}
+            yield {**common, **name, "ph": "e", "ts": stop}
+        else:
+            category = "phase" if SPANS[kind] in PHASES else "wait"
+            yield {**common, "cat": category, "ph": "X", "ts": start, "dur": round(stop - start, 1)}
+
+    def _names(self) -> Iterator[dict[str, object]]:
+        hosts = self._world.hosts
+        for rank, host in enumerate(hosts):
+            where: dict[str, object] = {"ph": "M", "pid": hosts.index(host), "tid": rank}
+            yield {**where, "name": "process_name", "args": {"name": host}}
+            yield {**where, "name": "thread_name", "args": {"name": f"rank {rank}"}}
+
+    def _write(self, mode: str, events: list[dict[str, object]]) -> None:
+        try:
+            with self._path.open(mode, encoding="utf-8") as file:
+                if mode == "w":
+                    file.write("[\n")
+                file.writelines(json.dumps(event) + ",\n" for event in events)
+        except OSError as error:
+            raise SimulationError(unwritable(self._path, error)) from error
+
+
+def _of_rounds(path: Path, done: int) -> Iterator[dict[str, object]]:
+    """Events of the first `done` rounds in a file, if it is there; a line that a kill cut is left out."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            event = json.loads(line.rstrip(","))
+        except ValueError:
+            continue
+        if event["ph"] != "M" and event["args"]["round"] <= done:
+            yield event
+
+
+def _end(event: dict[str, object]) -> float:
+    return float(str(event["ts"])) + float(str(event.get("dur", 0.0)))

@@ -1,0 +1,36 @@
+"""What only several hosts have: their names, another package on one of them, bytes on the wire."""
+
+from __future__ import annotations
+
+import shutil
+
+from tests.conftest import ROOT
+
+WHERE = """
+from mpi_ntkdfl.comm.mpi import open_world
+world = open_world()
+print(*world.comm.gather((world.hosts[world.rank], world.local_rank)) or (), sep="; ", flush=True)
+"""
+
+
+def test_hosts_of_one_name_are_told_apart_by_their_memory(hosts):
+    done = hosts.mpirun(2, "-c", WHERE)
+    assert done.returncode == 0, done.stderr
+    names = ("web", "web (2)", "web (3)")
+    expected = [str((name, number)) for name in names for number in (0, 1)]
+    assert done.stdout.strip().split("; ") == expected
+
+
+def test_another_package_on_one_host_is_refused_with_its_name(hosts):
+    package, copied = ROOT / "mpi_ntkdfl", hosts.folder / "other"
+    shutil.copytree(package, copied, ignore=shutil.ignore_patterns("jobs", "__pycache__"))
+    (copied / "ntk/update.py").write_text("")
+    assert hosts.run("n2", "mount", "--bind", copied, package).returncode == 0
+    try:
+        done = hosts.mpirun(1, "-m", "mpi_ntkdfl", "run", "quickstart", "-o", "run.h5")
+    finally:
+        hosts.run("n2", "umount", package)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("error:") == 1
+    assert " on web; sources " in done.stderr
+    assert not (hosts.folder / "run.h5").exists()
