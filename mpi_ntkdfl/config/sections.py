@@ -220,8 +220,9 @@ class ComputeSettings(Section):
     `byte_products`: images of bytes are multiplied as bytes where that is exact and faster (`auto`),
     always (`on`) or never (`off`).
 
-    `evolution`: what integrates NTK methods' outputs under the cross-entropy loss: the compiled version
-    for CPUs, or tensors; with `auto` the compiled one where all ranks have it and compute on a CPU.
+    `evolution`: which version integrates the outputs of NTK methods under the cross-entropy loss, the
+    compiled one for CPUs or the tensor one. `auto` takes the compiled one where all ranks have it and
+    compute on a CPU.
 
     `gpu_aware_mpi`: MPI gets messages in the GPU's memory and not in host memory; MPI must be built
     with CUDA support.
