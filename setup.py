@@ -82,6 +82,9 @@ setup(
             "py.typed",
         ]
     },
+    # An editable install puts a plain path. The import hook that is the default comes after the
+    # working folder, where a clone named mpi_ntkdfl would hide the package.
+    options={"editable_wheel": {"mode": "compat"}},
     install_requires=[
         "click>=8.1",
         "h5py>=3.11",
