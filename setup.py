@@ -1,14 +1,65 @@
 """Packaging. Lower bounds are versions the tests pass with; `constraints.txt` has the tested set."""
 
+import platform
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
 VERSION = re.search(
     r'^__version__ = "(.+)"', (HERE / "mpi_ntkdfl/__init__.py").read_text(), re.MULTILINE
 )[1]
+
+# `ntk/compiled.py` picks the widest that the processor runs.
+LEVELS = ("v2", "v3", "v4") if platform.machine() in ("x86_64", "AMD64") else ("generic",)
+KINDS = {"float32": (), "float64": (("EVOLVE_DOUBLE", "1"),)}
+
+
+def evolution(kind: str, level: str) -> Extension:
+    """One build of the compiled evolution: a plain library, which no Python's headers go into.
+
+    Args:
+        kind: type of number.
+        level: of x86-64, or "generic".
+    """
+    return Extension(
+        f"mpi_ntkdfl.ntk._evolve_{kind}_{level}",
+        ["mpi_ntkdfl/ntk/_evolve.c"],
+        define_macros=list(KINDS[kind]),
+        extra_compile_args=[
+            "-std=c11",
+            "-O3",
+            # The order of operations decides the bits, which must not depend on the level.
+            "-fno-fast-math",
+            "-ffp-contract=off",
+            # Neither changes a value; the compiler may then use vectors in more places.
+            "-fno-math-errno",
+            "-fno-trapping-math",
+            *([] if level == "generic" else [f"-march=x86-64-{level}"]),
+            *(["-mprefer-vector-width=512"] if level == "v4" else []),
+        ],
+        libraries=["m"],
+        # Without a compiler, or with one too old for a level, the tensor version remains.
+        optional=True,
+    )
+
+
+class BuildLibraries(build_ext):
+    """Builds plain shared libraries, named alike for every Python."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split(".")).with_suffix(".so"))
+
+
+class AnyPython(bdist_wheel):
+    """Tags the wheel for one platform and every Python 3."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
 
 setup(
     name="mpi_ntkdfl",
@@ -19,10 +70,13 @@ setup(
     license="BSD-3-Clause",
     python_requires=">=3.11",
     packages=find_packages(include=["mpi_ntkdfl", "mpi_ntkdfl.*"]),
+    ext_modules=[evolution(kind, level) for kind in KINDS for level in LEVELS],
+    cmdclass={"build_ext": BuildLibraries, "bdist_wheel": AnyPython},
     package_data={
         "mpi_ntkdfl": [
             "presets/*.yaml",
             "studies/definitions/*.yaml",
+            "studies/templates/*.html",
             "jobs/*.sbatch",
             "jobs/launch.sh",
             "py.typed",
@@ -31,6 +85,7 @@ setup(
     install_requires=[
         "click>=8.1",
         "h5py>=3.11",
+        "Jinja2>=3.1",
         "matplotlib>=3.9",
         "mpi4py>=4.1",
         "networkx>=3.3",

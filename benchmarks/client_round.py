@@ -26,8 +26,8 @@ from mpi_ntkdfl.model.byte_products import measured
 from mpi_ntkdfl.model.levels import Inputs, Levels
 from mpi_ntkdfl.model.losses import one_hot
 from mpi_ntkdfl.model.mlp import MLP
+from mpi_ntkdfl.model.mlp.jacobian import FactoredJacobian
 from mpi_ntkdfl.ntk.evolve import Evolution, evolve
-from mpi_ntkdfl.ntk.jacobian import FactoredJacobian
 from mpi_ntkdfl.ntk.kernel import trace_kernel
 from mpi_ntkdfl.ntk.update import best, candidate_weights, network_losses
 

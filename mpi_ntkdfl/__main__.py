@@ -2,11 +2,12 @@
 
 import sys
 
-from mpi_ntkdfl.runtime.stopping import watch_signals
+from mpi_ntkdfl.runtime.stopping import nothing_to_save, watch_signals
 
 # A batch system may signal while libraries still load, which takes seconds.
 if sys.argv[1:2] in ([], ["run"]):
     watch_signals()
+    nothing_to_save(True)
 
 from mpi_ntkdfl.cli.main import main  # noqa: E402
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl.algorithms import METHODS
+from mpi_ntkdfl.algorithms.steps import evolves
 from mpi_ntkdfl.comm.gpu_aware import agreed_staging
 from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.world import World
@@ -17,10 +18,12 @@ from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.data import partition, sources
 from mpi_ntkdfl.data.dataset import Dataset, Scaling
 from mpi_ntkdfl.federation.clients import Federation, Samples
-from mpi_ntkdfl.model import byte_products, mlp
+from mpi_ntkdfl.model import byte_products
 from mpi_ntkdfl.model.levels import LEAST_FEATURES, Inputs, Levels
 from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.model.networks import build
 from mpi_ntkdfl.model.params import Layout
+from mpi_ntkdfl.ntk.evolve import Implementation, choose
 from mpi_ntkdfl.planning.costs import NOMINAL, Machine, balanced, measure, round_seconds
 from mpi_ntkdfl.planning.first_round import FirstRound
 from mpi_ntkdfl.planning.plan import Plan, make_plan
@@ -86,11 +89,17 @@ def prepare(config: Config, ranks: int) -> Problem:
         config.partition, dataset.train_labels, config.clients, config.seed, dataset.sites
     )
     schedule = Schedule(config.topology, config.clients, config.seed)
-    network = mlp.build(config.model, dataset.train_inputs.shape[1], dataset.classes)
+    network = build(config.model, dataset.shape, dataset.classes)
     start = None
     if config.model.weights is not None:
         path = user_path(config.model.weights, "model.weights")
-        start = read_weights(path, network.layout).double().numpy()
+        given = read_weights(path, network.layout)
+        if not torch.isfinite(given.to(getattr(torch, config.compute.dtype))).all():
+            raise InputError(
+                f"model.weights: {path} holds numbers beyond the range of {config.compute.dtype}; "
+                "use compute.dtype=float64"
+            )
+        start = given.numpy()
     first = FirstRound(
         config=config,
         method=METHODS[config.algorithm.name],
@@ -112,12 +121,40 @@ def read_weights(path: Path, layout: Layout) -> torch.Tensor:
     """
     try:
         state = torch.load(path, map_location=device.HOST, weights_only=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"model.weights: {path} cannot be read: {reason}") from error
     except Exception as error:  # a damaged file can raise nearly anything from the unpickler
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(f"model.weights: {path} is no readable state_dict: {reason}") from error
+        # What torch says advises to load the file without its checks.
+        raise InputError(
+            f"model.weights: {path} is no readable state_dict: it is damaged, or holds more than "
+            "tensors; write it by torch.save(network.state_dict(), ...)"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise InputError(f"model.weights: {path} must hold a mapping of names to tensors")
-    return layout.flatten(state)
+    return layout.flatten({name: _plain(name, tensor, path) for name, tensor in state.items()})
+
+
+_REALS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _plain(name: object, tensor: torch.Tensor, path: Path) -> torch.Tensor:
+    """A tensor of a state_dict as real numbers in memory, without its history.
+
+    Raises:
+        InputError: if it is none, or holds numbers that are no real ones.
+    """
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        kind = (
+            "quantised" if tensor.is_quantized else "empty (meta)" if tensor.is_meta else "sparse"
+        )
+        raise InputError(f"model.weights: {path}: {name} is {kind}; save it as a dense tensor")
+    if tensor.dtype not in _REALS:
+        got = str(tensor.dtype).removeprefix("torch.")
+        raise InputError(
+            f"model.weights: {path}: {name} must hold float16, bfloat16, float32 or float64, got {got}"
+        )
+    return tensor.detach().double()
 
 
 @dataclass(frozen=True)
@@ -128,7 +165,7 @@ class Assembly:
         federation: the clients and how they compute.
         schedule: the graphs.
         weights: starting weights of this rank's clients, `[owned, param]`.
-        test_inputs: of the test set, `[sample, feature]`.
+        test_inputs: of the test set, `[sample, *shape]`.
         test_labels: of the test set, `[sample]`.
         shares: offsets and indices of the partition, on rank 0.
     """
@@ -150,7 +187,8 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         problem: from `prepare`, on rank 0; None elsewhere.
 
     Raises:
-        InputError: if a rank lacks the device asked for, or MPI cannot take its memory as asked.
+        InputError: if a rank lacks the device or the way of computing asked for, or MPI cannot take its
+            memory as asked.
     """
     chosen = world.agree(lambda: device.choose(config.compute.device, world.local_rank))
     device.use(chosen, config.compute.threads)
@@ -165,13 +203,19 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
     network, schedule, scaling, sizes, placement = world.on_root(told)
 
     def plain(stored: np.ndarray) -> torch.Tensor:
-        return torch.tensor(scaling.apply(stored, config.compute.dtype)).to(chosen)
+        scaled = torch.tensor(scaling.apply(stored, config.compute.dtype))
+        return scaled.view(-1, *network.shape).to(chosen)
 
     def ship(array: np.ndarray) -> torch.Tensor:
         return torch.tensor(array).to(chosen)
 
     stored, labels = _own_samples(world, placement, problem)
-    levels, by_bytes = _levels(config, world, scaling, stored, chosen)
+    levels, by_bytes = _levels(config, world, network, scaling, stored, chosen)
+    choices = {"byte products": by_bytes}
+    evolution: Implementation = "tensor"
+    if evolves(config.algorithm):
+        evolution, reason = _evolution(config, world, chosen)
+        choices["evolution"] = f"{evolution}: {reason}"
     owned = placement.owned(world.rank)
     cuts = np.cumsum(sizes[owned.start : owned.stop])[:-1]
     samples = {
@@ -202,7 +246,8 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         batch_bytes=device.free_share(chosen, world.hosts.count(world.hosts[world.rank])),
         staging=way,
         levels=levels,
-        choices={"byte products": by_bytes},
+        evolution=evolution,
+        choices=choices,
     )
     shares = (problem.partition.offsets, problem.partition.indices) if problem else None
     test_inputs = levels.take(tested) if levels else plain(tested)
@@ -210,13 +255,20 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
 
 
 def _levels(
-    config: Config, world: World, scaling: Scaling, stored: np.ndarray, chosen: torch.device
+    config: Config,
+    world: World,
+    network: Network,
+    scaling: Scaling,
+    stored: np.ndarray,
+    chosen: torch.device,
 ) -> tuple[Levels | None, str]:
     """The levels of inputs that are bytes, if all ranks multiply bytes; and the reason.
 
     All ranks take the same way, because clients of ranks that differ would differ in their last bits.
     """
     grid = scaling.grid() if stored.dtype == np.uint8 else None
+    if not network.on_levels:
+        return None, "off: the network does not multiply its inputs"
     if grid is None or stored.shape[1] < LEAST_FEATURES:
         return None, f"off: inputs are not bytes of at least {LEAST_FEATURES} features"
     if device.on_gpu(chosen) or config.compute.dtype != "float32":
@@ -225,6 +277,22 @@ def _levels(
     if world.largest(float(not choice.taken)) > 0:
         return None, str(choice) if not choice.taken else "off: another rank's processor is slower"
     return Levels.of_bytes(*grid), str(choice)
+
+
+def _evolution(config: Config, world: World, chosen: torch.device) -> tuple[Implementation, str]:
+    """What evolves outputs, the compiled version only if every rank takes it; and the reason.
+
+    All ranks take the same version, because clients of ranks that differ would differ in their last bits.
+
+    Raises:
+        InputError: if the compiled version is asked for, and a rank does not have it.
+    """
+    dtype = getattr(torch, config.compute.dtype)
+    evolution, reason = world.agree(lambda: choose(config.compute.evolution, chosen, dtype))
+    lacking = world.largest(float(evolution == "tensor")) > 0
+    if lacking and evolution == "compiled":
+        return "tensor", "another rank has no compiled version"
+    return evolution, reason
 
 
 def _own_samples(

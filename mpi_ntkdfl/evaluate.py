@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -10,10 +12,22 @@ import torch
 from mpi_ntkdfl.federation.clients import Federation, Samples
 from mpi_ntkdfl.federation.exchange import mean_over_clients
 from mpi_ntkdfl.federation.waves import cut
+from mpi_ntkdfl.metrics import (
+    ACCURACY,
+    CLIENT_ACCURACY,
+    CLIENT_LOSS,
+    DEVIATION,
+    GRADIENT_NORM,
+    LOSS,
+    METRICS,
+    OWN_ACCURACY,
+    Metric,
+)
 from mpi_ntkdfl.model.levels import Inputs
-from mpi_ntkdfl.model.losses import Loss, correct, loss_gradient, loss_value
+from mpi_ntkdfl.model.losses import Loss, correct, loss_value
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.runtime.device import on_gpu
+from mpi_ntkdfl.runtime.errors import SimulationError
 
 # Test samples a forward pass takes at once on CPU: few enough that the hidden layer stays in the cache.
 # A constant, because sums over chunks round by their size.
@@ -23,34 +37,49 @@ _CHUNK = 1_000
 _GPU_BYTES, _GPU_SAMPLES = 2**28, 2**16
 
 
+Evaluation = Mapping[str, np.ndarray]
+"""The values of one row of the record by the metrics' names: `[client]` or `[]`, by their axes.
+
+Only rank 0 has them complete. What was not measured is absent: what belongs to each client's own model
+where `evaluation.clients` is off.
+"""
+
+
 @dataclass(frozen=True)
-class Evaluation:
-    """One row of the record. Arrays are `[client]`; only rank 0 has them complete.
+class View:
+    """What a metric that a user brings is measured on: one model, of a client or the average of all.
+
+    `measure` must return one number, and must change none of the tensors.
 
     Attributes:
-        accuracy: of each client's weights on the test set, NaN where not evaluated.
-        loss: their test loss, likewise.
-        own_accuracy: accuracy on a test set with the client's own label distribution, likewise.
-        model_accuracy: of the average of all clients on the test set.
-        model_loss: its test loss.
-        gradient_norm: Euclidean norm, at the average, of the gradient of the mean over clients of the
-            clients' training losses.
-        deviation: mean over clients of the Euclidean distance of their weights from the average.
+        network: the network that all clients have.
+        params: the model's parameters `[param]`, a copy.
+        inputs: of the test set, `[sample, feature]`.
+        labels: of the test set, `[sample]` int64.
+        samples: the client's own training samples; None for the average.
+        client: the client's id; None for the average.
+        round: rounds done.
     """
 
-    accuracy: np.ndarray
-    loss: np.ndarray
-    own_accuracy: np.ndarray
-    model_accuracy: float
-    model_loss: float
-    gradient_norm: float
-    deviation: float
+    network: Network
+    params: torch.Tensor
+    inputs: Inputs
+    labels: torch.Tensor
+    samples: Samples | None
+    client: int | None
+    round: int
+
+    @cached_property
+    def outputs(self) -> torch.Tensor:
+        """The network's outputs on the test set before the softmax, `[sample, output]`."""
+        with torch.no_grad():
+            return self.network.functions(self.params[None], self.inputs)(self.inputs)[0]
 
 
 def score(
     network: Network, params: torch.Tensor, inputs: Inputs, labels: torch.Tensor, loss: Loss
 ) -> tuple[np.ndarray, float]:
-    """Of `params` `[param]` on `inputs` `[sample, feature]`: correct ones `[class]`, and mean loss."""
+    """Of `params` `[param]` on `inputs` `[sample, *shape]`: correct ones `[class]`, and mean loss."""
     right, losses = scores(network, params[None], inputs, labels, loss)
     return right[0], float(losses[0])
 
@@ -65,22 +94,24 @@ def scores(
     """
     at_once, samples = 1, _CHUNK
     if on_gpu(params.device):
-        layers = len(labels) * sum(network.widths[1:]) * params.dtype.itemsize
+        layers = (
+            len(labels) * (network.work.activations - network.work.features) * params.dtype.itemsize
+        )
         at_once, samples = max(_GPU_BYTES // layers, 1), len(labels)
-    found = [np.zeros((0, network.widths[-1] + 1))]
+    blocks = [np.zeros((0, network.classes + 1))]
     for first in range(0, len(params), at_once):
         some = params[first : first + at_once]
         outputs_of = network.functions(some, inputs)
         numbers = torch.zeros(
-            len(some), network.widths[-1] + 1, dtype=torch.float64, device=params.device
+            len(some), network.classes + 1, dtype=torch.float64, device=params.device
         )
         for start in range(0, len(labels), samples):
             chunk = labels[start : start + samples]
             outputs = outputs_of(inputs[start : start + samples])
             numbers[:, :-1] += correct(outputs, chunk)
             numbers[:, -1] += loss_value(outputs, chunk, loss).double() * len(chunk)
-        found.append(numbers.cpu().numpy())
-    right, total = np.split(np.concatenate(found), [-1], axis=1)
+        blocks.append(numbers.cpu().numpy())
+    right, total = np.split(np.concatenate(blocks), [-1], axis=1)
     return right.astype(np.int64), total[:, 0] / len(labels)
 
 
@@ -97,11 +128,32 @@ def own_accuracy(right: np.ndarray, present: np.ndarray, own: np.ndarray) -> flo
     Returns:
         The accuracy, NaN if the test set has none of the client's classes.
     """
-    known = (present > 0) & (own > 0)
-    if not known.any():
+    shared = (present > 0) & (own > 0)
+    if not shared.any():
         return float("nan")
-    rates = right[known] / present[known]
-    return float((own[known] * rates).sum() / own[known].sum())
+    rates = right[shared] / present[shared]
+    return float((own[shared] * rates).sum() / own[shared].sum())
+
+
+def _brought(axes: str) -> list[Metric]:
+    """The metrics with these axes that users brought."""
+    return [m for m in METRICS.values() if m.measure is not None and m.axes == axes]
+
+
+def _measured(metric: Metric, view: View) -> float:
+    """The number that a user's metric has for a model.
+
+    Raises:
+        SimulationError: if its function returns no number.
+    """
+    assert metric.measure is not None
+    value = metric.measure(view)
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SimulationError(
+            f"the measure function of metric {metric.name} must return one number, got {value!r}"
+        ) from error
 
 
 class Evaluator:
@@ -119,7 +171,7 @@ class Evaluator:
 
         Args:
             federation: the clients.
-            inputs: test inputs `[sample, feature]`.
+            inputs: test inputs `[sample, *shape]`.
             labels: test labels `[sample]`.
             loss: which loss to report.
             clients: whether to evaluate every client's own model too.
@@ -131,46 +183,74 @@ class Evaluator:
             client: self._by_class(own.labels) for client, own in federation.samples.items()
         }
 
-    def __call__(self, weights: torch.Tensor) -> Evaluation:
-        """Evaluates `weights` `[owned, param]`; all ranks take part."""
+    def __call__(self, weights: torch.Tensor, done: int = 0) -> Evaluation:
+        """Evaluates `weights` `[owned, param]` after `done` rounds; all ranks take part."""
         f = self._federation
         with f.clock("evaluate"):
             average = mean_over_clients(f, weights)
-            distance = torch.linalg.vector_norm((weights - average).double(), dim=1)
-            columns = np.full((len(weights), 4), np.nan)
-            columns[:, 3] = distance.cpu().numpy()
-            if self._clients:
-                columns[:, :3] = self._rows(weights)
+            columns = self._of_clients(weights, average, done)
+            own = np.stack(list(columns.values()), axis=1)
             if f.world.rank:
-                f.ledger.book_mpi("statistics", columns.nbytes)
-            gathered = list(f.world.collect(columns))
-            every = np.concatenate(gathered) if gathered else columns
-            right, loss = np.zeros(0), np.nan
+                f.ledger.book_mpi("statistics", own.nbytes)
+            gathered = list(f.world.collect(own))
+            every = np.concatenate(gathered) if gathered else own
+            values = dict(zip(columns, every.T, strict=True))
+            values[DEVIATION.name] = values[DEVIATION.name].mean()
             if f.world.rank == 0:
-                right, loss = score(f.network, average, self._inputs, self._labels, self._loss)
-            return Evaluation(
-                accuracy=every[:, 0],
-                loss=every[:, 1],
-                own_accuracy=every[:, 2],
-                model_accuracy=right.sum() / len(self._labels),
-                model_loss=loss,
-                gradient_norm=self._gradient_norm(average),
-                deviation=float(every[:, 3].mean()),
-            )
+                values |= self._of_average(average, done)
+            values[GRADIENT_NORM.name] = np.array(self._gradient_norm(average))
+            return values
 
-    def _rows(self, weights: torch.Tensor) -> np.ndarray:
-        """Accuracy, loss and own accuracy of own clients' `weights` `[owned, param]`: `[owned, 3]`."""
+    def _of_clients(
+        self, weights: torch.Tensor, average: torch.Tensor, done: int
+    ) -> dict[str, np.ndarray]:
+        """What is measured on own clients' `weights` `[owned, param]`, `[owned]` each."""
         f = self._federation
-        right, loss = scores(f.network, weights, self._inputs, self._labels, self._loss)
-        accurate = [
-            own_accuracy(hits, self._present, self._own[client])
-            for client, hits in zip(f.owned, right, strict=True)
-        ]
-        return np.stack([right.sum(1) / len(self._labels), loss, accurate], axis=1)
+        distance = torch.linalg.vector_norm((weights - average).double(), dim=1)
+        columns: dict[str, np.ndarray] = {}
+        if self._clients:
+            right, loss = scores(f.network, weights, self._inputs, self._labels, self._loss)
+            columns[CLIENT_ACCURACY.name] = right.sum(1) / len(self._labels)
+            columns[CLIENT_LOSS.name] = loss
+            columns[OWN_ACCURACY.name] = np.array(
+                [
+                    own_accuracy(hits, self._present, self._own[client])
+                    for client, hits in zip(f.owned, right, strict=True)
+                ]
+            )
+            if brought := _brought("row,client"):
+                views = (
+                    self._view(params, client, done)
+                    for client, params in zip(f.owned, weights, strict=True)
+                )
+                rows = np.array([[_measured(metric, view) for metric in brought] for view in views])
+                columns |= {metric.name: rows[:, place] for place, metric in enumerate(brought)}
+        return columns | {DEVIATION.name: distance.cpu().numpy()}
+
+    def _of_average(self, average: torch.Tensor, done: int) -> dict[str, np.ndarray]:
+        """What is measured on the `average` `[param]` and the test set."""
+        right, loss = score(
+            self._federation.network, average, self._inputs, self._labels, self._loss
+        )
+        values = {
+            ACCURACY.name: np.array(right.sum() / len(self._labels)),
+            LOSS.name: np.array(loss),
+        }
+        if brought := _brought("row"):
+            view = self._view(average, None, done)
+            values |= {metric.name: np.array(_measured(metric, view)) for metric in brought}
+        return values
+
+    def _view(self, params: torch.Tensor, client: int | None, done: int) -> View:
+        f = self._federation
+        samples = None if client is None else f.samples[client]
+        with torch.inference_mode(False):  # of a copy made here autograd can take gradients
+            copy = params.clone()
+        return View(f.network, copy, self._inputs, self._labels, samples, client, done)
 
     def _by_class(self, labels: torch.Tensor) -> np.ndarray:
         """How many of `labels` `[sample]` are of each class, `[class]`."""
-        classes = self._federation.network.widths[-1]
+        classes = self._federation.network.classes
         return np.bincount(labels.cpu().numpy(), minlength=classes)
 
     def _gradient_norm(self, average: torch.Tensor) -> float:
@@ -179,7 +259,7 @@ class Evaluator:
             gradients = self._gradient_sums(average)
         else:
             gradients = [
-                loss_gradient(f.network, average, own.inputs, own.labels, self._loss)
+                f.network.loss_gradient(average, own.inputs, own.labels, self._loss)
                 for own in f.samples.values()
             ]
         mean = mean_over_clients(f, torch.stack(gradients))
@@ -197,4 +277,4 @@ class Evaluator:
         sizes = torch.tensor([len(own.labels) for own in several])
         shares = (1 / sizes.to(average.dtype)).repeat_interleave(sizes).to(average.device)
         network = self._federation.network
-        return loss_gradient(network, average, inputs, labels, self._loss, shares)
+        return network.loss_gradient(average, inputs, labels, self._loss, shares)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,11 +17,13 @@ from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.evaluate import Evaluation, Evaluator
 from mpi_ntkdfl.federation.exchange import Exchange
-from mpi_ntkdfl.runtime.errors import SimulationError, locating
-from mpi_ntkdfl.runtime.stopping import Budget, signalled
+from mpi_ntkdfl.metrics import CLIENT_LOSS, LOSS
+from mpi_ntkdfl.runtime.errors import Diverged, SimulationError, locating
+from mpi_ntkdfl.runtime.stopping import SIGNALS, Budget, nothing_to_save, signalled
 from mpi_ntkdfl.storage.journal import Journal
-from mpi_ntkdfl.storage.outputs import Outputs, locked, refuse
-from mpi_ntkdfl.storage.resume import find_start
+from mpi_ntkdfl.storage.lock import locked
+from mpi_ntkdfl.storage.outputs import Outputs, refuse
+from mpi_ntkdfl.storage.resume import find_start, finished_without_weights
 from mpi_ntkdfl.topology.graphs import Graph
 
 Mode = Literal["new", "overwrite", "resume"]
@@ -94,13 +95,18 @@ def run(
     """
     problem = start = data = None
     with contextlib.ExitStack() as held:
+        nothing_to_save(True)
+        held.callback(nothing_to_save, False)
 
         def read() -> int | None:
             """Rounds done by a run to go on with, None for a new one."""
             nonlocal problem, start, data
-            held.enter_context(locked(outputs))
+            killed = held.enter_context(locked(outputs))
             refuse(outputs, replace=mode != "new")
             if mode == "resume":
+                done = finished_without_weights(outputs, config, killed)
+                if done is not None:
+                    return done
                 start = held.enter_context(find_start(outputs, config))
             if start is not None and start.checkpoint.round >= config.rounds:
                 return start.checkpoint.round
@@ -123,6 +129,27 @@ def run(
         else:
             simulation.weights = simulation.journal.resume(start, simulation.method)
         return simulation.run(first)
+
+
+def require_finite_losses(evaluation: Evaluation) -> None:
+    """Stops a run of which a client's loss, or that of the average, is not finite any more.
+
+    Weights can be finite where the outputs overflow. Methods look at weights only.
+
+    Args:
+        evaluation: of all clients, so that of rank 0.
+
+    Raises:
+        Diverged: naming the client.
+    """
+    way_out = "take smaller steps (such as algorithm.lr), or set on_divergence=continue"
+    clients = evaluation.get(CLIENT_LOSS.name, np.zeros(0))
+    for client in np.flatnonzero(~np.isfinite(clients)).tolist():
+        with locating(client=client):
+            raise Diverged(f"the test loss became {clients[client]}; {way_out}")
+    average = evaluation.get(LOSS.name)
+    if average is not None and not np.isfinite(average):
+        raise Diverged(f"the test loss of the average of all clients became {average}; {way_out}")
 
 
 class Simulation:
@@ -162,12 +189,14 @@ class Simulation:
         self._start = self._saved = time.monotonic()
         self._budget = Budget(self.config.output.seconds)
         self.federation.clock.lap()
+        nothing_to_save(False)
         exchange: Exchange | None = None
         if resumed is None:
             reason, _ = self._finish_round(0, None, [0] * len(self.weights))
         else:
             reason, _ = self._look_around(done)
         while done < rounds and not reason:
+            self.world.round = done
             with locating(round=done):
                 with self.federation.clock("graph"):
                     graph = self.schedule.graph(done)
@@ -206,7 +235,7 @@ class Simulation:
         on while rank 0 writes it.
         """
         due = done % self.config.evaluation.every == 0 or done == self.config.rounds
-        evaluation = self.evaluate(self.weights) if due else None
+        evaluation = self.evaluate(self.weights, done) if due else None
         handed = self.journal.hand_in(taus)
         decided = self._look_around(done)
         every_tau = self.journal.finish_round(done, graph, handed, evaluation)
@@ -214,6 +243,9 @@ class Simulation:
             seconds = time.monotonic() - self._start
             rounds = self.config.rounds
             self.report(Progress(done, rounds, evaluation, every_tau, seconds, self._first))
+            # After it was recorded: the row shows what became of the run. Rank 0 ends all ranks.
+            if evaluation is not None and done and self.config.on_divergence == "stop":
+                require_finite_losses(evaluation)
         return decided
 
     def _look_around(self, done: int) -> tuple[str, bool]:
@@ -222,15 +254,15 @@ class Simulation:
         spent = self.world.rank == 0 and self._budget.spent()
         minutes = settings.checkpoint_minutes
         late = self.world.rank == 0 and minutes is not None and now - self._saved > 60 * minutes
-        flags = [seen == signal.SIGTERM, seen == signal.SIGUSR1, spent, late]
+        flags = [*(seen == number for number in SIGNALS), spent, late]
         with self.federation.clock("agree"):
             counts = self.world.total(np.array(flags, dtype=np.int64))
-        terminated, user, spent, late = counts.tolist()
+        *signals, spent, late = counts.tolist()
+        reasons = [*(number.name for number in SIGNALS), "time limit"]
         reason = ""
         if done < self.config.rounds:
-            reason = (
-                "SIGTERM" if terminated else "SIGUSR1" if user else "time limit" if spent else ""
-            )
+            named = zip(reasons, [*signals, spent], strict=True)
+            reason = next((name for name, ranks in named if ranks), "")
         cadence = done % settings.checkpoint_every == 0 or done == self.config.rounds
         due = bool(reason or late or cadence)
         if due:

@@ -217,8 +217,9 @@ def bits(path: Path) -> dict[str, object]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Names and contents of all files in a folder."""
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()}
+    """Names and contents of all files in a folder, without locks, in which a heartbeat counts."""
+    kept = [p for p in sorted(folder.iterdir()) if p.is_file() and p.suffix != ".mpi_ntkdfl-lock"]
+    return {p.name: p.read_bytes() for p in kept}
 
 
 def restore(folder: Path, contents: dict[str, bytes]) -> None:

@@ -19,6 +19,8 @@ from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.data.fashion_mnist import FASHION_MNIST
 from mpi_ntkdfl.federation.clients import Federation, Samples
 from mpi_ntkdfl.model.mlp import MLP
+from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.ntk import compiled
 from mpi_ntkdfl.runtime.clock import Clock
 from mpi_ntkdfl.topology.placement import Placement
 
@@ -34,6 +36,23 @@ needs_fashion = pytest.mark.skipif(
     not FASHION_MNIST.packaged.exists(),
     reason="needs Fashion-MNIST: Debian package dataset-fashion-mnist",
 )
+
+
+needs_compiled = pytest.mark.skipif(
+    isinstance(compiled.find(torch.float64), str),
+    reason="needs the compiled evolution: python setup.py build_ext --inplace",
+)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder, in which the builds of the compiled evolution are looked for."""
+    folder = tmp_path / "builds"
+    folder.mkdir()
+    monkeypatch.setattr(compiled, "FOLDER", folder)
+    compiled.find.cache_clear()
+    yield folder
+    compiled.find.cache_clear()
 
 
 def needs_cuda(test: Callable[..., None]) -> Callable[..., None]:
@@ -57,24 +76,27 @@ for line in json.loads(sys.argv[1]):
 
 
 def make_federation(
-    widths: tuple[int, ...],
+    network: Network | tuple[int, ...],
     sizes: Sequence[int],
     dtype: torch.dtype = torch.float64,
     memory_limit: int | None = None,
 ) -> Federation:
-    """Clients with random data in one process; data differ by client, not by call."""
-    rng = np.random.default_rng(7)
+    """Clients with random data in one process; data differ by client, not by call.
+
+    `network` may be the widths of a multilayer perceptron.
+    """
+    rng, network = np.random.default_rng(7), MLP(network) if isinstance(network, tuple) else network
     samples = {
         client: Samples(
-            torch.from_numpy(rng.standard_normal((n, widths[0]))).to(dtype),
-            torch.from_numpy(rng.integers(widths[-1], size=n)),
+            torch.from_numpy(rng.standard_normal((n, *network.shape))).to(dtype),
+            torch.from_numpy(rng.integers(network.classes, size=n)),
         )
         for client, n in enumerate(sizes)
     }
     return Federation(
         world=SoloWorld(),
         placement=Placement(len(sizes), 1),
-        network=MLP(widths),
+        network=network,
         samples=samples,
         sizes=np.array(sizes),
         device=torch.device("cpu"),

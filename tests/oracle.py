@@ -5,7 +5,13 @@ Tests compare the package with this. Nothing here is shared with the package but
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
+
+Function = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Of parameters and inputs."""
 
 
 def unflatten(params: torch.Tensor, widths: tuple[int, ...]) -> list[torch.Tensor]:
@@ -95,14 +101,29 @@ def ntk_step(
     loss: str,
 ) -> tuple[torch.Tensor, int]:
     """Weights evolved from `w` with the kernel of `x`, and their tau, by the loss of the network."""
-    y = torch.eye(widths[-1], dtype=x.dtype)[labels]
-    j = jacobian(w, x, widths)
-    sums = left_sums(kernel(j), network(w, x, widths), y, lr, taus, loss)
+    functions = partial(network, widths=widths), partial(jacobian, widths=widths)
+    return step_of(*functions, w, x, labels, lr, taus, loss)
+
+
+def step_of(
+    outputs: Function,
+    entries: Function,
+    w: torch.Tensor,
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    lr: float,
+    taus: list[int],
+    loss: str,
+) -> tuple[torch.Tensor, int]:
+    """The same for any network, given by its outputs and its Jacobian."""
+    j, start = entries(w, x), outputs(w, x)
+    y = torch.eye(start.shape[1], dtype=x.dtype)[labels]
+    sums = left_sums(kernel(j), start, y, lr, taus, loss)
     best = None
     for tau in taus:
-        step = sum(j[:, c].T @ sums[tau][:, c] for c in range(widths[-1]))
+        step = sum(j[:, c].T @ sums[tau][:, c] for c in range(start.shape[1]))
         candidate = w - lr / len(x) * step
-        value = loss_of(network(candidate, x, widths), labels, loss)
+        value = loss_of(outputs(candidate, x), labels, loss)
         if best is None or value < best[0]:
             best = value, candidate, tau
     return best[1], best[2]
@@ -133,3 +154,73 @@ def ntk_dfl_round(
         new.append(evolved)
         chosen.append(tau)
     return new, chosen
+
+
+# ------------------------------------------------------------------------------------ modules of torch
+
+
+def module_outputs(module: torch.nn.Module, params: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Outputs [sample, output] of a float64 module with other weights, one sample at a time."""
+    _trained(module, params)
+    with torch.no_grad():
+        return torch.cat([module(sample[None]) for sample in x])
+
+
+def module_jacobian(module: torch.nn.Module, params: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """J [sample, output, param], one gradient at a time."""
+    trained, rows = _trained(module, params), []
+    for sample in x:
+        outputs = module(sample[None])[0]
+        for value in outputs:
+            rows.append(_flat(value, trained))
+    return torch.stack(rows).view(len(x), -1, len(params))
+
+
+def module_gradient(
+    module: torch.nn.Module,
+    params: torch.Tensor,
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    shares: torch.Tensor,
+    loss: str = "cross-entropy",
+) -> torch.Tensor:
+    """Gradient of the sum over samples of shares times losses."""
+    trained, total = _trained(module, params), torch.zeros_like(params)
+    for sample, label, share in zip(x, labels, shares, strict=True):
+        outputs = module(sample[None])
+        if loss == "cross-entropy":
+            value = torch.nn.functional.cross_entropy(outputs, label[None])
+        else:
+            target = torch.zeros_like(outputs)
+            target[0, label] = 1
+            value = 0.5 * ((outputs - target) ** 2).sum()
+        total += share * _flat(value, trained)
+    return total
+
+
+def module_training(module, params, x, labels, orders, batch, sgd):
+    """Passes of torch.optim.SGD in given orders [epoch, sample]."""
+    point = params.clone().requires_grad_()
+    optimiser = torch.optim.SGD(
+        [point], lr=sgd.lr, momentum=sgd.momentum, weight_decay=sgd.weight_decay
+    )
+    for order in torch.from_numpy(orders):
+        for chosen in order.split(batch):
+            shares = torch.full((len(chosen),), 1 / len(chosen), dtype=params.dtype)
+            point.grad = module_gradient(module, point.detach(), x[chosen], labels[chosen], shares)
+            optimiser.step()
+    return point.detach()
+
+
+def _trained(module: torch.nn.Module, params: torch.Tensor) -> list[torch.nn.Parameter]:
+    """Parameters that require a gradient, set to the pieces of a flat vector."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    torch.nn.utils.vector_to_parameters(params.detach(), trained)
+    return trained
+
+
+def _flat(value: torch.Tensor, trained: list[torch.nn.Parameter]) -> torch.Tensor:
+    pieces = torch.autograd.grad(
+        value, trained, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return torch.cat([piece.reshape(-1) for piece in pieces])

@@ -8,7 +8,6 @@ from mpi_ntkdfl.algorithms.average_gd import AverageGd, AverageGdSettings
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.mlp import MLP
-from mpi_ntkdfl.ntk.descent import descend
 from mpi_ntkdfl.runtime.errors import SimulationError
 from mpi_ntkdfl.topology.graphs import Graph
 from tests import oracle
@@ -42,7 +41,7 @@ def test_descent_equals_autograd(loss, widths, samples):
     inputs = torch.from_numpy(rng.standard_normal((samples, 6)))
     labels = torch.from_numpy(rng.integers(3, size=samples))
     params = torch.from_numpy(MLP(widths).initial(rng))
-    found = descend(MLP(widths), params, inputs, labels, 0.05, (1, 10, 60), loss)
+    found = MLP(widths).descend(params, inputs, labels, 0.05, (1, 10, 60), loss)
     wanted = descended(params, inputs, labels, widths, 0.05, 60, loss)
     for row, tau in zip(found, (1, 10, 60), strict=True):
         torch.testing.assert_close(row, wanted[tau - 1], rtol=1e-10, atol=1e-12)

@@ -2,12 +2,19 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
+from mpi_ntkdfl import simulation
 from mpi_ntkdfl.algorithms import METHODS
+from mpi_ntkdfl.analysis import tables
+from mpi_ntkdfl.comm.world import SoloWorld
+from mpi_ntkdfl.config import parse
 from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.presets import read_source
 from mpi_ntkdfl.runtime.errors import Diverged
+from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.topology.graphs import Graph
 from tests.conftest import make_federation, random_weights
 
@@ -58,3 +65,36 @@ def test_a_run_goes_on_without_the_clients_step(name, caplog):
     if name == "ntk-fl":
         assert torch.equal(after.weights, before)
         assert after.taus == [0] * 4
+
+
+@pytest.mark.parametrize("on_divergence", ["stop", "continue"])
+@pytest.mark.parametrize("clients", [True, False])
+def test_losses_that_overflow_while_weights_are_finite(tmp_path, on_divergence, clients):
+    """The method sees nothing; the row is recorded, and only `continue` goes on."""
+    changes = {
+        "clients": 4,
+        "rounds": 2,
+        "partition": {"samples": 40},
+        "topology": {"kind": "ring"},
+        "algorithm": {"name": "d-psgd", "lr": 1e20, "batch": 1000},
+        "evaluation": {"clients": clients},
+        "on_divergence": on_divergence,
+    }
+    config = parse([*read_source("quickstart"), changes])
+    outputs = Outputs(tmp_path / "run.h5")
+    if on_divergence == "continue":
+        assert simulation.run(config, SoloWorld(), outputs).finished
+    else:
+        with pytest.raises(
+            Diverged, match="test loss.* became nan; .*algorithm.lr.*=continue"
+        ) as told:
+            simulation.run(config, SoloWorld(), outputs)
+        notes = list(dict.fromkeys(told.value.__notes__))
+        assert notes == (["client 0"] if clients else []) + ["round 0"]
+        assert not outputs.checkpoint.exists(), (
+            "the same command would go on from the diverged round"
+        )
+    run = tables.read(outputs.record)
+    assert run.rounds.tolist() == [0, 1, 2][: 3 if on_divergence == "continue" else 2]
+    for name in ("loss", "gradient-norm", "client-loss"):
+        assert np.isnan(run[name][1]).all()

@@ -6,19 +6,24 @@ Arrays are [sample, output]; errors of S are measured as the update feels them,
 
 import itertools
 import math
+import shutil
 from collections.abc import Sequence
+from pathlib import Path as FilePath
 
 import pytest
 import torch
 
-from mpi_ntkdfl.ntk import evolve as module
-from mpi_ntkdfl.ntk import scheme
-from mpi_ntkdfl.ntk.evolve import DEFAULT_TOLERANCE, evolve
-from mpi_ntkdfl.ntk.path import End, Path
-from tests.conftest import needs_cuda
+from mpi_ntkdfl.ntk import compiled, evolve_batch, scheme
+from mpi_ntkdfl.ntk.evolve import DEFAULT_TOLERANCE, Evolution, Implementation, evolve
+from mpi_ntkdfl.ntk.path import Constants, Ends, Path
+from tests.conftest import needs_compiled, needs_cuda
 
 Problem = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 LONG = (100, 200, 400, 600, 800)
+
+each_implementation = pytest.mark.parametrize(
+    "implementation", ["tensor", pytest.param("compiled", marks=needs_compiled)]
+)
 
 
 def make_problem(
@@ -70,17 +75,27 @@ def update_error(kernel: torch.Tensor, found: torch.Tensor, expected: torch.Tens
     return math.sqrt((error * (kernel @ error)).sum() / (expected * (kernel @ expected)).sum())
 
 
+def exact(problem: Problem, lr: float, taus: Sequence[int], tolerance: float = 1e-10) -> Evolution:
+    """By the faster implementation there is; `integrate` holds both to the truth."""
+    there = not isinstance(compiled.find(torch.float64), str)
+    way: Implementation = "compiled" if there else "tensor"
+    return evolve(*problem, lr, taus, tolerance=tolerance, implementation=way)
+
+
 def errors(
     problem: Problem,
     lr: float,
     taus: Sequence[int],
     parts: int,
+    implementation: Implementation,
     kind: torch.dtype = torch.float64,
     tolerance: float = DEFAULT_TOLERANCE,
 ) -> tuple[float, float]:
     """Largest errors over taus: of the update, and of f relative to its change."""
     kernel, initial, targets = (array.to(kind) for array in problem)
-    result = evolve(kernel, initial, targets, lr, taus, tolerance=tolerance)
+    result = evolve(
+        *(kernel, initial, targets, lr, taus), tolerance=tolerance, implementation=implementation
+    )
     assert result.taus == tuple(taus)
     assert result.residual_sums.dtype == result.outputs.dtype == kind
     updates, states = [], []
@@ -91,76 +106,93 @@ def errors(
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_long_evolution_keeps_the_default_bound(kind: torch.dtype, seed: int) -> None:
-    problem = make_problem(60, 10, seed=seed)
-    update, outputs = errors(problem, 0.01, LONG, 4, kind)
+@each_implementation
+def test_long_evolution_keeps_the_default_bound(
+    kind: torch.dtype, implementation: Implementation
+) -> None:
+    problem = make_problem(70, 10)
+    update, outputs = errors(problem, 0.01, LONG, 4, implementation, kind)
     assert update <= DEFAULT_TOLERANCE
     assert outputs <= 1e-4
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
 @pytest.mark.parametrize("lr", [1e-4, 0.01, 0.1])
-@pytest.mark.parametrize("taus", [(1, 2, 5), (1,), (40,)])
-def test_few_steps_at_any_rate(kind: torch.dtype, lr: float, taus: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("taus", [(1, 2, 5), (40,)])
+@each_implementation
+def test_few_steps_at_any_rate(
+    kind: torch.dtype, lr: float, taus: tuple[int, ...], implementation: Implementation
+) -> None:
     problem = make_problem(50, 3, seed=2)
-    update, outputs = errors(problem, lr, taus, 25 if lr > 0.01 else 8, kind)
+    update, outputs = errors(problem, lr, taus, 25 if lr > 0.01 else 8, implementation, kind)
     assert update <= DEFAULT_TOLERANCE
     assert outputs <= 1e-4
 
 
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-5, 1e-7])
-def test_error_stays_below_the_tolerance(tolerance: float) -> None:
+@each_implementation
+def test_error_stays_below_the_tolerance(tolerance: float, implementation: Implementation) -> None:
     problem = make_problem(70, 4, decay=0.7, seed=3)
-    update, _ = errors(problem, 0.01, (3, 20, 60), 16, tolerance=tolerance)
+    update, _ = errors(problem, 0.01, (3, 20, 60), 16, implementation, tolerance=tolerance)
     assert update <= tolerance
 
 
-def test_flat_spectrum_beyond_the_factor() -> None:
-    """Most of K lies outside the factor: the outer steps alone must hold the bound."""
+@each_implementation
+def test_flat_spectrum_beyond_the_factor(implementation: Implementation) -> None:
+    """Most of K lies outside the factor: only the outer steps hold the bound."""
     problem = make_problem(80, 3, top=60.0, decay=0.1, seed=4)
-    update, _ = errors(problem, 0.01, (30,), 16)
+    update, _ = errors(problem, 0.01, (30,), 16, implementation)
     assert update <= DEFAULT_TOLERANCE
 
 
-def test_intermediate_taus_do_not_change_the_last() -> None:
+@each_implementation
+def test_intermediate_taus_do_not_change_the_last(implementation: Implementation) -> None:
     problem = make_problem(60, 5, seed=5)
-    alone = evolve(*problem, 0.01, (100,)).residual_sums[0]
-    among = evolve(*problem, 0.01, (1, 7, 50, 100)).residual_sums[3]
-    assert update_error(problem[0], alone, among) <= 2 * DEFAULT_TOLERANCE
+    single = evolve(*problem, 0.01, (100,), implementation=implementation).residual_sums[0]
+    among = evolve(*problem, 0.01, (1, 7, 50, 100), implementation=implementation).residual_sums[3]
+    assert update_error(problem[0], single, among) <= 2 * DEFAULT_TOLERANCE
 
 
-def test_same_input_gives_the_same_bits_whatever_the_global_generator() -> None:
+@each_implementation
+def test_same_input_gives_the_same_bits_whatever_the_global_generator(
+    implementation: Implementation,
+) -> None:
     problem = make_problem(50, 4)
     torch.manual_seed(1)
-    first = evolve(*problem, 0.01, (50,))
+    first = evolve(*problem, 0.01, (50,), implementation=implementation)
     torch.manual_seed(2)
     state = torch.get_rng_state()
-    second = evolve(*problem, 0.01, (50,))
+    second = evolve(*problem, 0.01, (50,), implementation=implementation)
     assert torch.equal(first.residual_sums, second.residual_sums)
     assert torch.equal(first.outputs, second.outputs)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_products_stay_few_on_a_decaying_spectrum() -> None:
+@each_implementation
+def test_products_stay_few_on_a_decaying_spectrum(implementation: Implementation) -> None:
     kernel, outputs, targets = (array.float() for array in make_problem(400, 10, decay=1.3))
-    assert evolve(kernel, outputs, targets, 0.01, LONG).products <= 200
+    result = evolve(kernel, outputs, targets, 0.01, LONG, implementation=implementation)
+    assert result.products <= 200
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "squared"])
-def test_zero_kernel_moves_nothing(loss: str) -> None:
+@each_implementation
+def test_zero_kernel_moves_nothing(loss: str, implementation: Implementation) -> None:
+    """An integer belongs to the step it begins, wherever the steps end."""
     _, outputs, targets = make_problem(6, 3)
-    result = evolve(torch.zeros(6, 6, dtype=torch.float64), outputs, targets, 0.1, (1, 30), loss)
+    kernel, taus = torch.zeros(6, 6, dtype=torch.float64), (1, 2, 7, 30, 31, 99, 1_000_000)
+    result = evolve(kernel, outputs, targets, 0.1, taus, loss, implementation=implementation)
     head = torch.softmax(outputs, 1) if loss == "cross-entropy" else outputs
-    residual = head - targets
-    assert torch.allclose(result.outputs, outputs.expand(2, 6, 3), rtol=0, atol=1e-14)
-    expected = torch.stack([residual, 30 * residual])
-    assert torch.allclose(result.residual_sums, expected, rtol=1e-13, atol=1e-13)
+    assert torch.allclose(result.outputs, outputs.expand(7, 6, 3), rtol=0, atol=1e-14)
+    for tau, sums in zip(taus, result.residual_sums, strict=True):
+        torch.testing.assert_close(sums, tau * (head - targets), rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("outputs", [2, 7])
-def test_one_sample(outputs: int) -> None:
-    update, _ = errors(make_problem(1, outputs, top=40.0), 0.01, (1, 10, 90), 8)
+@each_implementation
+def test_one_sample(outputs: int, implementation: Implementation) -> None:
+    problem = make_problem(1, outputs, top=40.0)
+    update, _ = errors(problem, 0.01, (1, 10, 90), 8, implementation)
     assert update <= DEFAULT_TOLERANCE
 
 
@@ -192,34 +224,24 @@ def test_left_sum_is_exact_for_a_quintic_integral(start: float, end: float) -> N
         powers = range(order, 6)
         return sum(z[k] * math.perm(k, order) * (u - start) ** (k - order) for k in powers)
 
-    weights = module._left_sum_weights(start, end)
-    assert weights is not None
+    ends = (torch.tensor([u], dtype=torch.float64) for u in (start, end))
+    weights = evolve_batch.LeftSums(torch.device("cpu")).weights(*ends)[0].tolist()
     data = (
         derivative(0, end) - derivative(0, start),
         *(derivative(order, u) for order in (1, 2) for u in (start, end)),
     )
     expected = sum(derivative(1, u) for u in range(math.ceil(start), math.ceil(end)))
-    found = sum(weight * value for weight, value in zip(weights, data, strict=True))
+    result = sum(weight * value for weight, value in zip(weights, data, strict=True))
     scale = sum(abs(weight * value) for weight, value in zip(weights, data, strict=True))
-    assert abs(found - expected) <= 1e-12 * scale
+    assert abs(result - expected) <= 1e-12 * scale
 
 
 def test_no_integer_in_the_step_gives_no_left_sum() -> None:
-    assert module._left_sum_weights(4.1, 5.0) is None
-    assert module._left_sum_weights(5.0, 5.5) is not None
-
-
-def test_an_integer_end_belongs_to_the_next_step() -> None:
-    """Whatever the start, which is no sum of representable steps."""
-    _, initial, targets = make_problem(4, 3)
-    system = module._Multirate(torch.zeros(4, 4, dtype=torch.float64), initial, targets, 0.1, 1e-5)
-    residual = (torch.softmax(initial, 1) - targets).T
-    system.path.follow(system.ends)
-    for start in (0.0, 1 / 7, 31.1, 99.0, 99.9):
-        sums = torch.zeros_like(residual)
-        system.flow.run(system.state, system.path, start, 100.0, sums)
-        expected = (100 - math.ceil(start)) * residual
-        assert torch.allclose(sums, expected, rtol=1e-11, atol=1e-11)
+    starts, ends = (
+        torch.tensor(u, dtype=torch.float64) for u in ([4.1, 5.0, 3.0], [5.0, 5.5, 3.0])
+    )
+    weights = evolve_batch.LeftSums(torch.device("cpu")).weights(starts, ends)
+    assert weights.abs().sum(1).gt(0).tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -235,21 +257,25 @@ def test_path_meets_values_and_slopes_at_the_ends_and_is_a_polynomial_in_the_log
         return (terms * torch.tensor([1.0, -0.7])).sum(0)[None]
 
     times = (9.0, 5.0, 2.0, 1.0)
-    ends = [
-        End(at, slow(at), slow(at) - slow(before), slope(at))
-        for at, before in itertools.pairwise(times)
-    ]
-    path = Path(initial, shift)
-    path.follow(ends[:count])
+    gains = [slow(at) - slow(before) for at, before in itertools.pairwise(times)]
+    ends = Ends(
+        torch.tensor([count]),
+        torch.tensor(times[:3], dtype=torch.float64)[:, None],
+        slow(times[0])[None],
+        torch.stack(gains)[:, None],
+        torch.stack([slope(at) for at in times[:3]])[:, None],
+    )
+    constants = Constants(torch.device("cpu"))
+    path = Path(ends, initial[None], torch.tensor([shift], dtype=torch.float64), constants)
     for u in (*times[:count], 9.5, 14.0):
-        value, derivative = path.evaluate((u, 0), (u, 1))
-        torch.testing.assert_close(value, -slow(u), rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(derivative, -slope(u), rtol=1e-10, atol=1e-10)
+        value, derivative = path.along(torch.tensor([[u]], dtype=torch.float64))
+        torch.testing.assert_close(value[0], -slow(u), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(derivative[0], -slope(u), rtol=1e-10, atol=1e-10)
 
 
 def test_factor_takes_the_top_and_leaves_a_semidefinite_rest() -> None:
     kernel = make_problem(120, 2)[0]
-    factor = module._nystroem_factor(kernel)
+    factor = evolve_batch._nystroem_factors(kernel[None])[0]
     rest = torch.linalg.eigvalsh(kernel - factor.T @ factor)
     values = torch.linalg.eigvalsh(kernel)
     assert factor.shape == (scheme.RANK, 120)
@@ -260,16 +286,18 @@ def test_factor_takes_the_top_and_leaves_a_semidefinite_rest() -> None:
 def pair_error(step: float) -> float:
     """Error at u = 0.4 of the inner pair with fixed steps, all of K in the factor."""
     kernel, initial, targets = make_problem(5, 3, top=40.0)
-    system = module._Multirate(kernel, initial, targets, 0.05, 1e-3)
-    system.flow.bound, state = math.inf, system.state
-    sums, zero = torch.zeros_like(system.sums), torch.zeros_like(system.sums)
-    path = Path(system.initial, 1.0)
-    path.follow([End(0.0, zero, zero, zero)])
+    scale = torch.full((1, 1, 1), 0.05 / 5, dtype=torch.float64)
+    arrays = (kernel.clone()[None], initial.T[None].contiguous(), targets.T[None].contiguous())
+    system = evolve_batch._Lockstep(*arrays, scale, 1e-3)
+    ends = Ends.start(torch.zeros_like(system.initial))
+    path = Path(ends, system.initial, torch.ones(1, dtype=torch.float64), system.path_constants)
+    state, length = system.state, torch.tensor([step], dtype=torch.float64)
     for index in range(round(0.4 / step)):
-        system.flow.step = system.flow.longest = step
-        state = system.flow.run(state, path, index * step, (index + 1) * step, sums)
+        residual = torch.sub(state.probability, system.targets, out=system.residuals[0])
+        torch.bmm(residual, system.transposed, out=system.rates[0])
+        state, _ = system._stages(state, path, index * length, length)
     expected = integrate((kernel, initial, targets), 0.05 * 0.4, (1,), 100)[0][1].T
-    return float((state.outputs - expected).norm())
+    return float((state.outputs[0] - expected).norm())
 
 
 def test_inner_pair_has_order_four() -> None:
@@ -316,10 +344,83 @@ def test_input_that_is_not_finite_raises(which: int, value: float, loss: str) ->
         evolve(arrays[0], arrays[1], arrays[2], 0.01, (10,), loss)
 
 
-def test_overflow_raises_and_ends() -> None:
-    kernel, outputs, targets = (array.float() for array in make_problem(8, 3))
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize("which", [0, 1])
+@each_implementation
+def test_overflow_raises_and_ends(
+    kind: torch.dtype, which: int, implementation: Implementation
+) -> None:
+    """As large as numbers go: products and exponents overflow on the way."""
+    arrays = [array.to(kind) for array in make_problem(8, 3)]
+    arrays[which] = arrays[which] / arrays[which].abs().max() * torch.finfo(kind).max
     with pytest.raises(ArithmeticError):
-        evolve(kernel / kernel.abs().max() * 3e38, outputs, targets, 0.1, (10,))
+        evolve(*arrays, 0.1, (10,), implementation=implementation)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e4])
+@each_implementation
+def test_small_and_large_numbers_keep_the_bound(
+    scale: float, implementation: Implementation
+) -> None:
+    kernel, initial, targets = make_problem(9, 3, top=30.0)
+    problem = (kernel, initial * scale, targets)
+    update, _ = errors(problem, 0.01, (1, 20), 16, implementation, torch.float32)
+    assert update <= DEFAULT_TOLERANCE
+
+
+@each_implementation
+def test_an_evolution_without_end_is_given_up(
+    implementation: Implementation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = make_problem(60, 5)
+    monkeypatch.setattr(scheme, "MOST_TRIALS", 20)
+    compiled._scheme.cache_clear()
+    with pytest.raises(ArithmeticError, match="not done after 20 inner steps, at u = "):
+        evolve(*problem, 0.01, LONG, implementation=implementation)
+    compiled._scheme.cache_clear()
+
+
+# ------------------------------------------------------------------------------ the compiled version
+
+
+@needs_compiled
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("samples", "outputs"), [(1, 2), (63, 3), (64, 4), (65, 5), (150, 10), (130, 16), (3, 1000)]
+)
+def test_every_build_gives_the_same_bits(kind: torch.dtype, samples: int, outputs: int) -> None:
+    """Whatever the width of its vectors, and with rows of any number left over."""
+    arrays = [array.to(kind) for array in make_problem(samples, outputs)]
+    able = compiled.builds(kind)
+    results = [build.evolve(*arrays, 0.01, (1, 30, 120), DEFAULT_TOLERANCE) for build in able]
+    for result in results[1:]:
+        assert torch.equal(result[0], results[0][0])
+        assert torch.equal(result[1], results[0][1])
+    problem = make_problem(samples, outputs)
+    for sums, expected in zip(
+        results[0][0], exact(problem, 0.01, (1, 30, 120), 1e-8).residual_sums, strict=True
+    ):
+        assert update_error(problem[0], sums, expected) <= DEFAULT_TOLERANCE
+
+
+def test_without_a_build_the_reason_is_told(elsewhere: FilePath) -> None:
+    problem = make_problem(5, 3)
+    with pytest.raises(ValueError, match="no compiled evolution: it was not built"):
+        evolve(*problem, 0.01, (3,), implementation="compiled")
+    (elsewhere / "_evolve_float64_v2.so").write_text("no library")
+    compiled.find.cache_clear()
+    with pytest.raises(ValueError, match="no build in .* runs on this processor"):
+        evolve(*problem, 0.01, (3,), implementation="compiled")
+
+
+@needs_compiled
+def test_a_build_of_other_numbers_is_refused(elsewhere: FilePath) -> None:
+    """The check at the first use: float32's build in float64's place."""
+    for path in FilePath(compiled.__file__).parent.glob("_evolve_float32_*.so"):
+        shutil.copy(path, elsewhere / path.name.replace("float32", "float64"))
+    assert "in a small problem" in str(compiled.find(torch.float64)) or "fails here" in str(
+        compiled.find(torch.float64)
+    )
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,14 @@ from mpi_ntkdfl.federation.waves import (
     slice_width,
     smallest_limit,
 )
+from mpi_ntkdfl.model.mlp import MLP
 from mpi_ntkdfl.model.params import ALIGNMENT, aligned
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.placement import Placement
 from mpi_ntkdfl.topology.schedule import Schedule
 from tests.conftest import make_federation, random_weights
 
-WORK = WorkingSet(layer_widths=(6, 5), outputs=3, params=53, taus=2, itemsize=8)
+WORK = WorkingSet(MLP((6, 5, 3)), taus=2, itemsize=8)
 
 
 def public(protocol):
@@ -226,3 +227,23 @@ def test_a_method_may_skip_a_neighbourhoods_passes():
     with Exchange(federation, Graph.from_pairs(2, [(0, 1)])) as exchange:
         hoods = exchange.neighbourhoods(random_weights(federation), "dense", inputs=True, taus=1)
         assert [hood.client for hood in hoods] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        ([np.nan, 1, 2], np.nan),
+        ([np.nan, np.inf, 2], np.nan),
+        ([np.inf, 1, 2], np.inf),
+        ([1, -np.inf, -np.inf], -np.inf),
+        ([np.inf, 1, -np.inf], np.nan),
+    ],
+)
+def test_a_mean_of_what_is_no_number(column, expected):
+    """It is what addition makes of it; the finite entries beside it are as exact as ever."""
+    finite = torch.tensor([0.1, -3.0, 7e-5], dtype=torch.float64)
+    rows = torch.stack([torch.tensor(column, dtype=torch.float64), finite], dim=1)
+    for order in ([0, 1, 2], [2, 0, 1]):
+        mean = exact_mean(SoloWorld(), rows[order], 3)
+        assert np.array_equal(mean[0].item(), expected, equal_nan=True)
+        assert mean[1] == exact_mean(SoloWorld(), finite[:, None], 3)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -10,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from contextlib import contextmanager
 
@@ -17,6 +19,8 @@ import pytest
 
 from mpi_ntkdfl.algorithms.ntk_dfl import NtkDfl
 from mpi_ntkdfl.analysis import tables
+from mpi_ntkdfl.cli import run as cli_run
+from mpi_ntkdfl.data import partition
 from mpi_ntkdfl.runtime import stopping
 from mpi_ntkdfl.storage.checkpoint import Checkpoint
 from mpi_ntkdfl.storage.outputs import Outputs
@@ -135,7 +139,7 @@ def test_every_way_out_gives_the_lock_back_and_leaves_no_empty_folder(tmp_path, 
     else:
         code = 0
     assert run(path, before=before, **changes).code == code
-    assert [p.name for p in tmp_path.rglob("*.lock")] == []
+    assert [p.name for p in tmp_path.rglob(".*-lock")] == []
     assert (tmp_path / "a").exists() == (code != 2)
 
 
@@ -177,7 +181,7 @@ def test_a_full_disk_is_said_and_what_is_there_stays_whole(path, after, limit, c
     (line,) = ended.err.splitlines()
     assert line.startswith(f"error: cannot write {path.with_name(lost)}: File too large; free some")
     assert "--resume goes on from the last checkpoint" in line
-    assert not list(path.parent.glob("*.tmp"))
+    assert not list(path.parent.glob(".*-tmp"))
     assert rounds_in(path) - after in (0, 1)
     show(path)
     if Outputs(path).checkpoint.exists():
@@ -260,7 +264,7 @@ def test_a_folder_that_may_no_longer_be_written(tmp_path, whole):
 # -------------------------------------------------------------------------- signals and time limits
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", stopping.SIGNALS)
 def test_a_signal_ends_the_run_after_its_round(path, whole, number):
     ended = run(path, before=before_agreeing(2, lambda: os.kill(os.getpid(), number)))
     assert ended.code == 75
@@ -286,7 +290,7 @@ def test_a_signal_in_the_last_round_comes_too_late(path, whole):
     assert bits(path) == whole
 
 
-@pytest.mark.parametrize(("apart", "code"), [(3.0, 75), (0.0, -signal.SIGUSR1)])
+@pytest.mark.parametrize(("apart", "code"), [(3.0, 75), (0.0, 128 + signal.SIGUSR1)])
 def test_a_second_signal_ends_at_once_unless_it_is_an_echo(path, whole, apart, code):
     """Batch systems signal ranks and launcher, and launchers pass signals on."""
 
@@ -294,12 +298,114 @@ def test_a_second_signal_ends_at_once_unless_it_is_an_echo(path, whole, apart, c
         stopping._ECHO = apart
         for number in (signal.SIGTERM, signal.SIGUSR1):
             os.kill(os.getpid(), number)
-            time.sleep(0.01)
+            time.sleep(0.2)
 
     assert run(path, before=before_agreeing(2, twice)).code == code
     assert rounds_in(path) == (2 if code == 75 else 1)
     assert run(path, "--resume").code == 0
     assert bits(path) == whole
+
+
+def test_ctrl_c_twice_ends_at_once(path, whole):
+    def twice():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.7)
+
+    ended = run(path, before=after_round(2, twice))
+    assert ended.code == 130
+    assert "Ctrl-C once more ends at once" in ended.err
+    assert "ended by a second signal (SIGINT); --resume goes on" in ended.err
+    assert "Traceback" not in ended.err
+    assert run(path, "--resume").code == 0
+    assert bits(path) == whole
+
+
+def test_a_second_signal_ends_a_process_whose_main_thread_waits_in_a_library(path):
+    """Python's own handlers would wait for the library."""
+
+    def stuck():
+        stopping._ECHO = 0.1
+        sleep = ctypes.CDLL(None).sleep
+        threading.Thread(target=lambda: [signals(), time.sleep(0.3), signals()]).start()
+        sleep(50)
+        sleep(50)
+
+    def signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    start = time.monotonic()
+    assert run(path, before=after_round(1, stuck)).code == 128 + signal.SIGTERM
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_before_the_first_round_ends_at_once(path, number):
+    """While shares are drawn, which may take long; nothing is left."""
+
+    def install():
+        def slowly(*_):
+            os.kill(os.getpid(), number)
+            ctypes.CDLL(None).sleep(50)
+            ctypes.CDLL(None).sleep(50)
+
+        partition.make = slowly
+
+    start = time.monotonic()
+    ended = run(path.parent / "new" / "run.h5", before=install)
+    assert time.monotonic() - start < 20
+    assert ended.code == 75
+    assert ended.err == f"stopped by {number.name} before the first round; nothing is lost\n"
+    assert not (path.parent / "new").exists()
+
+
+def test_signals_after_the_last_word_change_nothing(path):
+    """Echoes of the one that stopped it, as Open MPI's launcher sends them."""
+
+    def install():
+        stopping._ECHO = 0.0
+        after_round(1, lambda: os.kill(os.getpid(), signal.SIGUSR1))()
+        goodbye = cli_run._say_goodbye
+
+        def echoed(*args):
+            goodbye(*args)
+            for number in stopping.SIGNALS:
+                os.kill(os.getpid(), number)
+                time.sleep(0.02)
+
+        cli_run._say_goodbye = echoed
+
+    assert run(path, before=install).code == 75
+
+
+def test_hangups_that_were_ignored_stay_ignored(path, whole):
+    """As under nohup."""
+
+    def install():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        after_round(1, lambda: os.kill(os.getpid(), signal.SIGHUP))()
+
+    assert run(path, before=install).code == 0
+    assert bits(path) == whole
+
+
+def test_readers_of_the_output_may_go_and_a_full_one_is_said(path, whole):
+    """As `head` does; the run goes on, and nobody sees a traceback."""
+
+    def closed():
+        end, start = os.pipe()
+        os.close(end)
+        os.dup2(start, 1)
+
+    ended = run(path, before=closed)
+    assert (ended.code, ended.err) == (0, "")
+    assert bits(path) == whole
+    ended = command("show", path, before=closed).wait()
+    assert (ended.code, ended.err) == (0, "")
+    full = lambda: os.dup2(os.open("/dev/full", os.O_WRONLY), 1)  # noqa: E731
+    ended = command("show", path, before=full).wait()
+    assert ended.code == 1
+    assert ended.err == "error: cannot write the output: No space left on device\n"
 
 
 def test_the_budget_stops_before_a_round_that_does_not_fit(monkeypatch):

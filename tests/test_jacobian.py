@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from mpi_ntkdfl.model.jacobian import DenseJacobian, symmetric_product
 from mpi_ntkdfl.model.losses import correct, loss_value
 from mpi_ntkdfl.model.mlp import MLP
-from mpi_ntkdfl.ntk.jacobian import DenseJacobian, FactoredJacobian, symmetric_product
+from mpi_ntkdfl.model.mlp.jacobian import FactoredJacobian
 from mpi_ntkdfl.ntk.kernel import trace_kernel
 from tests import oracle
 
@@ -32,7 +33,7 @@ def test_network_is_the_plain_one(widths):
 def test_networks_at_once_are_each_by_itself(widths):
     _, x, factored = make(widths)
     several = torch.randn(3, factored.network.layout.size, dtype=x.dtype)
-    found = MLP(widths).outputs_of_each(several, x)
+    found = MLP(widths).functions(several, x)(x)
     for outputs, params in zip(found, several, strict=True):
         torch.testing.assert_close(outputs, oracle.network(params, x, widths))
 

@@ -219,7 +219,7 @@ def test_a_rank_that_fails_ends_all_and_the_run_goes_on_later(tmp_path, whole, h
         assert re.fullmatch(rf"error: {what} \(rank 1, client 3, round 2\)", error)
         assert "Traceback" in launch.said()
     assert (rounds_in(path), checkpointed(path)) == (2, 2)
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".*-tmp"))
     assert "2 ranks" in command("show", path).wait().out
     assert command("export", path, "--client", 0, tmp_path / "w.pt").wait().code == 0
     assert alone(path, 6, "--resume").code == 0

@@ -10,7 +10,7 @@ from mpi_ntkdfl.data.mnist import MNIST
 from mpi_ntkdfl.evaluate import scores
 from mpi_ntkdfl.model.levels import FixedPoint, Levels, multiplies_bytes
 from mpi_ntkdfl.model.mlp import MLP
-from mpi_ntkdfl.ntk.jacobian import FactoredJacobian
+from mpi_ntkdfl.model.mlp.jacobian import FactoredJacobian
 
 able = pytest.mark.skipif(
     not multiplies_bytes(), reason="torch has no exact products of bytes on this CPU"

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from mpi_ntkdfl.algorithms.local_training import LocalTraining, Sgd, SgdRule, gram_bytes
+from mpi_ntkdfl.algorithms.local_training import LocalTraining
 from mpi_ntkdfl.comm.world import SoloWorld
+from mpi_ntkdfl.model.training import Sgd, SgdRule
 from mpi_ntkdfl.runtime import seeds
 from mpi_ntkdfl.runtime.errors import SimulationError
 from mpi_ntkdfl.topology.placement import Placement
@@ -61,7 +62,9 @@ def test_both_forms_take_the_steps_of_torch(widths, sgd):
     federation = make_federation(widths, SIZES)
     weights = random_weights(federation)
     training = LocalTraining(federation, batch=2, epochs=6)
-    assert any(group.dual for group in training._groups(dual=True)), "the case must use both forms"
+    assert any(group.dual for group in training.trainer._groups(dual=True)), (
+        "the case must use both forms"
+    )
     wanted = by_torch(federation, weights, 7, 2, 6, sgd)
     dual = training.descend(weights, 7, sgd)
     direct = training.follow(weights, 7, lambda _: SgdRule(sgd))
@@ -127,13 +130,13 @@ def test_check_counts_the_gram_matrices_that_are_kept():
     training = LocalTraining(federation, 8, 5)
     training.descend(random_weights(federation), 0, PLAIN)
     kept = dict.fromkeys(federation.owned, 0)
-    for group, grams in training._grams.items():
+    for group, grams in training.trainer._grams.items():
         for client, gram in zip(group.clients, grams, strict=False):
             kept[client] = gram.nbytes
     assert kept[2] == 0 < kept[0], "the case must use both forms"
     for client, own in federation.samples.items():
-        found = gram_bytes(federation.network, torch.float32, 8, 5, len(own.labels))
-        assert found == kept[client]
+        found = federation.network.training_memory(len(own.labels), 8, 5)
+        assert 4 * found == kept[client]
 
 
 def test_no_samples_no_steps():

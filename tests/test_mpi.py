@@ -165,10 +165,10 @@ def test_exchanges_are_hidden_where_waves_follow_each_other(records):
     hidden = {}
     for case in ("dynamic", "small waves"):
         run = tables.read(records(2)[case])
-        assert run.in_flight.shape == run.waited.shape == run.seconds.shape[:2]
-        assert np.isfinite(run.in_flight).all()
-        assert (run.waited >= 0).all()
-        hidden[case] = run.in_flight - run.waited
+        assert run["in-flight"].shape == run["waited"].shape == run["seconds"].shape[:2]
+        assert np.isfinite(run["in-flight"]).all()
+        assert (run["waited"] >= 0).all()
+        hidden[case] = run["in-flight"] - run["waited"]
         assert (hidden[case] >= 0).all()
     assert (hidden["small waves"] > 0).all()
     assert hidden["small waves"].mean() > hidden["dynamic"].mean()
@@ -287,6 +287,7 @@ def test_channels_are_freed_and_a_rank_may_be_alone(mpirun, tmp_path):
 
 WORLD = """
 import numpy as np
+import torch
 from mpi_ntkdfl.comm.mpi import Elsewhere, open_world
 from mpi_ntkdfl.runtime.errors import InputError
 world = open_world()
@@ -298,6 +299,10 @@ parts = [p.tolist() for p in world.collect(np.full(world.rank + 1, world.rank))]
 assert parts == ([[r] * (r + 1) for r in range(world.size)] if world.rank == 0 else [])
 assert world.total(np.array([world.rank, 1])).tolist() == [3, 3]
 assert world.largest(float(world.rank)) == 2.0
+from mpi_ntkdfl.comm.reduce import exact_mean
+row = torch.tensor([[float("nan") if world.rank == 1 else 1.0, world.rank]])
+mean = exact_mean(world, row, 3).tolist()
+assert np.isnan(mean[0]) and mean[1] == 1.0, "every rank learns of one rank's NaN"
 assert world.on_root(lambda: "told") == "told"
 def fail_on(rank):
     if world.rank == rank:

@@ -9,8 +9,9 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 
 from mpi_ntkdfl.algorithms import METHODS
-from mpi_ntkdfl.analysis import plots, style, traces
+from mpi_ntkdfl.analysis import drawing, plots, style, traces
 from mpi_ntkdfl.analysis.plots import Request
+from mpi_ntkdfl.metrics import METRICS
 from mpi_ntkdfl.runtime.errors import InputError
 from tests.test_cli import complaint, words
 from tests.test_compare import ACCURACY, read, two_seeds, write
@@ -54,6 +55,20 @@ def test_three_panels_by_default(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("label", ["budget $5_a_b$", "_hidden", "a\\b", "<b>&", "$"])
+def test_labels_are_no_markup(tmp_path, label):
+    """Of the user's own, and of those made of settings such as a path."""
+    paths = write(tmp_path / "a.h5"), write(tmp_path / "b.h5", topology__path=label)
+    for labels in ((label, "b"), ()):
+        request = Request(x=("rounds",), title=label, labels=labels)
+        plots.write(tmp_path / "f.svg", read(*paths), request)
+        with drawing.house_style():
+            figure = plots.figure(read(*paths), request)
+            figure.draw_without_rendering()
+        assert any(label in name for name in legend(figure))
+        assert not any(text.get_parse_math() for text in figure.legends[0].get_texts())
+
+
 @pytest.mark.parametrize(
     ("y", "expected"),
     [
@@ -68,7 +83,7 @@ def test_every_quantity(tmp_path, y, expected):
     figure = drawn(write(tmp_path / "a.h5"), x=("rounds",), y=y)
     (panel,) = figure.axes
     assert lines(panel)[0].get_ydata() == pytest.approx(expected)
-    assert panel.get_ylabel() == plots.Y[y].label
+    assert panel.get_ylabel() == METRICS[y].title
 
 
 def test_seeds_become_a_mean_with_a_band_of_one_standard_deviation(tmp_path):
@@ -117,7 +132,7 @@ def test_a_run_of_nothing_but_its_start_is_drawn(tmp_path):
 
 
 def test_the_legend_covers_no_panel(tmp_path):
-    with plots.house_style():
+    with drawing.house_style():
         figure = drawn(*(write(tmp_path / f"{n}.h5", algorithm__lr=n / 9) for n in range(1, 5)))
         figure.draw_without_rendering()
         box = figure.legends[0].get_window_extent()
@@ -229,11 +244,11 @@ def test_an_old_figure_is_replaced_or_left_whole(tmp_path, monkeypatch):
     path, record = tmp_path / "figure.svg", write(tmp_path / "a.h5")
     path.write_text("old")
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", failing)
-    assert "cannot write" in complaint("plot", record, "-o", path)
+    assert "cannot write" in complaint("plot", record, "-o", path, "--overwrite")
     assert path.read_text() == "old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5", "figure.svg"]
     monkeypatch.undo()
-    assert words("plot", record, "-o", path, "--x", "rounds")[0] == 0
+    assert words("plot", record, "-o", path, "--overwrite", "--x", "rounds")[0] == 0
     assert path.read_text().startswith("<?xml")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5", "figure.svg"]
 
@@ -248,10 +263,10 @@ def test_bad_words(tmp_path):
     with_option = {
         ("-o", tmp_path / "a.jpg"): ".pdf, .png, .svg, got",
         ("-o", tmp_path / "a"): ".pdf, .png, .svg, got",
-        ("-o", record): ".pdf, .png, .svg, got",
+        ("-o", record): "is never replaced",
         ("-o", tmp_path / "no" / "a.pdf"): "cannot write .*No such file or directory",
         ("-o", "/proc/a.pdf"): "cannot write",
-        ("-o", tmp_path / ("n" * 300 + ".pdf")): "cannot write .*too long",
+        ("-o", tmp_path / ("n" * 300 + ".pdf")): "may have 255 bytes",
         ("-o", "a.pdf", "--label", "x", "--label", "y"): "once for each of 1 configurations",
         ("-o", "a.pdf", "--y", "loss", "--target", 0.8): "--target is an accuracy",
         ("-o", "a.pdf", "--ylim", 1, 0): "LOW below HIGH",

@@ -21,7 +21,7 @@ PLUGIN = """
 from __future__ import annotations
 from typing import Literal
 import numpy as np
-from mpi_ntkdfl.algorithms import METHODS
+from mpi_ntkdfl.algorithms import register_method
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult
 from mpi_ntkdfl.config import MethodSettings
 from mpi_ntkdfl.data.sources import register_dataset
@@ -39,6 +39,7 @@ class ShrinkSettings(MethodSettings):
 
 class Shrink(Method[ShrinkSettings]):
     Settings = ShrinkSettings
+    label = "Shrink"
 
     @classmethod
     def needs(cls, settings, network, dtype):
@@ -48,7 +49,7 @@ class Shrink(Method[ShrinkSettings]):
         return RoundResult(weights * self.settings.by, [0] * len(weights))
 
 register_dataset("mine", loader)
-METHODS.register("shrink", Shrink)
+register_method(Shrink)
 """
 SETS = [
     *("dataset={name: mine, options: {n: 80}}", "algorithm={name: shrink, by: 0.25}", "clients=4"),

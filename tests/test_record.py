@@ -14,16 +14,14 @@ from mpi_ntkdfl import config, presets
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.comm.world import SoloWorld
-from mpi_ntkdfl.evaluate import Evaluation
+from mpi_ntkdfl.metrics import METRICS, recorded
 from mpi_ntkdfl.model.params import Layout
 from mpi_ntkdfl.runtime.clock import PHASES
 from mpi_ntkdfl.runtime.errors import InputError, SimulationError
 from mpi_ntkdfl.runtime.hdf5 import reading
-from mpi_ntkdfl.storage import checkpoint
+from mpi_ntkdfl.storage import checkpoint, whole
 from mpi_ntkdfl.storage.outputs import Outputs, choose, refuse
 from mpi_ntkdfl.storage.record import (
-    BY_EVALUATION,
-    BY_ROUND,
     Record,
     RoundRecord,
     provenance,
@@ -42,9 +40,15 @@ def config_text():
 
 def evaluation(done):
     rows = np.arange(CLIENTS) / 10 + done / 100
-    return Evaluation(
-        rows, rows + 1, rows + 2, 0.5 + done / 10, 2.0 - done / 10, 0.25 * done, 0.125 * done
-    )
+    return {
+        "client-accuracy": rows,
+        "client-loss": rows + 1,
+        "own-accuracy": rows + 2,
+        "accuracy": np.array(0.5 + done / 10),
+        "loss": np.array(2.0 - done / 10),
+        "gradient-norm": np.array(0.25 * done),
+        "deviation": np.array(0.125 * done),
+    }
 
 
 def round_record(done):
@@ -103,23 +107,12 @@ def test_rows_come_back(tmp_path):
     run = tables.read(tmp_path / "run.h5")
     assert run.rounds.tolist() == [0, 1, 2, 3]
     for row, expected in enumerate(map(evaluation, range(4))):
-        assert np.array_equal(run.accuracy[row], expected.accuracy)
-        assert np.array_equal(run.loss[row], expected.loss)
-        assert run.model_accuracy[row] == expected.model_accuracy
-        assert run.model_loss[row] == expected.model_loss
-        assert run.gradient_norm[row] == expected.gradient_norm
-        assert run.deviation[row] == expected.deviation
-        with h5py.File(tmp_path / "run.h5") as file:
-            assert np.array_equal(file["clients/own_accuracy"][row], expected.own_accuracy)
-        assert run.tau[row].tolist() == [100 * row] * CLIENTS
+        for name, values in expected.items():
+            assert np.array_equal(run[name][row], values), name
+        assert run["mean-tau"][row].tolist() == [100 * row] * CLIENTS
     for row, expected in enumerate(map(round_record, range(1, 4))):
-        assert np.array_equal(run.protocol_bytes[row], expected.traffic[0])
-        assert np.array_equal(run.mpi_bytes[row], expected.traffic[1])
-        assert np.array_equal(run.seconds[row], expected.seconds)
-        assert np.array_equal(run.in_flight[row], expected.flights[:, 0])
-        assert np.array_equal(run.waited[row], expected.flights[:, 1])
-        with h5py.File(tmp_path / "run.h5") as file:
-            assert file["traffic/busiest_bytes"][row] == expected.busiest
+        for name, values in expected.values.items():
+            assert np.array_equal(run[name][row], values), name
     assert tuple(run.traffic_phases) == TRAFFIC_PHASES
     assert tuple(run.time_phases) == PHASES
 
@@ -142,8 +135,8 @@ def test_rounds_without_evaluation_add_no_row(tmp_path):
     record.append(3, np.zeros(CLIENTS, int), evaluation(3), round_record(3))
     run = tables.read(tmp_path / "run.h5")
     assert run.rounds.tolist() == [0, 1, 3]
-    assert len(run.deviation) == len(run.accuracy) == 3
-    assert len(run.mpi_bytes) == len(run.seconds) == 3
+    assert len(run["deviation"]) == len(run["client-accuracy"]) == 3
+    assert len(run["mpi-bytes"]) == len(run["seconds"]) == 3
 
 
 def test_a_new_record_replaces_the_old_one(tmp_path):
@@ -152,11 +145,10 @@ def test_a_new_record_replaces_the_old_one(tmp_path):
     assert tables.read(tmp_path / "run.h5").rounds.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize(
-    ("names", "kept"), [([*BY_EVALUATION], "rounds"), ([*BY_ROUND], "seconds")]
-)
-def test_half_a_round_at_the_end_is_left_out(tmp_path, names, kept):
+@pytest.mark.parametrize("by_round", [False, True])
+def test_half_a_round_at_the_end_is_left_out(tmp_path, by_round):
     """Whichever of the datasets a killed run had extended."""
+    names = [metric.dataset for metric in recorded() if metric.by_round == by_round]
     before = tables.read(write_record(tmp_path / "run.h5").path)
     for extended in range(1, len(names)):
         for some in (names[:extended], names[extended:]):
@@ -166,8 +158,9 @@ def test_half_a_round_at_the_end_is_left_out(tmp_path, names, kept):
                 for name in some:
                     file[name].resize(len(file[name]) + 1, axis=0)
             run = tables.read(path)
-            assert {len(getattr(run, f)) for f in vars(run) if f.startswith("model_")} == {3}
-            assert len(getattr(run, kept)) == len(getattr(before, kept))
+            assert {name: len(run[name]) for name in run.values} == {
+                name: len(before[name]) for name in before.values
+            }
             assert tables.summary(run) == tables.summary(before)
 
 
@@ -210,22 +203,28 @@ def test_summary_of_ranks_that_exchanged_nothing(tmp_path, name):
 
 
 def test_records_of_earlier_versions_go_on(tmp_path):
-    """They lack the time of exchanges, which is NaN for the rounds that are done."""
+    """They lack the time of exchanges, NaN for the rounds that are done, and what datasets say."""
     record = write_record(tmp_path / "run.h5", rounds=2)
     with h5py.File(record.path, "r+") as file:
         del file["time/in_flight"], file["time/waited"]
+        file.visititems(
+            lambda _, item: [item.attrs.pop(key) for key in set(item.attrs) - {"phases"}]
+        )
     run = tables.read(record.path)
-    assert (run.in_flight, run.waited) == (None, None)
+    assert not run.has(METRICS["in-flight"])
     assert "exchange:" not in tables.summary(run)
     with reading(record.path) as file:
         read_all(file)
     record.resume(1, 1, config_text(), provenance(SoloWorld(), "cpu", "2.0", {}))
     record.append(2, np.zeros(CLIENTS, int), evaluation(2), round_record(2))
     run = tables.read(record.path)
-    assert run.in_flight.shape == run.waited.shape == run.seconds.shape[:2] == (2, RANKS)
-    assert np.isnan(run.in_flight[0]).all()
-    assert np.array_equal(run.waited[1], round_record(2).flights[:, 1])
+    assert run["in-flight"].shape == run["waited"].shape == (2, RANKS)
+    assert np.isnan(run["in-flight"][0]).all()
+    assert np.array_equal(run["waited"][1], round_record(2).flights[:, 1])
     assert "exchange: 1.0 s waited for, 9.0 s in flight" in tables.summary(run)
+    with reading(record.path) as file:
+        for metric in recorded():
+            assert file[metric.dataset].attrs["label"] == metric.label
 
 
 @pytest.mark.parametrize("lacking", ["config", "hosts", "ranks", "commit"])
@@ -351,7 +350,8 @@ def test_failing_checkpoint_leaves_the_old_one_alone(tmp_path, rows, exists):
 
 
 def test_leftovers_of_a_killed_run_do_not_disturb(tmp_path):
-    (tmp_path / "run.ckpt.h5.tmp").write_bytes(b"half a file")
+    leftover = whole.temporary(tmp_path / "run.ckpt.h5")
+    leftover.write_bytes(b"half a file")
     write_checkpoint(tmp_path / "run.h5")
     assert [p.name for p in tmp_path.iterdir()] == ["run.ckpt.h5"]
 
@@ -456,9 +456,9 @@ def test_numbers_that_are_none_are_still_shown(tmp_path):
     path = write_record(tmp_path / "run.h5").path
     for value in (np.nan, np.inf):
         with h5py.File(path, "r+") as file:
-            for name in BY_EVALUATION:
-                if file[name].dtype.kind == "f":
-                    file[name][:] = value
+            for metric in recorded():
+                if metric.dtype == "f8":
+                    file[metric.dataset][:] = value
         assert str(value) in tables.summary(tables.read(path))
 
 

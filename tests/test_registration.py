@@ -21,7 +21,7 @@ from mpi_ntkdfl.algorithms import METHODS, register_method
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult
 from mpi_ntkdfl.algorithms.dfedavg import Dfedavg, DfedavgSettings
 from mpi_ntkdfl.algorithms.training import TrainingMethod, TrainingSettings
-from mpi_ntkdfl.analysis import plots, traces
+from mpi_ntkdfl.analysis import drawing, plots, traces
 from mpi_ntkdfl.config import MethodSettings
 from mpi_ntkdfl.federation.codecs import CODECS, Codec, CodecSettings, register_codec
 from mpi_ntkdfl.runtime.errors import InputError
@@ -217,7 +217,7 @@ def test_looking_at_runs(records, tmp_path):
     assert SlowAverage.look.color.lower() in figure.read_text().lower()
     groups = traces.read(paths)
     assert [group.method_label for group in groups] == ["Slow Average", "DFedAvg"]
-    with plots.house_style():
+    with drawing.house_style():
         drawn = plots.figure(groups, plots.Request(x=("rounds",)))
     line = drawn.axes[0].lines[0]
     assert (line.get_label(), line.get_marker()) == ("Slow Average", "x")

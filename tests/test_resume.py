@@ -536,8 +536,9 @@ def test_without_resume_an_unfinished_run_is_refused(again, stopped):
 
 
 def test_leftovers_of_a_kill_are_no_outputs(path):
-    for name in ("run.h5.tmp", "run.ckpt.h5.tmp", "run.ckpt-1.h5.tmp", "run.lock"):
-        path.with_name(name).write_bytes(b"half a file")
+    for name in ("run.h5", "run.ckpt.h5", "run.ckpt-1.h5"):
+        path.with_name(f".{name}.0123456789ab.mpi_ntkdfl-tmp").write_bytes(b"half a file")
+    Outputs(path).lock.touch()
     assert outputs.choose(path, "", False).existing() == []
     assert run(path).code == 0
     assert clean(path)

@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import re
 import subprocess
 import sys
 import time
@@ -108,7 +109,7 @@ def test_a_weak_study_keeps_clients_a_rank(tmp_path):
     ]
     (study,) = scaling.studies(map(scaling.read, paths))
     assert study.kind == "weak"
-    assert study.label == "weak: ntk-dfl, digits, 4 clients a rank"
+    assert study.label == "weak: ntk-dfl, digits, 4 clients per rank"
     assert study.speed_up(study.points[1]) == pytest.approx(2 * 2 / 2.5)
     assert study.efficiency(study.points[1]) == pytest.approx(2 / 2.5)
     assert study.amdahl() is None
@@ -176,7 +177,30 @@ def test_report_writes_text_csv_and_a_figure_with_the_numbers(strong, tmp_path):
     left, right = drawn.axes
     assert left.lines[0].get_xdata().tolist() == [1, 2, 4]
     assert left.lines[0].get_ydata().tolist() == pytest.approx([1, 8 / 5.5, 8 / 3])
-    assert right.lines[0].get_ydata().tolist() == pytest.approx([1, 0.8 * 5 / 5.5, 2 / 3])
+    # The figure shows the numbers of the table, each under its own name.
+    efficiency = [float(row["efficiency"]) for row in rows]
+    assert efficiency == pytest.approx([1, 4 / 5.5, 2 / 3])
+    assert right.lines[0].get_ydata().tolist() == efficiency
+    assert right.lines[1].get_ydata().tolist() == [float(row["load_balance"]) for row in rows]
+    assert right.lines[1].get_linestyle() == ":"
+    assert left.lines[0].get_ydata().tolist() == [float(row["speed_up"]) for row in rows]
+    assert right.get_ylabel() == "efficiency"
+    (told,) = drawn.legends
+    named = [text.get_text() for text in told.get_texts()]
+    assert named == [
+        "strong: ntk-dfl, digits, 4 clients",
+        "ideal speed-up",
+        "load balance (dotted)",
+    ]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_seconds_that_are_none_are_reported_as_such(strong, tmp_path, value):
+    with h5py.File(strong[1], "r+") as file:
+        file["time/seconds"][:, 1] = value
+    said = answer("scaling", "report", *strong, "-o", tmp_path / "f.svg")
+    assert re.search(rf"\n +2 .* {value} ", said)
+    assert "serial fraction nan" in said
 
 
 # -------------------------------------------------------------------------------------- the model

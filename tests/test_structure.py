@@ -13,6 +13,7 @@ import yaml
 
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.federation.codecs import CODECS
+from mpi_ntkdfl.metrics import METRICS
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "mpi_ntkdfl"
@@ -27,7 +28,7 @@ LAYERS = [
     ["comm"],
     ["federation"],
     ["algorithms"],
-    ["planning", "evaluate"],
+    ["planning", "evaluate", "metrics"],
     ["storage"],
     ["assembly"],
     ["simulation"],
@@ -80,6 +81,26 @@ def test_mathematics_and_analysis_know_no_ranks():
             assert not any(name.startswith("mpi_ntkdfl.comm") for name in imports(module)), module
 
 
+def test_networks_are_known_by_their_protocol():
+    """Layer widths and classes of networks are the business of their own rooms and of one table."""
+    own = (PACKAGE / "model" / "mlp", PACKAGE / "model" / "module")
+    table = PACKAGE / "model" / "networks.py"
+    named = [m for m in MODULES if re.search(r"\bMLP\b", m.read_text())]
+    assert len(named) <= 3, named
+    for module in MODULES:
+        if module == table or module.parent in own:
+            continue
+        rooms = ("mpi_ntkdfl.model.mlp", "mpi_ntkdfl.model.module")
+        assert not any(name.startswith(rooms) for name in imports(module)), module
+        assert not re.search(r"\.widths\b", module.read_text()), module
+
+
+def test_the_table_of_networks_needs_no_torch():
+    """Settings are read and networks registered where nothing is computed."""
+    program = "import sys, mpi_ntkdfl.model.networks; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
 def test_analysis_needs_no_torch():
     for module in MODULES:
         if unit(module) == "analysis":
@@ -108,7 +129,11 @@ def test_a_name_stands_in_its_own_file_only():
     own = {
         **{name: sys.modules[entry.__module__].__file__ for name, entry in METHODS.items()},
         **{name: sys.modules[entry.__module__].__file__ for name, entry in CODECS.items()},
+        **dict.fromkeys(METRICS, PACKAGE / "metrics.py"),
+        **{metric.dataset: PACKAGE / "metrics.py" for metric in METRICS.values() if metric.dataset},
     }
+    # A setting has the name of a metric, and a word of other programs the name of another.
+    del own["rounds"], own["seconds"]
     for module in MODULES:
         for text in strings(module):
             for name, home in own.items():

@@ -4,6 +4,7 @@ import csv
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import time
 from html.parser import HTMLParser
@@ -20,7 +21,7 @@ from mpi_ntkdfl.assembly import prepare
 from mpi_ntkdfl.planning.costs import NOMINAL
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.storage.checkpoint import Checkpoint
-from mpi_ntkdfl.storage.outputs import locked
+from mpi_ntkdfl.storage.lock import locked
 from mpi_ntkdfl.studies import definition, draw, estimate, execute, grid, page, report, weights
 from mpi_ntkdfl.studies.collect import collect
 from mpi_ntkdfl.studies.series import drawing
@@ -260,7 +261,7 @@ def test_what_is_done_is_not_done_again(done):
     tally, said = work(done)
     assert (tally.done, tally.before, said) == (0, 4, [])
     assert stamps(done) == before
-    assert not list(done.folder.rglob("*.lock"))
+    assert not list(done.folder.rglob("*-lock"))
     text = estimate.text(done, estimate.estimate(done), 1)
     assert re.search(r"ntk-dfl +2 +2 +0:00 +0 B\n", text)
     assert all(" done " in line for line in estimate.run_list(done))
@@ -455,6 +456,26 @@ def test_tables_hold_what_the_figures_show_and_both_what_the_records_say(done):
     ]
     by_hand = np.mean([recorded(run, "model/accuracy")[-1] for run in done.runs[::2]])
     assert float(outcomes[0]["final_accuracy"]) == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_none_stay_none_in_reports(done, tmp_path, value):
+    shutil.copytree(done.folder, tmp_path / "out")
+    study = expanded(tmp_path)
+    for run in study.runs:
+        with h5py.File(run.outputs.record, "r+") as file:
+            file["model/accuracy"][-1] = value
+    made = report.make(study)
+    report.write(made)
+    for name, last in (("curves", 2), ("ends", 0.1)):
+        rows = table(study.reports / f"{name}.csv")
+        ends = [row for row in rows if row["y_name"] == "accuracy" and float(row["x"]) == last]
+        assert [(row["y"], row["sd"]) for row in ends] == [(str(value), "nan")] * 2
+    assert {row["final_accuracy"] for row in table(study.reports / "table.csv")} == {str(value)}
+    drawn = draw.figure(made.drawings[0]).axes[0].lines[0].get_ydata()
+    assert np.isfinite(drawn[:-1]).all()
+    assert np.array_equal(drawn[-1], value, equal_nan=True)
+    assert f"<td>{value} " in page.html([made])
 
 
 def test_a_method_looks_the_same_in_all_figures(done):

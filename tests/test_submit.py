@@ -159,7 +159,7 @@ def test_configurations_grow_with_the_nodes(nodes):
 
 
 def rank(**changes):
-    given = {"gpus": (), "device": "cpu", "cores": (0, 1), "threads": "1"}
+    given = {"gpus": (), "device": "cpu", "cores": (0, 1), "threads": "1", "evolution": "none"}
     return doctor.Rank(**(given | changes))
 
 

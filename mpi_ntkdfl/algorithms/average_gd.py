@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-import numpy as np
 import torch
 
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult, may_diverge
@@ -20,7 +19,6 @@ from mpi_ntkdfl.federation.clients import Federation, Samples
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.federation.formats import samples_format
 from mpi_ntkdfl.model.network import Network
-from mpi_ntkdfl.ntk.descent import descend
 from mpi_ntkdfl.ntk.update import network_losses
 from mpi_ntkdfl.runtime.looks import GREY, LineStyle
 
@@ -58,13 +56,11 @@ class AverageGd(Method[AverageGdSettings]):
 
     @classmethod
     def work(cls, settings: AverageGdSettings, load: Load) -> dict[str, Work]:
-        """Steps by the Gram matrix, or through the weights; see `ntk/descent.py`."""
+        """Full-batch steps, as the network takes them."""
         samples = load.gathered if settings.data == "neighbourhood" else load.own
-        features, units = load.network.widths[:2]
-        steps = settings.taus[-1]
-        step = np.minimum(samples, 2 * features) * 2 * samples * units
-        passed = 30 * load.itemsize * samples * units
-        return {"train": Work(steps * step, steps * passed, steps * 20 + load.nothing)}
+        steps, step = settings.taus[-1], load.network.work.descent(samples)
+        passed = steps * load.itemsize * step.numbers
+        return {"train": Work(steps * step.operations, passed, steps * 20 + load.nothing)}
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """One round; see the module's head for the steps."""
@@ -83,7 +79,7 @@ class AverageGd(Method[AverageGdSettings]):
     def _descend(self, w: torch.Tensor, data: Samples, lr: float) -> tuple[torch.Tensor, int]:
         s, f = self.settings, self.federation
         with f.clock("evolve"):
-            candidates = descend(f.network, w, data.inputs, data.labels, lr, s.taus, s.loss)
+            candidates = f.network.descend(w, data.inputs, data.labels, lr, s.taus, s.loss)
         with f.clock("select"):
             losses = network_losses(f.network, candidates, data.inputs, data.labels, s.loss)
             return keep_best(candidates, losses, s.taus)

@@ -18,7 +18,7 @@ class DPsgdSettings(QuantizableSettings):
     """Settings of D-PSGD; the defaults are those of the NTK-DFL paper's comparison."""
 
     name: Literal["d-psgd"] = "d-psgd"
-    lr: float = Field(default=0.1, gt=0, le=1e6)
+    lr: float = Field(default=0.1, gt=0, le=1e30)
     batch: int = Field(default=10, ge=1, le=MOST_SAMPLES)
     epochs: int = Field(default=1, ge=1, le=100_000)
 

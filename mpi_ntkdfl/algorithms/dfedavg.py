@@ -15,7 +15,7 @@ class DfedavgSettings(QuantizableSettings):
     """Settings of DFedAvg; the defaults are those of the NTK-DFL paper's comparison."""
 
     name: Literal["dfedavg"] = "dfedavg"
-    lr: float = Field(default=0.1, gt=0, le=1e6)
+    lr: float = Field(default=0.1, gt=0, le=1e30)
     batch: int = Field(default=25, ge=1, le=MOST_SAMPLES)
     epochs: int = Field(default=20, ge=1, le=100_000)
 

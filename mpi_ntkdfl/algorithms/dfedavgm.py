@@ -18,7 +18,7 @@ class DfedavgmSettings(QuantizableSettings):
     """Settings of DFedAvgM; the defaults are those of the NTK-DFL paper's comparison."""
 
     name: Literal["dfedavgm"] = "dfedavgm"
-    lr: float = Field(default=0.01, gt=0, le=1e6)
+    lr: float = Field(default=0.01, gt=0, le=1e30)
     batch: int = Field(default=50, ge=1, le=MOST_SAMPLES)
     epochs: int = Field(default=20, ge=1, le=100_000)
     momentum: float = Field(default=0.9, ge=0, lt=1)

@@ -12,10 +12,9 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from mpi_ntkdfl.algorithms.local_training import Gradient, Layers, Sgd, SgdRule
 from mpi_ntkdfl.algorithms.train_then_average import GossipSettings, TrainThenAverage
 from mpi_ntkdfl.config import MOST_SAMPLES
-from mpi_ntkdfl.model.batched import product
+from mpi_ntkdfl.model.training import Gradient, Layers, Sgd, SgdRule
 from mpi_ntkdfl.runtime.looks import PURPLE, LineStyle
 
 
@@ -26,7 +25,7 @@ class DfedsamSettings(GossipSettings):
     """
 
     name: Literal["dfedsam"] = "dfedsam"
-    lr: float = Field(default=0.01, gt=0, le=1e6)
+    lr: float = Field(default=0.01, gt=0, le=1e30)
     lr_factor: float = Field(default=0.95, gt=0, le=1)
     batch: int = Field(default=32, ge=1, le=MOST_SAMPLES)
     epochs: int = Field(default=5, ge=1, le=100_000)
@@ -45,15 +44,15 @@ class SamRule:
 
     def step(self, layers: Layers, gradient: Gradient) -> None:
         """One step, in place."""
-        slopes = [product(factors) for factors in gradient(layers)]
+        slopes = [slope.dense() for slope in gradient(layers)]
         if self._adaptive:
             slopes = [slope.mul_(layer) for slope, layer in zip(slopes, layers, strict=True)]
         norms = torch.stack([slope.flatten(1).square().sum(1) for slope in slopes]).sum(0).sqrt_()
         # Empty places of a group have no slope, and so no direction.
-        reach = self._rho / (norms + 1e-12)[:, None, None]
+        reach = self._rho / (norms + 1e-12)
         nearby = []
         for slope, layer in zip(slopes, layers, strict=True):
-            away = slope.mul_(reach)
+            away = slope.mul_(reach.view(-1, *[1] * (slope.ndim - 1)))
             nearby.append(layer + (away.mul_(layer) if self._adaptive else away))
         self._rule.descend(layers, gradient(nearby))
 

@@ -18,14 +18,13 @@ import torch
 from pydantic import Field
 
 from mpi_ntkdfl.algorithms.base import Needs, RoundResult
-from mpi_ntkdfl.algorithms.local_training import Gradient, Layers, Sgd, SgdRule
 from mpi_ntkdfl.algorithms.masks import kept_entries, masked_average, masked_format
 from mpi_ntkdfl.algorithms.training import TrainingMethod, TrainingSettings
 from mpi_ntkdfl.config import MOST_ROUNDS, MOST_SAMPLES
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.federation.exchange import Exchange
-from mpi_ntkdfl.model.losses import loss_gradient
 from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.model.training import Gradient, Layers, Sgd, SgdRule
 from mpi_ntkdfl.runtime import seeds
 from mpi_ntkdfl.runtime.looks import SKY, LineStyle
 
@@ -40,7 +39,7 @@ class DispflSettings(TrainingSettings):
     """
 
     name: Literal["dispfl"] = "dispfl"
-    lr: float = Field(default=0.1, gt=0, le=1e6)
+    lr: float = Field(default=0.1, gt=0, le=1e30)
     lr_factor: float = Field(default=0.998, gt=0, le=1)
     batch: int = Field(default=10, ge=1, le=MOST_SAMPLES)
     epochs: int = Field(default=10, ge=1, le=100_000)
@@ -59,7 +58,7 @@ class MaskedRule:
     """SGD that leaves entries outside the masks at 0. See `Rule`."""
 
     def __init__(self, sgd: Sgd, masks: Layers) -> None:
-        """Starts without velocity; `masks` are layer matrices of ones and zeros."""
+        """Starts without velocity; `masks` are arrays of ones and zeros, as `layers` are."""
         self._rule, self._masks = SgdRule(sgd), masks
 
     def step(self, layers: Layers, gradient: Gradient) -> None:
@@ -148,4 +147,4 @@ class Dispfl(TrainingMethod[DispflSettings]):
         own, size = f.samples[client], int(f.sizes[client])
         rng = seeds.generator(f.seed, "regrowth", client, number)
         batch = torch.from_numpy(rng.permutation(size)[: self.settings.batch]).to(f.device)
-        return loss_gradient(f.network, weights, own.inputs[batch], own.labels[batch], self.loss)
+        return f.network.loss_gradient(weights, own.inputs[batch], own.labels[batch], self.loss)

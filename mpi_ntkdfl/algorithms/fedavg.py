@@ -22,7 +22,7 @@ class FedavgSettings(TrainingSettings):
     """Settings of FedAvg with all clients; the defaults are those of the NTK-DFL paper's comparison."""
 
     name: Literal["fedavg"] = "fedavg"
-    lr: float = Field(default=0.1, gt=0, le=1e6)
+    lr: float = Field(default=0.1, gt=0, le=1e30)
     batch: int = Field(default=200, ge=1, le=MOST_SAMPLES)
     epochs: int = Field(default=20, ge=1, le=100_000)
     averaging: Literal["plain", "samples"] = "samples"

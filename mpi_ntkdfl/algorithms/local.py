@@ -19,7 +19,7 @@ class LocalSettings(TrainingSettings):
     """Settings of local training only; the defaults are DFedAvg's."""
 
     name: Literal["local"] = "local"
-    lr: float = Field(default=0.1, gt=0, le=1e6)
+    lr: float = Field(default=0.1, gt=0, le=1e30)
     batch: int = Field(default=25, ge=1, le=MOST_SAMPLES)
     epochs: int = Field(default=20, ge=1, le=100_000)
 

@@ -8,13 +8,14 @@ in function space, and takes the weights that follow from the evolution.
 from __future__ import annotations
 
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult, may_diverge
 from mpi_ntkdfl.algorithms.steps import NtkSettings, evolve_together, ntk_step, ntk_step_work
 from mpi_ntkdfl.algorithms.work import Load, Work
+from mpi_ntkdfl.config import ModelSettings
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.federation.formats import dense_entries, dense_heading, factored_format
@@ -27,11 +28,18 @@ class NtkDflSettings(NtkSettings):
 
     A client chooses tau by the loss on its neighbourhood's samples. With `averaging: none` it evolves
     its own weights instead of the average, with its neighbours' Jacobians at these weights.
+    `jacobian` says how Jacobians travel: in the network's factored form, which is the default where it
+    has one, or entry by entry (`dense`).
     """
 
     name: Literal["ntk-dfl"] = "ntk-dfl"
     jacobian: Literal["factored", "dense"] = "factored"
     averaging: Literal["plain", "samples", "none"] = "plain"
+
+    @classmethod
+    def defaults(cls, model: ModelSettings) -> dict[str, Any]:
+        """Dense Jacobians of networks without a factored form."""
+        return {} if model.factored else {"jacobian": "dense"}
 
 
 class NtkDfl(Method[NtkDflSettings]):
@@ -48,7 +56,7 @@ class NtkDfl(Method[NtkDflSettings]):
 
     @classmethod
     def needs(cls, settings: NtkDflSettings, network: Network, dtype: torch.dtype) -> Needs:
-        """Weights (if averaged) and averages; layer inputs, or heading and entries, as blocks."""
+        """Weights (if averaged) and averages; factored forms, or heading and entries, as blocks."""
         vectors: tuple[str, ...] = ("weights", "averages")
         if settings.averaging == "none":
             vectors = ("averages",)
@@ -62,13 +70,12 @@ class NtkDfl(Method[NtkDflSettings]):
     @classmethod
     def work(cls, settings: NtkDflSettings, load: Load) -> dict[str, Work]:
         """Jacobians of a client's own samples for itself and each neighbour; the step by the kernel."""
-        widths = load.network.widths
-        weights = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+        counts = load.network.work
         passes = load.own * (load.degrees + 1)
         found = ntk_step_work(settings, load.network, load.gathered, load.itemsize)
         found["jacobian"] = Work(
-            2 * weights * passes + 2 * load.gathered * weights,
-            3 * load.itemsize * load.gathered * sum(widths),
+            2 * counts.products * (passes + load.gathered),
+            3 * load.itemsize * load.gathered * counts.activations,
             60 * (load.degrees + 1),
         )
         return found

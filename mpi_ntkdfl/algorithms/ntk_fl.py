@@ -18,7 +18,7 @@ from mpi_ntkdfl.algorithms.work import Load, Work
 from mpi_ntkdfl.config import MOST_CLIENTS
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.federation.exchange import Exchange
-from mpi_ntkdfl.federation.formats import factored_format
+from mpi_ntkdfl.federation.jacobian_messages import smallest_message
 from mpi_ntkdfl.federation.neighbourhood import Neighbourhood
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.runtime.looks import DARK_GREY, LineStyle
@@ -28,7 +28,8 @@ from mpi_ntkdfl.topology.schedule import participants
 class NtkFlSettings(NtkSettings):
     """Settings of NTK-FL; the NTK-DFL paper compares with 21 of 300 clients per round.
 
-    Jacobians are always factored: dense ones of so many samples would take 13 GB.
+    Jacobians travel in the network's factored form, or as samples where it has none: dense ones of so
+    many samples would take 13 GB.
     """
 
     name: Literal["ntk-fl"] = "ntk-fl"
@@ -49,9 +50,9 @@ class NtkFl(Method[NtkFlSettings]):
 
     @classmethod
     def needs(cls, settings: NtkFlSettings, network: Network, dtype: torch.dtype) -> Needs:
-        """Layer inputs to the server, weights from it."""
+        """The network's smallest message for Jacobians to the server, weights from it."""
         return Needs(
-            blocks=(factored_format(network, dtype),),
+            blocks=(smallest_message(network).form(network, dtype),),
             taus=len(settings.taus),
             participants=settings.clients_per_round,
         )

@@ -23,7 +23,7 @@ from mpi_ntkdfl.ntk.update import best, candidate_weights, linearised_losses, ne
 from mpi_ntkdfl.runtime.errors import Diverged
 from mpi_ntkdfl.runtime.settings import a_list
 
-_CALLS_PER_INNER_STEP, _PASSES_PER_INNER_STEP = 320, 110
+_PASSES_PER_INNER_STEP, _CALLS_PER_EVOLUTION = 45, 100
 
 _WAY_OUT = (
     "lower algorithm.lr or algorithm.taus, look for extreme values in the data, or set "
@@ -38,7 +38,7 @@ class StepSettings(MethodSettings):
     numbers of steps; the one with the lowest loss is kept.
     """
 
-    lr: float = Field(default=0.01, gt=0, le=1e6)
+    lr: float = Field(default=0.01, gt=0, le=1e30)
     lr_decay: float = Field(default=0.07, ge=0, le=100)
     taus: Annotated[
         tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...],
@@ -71,6 +71,11 @@ class NtkSettings(StepSettings):
     tolerance: float = Field(default=1e-5, gt=0, lt=1)
 
 
+def evolves(settings: MethodSettings) -> bool:
+    """Whether a method with these settings integrates an evolution, which the squared loss needs not."""
+    return isinstance(settings, NtkSettings) and settings.loss == "cross-entropy"
+
+
 def keep_best(
     candidates: torch.Tensor, losses: list[float], taus: tuple[int, ...]
 ) -> tuple[torch.Tensor, int]:
@@ -97,7 +102,7 @@ def ntk_step(
     lr: float,
     settings: NtkSettings,
     federation: Federation,
-    evolved: Evolution | None = None,
+    evolved: Evolution | Diverged | None = None,
 ) -> tuple[torch.Tensor, int]:
     """Evolves the network with the kernel of `hood`, whose Jacobian was taken at `w` `[param]`.
 
@@ -109,7 +114,7 @@ def ntk_step(
         lr: learning rate of the round.
         settings: of the method.
         federation: for the network and the clock.
-        evolved: the evolution, if `evolve_together` has computed it.
+        evolved: the evolution, or why it failed, if `evolve_together` has tried it.
 
     Returns:
         The new weights `[param]` and the tau they belong to.
@@ -117,6 +122,8 @@ def ntk_step(
     Raises:
         Diverged: if a value became non-finite.
     """
+    if isinstance(evolved, Diverged):
+        raise evolved
     evolution = evolved or _evolve(hood, lr, settings, federation)
     with federation.clock("update"):
         products = hood.transposed_product(evolution.residual_sums)
@@ -139,23 +146,35 @@ def _evolve(hood: Neighbourhood, lr: float, s: NtkSettings, federation: Federati
         targets = one_hot(hood.labels, hood.outputs.shape[1], hood.outputs.dtype)
         try:
             return evolve(
-                kernel, hood.outputs, targets, lr, s.taus, s.loss, s.tolerance, overwrite=True
+                kernel,
+                hood.outputs,
+                targets,
+                lr,
+                s.taus,
+                s.loss,
+                s.tolerance,
+                overwrite=True,
+                implementation=federation.evolution,
             )
         except ArithmeticError as error:
-            raise Diverged(f"the evolution failed: {error}; {_WAY_OUT}") from error
+            raise _diverged(str(error)) from error
+
+
+def _diverged(reason: str) -> Diverged:
+    return Diverged(f"the evolution failed: {reason}; {_WAY_OUT}")
 
 
 def evolve_together(
     hoods: Sequence[Neighbourhood], lr: float, s: NtkSettings, federation: Federation
-) -> list[Evolution | None]:
+) -> list[Evolution | Diverged | None]:
     """Evolves several neighbourhoods at the same time, for `ntk_step`.
 
     Returns:
-        An evolution for each of `hoods`. None stands for those that `ntk_step` evolves itself: a single
-        one, the squared loss, which has a closed form, and those that failed, which then fail again
-        with their reason.
+        An evolution for each of `hoods`, or why it failed. None stands for those that `ntk_step` evolves
+        itself: a single one, the squared loss, which has a closed form, and all of them where the
+        compiled version evolves, which takes one client at a time.
     """
-    if len(hoods) == 1 or s.loss == "squared":
+    if len(hoods) == 1 or s.loss == "squared" or federation.evolution == "compiled":
         return [None] * len(hoods)
     sizes, classes = [len(hood.labels) for hood in hoods], hoods[0].outputs.shape[1]
     most = max(sizes)
@@ -169,15 +188,15 @@ def evolve_together(
         for place, hood in enumerate(hoods):
             outputs[place, : sizes[place]] = hood.outputs
             targets[place, : sizes[place]] = one_hot(hood.labels, classes, outputs.dtype)
-        found = evolve_batch(kernels, outputs, targets, sizes, lr, s.taus, s.tolerance)
+        batch = evolve_batch(kernels, outputs, targets, sizes, lr, s.taus, s.tolerance)
         return [
-            None
-            if found.failed[place]
+            _diverged(batch.failures[place])
+            if batch.failures[place]
             else Evolution(
                 s.taus,
-                found.residual_sums[place, :, :samples],
-                found.outputs[place, :, :samples],
-                found.products,
+                batch.residual_sums[place, :, :samples],
+                batch.outputs[place, :, :samples],
+                batch.products,
             )
             for place, samples in enumerate(sizes)
         ]
@@ -189,7 +208,7 @@ def ntk_step_work(
     """Counts kernel, evolution, update and choice of `ntk_step`, by phase.
 
     Counts follow from the shapes of the computation; how often the evolution multiplies by its kernel
-    was fitted to runs on digits and Fashion-MNIST.
+    was fitted to runs on digits and Fashion-MNIST, and what it costs beside to its compiled version.
 
     Args:
         settings: of the method.
@@ -197,36 +216,32 @@ def ntk_step_work(
         samples: of each neighbourhood, `[client]`.
         itemsize: bytes of a floating-point number.
     """
-    outputs, taus, widths = network.widths[-1], len(settings.taus), network.widths
+    outputs, taus, counts = network.classes, len(settings.taus), network.work
     square = samples * samples
-    weights = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
     # The more time constants the evolution covers, the more steps it takes: lr * tau of the fastest
     # mode, whose rate is proportional to the number of features.
-    span = max(settings.rate(0) * settings.taus[-1] * widths[0], 1.0)
+    span = max(settings.rate(0) * settings.taus[-1] * counts.features, 1.0)
     inner, outer = 8.7 * span**0.263, 3.8 * span**0.29
     products = 3 * 32 + 2 * outputs * outer
-    reads = sum(widths[:-1]) + sum(widths[1:-1])
     evolution = Work(
         2 * square * products + inner * samples * outputs * 6 * 4 * 32,
         itemsize * (3 * square + inner * _PASSES_PER_INNER_STEP * samples * outputs),
-        inner * _CALLS_PER_INNER_STEP + 120 * outer + 0 * samples,
+        _CALLS_PER_EVOLUTION + 0 * samples,
     )
     if settings.loss == "squared":
         evolution = Work(10 * square * samples, 4 * itemsize * square, 60 + 0 * samples)
-    back = 2 * taus * samples * (sum(widths[:-2]) + outputs) * max(widths[1:])
+    gram, back = counts.kernel(samples), counts.update(samples, taus)
     return {
-        "kernel": Work(
-            1.25 * square * reads, 4 * itemsize * square * (len(widths) - 1), 60 + 0 * samples
-        ),
+        "kernel": Work(gram.operations, itemsize * gram.numbers, 60 + 0 * samples),
         "evolve": evolution,
         "update": Work(
-            back,
-            itemsize * taus * (6 * samples * max(widths[1:]) + 4 * network.layout.size),
+            back.operations,
+            itemsize * (back.numbers + taus * 4 * network.layout.size),
             30 + 0 * samples,
         ),
         "select": Work(
-            2 * taus * weights * samples * (settings.selection == "network"),
-            itemsize * taus * 4 * samples * max(widths[1:]),
+            2 * taus * counts.products * samples * (settings.selection == "network"),
+            itemsize * taus * 4 * samples * counts.widest,
             80 * taus + 0 * samples,
         ),
     }

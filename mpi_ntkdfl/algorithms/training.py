@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import ClassVar, TypeVar
 
-import numpy as np
 import torch
 from pydantic import Field
 
 from mpi_ntkdfl.algorithms.base import Method
-from mpi_ntkdfl.algorithms.local_training import (
-    LocalTraining,
-    Sgd,
-    dual_pays,
-    gram_bytes,
-    padded_samples,
-)
+from mpi_ntkdfl.algorithms.local_training import LocalTraining
 from mpi_ntkdfl.algorithms.work import Load, Work
 from mpi_ntkdfl.config import MOST_SAMPLES, MethodSettings
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.model.training import Sgd
 
 _CALLS_PER_STEP = 25  # of local training, for all clients of a group together
 
@@ -33,7 +26,7 @@ class TrainingSettings(MethodSettings):
     of `batch`. Velocities of `momentum` start at zero in every round.
     """
 
-    lr: float = Field(gt=0, le=1e6)
+    lr: float = Field(gt=0, le=1e30)
     lr_factor: float = Field(default=1.0, gt=0, le=1)
     batch: int = Field(ge=1, le=MOST_SAMPLES)
     epochs: int = Field(ge=1, le=100_000)
@@ -81,27 +74,19 @@ class TrainingMethod(Method[SettingsT]):
         """Bytes that local training keeps of a client, given its samples; see `Needs`."""
         if not cls.plain_sgd:
             return None
-        return partial(gram_bytes, network, dtype, settings.batch, settings.epochs)
+
+        def nbytes(samples: int) -> int:
+            numbers = network.training_memory(samples, settings.batch, settings.epochs)
+            return numbers * dtype.itemsize
+
+        return nbytes
 
     @classmethod
     def work(cls, settings: SettingsT, load: Load) -> dict[str, Work]:
         """Counts the local steps."""
-        widths, epochs = load.network.widths, settings.epochs
-        features, units = widths[0], widths[1]
-        weights = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
-        rows = np.array([padded_samples(int(n), settings.batch) for n in load.own], np.float64)
-        dual = np.array([cls.plain_sgd and dual_pays(int(n), features, epochs) for n in rows])
-        first = np.where(
-            dual, 2 * features * rows + epochs * rows * rows, 3 * epochs * rows * features
+        s, gradients = settings, cls.gradients_per_step
+        took = load.network.work.training(
+            load.own, s.batch, s.epochs, gradients, by_entry=not cls.plain_sgd
         )
-        above = 6 * epochs * rows * (weights - features * units)
-        steps = epochs * rows / settings.batch
-        # A step's update of the first layer touches its coefficients (dual form) or the weights.
-        touched = np.where(dual, rows * units, weights)
-        return {
-            "train": Work(
-                cls.gradients_per_step * (2 * units * first + above),
-                3 * load.itemsize * steps * touched,
-                cls.gradients_per_step * steps * _CALLS_PER_STEP,
-            )
-        }
+        calls = gradients * took.steps * _CALLS_PER_STEP + load.nothing
+        return {"train": Work(took.operations, load.itemsize * took.numbers, calls)}

@@ -1,46 +1,46 @@
-"""What runs needed to reach an accuracy, and where they ended: one line a configuration or a run."""
+"""What runs needed to reach an accuracy, and where they ended: one line per configuration or run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mpi_ntkdfl.analysis.traces import Group, Trace
+from mpi_ntkdfl.metrics import METRICS, Metric, Place, at
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A number over runs.
+    """A number over runs. NaN and infinities are what was measured.
 
     Attributes:
-        mean: over runs; NaN if a run has no such number.
-        sd: sample standard deviation (divisor n - 1); NaN for one run.
+        mean: over runs.
+        sd: sample standard deviation (divisor n - 1); None for one run.
     """
 
     mean: float
-    sd: float
+    sd: float | None
+
+
+Spreads = Mapping[str, Spread | None]
+"""By the metrics' names; None where a run has no such number."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What it took to reach a target; NaN where a run did not reach it.
+    """What it took to reach a target.
 
     Attributes:
         target: accuracy of the average of all clients.
         reached: number of runs that reached it.
-        rounds: to the first evaluated row at or above the target.
-        protocol_bytes, busiest_bytes, mpi_bytes, seconds: up to there, see `traces.Trace`.
+        spreads: of the metrics `target`, up to the first evaluated row at or above the target.
     """
 
     target: float
     reached: int
-    rounds: Spread
-    protocol_bytes: Spread
-    busiest_bytes: Spread
-    mpi_bytes: Spread
-    seconds: Spread
+    spreads: Spreads
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Outcome:
         name: of the file, if this is one run of several or asked for; else empty.
         seeds: of the runs.
         costs: for every target.
-        rounds, accuracy, client_accuracy, own_accuracy, deviation, protocol_bytes: at the last
-            evaluated row, see `traces.Trace`.
+        ends: of the metrics `end`, at the last evaluated row.
+        metrics: that were measured in every run, by name.
     """
 
     method: str
@@ -61,64 +61,65 @@ class Outcome:
     name: str
     seeds: tuple[object, ...]
     costs: tuple[Cost, ...]
-    rounds: Spread
-    accuracy: Spread
-    client_accuracy: Spread
-    own_accuracy: Spread
-    deviation: Spread
-    protocol_bytes: Spread
+    ends: Spreads
+    metrics: Mapping[str, Metric]
 
 
 def outcomes(
     groups: Sequence[Group], targets: Sequence[float], runs: bool = False
 ) -> list[Outcome]:
-    """One outcome a group, each followed by one for every run if `runs`."""
-    found = []
+    """One outcome per group, each followed by one for every run if `runs`."""
+    lines = []
     for group in groups:
-        found.append(_outcome(group, "", group.traces, targets))
+        lines.append(_outcome(group, "", group.traces, targets))
         if runs:
-            found += [_outcome(group, t.name, (t,), targets) for t in group.traces]
-    return found
+            lines += [_outcome(group, t.name, (t,), targets) for t in group.traces]
+    return lines
+
+
+def columns(outcomes: Sequence[Outcome], place: Place) -> list[Metric]:
+    """The metrics that appear at a place: those of the table, and those that only records have."""
+    metrics = dict(METRICS)
+    for outcome in outcomes:
+        metrics.update(outcome.metrics)
+    return at(place, list(metrics.values()))
 
 
 def _outcome(group: Group, name: str, traces: Sequence[Trace], targets: Sequence[float]) -> Outcome:
     ends = [len(trace.rounds) - 1 if len(trace.rounds) else None for trace in traces]
+    metrics = list(group.metrics().values())
     return Outcome(
         method=group.method,
         label=group.label,
         name=name,
         seeds=tuple(trace.seed for trace in traces),
-        costs=tuple(_cost(traces, target) for target in targets),
-        rounds=_spread(traces, "rounds", ends),
-        accuracy=_spread(traces, "accuracy", ends),
-        client_accuracy=_spread(traces, "client_accuracy", ends),
-        own_accuracy=_spread(traces, "own_accuracy", ends),
-        deviation=_spread(traces, "deviation", ends),
-        protocol_bytes=_spread(traces, "protocol_bytes", ends),
+        costs=tuple(_cost(traces, metrics, target) for target in targets),
+        ends={m.name: _spread(traces, m, ends) for m in at("end", metrics)},
+        metrics={m.name: m for m in metrics if all(m.name in trace.curves for trace in traces)},
     )
 
 
-def _cost(traces: Sequence[Trace], target: float) -> Cost:
+def _cost(traces: Sequence[Trace], metrics: Sequence[Metric], target: float) -> Cost:
     rows = [trace.first(target) for trace in traces]
     return Cost(
         target=target,
         reached=sum(row is not None for row in rows),
-        rounds=_spread(traces, "rounds", rows),
-        protocol_bytes=_spread(traces, "protocol_bytes", rows),
-        busiest_bytes=_spread(traces, "busiest_bytes", rows),
-        mpi_bytes=_spread(traces, "mpi_bytes", rows),
-        seconds=_spread(traces, "seconds", rows),
+        spreads={m.name: _spread(traces, m, rows) for m in at("target", metrics)},
     )
 
 
-def _spread(traces: Sequence[Trace], field: str, rows: Sequence[int | None]) -> Spread:
-    """Of a field at one row of every run; no number if a run has no such row.
+def _spread(traces: Sequence[Trace], metric: Metric, rows: Sequence[int | None]) -> Spread | None:
+    """Of a metric at one row of every run; None if a run has no such row or no such metric.
 
     A mean over the runs that have one would flatter a method whose slow seeds never arrive.
     """
-    values = [
-        np.nan if row is None else float(getattr(trace, field)[row])
-        for trace, row in zip(traces, rows, strict=True)
-    ]
-    sd = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
-    return Spread(float(np.mean(values)), sd)
+    values = []
+    for trace, row in zip(traces, rows, strict=True):
+        if row is None or metric.name not in trace.curves:
+            return None
+        values.append(float(trace.curves[metric.name][row]))
+    if metric.counts and np.isnan(values).any():
+        return None
+    with np.errstate(invalid="ignore"):  # infinities have no deviation: NaN
+        sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        return Spread(float(np.mean(values)), sd)

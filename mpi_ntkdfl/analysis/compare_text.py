@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import csv
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
 from pathlib import Path
 
-from mpi_ntkdfl.analysis.compare import Cost, Outcome, Spread
+from mpi_ntkdfl.analysis.compare import Cost, Outcome, Spread, Spreads, columns
 from mpi_ntkdfl.analysis.files import replacing, require_suffix
-from mpi_ntkdfl.runtime.units import readable
+from mpi_ntkdfl.metrics import ROUNDS, Metric, Place
 
 _NOTES = (
     "rounds, bytes and seconds up to the first evaluated round at or above the target; -: not reached",
@@ -27,111 +25,93 @@ def text(outcomes: Sequence[Outcome]) -> str:
 
 
 def _to_target(outcomes: Sequence[Outcome], n: int) -> list[str]:
-    def column(name: str, form: Callable[[float], str]) -> list[str]:
-        return [_cell(getattr(o.costs[n], name), form) for o in outcomes]
-
-    columns = {
-        "rounds": [_rounds(o.costs[n], len(o.seeds)) for o in outcomes],
-        "protocol": column("protocol_bytes", readable),
-        "busiest client": column("busiest_bytes", readable),
-        "MPI": column("mpi_bytes", readable),
-        "seconds": column("seconds", _three_digits),
-    }
-    _drop_if_empty(columns, "busiest client")
-    title = f"to accuracy {outcomes[0].costs[n].target:g} of the average of all clients"
-    return [title, *_table(_who(outcomes), columns)]
+    costs = [outcome.costs[n] for outcome in outcomes]
+    numbers = _numbers(outcomes, "target", [cost.spreads for cost in costs])
+    title = f"to accuracy {costs[0].target:g} of the average of all clients"
+    return [title, *_table(_who(outcomes), [_rounds(outcomes, n), *numbers])]
 
 
 def _at_the_end(outcomes: Sequence[Outcome]) -> list[str]:
-    def column(name: str, form: Callable[[float], str]) -> list[str]:
-        return [_cell(getattr(o, name), form) for o in outcomes]
-
-    columns = {
-        "rounds": column("rounds", _count),
-        "average": column("accuracy", "{:.4f}".format),
-        "mean client": column("client_accuracy", "{:.4f}".format),
-        "own data": column("own_accuracy", "{:.4f}".format),
-        "deviation": column("deviation", "{:.4f}".format),
-        "protocol": column("protocol_bytes", readable),
-    }
-    _drop_if_empty(columns, "own data")
-    return ["at the last evaluated round", *_table(_who(outcomes), columns)]
+    numbers = _numbers(outcomes, "end", [outcome.ends for outcome in outcomes])
+    rounds = [_cell(ROUNDS, outcome.ends[ROUNDS.name]) for outcome in outcomes]
+    title = "at the last evaluated round"
+    return [title, *_table(_who(outcomes), [[ROUNDS.head, *rounds], *numbers])]
 
 
-def _drop_if_empty(columns: dict[str, list[str]], name: str) -> None:
-    """Not every record has these numbers."""
-    if set(columns[name]) == {"-"}:
-        del columns[name]
+def _numbers(
+    outcomes: Sequence[Outcome], place: Place, spreads: Sequence[Spreads]
+) -> list[list[str]]:
+    """Columns with their heads, without the rounds; metrics that no run has are left out."""
+    return [
+        [metric.head, *(_cell(metric, each.get(metric.name)) for each in spreads)]
+        for metric in columns(outcomes, place)
+        if metric is not ROUNDS and any(metric.name in outcome.metrics for outcome in outcomes)
+    ]
 
 
-def _who(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
+def _rounds(outcomes: Sequence[Outcome], n: int) -> list[str]:
+    """Rounds to a target with their head; if only some seeds reached it, how many did."""
+    cells = [ROUNDS.head]
+    for outcome in outcomes:
+        cost, runs = outcome.costs[n], len(outcome.seeds)
+        some = 0 < cost.reached < runs
+        cell = _cell(ROUNDS, cost.spreads[ROUNDS.name])
+        cells.append(f"- ({cost.reached} of {runs})" if some else cell)
+    return cells
+
+
+def _who(outcomes: Sequence[Outcome]) -> list[list[str]]:
     """The columns on the left; runs of a group are indented and called by their file."""
-    who = {
-        "method": ["" if o.name else o.method for o in outcomes],
-        "label": [f"  {o.name}" if o.name else o.label for o in outcomes],
-        "seed": [",".join(map(str, o.seeds)) for o in outcomes],
-    }
-    if not any(who["label"]):
-        del who["label"]
-    return who
+    methods = ["" if o.name else o.method for o in outcomes]
+    labels = [f"  {o.name}" if o.name else o.label for o in outcomes]
+    seeds = [",".join(map(str, o.seeds)) for o in outcomes]
+    middle = [["label", *labels]] if any(labels) else []
+    return [["method", *methods], *middle, ["seed", *seeds]]
 
 
-def _table(left: dict[str, list[str]], right: dict[str, list[str]]) -> list[str]:
-    """Lines of a table with a header; text to the left, numbers to the right."""
-    columns = []
-    for align, named in (("<", left), (">", right)):
-        for name, cells in named.items():
-            width = max(map(len, (name, *cells)))
-            columns.append([f"{cell:{align}{width}}" for cell in (name, *cells)])
-    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
+def _table(left: Sequence[Sequence[str]], right: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table from its columns; text to the left, numbers to the right."""
+    padded = []
+    for align, several in (("<", left), (">", right)):
+        for column in several:
+            width = max(map(len, column))
+            padded.append([f"{cell:{align}{width}}" for cell in column])
+    return ["  ".join(line).rstrip() for line in zip(*padded, strict=True)]
 
 
-def _rounds(cost: Cost, runs: int) -> str:
-    """Rounds to a target; if some seeds did not reach it, how many did."""
-    if 0 < cost.reached < runs:
-        return f"- ({cost.reached} of {runs})"
-    return _cell(cost.rounds, _count)
-
-
-def _count(number: float) -> str:
-    """At most one digit after the point: 27, 24.5."""
-    return f"{number:.1f}".removesuffix(".0")
-
-
-def _cell(spread: Spread, form: Callable[[float], str]) -> str:
-    if math.isnan(spread.mean):
+def _cell(metric: Metric, spread: Spread | None) -> str:
+    if spread is None:
         return "-"
-    return form(spread.mean) + ("" if math.isnan(spread.sd) else f" +- {form(spread.sd)}")
-
-
-def _three_digits(seconds: float) -> str:
-    """Three digits at least, and no exponent: 0.123, 1.23, 12.3, 1234."""
-    digits = 2 - math.floor(math.log10(seconds)) if seconds > 0 else 0
-    return f"{seconds:.{min(max(digits, 0), 3)}f}"
+    sd = "" if spread.sd is None else f" +- {metric.text(spread.sd)}"
+    return metric.text(spread.mean) + sd
 
 
 # ----------------------------------------------------------------------------------------------- CSV
 
 
 def write_csv(path: Path, outcomes: Sequence[Outcome]) -> None:
-    """Writes one line an outcome and target; unknown or unreached numbers are empty.
+    """Writes one line per outcome and target.
 
     Columns: `method`, `label`, `file` (empty for a mean over runs), `seeds`, `runs`, `target`,
-    `reached`; then `NAME` and its standard deviation `NAME_sd` for every number of `Cost`, called
-    `NAME_to_target`, and of `Outcome`, called `final_NAME`.
+    `reached`; then for every metric `NAME_to_target` and `final_NAME` with their standard deviations
+    `..._sd`. Empty: not reached, not recorded, or the deviation of one run. `nan`, `inf` and `-inf` are
+    what was measured.
 
     Raises:
         InputError: if the name does not end in .csv, or the file cannot be written.
     """
     require_suffix(path, "csv")
-    lines = [_record(outcome, cost) for outcome in outcomes for cost in outcome.costs]
+    costs, ends = columns(outcomes, "target"), columns(outcomes, "end")
+    lines = [_record(outcome, cost, costs, ends) for outcome in outcomes for cost in outcome.costs]
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
         writer.writerows(lines)
 
 
-def _record(outcome: Outcome, cost: Cost) -> dict[str, object]:
+def _record(
+    outcome: Outcome, cost: Cost, costs: Sequence[Metric], ends: Sequence[Metric]
+) -> dict[str, object]:
     line: dict[str, object] = {
         "method": outcome.method,
         "label": outcome.label,
@@ -141,14 +121,12 @@ def _record(outcome: Outcome, cost: Cost) -> dict[str, object]:
         "target": cost.target,
         "reached": cost.reached,
     }
-    for source, pattern in ((cost, "{}_to_target"), (outcome, "final_{}")):
-        for field in fields(source):
-            value = getattr(source, field.name)
-            if isinstance(value, Spread):
-                name = pattern.format(field.name)
-                line[name], line[f"{name}_sd"] = map(_number, (value.mean, value.sd))
+    for metrics, spreads, pattern in (
+        (costs, cost.spreads, "{}_to_target"),
+        (ends, outcome.ends, "final_{}"),
+    ):
+        for metric in metrics:
+            name, spread = pattern.format(metric.column), spreads.get(metric.name)
+            line[name] = "" if spread is None else spread.mean
+            line[f"{name}_sd"] = "" if spread is None or spread.sd is None else spread.sd
     return line
-
-
-def _number(value: float) -> float | str:
-    return "" if math.isnan(value) else value

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mpi_ntkdfl.runtime.errors import InputError
-from mpi_ntkdfl.storage.outputs import made_whole
+from mpi_ntkdfl.storage.whole import made_whole, temporary
 
 
 def require_suffix(path: Path, *suffixes: str) -> str:
@@ -31,11 +31,9 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         InputError: if the file cannot be written.
     """
-    # No lock keeps two processes apart, so each has a name of its own.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with made_whole(path, temporary):
-            yield temporary
+        with made_whole(path, temporary(path)) as made:
+            yield made
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise InputError(f"cannot write {path}: {reason}; choose another name") from error

@@ -6,8 +6,10 @@ import time
 from collections.abc import Iterator
 
 from mpi_ntkdfl.analysis import tables
-from mpi_ntkdfl.runtime.units import accuracy_words, round_words
-from mpi_ntkdfl.storage.outputs import Outputs, holder
+from mpi_ntkdfl.metrics import at
+from mpi_ntkdfl.runtime.units import round_words
+from mpi_ntkdfl.storage.lock import holder
+from mpi_ntkdfl.storage.outputs import Outputs
 
 
 def status(outputs: Outputs, run: tables.Run) -> str:
@@ -58,11 +60,8 @@ def follow(outputs: Outputs, interval: float) -> Iterator[str]:
 
 def _line(run: tables.Run, row: int, rounds: int) -> str:
     """One evaluation."""
-    return "  ".join(
-        [
-            round_words(int(run.rounds[row]), rounds),
-            *accuracy_words(float(run.model_accuracy[row]), run.accuracy[row]),
-            f"loss {run.model_loss[row]:.4f}",
-            f"deviation {run.deviation[row]:.4f}",
-        ]
-    )
+    words = [round_words(int(run.rounds[row]), rounds)]
+    for metric in at("live", list(run.metrics.values())):
+        if run.has(metric):
+            words.append(f"{metric.head} {metric.text(run.curve(metric)[row])}")
+    return "  ".join(words)

@@ -1,7 +1,7 @@
 """Strong and weak scaling from records of many numbers of ranks: speed-up, efficiencies, Amdahl's law.
 
-A round's wall clock is that of its slowest rank, without the phases `evaluate` and `record`, as in
-`traces`: they serve the experimenter. Efficiencies are those of the POP Centre of Excellence (pop-coe.eu,
+A round's wall clock is that of its slowest rank, without the phases `evaluate` and `record`, which
+serve the experimenter. Efficiencies are those of the POP Centre of Excellence (pop-coe.eu,
 "POP Standard Metrics for Parallel Performance Analysis"), with the phases that a method computes in as
 useful computation:
 
@@ -23,11 +23,11 @@ from typing import Literal
 
 import h5py
 import numpy as np
-import yaml
 
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.analysis.tables import Run
-from mpi_ntkdfl.analysis.traces import UNTIMED, apart, flattened
+from mpi_ntkdfl.analysis.traces import apart, flattened
+from mpi_ntkdfl.metrics import BYTES, SECONDS, UNTIMED
 from mpi_ntkdfl.runtime.clock import COORDINATING
 from mpi_ntkdfl.runtime.errors import InputError
 
@@ -48,7 +48,7 @@ class Point:
         rounds: that the medians are over.
         phases: names.
         seconds: `[rank, phase]`.
-        wall: seconds a round, without evaluation and recording.
+        wall: seconds per round, without evaluation and recording.
         sizes: samples of each client, `[client]`.
         edge_bytes: protocol bytes a round by phase for each directed edge of the graph.
     """
@@ -80,18 +80,20 @@ class Point:
     def computation(self) -> np.ndarray:
         """Seconds of useful computation, `[rank]`."""
         useful = [phase not in (*UNTIMED, *COORDINATING) for phase in self.phases]
-        found: np.ndarray = self.seconds[:, useful].sum(axis=1)
-        return found
+        useful_seconds: np.ndarray = self.seconds[:, useful].sum(axis=1)
+        return useful_seconds
 
     @property
     def load_balance(self) -> float:
         """Mean over largest computation of the ranks."""
-        return float(self.computation.mean() / self.computation.max())
+        with np.errstate(invalid="ignore"):  # of infinities
+            return float(self.computation.mean() / self.computation.max())
 
     @property
     def communication(self) -> float:
         """Largest computation over the wall clock; at most 1."""
-        return float(min(self.computation.max() / self.wall, 1.0))
+        with np.errstate(invalid="ignore"):  # of infinities
+            return float(np.minimum(self.computation.max() / self.wall, 1.0))
 
     @property
     def parallel(self) -> float:
@@ -110,7 +112,7 @@ class Amdahl:
     Attributes:
         single: T(1) in seconds.
         serial: the serial fraction s, 0 to 1.
-        ranks: that the fit is founded on.
+        ranks: to which the law was fitted.
         residual: root mean square of the relative deviations.
     """
 
@@ -129,7 +131,7 @@ class Study:
     """Runs of one configuration, ascending in ranks.
 
     Attributes:
-        kind: strong: the same clients on more ranks; weak: as many clients a rank.
+        kind: strong: the same clients on more ranks; weak: as many clients per rank.
         points: at least two numbers of ranks.
     """
 
@@ -141,7 +143,7 @@ class Study:
         """`strong: ntk-dfl, digits, 32 clients`."""
         first = self.points[0]
         names = [_name(first.config, section) for section in ("algorithm", "dataset")]
-        each = "" if self.kind == "strong" else " a rank"
+        each = "" if self.kind == "strong" else " per rank"
         count = first.clients if self.kind == "strong" else first.clients / first.ranks
         return f"{self.kind}: {', '.join(names)}, {count:g} clients{each}"
 
@@ -168,8 +170,13 @@ class Study:
 
 
 def amdahl(ranks: Sequence[int], seconds: Sequence[float]) -> Amdahl:
-    """Least squares of T(R) = a + b / R with a, b >= 0, relative to T; s = a / (a + b)."""
+    """Least squares of T(R) = a + b / R with a, b >= 0, relative to T; s = a / (a + b).
+
+    Seconds that are no finite numbers fit to nothing: all is NaN.
+    """
     measured = np.array(seconds)
+    if not np.isfinite(measured).all():
+        return Amdahl(np.nan, np.nan, tuple(ranks), np.nan)
     rows = np.stack([np.ones(len(measured)), 1 / np.array(ranks)], axis=1) / measured[:, None]
     both = np.linalg.lstsq(rows, np.ones(len(measured)), rcond=None)[0]
     if both.min() < 0:  # then the best is at an end: all serial or all parallel
@@ -210,16 +217,17 @@ def _point(run: Run, name: str, sizes: np.ndarray, edges: np.ndarray) -> Point:
     ranks = int(run.attributes["ranks"])
     if any(int(start["ranks"]) != ranks for start in json.loads(run.attributes["resumed"])):
         raise InputError(f"{name} was resumed with another number of ranks; give whole runs")
-    skipped = 1 if len(run.seconds) > 2 else 0
-    seconds = run.seconds[skipped:]
+    skipped = 1 if run.done > 2 else 0
+    seconds = run[SECONDS][skipped:]
     if not len(seconds):
         raise InputError(f"{name} has no finished round")
-    config = yaml.safe_load(run.attributes["config"])
+    config = run.config
+    # Every rank was in every round, so NaN of a rank is no missing rank.
     timed = [phase not in UNTIMED for phase in run.time_phases]
     walls = seconds[..., timed].sum(axis=2).max(axis=1)
     hosts = set(json.loads(run.attributes["hosts"]))
-    directed = 2 * edges[: len(run.protocol_bytes)].sum()
-    sent = run.protocol_bytes.sum(axis=0) / max(directed, 1)
+    directed = 2 * edges[: run.done].sum()
+    sent = run[BYTES].sum(axis=0) / max(directed, 1)
     return Point(
         name=name,
         config=config,
@@ -256,17 +264,17 @@ def studies(points: Iterable[Point]) -> list[Study]:
         )
         families.setdefault((kept, "strong", point.clients), []).append(point)
         families.setdefault((kept, "weak", point.clients / point.ranks), []).append(point)
-    found = [
+    complete = [
         Study(kind, tuple(family))
         for (_, kind, _), family in families.items()
         if len({point.ranks for point in family}) > 1
     ]
-    if not found:
+    if not complete:
         raise InputError(
             "no two of these runs belong to one study: they need one configuration, different numbers "
-            "of ranks, and the same clients (strong) or as many clients a rank (weak)"
+            "of ranks, and the same clients (strong) or as many clients per rank (weak)"
         )
-    return sorted(found, key=lambda study: study.kind)
+    return sorted(complete, key=lambda study: study.kind)
 
 
 def same_family(setting: str) -> bool:
@@ -289,6 +297,6 @@ def warnings(points: Iterable[Point]) -> list[str]:
 
 
 def _name(config: dict[str, object], section: str) -> str:
-    found = config[section]
-    assert isinstance(found, dict)
-    return str(found["name"])
+    settings = config[section]
+    assert isinstance(settings, dict)
+    return str(settings["name"])

@@ -25,7 +25,7 @@ import numpy as np
 
 from mpi_ntkdfl import config as configuration
 from mpi_ntkdfl.analysis.scaling import Point
-from mpi_ntkdfl.analysis.traces import UNTIMED
+from mpi_ntkdfl.metrics import UNTIMED
 from mpi_ntkdfl.runtime import seeds
 from mpi_ntkdfl.runtime.clock import COORDINATING
 from mpi_ntkdfl.runtime.errors import InputError
@@ -175,21 +175,21 @@ def model(points: Sequence[Point]) -> Model:
     )
 
 
-def predict(known: Model, ranks: int, clients: int, net: Network) -> Prediction:
+def predict(basis: Model, ranks: int, clients: int, net: Network) -> Prediction:
     """A round of `clients` clients on `ranks` ranks over `net`.
 
     Raises:
         InputError: if there are more ranks than clients, or no such graph.
     """
     Placement(clients, ranks)
-    seed = int(str(known.config["seed"]))
-    sizes = known.sizes
+    seed = int(str(basis.config["seed"]))
+    sizes = basis.sizes
     if len(sizes) != clients:  # clients like those that were measured
         sizes = seeds.generator(seed, "scaling").choice(sizes, clients)
-    topology = configuration.topology_settings(known.config["topology"])
+    topology = configuration.topology_settings(basis.config["topology"])
     degree = _degree(topology, clients)
-    worked = sizes + degree * sizes.mean() if known.collects else sizes
-    shares = worked.astype(np.float64) ** (2 if known.collects else 1)
+    worked = sizes + degree * sizes.mean() if basis.collects else sizes
+    shares = worked.astype(np.float64) ** (2 if basis.collects else 1)
     shares = shares / shares.mean()
     placement = Placement.balanced(np.rint(1e6 * shares).astype(np.int64), ranks)
     loads = np.add.reduceat(shares, placement.offsets[:-1])
@@ -198,15 +198,15 @@ def predict(known: Model, ranks: int, clients: int, net: Network) -> Prediction:
     # The rank with most to compute, and others at equal distances.
     looked_at = {int(np.argmax(loads)), *np.linspace(0, ranks - 1, _SAMPLED).astype(int).tolist()}
     for rank in sorted(looked_at):
-        exchanges, moved, neighbours = _messages(known, placement, rank, graph, degree, seed)
-        seconds = {phase: each * loads[rank] for phase, each in known.client_seconds.items()}
+        exchanges, moved, neighbours = _messages(basis, placement, rank, graph, degree, seed)
+        seconds = {phase: each * loads[rank] for phase, each in basis.client_seconds.items()}
         seconds["exchange"] = (
             exchanges
             * (_latencies(moved, exchanges * neighbours) * net.alpha + neighbours * _MESSAGE)
             + moved / net.beta
         )
         seconds["agree"] = _steps(ranks) * net.alpha
-        seconds["graph"] = _DRAWING * clients * known.dynamic
+        seconds["graph"] = _DRAWING * clients * basis.dynamic
         sent.append(moved)
         partners.append(neighbours)
         if sum(seconds.values()) > most:
@@ -244,7 +244,7 @@ def _degree(topology: configuration.Topology, clients: int) -> float:
 
 
 def _messages(
-    known: Model, placement: Placement, rank: int, graph: Graph | None, degree: float, seed: int
+    basis: Model, placement: Placement, rank: int, graph: Graph | None, degree: float, seed: int
 ) -> tuple[int, float, int]:
     """Exchanges of a round, bytes that a rank sends in them, and its neighbouring ranks."""
     own = placement.owned(rank)
@@ -264,9 +264,9 @@ def _messages(
         targets = np.repeat(ranks, [len(each) for each in crossing])
     ghosts = len(np.unique(clients * placement.ranks + targets))
     moved, exchanges = 0.0, 0
-    for phase, count in known.edge_bytes.items():
+    for phase, count in basis.edge_bytes.items():
         once = phase in _ONCE_A_RANK
         moved += count * (ghosts if once else len(clients))
         exchanges += once
-    exchanges += any(phase not in _ONCE_A_RANK for phase in known.edge_bytes)
+    exchanges += any(phase not in _ONCE_A_RANK for phase in basis.edge_bytes)
     return exchanges if len(ranks) else 0, moved, len(ranks)

@@ -1,4 +1,4 @@
-"""The figure of scaling studies: speed-up or seconds, and efficiencies, against ranks."""
+"""The figure of scaling studies: speed-up, and efficiency with load balance, against ranks."""
 
 from __future__ import annotations
 
@@ -6,9 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpi_ntkdfl.analysis import plots, style
+import numpy as np
+
+from mpi_ntkdfl.analysis import drawing, style
+from mpi_ntkdfl.analysis.panels import Axis, Panel, over_seeds
 from mpi_ntkdfl.analysis.scaling import Study
-from mpi_ntkdfl.runtime.looks import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION, LineStyle
+from mpi_ntkdfl.runtime.looks import (
+    BLACK,
+    BLUE,
+    DARK_GREY,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    VERMILION,
+    LineStyle,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +34,7 @@ _STYLES = (
     LineStyle(ORANGE, (8, 2), "v"),
     LineStyle(BLACK, (1, 2.5), "P"),
 )
+_RANKS = Axis("ranks", "ranks", log=True)
 
 
 def write(path: Path, studies: Sequence[Study]) -> None:
@@ -30,43 +43,59 @@ def write(path: Path, studies: Sequence[Study]) -> None:
     Raises:
         InputError: for another suffix than pdf, png, svg, or if the file cannot be written.
     """
-    plots.save(path, lambda: figure(studies))
+    drawing.save(path, lambda: figure(studies))
 
 
 def figure(studies: Sequence[Study]) -> Figure:
-    """Left speed-up (weak: work a second); right parallel efficiency and, dotted, load balance."""
-    from matplotlib.figure import Figure
-
-    drawn = Figure(figsize=(style.PAGE, style.HEIGHT), layout="constrained")
-    left, right = drawn.subplots(1, 2)
-    for number, study in enumerate(studies):
-        look = _STYLES[number % len(_STYLES)]
-        ranks = [point.ranks for point in study.points]
-        _line(left, ranks, [study.speed_up(p) for p in study.points], look, study.label)
-        _line(right, ranks, [p.parallel for p in study.points], look, study.label)
-        balance = [p.load_balance for p in study.points]
-        right.plot(ranks, balance, color=look.color, linestyle=":", linewidth=0.8)
+    """Left speed-up (weak: work per second); right efficiency and, dotted, load balance."""
+    speed_up, efficiency, balance = panels(studies)
+    looks = [_STYLES[number % len(_STYLES)] for number in range(len(studies))]
+    drawn, (left, right) = drawing.canvas(2, 2)
     every = sorted({point.ranks for study in studies for point in study.points})
-    left.plot(every, [r / every[0] for r in every], label="ideal", **style.GUIDE)
+    explained = drawing.lines(left, speed_up, looks)
+    (ideal,) = left.plot(every, [r / every[0] for r in every], **style.GUIDE)
+    drawing.lines(right, efficiency, looks)
+    for line, look in zip(balance.lines, looks, strict=True):
+        right.plot(line.x, line.mean, color=look.color, linestyle=":", linewidth=0.8)
+    (dotted,) = right.plot([], [], color=DARK_GREY, linestyle=":", linewidth=0.8)
+    for ax, panel in ((left, speed_up), (right, efficiency)):
+        _scale(ax, panel, every)
     left.set_yscale("log", base=2)
-    left.set_ylabel("speed-up")
-    right.set_ylim(0, 1.05)
-    right.set_ylabel("efficiency (dotted: load)")
-    for panel in (left, right):
-        panel.set_xscale("log", base=2)
-        panel.set_xticks(every, [str(r) for r in every])
-        panel.set_xlabel("ranks")
     left.yaxis.set_major_formatter("{x:g}")
-    plots.legend(drawn, left, spread=False)
+    right.set_ylim(0, None)
+    drawing.legend(
+        drawn,
+        [*explained, ("ideal speed-up", ideal), ("load balance (dotted)", dotted)],
+        spread=False,
+    )
     return drawn
 
 
-def _line(panel: Axes, across: list[int], up: list[float], look: LineStyle, name: str) -> None:
-    panel.plot(
-        across,
-        up,
-        color=look.color,
-        linestyle=(0, look.dashes) if look.dashes else "-",
-        marker=look.marker,
-        label=name,
+def panels(studies: Sequence[Study]) -> tuple[Panel, Panel, Panel]:
+    """The numbers of the figure: speed-up, efficiency and load balance, a line per study."""
+
+    def panel(name: str, label: str, numbers: Sequence[Sequence[float]]) -> Panel:
+        lines = tuple(
+            over_seeds(study.label, "", np.array([p.ranks for p in study.points]), np.array([row]))
+            for study, row in zip(studies, numbers, strict=True)
+        )
+        return Panel("", _RANKS, Axis(name, label), lines)
+
+    return (
+        panel("speed_up", "speed-up", [[s.speed_up(p) for p in s.points] for s in studies]),
+        panel(
+            "efficiency",
+            "efficiency",
+            [[s.efficiency(p) for p in s.points] for s in studies],
+        ),
+        panel(
+            "load_balance", "load balance", [[p.load_balance for p in s.points] for s in studies]
+        ),
     )
+
+
+def _scale(ax: Axes, panel: Panel, ranks: Sequence[int]) -> None:
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(ranks, [str(r) for r in ranks])
+    ax.set_xlabel(panel.x.label)
+    ax.set_ylabel(panel.y.label)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
 
 from mpi_ntkdfl.analysis import tables
-from mpi_ntkdfl.analysis.files import replacing
 from mpi_ntkdfl.analysis.scaling import Kind
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.runtime.errors import InputError, SimulationError
-from mpi_ntkdfl.runtime.launching import run_command
+from mpi_ntkdfl.runtime.launching import Launch
 from mpi_ntkdfl.topology.placement import Placement
 
 
@@ -55,12 +53,12 @@ def run(
     Args:
         planned: configurations by ranks.
         kind: of the study.
-        folder: for `KIND-RANKS.yaml` and `.h5`; made if need be.
+        folder: for `KIND-RANKS.h5`; made if it does not exist.
         words: of the launcher.
-        say: gets a line a run.
+        say: gets one line per run.
 
     Raises:
-        InputError: if the folder cannot be used.
+        InputError: if the folder cannot be used, or the launcher cannot be started.
         SimulationError: if a launch fails.
     """
     try:
@@ -69,23 +67,14 @@ def run(
         raise InputError(f"cannot make {folder}: {error.strerror}; choose another -o") from error
     records = []
     for ranks, config in planned.items():
-        source, record = (folder / f"{kind}-{ranks}{suffix}" for suffix in (".yaml", ".h5"))
+        record = folder / f"{kind}-{ranks}.h5"
         records.append(record)
         if finished(record, config):
             say(f"{record}: finished before")
             continue
-        with replacing(source) as temporary:
-            temporary.write_text(config.to_yaml(), encoding="utf-8")
         say(f"{record}: {ranks} ranks, {config.clients} clients, {config.rounds} rounds")
-        command = run_command(words, ranks, source, record)
-        try:
-            done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
-        except OSError as error:
-            raise InputError(f"cannot start {command[0]}: {error.strerror}") from error
-        if done.returncode:
-            raise SimulationError(
-                f"{record}: the launch ended with exit code {done.returncode}; the same command goes on"
-            )
+        if not Launch(tuple(words), ranks).run(config.to_yaml(), record):
+            raise SimulationError(f"{record}: the run stopped early; the same command goes on")
     return records
 
 
@@ -93,7 +82,7 @@ def finished(record: Path, config: Config) -> bool:
     """Whether the record holds all rounds of this configuration."""
     if not record.exists():
         return False
-    found = tables.read(record)
-    done, rounds = tables.rounds_of(found)
-    same = yaml.safe_load(found.attributes["config"]) == yaml.safe_load(config.to_yaml())
+    run = tables.read(record)
+    done, rounds = tables.rounds_of(run)
+    same = run.config == yaml.safe_load(config.to_yaml())
     return same and done >= rounds

@@ -53,7 +53,7 @@ def _study(study: Study, net: Network) -> list[list[str]]:
 def _phases(study: Study) -> list[str]:
     points = study.points
     shown = [name for name in points[0].phases if any(point.phase(name) for point in points)]
-    lines = ["seconds a round by phase, mean over ranks"]
+    lines = ["seconds per round by phase, mean over ranks"]
     lines.append(f"{'ranks':>6}" + "".join(f"{name:>10}" for name in shown))
     for point in points:
         cells = "".join(f"{point.phase(name):>10.3f}" for name in shown)
@@ -64,39 +64,39 @@ def _phases(study: Study) -> list[str]:
 def _checked(study: Study, net: Network) -> list[str]:
     base = study.points[0]
     try:
-        known = model([base])
+        basis = model([base])
     except InputError as error:
         return [f"no prediction: {error}"]
     lines = [
-        f"predicted from {base.name} alone (alpha {net.alpha:g} s, beta {readable(net.beta)}/s)",
+        f"predicted from {base.name} only (alpha {net.alpha:g} s, beta {readable(net.beta)}/s)",
         f"{'ranks':>6}{'predicted':>11}{'measured':>10}{'ratio':>7}",
     ]
     for point in study.points:
-        seconds = predicted_on(known, point, net)
+        seconds = predicted_on(basis, point, net)
         lines.append(
             f"{point.ranks:>6}{seconds:>11.3f}{point.wall:>10.3f}{seconds / point.wall:>7.2f}"
         )
     return lines
 
 
-def predicted_on(known: Model, point: Point, net: Network) -> float:
+def predicted_on(basis: Model, point: Point, net: Network) -> float:
     """Seconds a round predicted for what `point` measured; ranks that share cores take turns."""
     turns = max(1.0, point.ranks * point.threads / point.cores) if point.cores else 1.0
-    return predict(known, point.ranks, point.clients, net).wall * turns
+    return predict(basis, point.ranks, point.clients, net).wall * turns
 
 
-def prediction(known: Model, found: Prediction, named: str, net: Network) -> str:
-    """What is predicted, apart from what it is founded on."""
+def prediction(basis: Model, one: Prediction, named: str, net: Network) -> str:
+    """What is predicted, apart from what it is based on."""
     lines = [
-        f"measured in {', '.join(known.names)}: milliseconds a client and round",
-        *(f"  {phase:12}{1e3 * each:>10.3f}" for phase, each in known.client_seconds.items()),
+        f"measured in {', '.join(basis.names)}: milliseconds per client and round",
+        *(f"  {phase:12}{1e3 * each:>10.3f}" for phase, each in basis.client_seconds.items()),
         "",
-        f"PREDICTED, not measured: {found.clients} clients on {found.ranks} ranks, each with a core of "
+        f"PREDICTED, not measured: {one.clients} clients on {one.ranks} ranks, each with a core of "
         f"its own, over {named} (alpha {net.alpha:g} s, beta {readable(net.beta)}/s; nominal)",
-        *(f"  {phase:12}{each:>10.4f} s" for phase, each in found.seconds.items()),
-        f"  {'round':12}{found.wall:>10.4f} s, {1 / found.wall:.3g} rounds a second",
-        f"  bytes a rank and round: {readable(found.sent)} to {found.neighbours:.0f} other ranks",
-        f"  largest over mean computation of the ranks: {found.imbalance:.2f}",
+        *(f"  {phase:12}{each:>10.4f} s" for phase, each in one.seconds.items()),
+        f"  {'round':12}{one.wall:>10.4f} s, {1 / one.wall:.3g} rounds per second",
+        f"  bytes per rank and round: {readable(one.sent)} to {one.neighbours:.0f} other ranks",
+        f"  largest over mean computation of the ranks: {one.imbalance:.2f}",
     ]
     return "\n".join(lines)
 

@@ -33,6 +33,7 @@ RC: dict[str, object] = {
     "legend.handlelength": 3.4,
     "legend.columnspacing": 1.6,
     "figure.titlesize": 9,
+    "text.parse_math": False,  # a dollar in a label or path is a dollar
     "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -111,11 +112,11 @@ def styles(methods: Iterable[str], looks: Mapping[str, LineStyle]) -> list[LineS
         )
     table = {**looks, **dict(zip(plain, SPARE, strict=False))}
     seen = dict.fromkeys(methods, 0)
-    found = []
+    drawn = []
     for method in methods:
-        found.append(_variant(table[method], seen[method], method))
+        drawn.append(_variant(table[method], seen[method], method))
         seen[method] += 1
-    return found
+    return drawn
 
 
 def _variant(style: LineStyle, number: int, method: str) -> LineStyle:

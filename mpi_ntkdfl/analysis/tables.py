@@ -4,78 +4,103 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import yaml
 
+from mpi_ntkdfl.metrics import (
+    BYTES,
+    IN_FLIGHT,
+    METRICS,
+    MPI_BYTES,
+    ROUNDS,
+    SECONDS,
+    WAITED,
+    About,
+    Metric,
+    at,
+    missing_ranks,
+)
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.hdf5 import reading, sane
 from mpi_ntkdfl.runtime.units import duration, readable
+from mpi_ntkdfl.storage.schema import metrics_of
 
 
 @dataclass(frozen=True)
 class Run:
-    """A record in memory; see `record` for the axes.
+    """A record in memory.
 
     Attributes:
         attributes: of the root.
-        rounds: rounds done at each row.
-        accuracy, loss, tau: `[row, client]`.
-        model_accuracy, model_loss, gradient_norm, deviation: `[row]`.
-        protocol_bytes, mpi_bytes: `[round, phase]`.
-        traffic_phases: their phases.
-        seconds: `[round, rank, phase]`, NaN for ranks that a round did not have.
-        time_phases: its phases.
+        metrics: by name: those of the table that have a dataset or follow from one, and those that only
+            this record has.
+        values: of the metrics in the record, by name; see `metrics.Metric.axes` for their axes.
+        traffic_phases: phases of the traffic.
+        time_phases: phases of the time.
         partition: fingerprint of the clients' samples, empty if the record has none.
-        own_accuracy: `[row, client]`, on each client's own distribution; None in records without it.
-        busiest_bytes: protocol bytes of the busiest client, `[round]`; None likewise.
-        in_flight, waited: seconds of exchanges, `[round, rank]`, NaN like `seconds`; None likewise.
     """
 
     attributes: dict[str, str]
-    rounds: np.ndarray
-    accuracy: np.ndarray
-    loss: np.ndarray
-    tau: np.ndarray
-    model_accuracy: np.ndarray
-    model_loss: np.ndarray
-    gradient_norm: np.ndarray
-    deviation: np.ndarray
-    protocol_bytes: np.ndarray
-    mpi_bytes: np.ndarray
+    metrics: Mapping[str, Metric]
+    values: Mapping[str, np.ndarray]
     traffic_phases: list[str]
-    seconds: np.ndarray
     time_phases: list[str]
     partition: str = ""
-    own_accuracy: np.ndarray | None = None
-    busiest_bytes: np.ndarray | None = None
-    in_flight: np.ndarray | None = None
-    waited: np.ndarray | None = None
 
+    def __getitem__(self, metric: Metric | str) -> np.ndarray:
+        """The values of a metric, or those that it is reduced from.
 
-_BY_EVALUATION = {
-    "rounds": "rounds/round",
-    "accuracy": "clients/accuracy",
-    "loss": "clients/loss",
-    "tau": "clients/tau",
-    "model_accuracy": "model/accuracy",
-    "model_loss": "model/loss",
-    "gradient_norm": "model/gradient_norm",
-    "deviation": "deviation",
-    "own_accuracy": "clients/own_accuracy",
-}
-_BY_ROUND = {
-    "protocol_bytes": "traffic/protocol_bytes",
-    "mpi_bytes": "traffic/mpi_bytes",
-    "seconds": "time/seconds",
-    "busiest_bytes": "traffic/busiest_bytes",
-    "in_flight": "time/in_flight",
-    "waited": "time/waited",
-}
-_OPTIONAL = {"own_accuracy", "busiest_bytes", "in_flight", "waited"}
+        Raises:
+            KeyError: if the record lacks them.
+        """
+        row = self.metrics[metric] if isinstance(metric, str) else metric
+        return self.values[row.source or row.name]
+
+    @property
+    def rounds(self) -> np.ndarray:
+        """Rounds done at each row, `[row]`."""
+        return self[ROUNDS]
+
+    @property
+    def done(self) -> int:
+        """Rounds whose traffic and time are recorded."""
+        return len(self[BYTES])
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The configuration.
+
+        Raises:
+            Exception: of many kinds, if the record is damaged.
+        """
+        parsed: dict[str, Any] = yaml.safe_load(self.attributes["config"])
+        return parsed
+
+    def has(self, metric: Metric) -> bool:
+        """Whether the metric was measured: clients' own models are not with `evaluation.clients` off."""
+        source = self.metrics[metric.source] if metric.source else metric
+        if source.of_clients and self.config.get("evaluation", {}).get("clients") is False:
+            return False
+        return source.name in self.values
+
+    def curve(self, metric: Metric) -> np.ndarray:
+        """One number per row, `[row]`: the state, or the total, after `rounds`.
+
+        Rows after `done` rounds, of a killed run, must be cut off before (`finished`).
+
+        Raises:
+            KeyError: if the record lacks the metric.
+        """
+        rounds = np.minimum(self.rounds, self.done)
+        return metric.curve(self[metric], About(rounds, self.time_phases))
 
 
 def read(path: Path) -> Run:
@@ -86,13 +111,19 @@ def read(path: Path) -> Run:
     """
     try:
         with reading(path) as file:
+            if is_checkpoint(file):
+                raise ValueError(_told_of_checkpoint(path, file))
+            held = metrics_of(file)
             return Run(
                 attributes={key: str(value) for key, value in file.attrs.items()},
+                metrics={**METRICS, **{metric.name: metric for metric in held}},
+                values={
+                    **_series(file, [metric for metric in held if not metric.by_round]),
+                    **_series(file, [metric for metric in held if metric.by_round]),
+                },
                 traffic_phases=[str(phase) for phase in file["traffic"].attrs["phases"]],
                 time_phases=[str(phase) for phase in file["time"].attrs["phases"]],
                 partition=_fingerprint(file),
-                **_series(file, _BY_EVALUATION),
-                **_series(file, _BY_ROUND),
             )
     except FileNotFoundError as error:
         raise InputError(f"no record at {path}") from error
@@ -100,15 +131,52 @@ def read(path: Path) -> Run:
         raise InputError(f"{path} is no readable record: {error}") from error
 
 
-def _series(file: h5py.File, names: dict[str, str]) -> dict[str, np.ndarray]:
+def without_checkpoints(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
+    """The paths that are no checkpoints, and one line for each that was passed over.
+
+    `*.h5` in a folder of runs names their checkpoints, too.
+
+    Raises:
+        InputError: if nothing else is left.
+    """
+    records, passed = [], []
+    for path in paths:
+        try:
+            with reading(path) as file:
+                checkpoint = is_checkpoint(file)
+        except Exception:  # whoever reads it as a record says what is wrong
+            checkpoint = False
+        if checkpoint:
+            passed.append(f"{path} is a checkpoint, not a record: passed over")
+        else:
+            records.append(path)
+    if not records:
+        raise InputError(f"a record (RUN.h5) is needed; {'; '.join(passed)}")
+    return records, passed
+
+
+def is_checkpoint(file: h5py.File) -> bool:
+    """Whether a file holds weights, and not a record."""
+    return {"layout", "sha256"} <= set(file.attrs) and "params" in file
+
+
+def _told_of_checkpoint(path: Path, file: h5py.File) -> str:
+    name = re.sub(r"\.ckpt(-1)?\.h5$", ".h5", path.name)
+    return (
+        f"it is a checkpoint, the weights of {len(file['params'])} clients after "
+        f"{file.attrs['round']} rounds; its record is {path.with_name(name)}"
+    )
+
+
+def _series(file: h5py.File, metrics: Sequence[Metric]) -> dict[str, np.ndarray]:
     """Datasets that grow together, cut to the rows that all of them have."""
     datasets = {
-        field: sane(file, name)
-        for field, name in names.items()
-        if field not in _OPTIONAL or name in file
+        metric.name: sane(file, metric.dataset)
+        for metric in metrics
+        if not metric.optional or metric.dataset in file
     }
     rows = min(len(dataset) for dataset in datasets.values())
-    return {field: dataset[:rows] for field, dataset in datasets.items()}
+    return {name: dataset[:rows] for name, dataset in datasets.items()}
 
 
 def _fingerprint(file: h5py.File) -> str:
@@ -129,7 +197,7 @@ def rounds_of(run: Run) -> tuple[int, int]:
         InputError: if the record lacks what a run writes.
     """
     try:
-        return len(run.seconds), int(yaml.safe_load(run.attributes["config"])["rounds"])
+        return run.done, int(run.config["rounds"])
     except Exception as error:  # attributes of a damaged record can hold anything
         raise InputError(f"the record is damaged or none of this program: {error}") from error
 
@@ -141,7 +209,8 @@ def summary(run: Run) -> str:
         InputError: if the record lacks what a run writes.
     """
     try:
-        parts = [_what_ran(run), _numbers(run), _traffic(run), _time(run)]
+        with np.errstate(invalid="ignore"):  # of infinities
+            parts = [_what_ran(run), _numbers(run), _traffic(run), _time(run)]
     except Exception as error:  # attributes of a damaged record can hold anything
         reason = f"{type(error).__name__}: {error}"
         raise InputError(f"the record is damaged or none of this program: {reason}") from error
@@ -150,7 +219,7 @@ def summary(run: Run) -> str:
 
 def _what_ran(run: Run) -> list[str]:
     a = run.attributes
-    config = yaml.safe_load(a["config"])
+    config = run.config
     hosts = len(set(json.loads(a["hosts"])))
     again = [
         f"resumed after round {start['round']} by {start['ranks']} ranks, {start['created']}"
@@ -181,52 +250,70 @@ def _section(section: dict[str, object]) -> str:
 def _numbers(run: Run) -> list[str]:
     if not len(run.rounds):
         return ["not a single evaluation is finished"]
-    lines = ["round  average  mean client  worst client   loss  deviation  mean tau"]
-    shown = sorted({0, *range(0, len(run.rounds), -(-len(run.rounds) // 10)), len(run.rounds) - 1})
-    for row in shown:
-        lines.append(
-            f"{run.rounds[row]:5d}  {run.model_accuracy[row]:7.4f}  {run.accuracy[row].mean():11.4f}"
-            f"  {run.accuracy[row].min():12.4f}  {run.model_loss[row]:5.3f}"
-            f"  {run.deviation[row]:9.4f}  {run.tau[row].mean():8.0f}"
-        )
-    return lines
+    last = len(run.rounds) - 1
+    shown = sorted({*range(0, last + 1, -(-(last + 1) // 10)), last})
+    columns = []
+    for metric in at("show", list(run.metrics.values())):
+        if run.has(metric):
+            curve = run.curve(metric)
+            # A count that is NaN does not exist, such as steps that nobody has chosen.
+            cells = [
+                "-" if metric.counts and np.isnan(curve[row]) else metric.text(curve[row])
+                for row in shown
+            ]
+            width = max(map(len, [metric.head, *cells]))
+            columns.append([f"{cell:>{width}}" for cell in [metric.head, *cells]])
+    return ["  ".join(line) for line in zip(*columns, strict=True)]
 
 
 def _traffic(run: Run) -> list[str]:
-    if not len(run.mpi_bytes):
+    if not run.done:
         return ["no round is finished"]
-    lines = [f"{'bytes a round':16}{'protocol':>12}{'MPI':>12}"]
+    protocol, moved = run[BYTES], run[MPI_BYTES]
+    lines = [f"{'bytes per round':16}{'protocol':>12}{'MPI':>12}"]
     for phase, name in enumerate(run.traffic_phases):
-        protocol, moved = run.protocol_bytes[:, phase].mean(), run.mpi_bytes[:, phase].mean()
-        if protocol or moved:
-            lines.append(f"{name:16}{readable(protocol):>12}{readable(moved):>12}")
-    protocol, moved = run.protocol_bytes.sum(), run.mpi_bytes.sum()
-    return [*lines, f"{'whole run':16}{readable(protocol):>12}{readable(moved):>12}"]
+        means = protocol[:, phase].mean(), moved[:, phase].mean()
+        if any(means):
+            lines.append(f"{name:16}{readable(means[0]):>12}{readable(means[1]):>12}")
+    totals = readable(protocol.sum()), readable(moved.sum())
+    return [*lines, f"{'whole run':16}{totals[0]:>12}{totals[1]:>12}"]
 
 
 def _time(run: Run) -> list[str]:
-    if not len(run.seconds):
+    if not run.done:
         return []
-    by_phase = np.nanmean(run.seconds, axis=1).sum(axis=0)
+    seconds = run[SECONDS]
+    by_phase = _mean_over_ranks(seconds).sum(axis=0)
     lines = [
-        f"{name:12}{seconds:9.1f} s {100 * seconds / by_phase.sum():5.1f} %"
-        for name, seconds in zip(run.time_phases, by_phase, strict=True)
-        if seconds
+        f"{name:12}{spent:9.1f} s {100 * spent / by_phase.sum():5.1f} %"
+        for name, spent in zip(run.time_phases, by_phase, strict=True)
+        if spent
     ]
-    total = np.nansum(run.seconds, axis=2).max(axis=1).sum()
+    by_rank = np.where(missing_ranks(seconds), 0, seconds.sum(axis=2))
+    total = by_rank.max(axis=1).sum()
     return [
-        f"time, mean over ranks (slowest ranks {duration(total)}, {len(run.seconds)} rounds)",
+        f"time, mean over ranks (slowest ranks {duration(total)}, {run.done} rounds)",
         *lines,
         *_hidden(run),
     ]
 
 
+def _mean_over_ranks(by_rank: np.ndarray) -> np.ndarray:
+    """Mean `[round, ...]` of `by_rank` `[round, rank, ...]` over the ranks that a round had."""
+    missing = missing_ranks(by_rank)
+    missing = missing.reshape(*missing.shape, *[1] * (by_rank.ndim - 2))
+    present: np.ndarray = np.where(missing, 0, by_rank).sum(axis=1) / (~missing).sum(axis=1)
+    return present
+
+
 def _hidden(run: Run) -> list[str]:
     """How much of the exchanges passed beneath computation; nothing where ranks exchanged nothing."""
-    if run.in_flight is None or run.waited is None or not run.mpi_bytes.any():
+    if not (run.has(IN_FLIGHT) and run.has(WAITED) and run[MPI_BYTES].any()):
         return []
-    known = ~np.isnan(run.in_flight).all(axis=1)  # not of rounds of an earlier version
-    flown, waited = (np.nanmean(each[known], axis=1).sum() for each in (run.in_flight, run.waited))
+    recorded = ~np.isnan(run[IN_FLIGHT]).all(axis=1)  # not of rounds of an earlier version
+    flown, waited = (
+        _mean_over_ranks(run[metric][recorded]).sum() for metric in (IN_FLIGHT, WAITED)
+    )
     if not flown:
         return []
     hidden = flown - waited

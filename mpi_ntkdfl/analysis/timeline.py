@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpi_ntkdfl.analysis import plots, style
+from mpi_ntkdfl.analysis import drawing, style
 from mpi_ntkdfl.runtime.clock import PHASES, WAIT
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.looks import BLUE, DARK_GREY, GREEN, ORANGE, PURPLE, VERMILION
@@ -124,7 +124,7 @@ def write(path: Path, shown: Round) -> None:
     Raises:
         InputError: for another suffix than pdf, png, svg, or if the file cannot be written.
     """
-    plots.save(path, lambda: figure(shown))
+    drawing.save(path, lambda: figure(shown))
 
 
 def figure(shown: Round) -> Figure:

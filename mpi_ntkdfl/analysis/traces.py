@@ -12,17 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.analysis.tables import Run
 from mpi_ntkdfl.config import effect
+from mpi_ntkdfl.metrics import ACCURACY, Metric
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.looks import LineStyle
-
-UNTIMED = ("evaluate", "record")
-"""Phases that serve the experimenter; a real federation would not spend them."""
-
 
 _CONTENT_RECORDED = ("dataset", "partition")
 """Sections whose content a record holds, so that where their files are says nothing."""
@@ -61,7 +57,7 @@ def must_agree(setting: str) -> bool:
 
 @dataclass(frozen=True)
 class Trace:
-    """A run, reduced to what is compared; arrays are `[row]`, NaN where the record has no value.
+    """A run, reduced to one number per row and metric.
 
     Attributes:
         name: of the file.
@@ -70,15 +66,10 @@ class Trace:
         look: of the method's lines, None in records that hold none.
         partition: fingerprint of the clients' samples.
         machine: what seconds depend on.
-        rounds: rounds done.
-        accuracy, loss: of the average of all clients, on the test set.
-        client_accuracy: mean over clients of their own models' accuracy on the test set.
-        own_accuracy: mean over clients of the accuracy on their own distribution.
-        deviation: mean distance from the average.
-        gradient_norm: at the average.
-        protocol_bytes, mpi_bytes: sent so far, all clients together.
-        busiest_bytes: sent so far by the busiest client of every round.
-        seconds: spent so far by the slowest rank of every round, without `UNTIMED`.
+        rounds: rounds done, `[row]`.
+        metrics: by name: those of the table, and those that only this record has.
+        curves: by the metrics' names, `[row]`; absent where the record does not have the metric. NaN and
+            infinities are those that were measured.
     """
 
     name: str
@@ -88,16 +79,8 @@ class Trace:
     partition: str
     machine: dict[str, object]
     rounds: np.ndarray
-    accuracy: np.ndarray
-    loss: np.ndarray
-    client_accuracy: np.ndarray
-    own_accuracy: np.ndarray
-    deviation: np.ndarray
-    gradient_norm: np.ndarray
-    protocol_bytes: np.ndarray
-    mpi_bytes: np.ndarray
-    busiest_bytes: np.ndarray
-    seconds: np.ndarray
+    metrics: Mapping[str, Metric]
+    curves: Mapping[str, np.ndarray]
 
     @property
     def method(self) -> str:
@@ -111,7 +94,7 @@ class Trace:
 
     def first(self, target: float) -> int | None:
         """The first evaluated row whose accuracy is at least `target`, if any."""
-        rows = np.flatnonzero(self.accuracy >= target)
+        rows = np.flatnonzero(self.curves[ACCURACY.name] >= target)
         return int(rows[0]) if len(rows) else None
 
 
@@ -142,10 +125,19 @@ class Group:
             rounds = np.intersect1d(rounds, trace.rounds)
         return rounds
 
-    def values(self, field: str) -> np.ndarray:
-        """A field of every run at the shared rounds, `[run, row]`."""
+    def metrics(self) -> dict[str, Metric]:
+        """The metrics that its runs know, by name: those of the table first."""
+        return {name: metric for trace in self.traces for name, metric in trace.metrics.items()}
+
+    def values(self, name: str) -> np.ndarray:
+        """A metric of every run at the shared rounds, `[run, row]`; NaN where a run does not have it."""
         shared = self.shared_rounds()
-        rows = [getattr(t, field)[np.searchsorted(t.rounds, shared)] for t in self.traces]
+        rows = [
+            trace.curves[name][np.searchsorted(trace.rounds, shared)]
+            if name in trace.curves
+            else np.full(len(shared), np.nan)
+            for trace in self.traces
+        ]
         return np.array(rows, dtype=np.float64)
 
 
@@ -175,27 +167,14 @@ def trace(run: Run, name: str) -> Trace:
 
 
 def _trace(run: Run, name: str) -> Trace:
-    settings = flattened(yaml.safe_load(run.attributes["config"]))
+    settings = flattened(run.config)
     for needed in ("algorithm.name", "seed", "rounds"):
         if needed not in settings:
             raise ValueError(f"its configuration lacks {needed}")
-    finished = run.rounds <= len(run.protocol_bytes)
+    finished = run.rounds <= run.done
     rounds = run.rounds[finished]
     if np.any(np.diff(rounds, prepend=-1) <= 0):
         raise ValueError("its rounds do not increase")
-    timed = [phase not in UNTIMED for phase in run.time_phases]
-
-    def clients(values: np.ndarray | None) -> np.ndarray:
-        unknown = np.full((len(run.rounds), 1), np.nan)
-        means: np.ndarray = (unknown if values is None else values)[finished].mean(axis=1)
-        return means
-
-    def total(by_round: np.ndarray) -> np.ndarray:
-        totals: np.ndarray = np.concatenate([[0.0], np.cumsum(by_round)])[rounds]
-        return totals
-
-    nothing = np.full(len(run.protocol_bytes), np.nan)
-    busiest = nothing if run.busiest_bytes is None else run.busiest_bytes
     machine = {
         "ranks": run.attributes["ranks"],
         "device": run.attributes["device"],
@@ -210,16 +189,12 @@ def _trace(run: Run, name: str) -> Trace:
         partition=run.partition,
         machine=machine,
         rounds=rounds,
-        accuracy=run.model_accuracy[finished],
-        loss=run.model_loss[finished],
-        client_accuracy=clients(run.accuracy),
-        own_accuracy=clients(run.own_accuracy),
-        deviation=run.deviation[finished],
-        gradient_norm=run.gradient_norm[finished],
-        protocol_bytes=total(run.protocol_bytes.sum(axis=1)),
-        mpi_bytes=total(run.mpi_bytes.sum(axis=1)),
-        busiest_bytes=total(busiest),
-        seconds=total(np.nansum(run.seconds[..., timed], axis=2).max(axis=1, initial=0)),
+        metrics=run.metrics,
+        curves={
+            metric.name: run.curve(metric)[finished]
+            for metric in run.metrics.values()
+            if run.has(metric)
+        },
     )
 
 
@@ -246,8 +221,7 @@ def grouped(traces: Sequence[Trace]) -> list[Group]:
     labels = [""] * len(groups)
     for method in dict.fromkeys(group[0].method for group in groups):
         peers = [n for n, group in enumerate(groups) if group[0].method == method]
-        found = _labels([groups[n][0].settings for n in peers])
-        for n, label in zip(peers, found, strict=True):
+        for n, label in zip(peers, _labels([groups[n][0].settings for n in peers]), strict=True):
             labels[n] = label
     return [Group(g[0].method, label, tuple(g)) for g, label in zip(groups, labels, strict=True)]
 
@@ -313,21 +287,21 @@ def _unfair(groups: Sequence[Group]) -> list[str]:
     settings = [
         {k: v for k, v in group.traces[0].settings.items() if must_agree(k)} for group in groups
     ]
-    found = _spelled(settings)
+    reasons = _spelled(settings)
     seeds = [{trace.seed for trace in group.traces} for group in groups]
     if any(each != seeds[0] for each in seeds):
-        found.append("seeds " + " / ".join(",".join(map(str, sorted(s, key=str))) for s in seeds))
+        reasons.append("seeds " + " / ".join(",".join(map(str, sorted(s, key=str))) for s in seeds))
     common = set.intersection(*seeds)
 
     def differ(what: Callable[[Trace], object]) -> bool:
-        known = [{(t.seed, what(t)) for t in group.traces if t.seed in common} for group in groups]
-        return any(each != known[0] for each in known)
+        told = [{(t.seed, what(t)) for t in group.traces if t.seed in common} for group in groups]
+        return any(each != told[0] for each in told)
 
     if differ(lambda trace: trace.partition):
-        found.append("the clients' samples under the same seed")
-    if differ(lambda trace: float(trace.accuracy[0]) if len(trace.accuracy) else None):
-        found.append("the accuracy at the start under the same seed")
-    return found
+        reasons.append("the clients' samples under the same seed")
+    if differ(lambda trace: trace.curves[ACCURACY.name][:1].tobytes()):
+        reasons.append("the accuracy at the start under the same seed")
+    return reasons
 
 
 def _spelled(mappings: Sequence[Mapping[str, object]]) -> list[str]:

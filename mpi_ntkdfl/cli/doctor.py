@@ -32,12 +32,14 @@ class Rank:
         device: what `compute.device: auto` gives it.
         cores: the cores it may run on.
         threads: OMP_NUM_THREADS.
+        evolution: instructions of the compiled evolution, or why there is none.
     """
 
     gpus: tuple[str, ...]
     device: str
     cores: tuple[int, ...]
     threads: str
+    evolution: str
 
 
 def this_rank(local_rank: int) -> Rank:
@@ -50,7 +52,18 @@ def this_rank(local_rank: int) -> Rank:
         _described(str(device.choose("auto", local_rank))),
         usable_cores(),
         os.environ.get("OMP_NUM_THREADS", "unset"),
+        _evolution(),
     )
+
+
+def _evolution() -> str:
+    """Which build evolves outputs on CPU here, in float32."""
+    import torch
+
+    from mpi_ntkdfl.ntk import compiled
+
+    build = compiled.find(torch.float32)
+    return f"none, {build}" if isinstance(build, str) else build.level
 
 
 def _described(name: str) -> str:
@@ -107,6 +120,7 @@ def node_line(host: str, hosts: Sequence[str], ranks: Sequence[Rank]) -> str:
         f"{_span(len(rank.cores) for rank in here)} cores a rank, {len(cores)} in all"
         + (", more ranks than cores: keep compute.threads at 1" if len(here) > len(cores) else ""),
         f"OMP_NUM_THREADS {', '.join(dict.fromkeys(rank.threads for rank in here))}",
+        f"compiled evolution: {', '.join(dict.fromkeys(rank.evolution for rank in here))}",
     ]
     names = sorted({name for rank in here for name in rank.gpus})
     if names:

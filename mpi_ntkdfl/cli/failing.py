@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -23,11 +25,31 @@ def failing_together(world: MpiWorld) -> Iterator[None]:
             complain(error, world.rank)
             world.abort(error.exit_code)
         raise
-    except (Exception, KeyboardInterrupt) as error:
+    except Exception as error:
         complain(error, world.rank)
         if world.size > 1:
             world.abort(1)
         sys.exit(1)
+
+
+@contextlib.contextmanager
+def output_may_end() -> Iterator[None]:
+    """Lets a reader of standard output go, as `head` does; what is left to say is dropped."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        silence()
+        if error.errno != errno.EPIPE:
+            raise
+
+
+def silence() -> None:
+    """Drops what is still to be written to standard output, also when the program ends."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def complain(error: BaseException, rank: int | None = None) -> None:

@@ -8,13 +8,14 @@ imports happen inside the commands that need them, so that `presets` and `show` 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import click
 
 from mpi_ntkdfl import __version__
 from mpi_ntkdfl.cli.data import data
-from mpi_ntkdfl.cli.failing import complain
+from mpi_ntkdfl.cli.failing import complain, output_may_end
 from mpi_ntkdfl.cli.plan import check, presets
 from mpi_ntkdfl.cli.records import compare, export, plot, show
 from mpi_ntkdfl.cli.run import doctor, run
@@ -22,12 +23,13 @@ from mpi_ntkdfl.cli.scaling import scaling
 from mpi_ntkdfl.cli.study import study
 from mpi_ntkdfl.cli.submit import submit
 from mpi_ntkdfl.comm.mpi import Elsewhere, launched_rank
-from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.errors import InputError, MpiNtkdflError
 
 
 def main() -> NoReturn:
     """Entry point of `python -m mpi_ntkdfl`; never returns."""
     try:
+        _require_folder()
         code = cli.main(standalone_mode=False, prog_name="python -m mpi_ntkdfl")
     except click.ClickException as error:
         # Every rank parses the same words; one message is enough.
@@ -41,10 +43,38 @@ def main() -> NoReturn:
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = 130
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        complain(MpiNtkdflError(f"cannot write the output: {error.strerror or error}"))
+        code = 1
     sys.exit(code)
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+def _require_folder() -> None:
+    """Libraries end the process without a word to the point where the working folder is gone.
+
+    Raises:
+        InputError: if it is.
+    """
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise InputError("the working folder is gone; change to another one") from error
+
+
+class _Commands(click.Group):
+    def invoke(self, context: click.Context) -> object:
+        """Calls a command; click would end with code 1 where a reader of the output has gone."""
+        with output_may_end():
+            return super().invoke(context)
+
+
+@click.group(
+    cls=_Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="mpi_ntkdfl")
 @click.pass_context
 def cli(context: click.Context) -> None:

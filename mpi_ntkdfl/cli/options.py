@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -24,6 +26,23 @@ PLUGIN = click.option(
     multiple=True,
     help="Run a Python file of yours that registers methods, networks, data sets, ... Repeatable.",
 )
+
+
+class Range(click.FloatRange):
+    """Numbers within bounds; NaN is within none."""
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> float:
+        """Reads a number."""
+        number = float(super().convert(value, parameter, context))
+        if math.isnan(number):
+            self.fail(f"{value} is no number.", parameter, context)
+        return number
+
+
+ACCURACY_RANGE = Range(0, 1)
+
 RECORD = click.argument("record", metavar="RUN.h5", type=click.Path(path_type=Path))
 RECORDS = click.argument(
     "records", metavar="RUN.h5...", nargs=-1, required=True, type=click.Path(path_type=Path)

@@ -59,13 +59,18 @@ def presets(name: str | None) -> None:
 
 
 def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
+    import torch
+
+    from mpi_ntkdfl.algorithms.steps import evolves
     from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
+    from mpi_ntkdfl.ntk.evolve import choose
+    from mpi_ntkdfl.runtime import device
 
     plan, sizes = problem.plan, problem.partition.sizes
     lines = [
         f"{settings.algorithm.name} on {settings.dataset.name}: {settings.clients} clients with "
         f"{sizes.min()} to {sizes.max()} samples, {settings.rounds} rounds, {ranks} ranks",
-        f"model: {' - '.join(map(str, problem.network.widths))}, {plan.params} parameters",
+        f"model: {problem.network.describe()}, {plan.params} parameters",
         f"graph: {settings.topology.kind}, {len(problem.schedule.graph(0).edges)} edges in round 0, "
         f"largest neighbourhood {plan.largest} samples",
     ]
@@ -78,6 +83,11 @@ def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
             lines.append(f"  {phase:12}{readable(protocol):>10} protocol{readable(moved):>10} MPI")
     protocol, moved = plan.traffic.sum(axis=1)
     lines.append(f"  {'total':12}{readable(protocol):>10} protocol{readable(moved):>10} MPI")
+    if evolves(settings.algorithm):
+        chosen = device.choose(settings.compute.device, 0)
+        dtype = getattr(torch, settings.compute.dtype)
+        evolution, reason = choose(settings.compute.evolution, chosen, dtype)
+        lines.append(f"evolution on this machine: {evolution}, {reason}")
     lines.append("memory of the largest rank:")
     lines += [f"  {purpose:22}{readable(count):>10}" for purpose, count in plan.memory.items()]
     lines.append(f"  {'total':22}{readable(sum(plan.memory.values())):>10}")

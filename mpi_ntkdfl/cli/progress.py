@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from mpi_ntkdfl.runtime.units import accuracy_words, duration, round_words
+import numpy as np
+
+from mpi_ntkdfl.metrics import About, at
+from mpi_ntkdfl.runtime.units import duration, round_words
 from mpi_ntkdfl.simulation import Progress
 
 _log = logging.getLogger(__name__)
@@ -26,8 +29,11 @@ def describe(progress: Progress) -> str:
     """One line: round, accuracy of the average, mean client, chosen tau, time gone and left."""
     parts = [round_words(progress.done, progress.rounds)]
     if progress.evaluation is not None:
-        found = progress.evaluation
-        parts += accuracy_words(found.model_accuracy, found.accuracy)
+        about = About(np.array([progress.done]))
+        for metric in at("progress"):
+            if metric.name in progress.evaluation:
+                value = metric.curve(progress.evaluation[metric.name][None], about)[0]
+                parts.append(f"{metric.head} {metric.text(value)}")
     if progress.done and progress.taus.any():
         parts.append(f"mean tau {progress.taus.mean():.0f}")
     parts.append(f"{duration(progress.seconds)} gone")

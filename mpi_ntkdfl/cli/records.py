@@ -6,16 +6,22 @@ from pathlib import Path
 
 import click
 
-from mpi_ntkdfl.cli.options import RECORD, RECORDS, warn
+from mpi_ntkdfl.cli.options import ACCURACY_RANGE, RECORD, RECORDS, Range, warn
+from mpi_ntkdfl.cli.targets import OVERWRITE, TARGET
+from mpi_ntkdfl.metrics import ACCURACY, Place, at
 from mpi_ntkdfl.storage.outputs import Outputs
+
+
+def _names(place: Place) -> str:
+    return ", ".join(metric.name for metric in at(place))
 
 
 @click.command()
 @RECORD
-@click.option("--follow", is_flag=True, help="Keep watching, a line an evaluation, until the end.")
 @click.option(
-    "--interval", type=click.FloatRange(0.1), default=2.0, help="Seconds between looks; default 2."
+    "--follow", is_flag=True, help="Keep watching, one line per evaluation, until the end."
 )
+@click.option("--interval", type=Range(0.1), default=2.0, help="Seconds between looks; default 2.")
 def show(record: Path, follow: bool, interval: float) -> None:
     """Tell what ran, the final numbers, the traffic, and the time by phase.
 
@@ -23,7 +29,7 @@ def show(record: Path, follow: bool, interval: float) -> None:
     """
     from mpi_ntkdfl.analysis import live, tables
 
-    outputs = Outputs(record)
+    outputs = Outputs.at(record)
     if follow:
         for line in live.follow(outputs, interval):
             click.echo(line)
@@ -36,33 +42,33 @@ def show(record: Path, follow: bool, interval: float) -> None:
 @click.option(
     "--target",
     "targets",
-    type=click.FloatRange(0, 1),
+    type=ACCURACY_RANGE,
     multiple=True,
     default=(0.85,),
     show_default=True,
     help="Accuracy of the average to reach. Repeatable.",
 )
 @click.option("--runs", is_flag=True, help="List every run below its configuration.")
-@click.option(
-    "--csv", "table", type=click.Path(path_type=Path), help="Write the numbers as CSV too."
-)
+@click.option("--csv", "table", type=TARGET, help="Write the numbers as CSV too.")
+@OVERWRITE
 def compare(
     records: tuple[Path, ...], targets: tuple[float, ...], runs: bool, table: Path | None
 ) -> None:
     """Tell which rounds, bytes and seconds runs needed to an accuracy, and where they ended.
 
-    Runs that differ in their seed (and partition file) alone become one line: mean and standard
-    deviation.
+    Runs that differ only in their seed (and partition file) become one line: mean and standard
+    deviation. Checkpoints among the files are passed over.
     """
-    from mpi_ntkdfl.analysis import compare_text, traces
+    from mpi_ntkdfl.analysis import compare_text, tables, traces
     from mpi_ntkdfl.analysis.compare import outcomes
 
-    groups = traces.read(records)
-    found = outcomes(groups, targets, runs)
+    kept, passed = tables.without_checkpoints(records)
+    groups = traces.read(kept)
+    lines = outcomes(groups, targets, runs)
     if table is not None:
-        compare_text.write_csv(table, found)
-    click.echo(compare_text.text(found))
-    warn(traces.warnings(groups))
+        compare_text.write_csv(table, lines)
+    click.echo(compare_text.text(lines))
+    warn([*passed, *traces.warnings(groups)])
 
 
 @click.command()
@@ -73,27 +79,28 @@ def compare(
     "target_file",
     metavar="FIGURE.(pdf|png|svg)",
     required=True,
-    type=click.Path(path_type=Path),
+    type=TARGET,
     help="The figure to write.",
 )
+@OVERWRITE
 @click.option(
     "--x",
     "horizontal",
-    type=click.Choice(["rounds", "bytes", "seconds"]),
+    metavar="METRIC",
     multiple=True,
-    default=("rounds", "bytes", "seconds"),
-    help="What to draw against, a panel each. Repeatable; default all.",
+    help=f"What to draw against, one panel each: {_names('x')}. Repeatable; the default is "
+    f"{_names('panel')}.",
 )
 @click.option(
     "--y",
     "vertical",
-    default="accuracy",
+    metavar="METRIC",
+    default=ACCURACY.name,
     show_default=True,
-    help="What to draw.",
-    type=click.Choice(["accuracy", "client-accuracy", "loss", "deviation", "gradient-norm"]),
+    help=f"What to draw: {_names('y')}, or another metric of the records.",
 )
 @click.option("--ylim", type=float, nargs=2, metavar="LOW HIGH", help="Ends of the vertical axis.")
-@click.option("--target", type=click.FloatRange(0, 1), help="Mark this accuracy.")
+@click.option("--target", type=ACCURACY_RANGE, help="Mark this accuracy.")
 @click.option("--title", help="Above the panels.")
 @click.option(
     "--label",
@@ -121,10 +128,10 @@ def plot(
 ) -> None:
     """Draw runs: accuracy of the average against rounds, protocol bytes and seconds.
 
-    Runs that differ in their seed (and partition file) alone become one line, with a band of one
-    standard deviation.
+    Runs that differ only in their seed (and partition file) become one line, with a band of one
+    standard deviation. Checkpoints among the files are passed over.
     """
-    from mpi_ntkdfl.analysis import plots, timeline, traces
+    from mpi_ntkdfl.analysis import plots, tables, timeline, traces
 
     if number is not None:
         if len(records) > 1:
@@ -132,23 +139,27 @@ def plot(
         timeline.write(target_file, timeline.read(Outputs(records[0]).trace, number))
         click.echo(target_file)
         return
-    groups = traces.read(records)
+    kept, passed = tables.without_checkpoints(records)
+    groups = traces.read(kept)
     request = plots.Request(horizontal, vertical, ylim, target, title, labels)
     plots.write(target_file, groups, request)
     click.echo(target_file)
-    warn(traces.warnings(groups))
+    warn([*passed, *traces.warnings(groups)])
 
 
 @click.command()
 @RECORD
 @click.option("--client", type=click.IntRange(0), help="Export this client's weights.")
 @click.option("--average", is_flag=True, help="Export the average of all clients.")
-@click.argument("target", metavar="OUT.pt", type=click.Path(path_type=Path))
+@OVERWRITE
+@click.argument("target", metavar="OUT.pt", type=TARGET)
 def export(record: Path, client: int | None, average: bool, target: Path) -> None:
     """Write weights from a run's checkpoint as a torch state_dict."""
+    from mpi_ntkdfl.analysis.files import require_suffix
     from mpi_ntkdfl.storage.checkpoint import export_weights, newest
 
     if (client is None) == (not average):
         raise click.UsageError("choose one of --client I and --average")
-    with newest(Outputs(record)) as checkpoint:
+    require_suffix(target, "pt", "pth")
+    with newest(Outputs.at(record)) as checkpoint:
         export_weights(checkpoint, client, target)

@@ -9,13 +9,29 @@ from typing import TYPE_CHECKING
 import click
 
 from mpi_ntkdfl import config
-from mpi_ntkdfl.cli.failing import failing_together
+from mpi_ntkdfl.cli.failing import failing_together, output_may_end
 from mpi_ntkdfl.cli.options import PLUGIN, SET, SOURCE, read_config
-from mpi_ntkdfl.comm.mpi import MpiWorld, open_world
+from mpi_ntkdfl.comm.mpi import (
+    MpiWorld,
+    launched_rank,
+    launched_size,
+    not_all_started,
+    open_world,
+)
 from mpi_ntkdfl.runtime import logs, plugins
 from mpi_ntkdfl.runtime.errors import InputError
-from mpi_ntkdfl.runtime.stopping import UNFINISHED, watch_signals
+from mpi_ntkdfl.runtime.paths import user_path
+from mpi_ntkdfl.runtime.stopping import (
+    UNFINISHED,
+    ignore_signals,
+    limit_start,
+    nothing_to_save,
+    watch_signals,
+)
 from mpi_ntkdfl.storage.outputs import Outputs, choose
+
+START_LIMIT = 300.0
+"""Seconds within which all ranks must have started MPI and read the configuration."""
 
 if TYPE_CHECKING:
     from mpi_ntkdfl.simulation import Outcome
@@ -25,7 +41,7 @@ if TYPE_CHECKING:
 @SOURCE
 @SET
 @PLUGIN
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The record to write.")
+@click.option("-o", "--output", help="The record to write.")
 @click.option("--resume", is_flag=True, help="Go on with an existing run, or start a new one.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing record and its checkpoints.")
 @click.option("-q", "--quiet", is_flag=True, help="Only warnings and the summary.")
@@ -33,7 +49,7 @@ def run(
     source: str,
     overrides: tuple[str, ...] = (),
     plugin_files: tuple[str, ...] = (),
-    output: Path | None = None,
+    output: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
@@ -45,13 +61,16 @@ def run(
 
     With --resume the run goes on from its newest checkpoint, with the same or another number of
     ranks, and ends with the same bits; where there is none it starts. So one command can be submitted
-    again and again. SIGTERM, SIGUSR1 and output.time_limit end it after the running round with a
-    checkpoint and exit code 75.
+    again and again. Ctrl-C, SIGTERM, SIGUSR1, SIGHUP and output.time_limit end it after the running
+    round with a checkpoint and exit code 75; a second signal ends it at once.
     """
     if resume and overwrite:
         raise click.UsageError("choose one of --resume and --overwrite")
-    watch_signals()
+    watch_signals(speaks=launched_rank() == 0)
+    nothing_to_save(True)
+    limit_start(START_LIMIT if launched_size() > 1 else None, not_all_started)
     world = open_world()
+    watch_signals(speaks=world.rank == 0)  # libraries of MPI may have handlers of their own
     logs.set_up(world.rank, quiet)
     with failing_together(world):
         world.require_one_package()
@@ -62,14 +81,18 @@ def run(
 
         def decide() -> tuple[config.Config, Outputs]:
             found = read_config(source, overrides)
-            return found, choose(output, Path(source).stem, resume)
+            wanted = None if output is None else user_path(output, "-o")
+            return found, choose(wanted, Path(source).stem, resume)
 
         settings, outputs = world.on_root(decide)
         mode: simulation.Mode = "resume" if resume else "overwrite" if overwrite else "new"
-        with progress.reporter(quiet or world.rank > 0) as report:
-            outcome = simulation.run(settings, world, outputs, mode, report)
-        if world.rank == 0:
-            _say_goodbye(outputs, outcome)
+        with world.watched(settings.compute.patience, settings.output.seconds):
+            with progress.reporter(quiet or world.rank > 0) as report:
+                outcome = simulation.run(settings, world, outputs, mode, report)
+            ignore_signals()  # those that echo the one that stopped the run
+            if world.rank == 0:
+                with output_may_end():
+                    _say_goodbye(outputs, outcome)
     if not outcome.finished:
         sys.exit(UNFINISHED)
 
@@ -117,9 +140,11 @@ def doctor() -> None:
     """Tell what MPI, launcher, nodes, GPUs, threads, HDF5 and data look like; works under mpirun."""
     from mpi_ntkdfl.cli import doctor as examination
 
+    limit_start(START_LIMIT if launched_size() > 1 else None, not_all_started)
     world = open_world()
     with failing_together(world):
         world.require_one_package()
         ranks = world.comm.gather(examination.this_rank(world.local_rank))
+        limit_start(None)
         if world.rank == 0:
             click.echo(examination.report(world, ranks))

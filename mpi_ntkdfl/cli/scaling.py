@@ -9,6 +9,7 @@ import click
 
 from mpi_ntkdfl import config, presets
 from mpi_ntkdfl.cli.options import PLUGIN
+from mpi_ntkdfl.cli.targets import OVERWRITE, TARGET
 from mpi_ntkdfl.comm.mpi import under_launcher
 from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.errors import InputError
@@ -76,7 +77,7 @@ def run(
     """Do the runs of a scaling study, one launch after the other; the same command goes on.
 
     A strong study runs the source as it is on every number of ranks. In a weak one `clients` is the
-    number of clients a rank: a run on R ranks has R times as many.
+    number of clients per rank: a run on R ranks has R times as many.
     """
     from mpi_ntkdfl.analysis import scaling_run
 
@@ -103,10 +104,9 @@ def _counts(text: str) -> list[int]:
 @scaling.command()
 @_RECORDS
 @_NETWORK
-@click.option(
-    "-o", "figure", metavar="FIGURE.(pdf|png|svg)", type=click.Path(path_type=Path), help="Draw it."
-)
-@click.option("--csv", "table", type=click.Path(path_type=Path), help="Write the numbers as CSV.")
+@click.option("-o", "figure", metavar="FIGURE.(pdf|png|svg)", type=TARGET, help="Draw it.")
+@click.option("--csv", "table", type=TARGET, help="Write the numbers as CSV.")
+@OVERWRITE
 def report(
     records: tuple[Path, ...], network: str, figure: Path | None, table: Path | None
 ) -> None:
@@ -138,8 +138,8 @@ def predict(records: tuple[Path, ...], network: str, ranks: int, clients: int | 
 
     net = scaling_model.network(network)
     points = [analysis.read(path) for path in records]
-    known = scaling_model.model(points)
-    found = scaling_model.predict(known, ranks, clients or len(known.sizes), net)
-    click.echo(scaling_text.prediction(known, found, network, net))
+    basis = scaling_model.model(points)
+    predicted = scaling_model.predict(basis, ranks, clients or len(basis.sizes), net)
+    click.echo(scaling_text.prediction(basis, predicted, network, net))
     for line in analysis.warnings(points):
         click.echo(f"warning: {line}", err=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mpi_ntkdfl.cli.options import PLUGIN
+from mpi_ntkdfl.cli.targets import OVERWRITE, TARGET
 from mpi_ntkdfl.runtime import logs, plugins
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.stopping import UNFINISHED, watch_signals
@@ -108,11 +109,11 @@ def plan(
     from mpi_ntkdfl.studies import estimate
 
     torch.set_num_threads(1)
-    found = _expand(name, scale, folder, seeds, overrides)
+    planned = _expand(name, scale, folder, seeds, overrides)
     machine = measured(torch.float32) if measure else NOMINAL
-    click.echo(estimate.text(found, estimate.estimate(found, ranks, machine), ranks))
+    click.echo(estimate.text(planned, estimate.estimate(planned, ranks, machine), ranks))
     if runs:
-        click.echo("\n".join(["", *estimate.run_list(found)]))
+        click.echo("\n".join(["", *estimate.run_list(planned)]))
 
 
 @study.command("run")
@@ -145,9 +146,9 @@ def run_study(
     watch_signals()
     how = execute.launch(launcher, ranks)
     plugins.load(plugin_files)
-    found = _expand(name, scale, folder, seeds, overrides)
-    mine = execute.share(found.distinct(), *_task(task))
-    tally = execute.work(found, mine, how, click.echo)
+    planned = _expand(name, scale, folder, seeds, overrides)
+    mine = execute.share(planned.distinct(), *_task(task))
+    tally = execute.work(planned, mine, how, click.echo)
     click.echo(
         f"{tally.done} done, {tally.before} done before, {tally.elsewhere} with other workers, "
         f"{len(tally.failed)} failed, of {len(mine)}"
@@ -162,9 +163,8 @@ def run_study(
 @study.command()
 @click.argument("names", metavar="NAME_OR_YAML...", nargs=-1, required=True)
 @_which
-@click.option(
-    "--html", type=click.Path(path_type=Path), help="One page with all figures and tables as well."
-)
+@click.option("--html", type=TARGET, help="One page with all figures and tables as well.")
+@OVERWRITE
 def report(
     names: tuple[str, ...],
     scale: str,
@@ -182,10 +182,10 @@ def report(
     plugins.load(plugin_files)
     made = []
     for name in names:
-        found = reporting.make(_expand(name, scale, folder, seeds, overrides))
-        reporting.write(found)
-        click.echo(f"{found.text}\n\n{found.study.reports}\n")
-        made.append(found)
+        done = reporting.make(_expand(name, scale, folder, seeds, overrides))
+        reporting.write(done)
+        click.echo(f"{done.text}\n\n{done.study.reports}\n")
+        made.append(done)
     if html is not None:
         page.write(html, made)
         click.echo(html)

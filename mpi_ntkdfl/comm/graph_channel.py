@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from mpi4py import MPI
 
+from mpi_ntkdfl.comm.watchdog import mark
 from mpi_ntkdfl.comm.world import Pending
 from mpi_ntkdfl.model.params import ALIGNMENT as UNIT
 
@@ -52,6 +53,7 @@ class GraphChannel:
         known = self._layouts
         leaving = known.get(send_bytes) or self._layout(send_bytes)
         coming = known.get(receive_bytes) or self._layout(receive_bytes)
+        mark()
         request = self._graph.Ineighbor_alltoallw(
             [_memory(send), *leaving], [_memory(room), *coming]
         )

@@ -8,9 +8,12 @@ only between the ranks of one job.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
+import math
 import os
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -21,10 +24,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from mpi_ntkdfl.comm import watchdog
+from mpi_ntkdfl.comm.watchdog import mark
 from mpi_ntkdfl.comm.world import Channel
 from mpi_ntkdfl.runtime import identity
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.identity import Identity
+from mpi_ntkdfl.runtime.stopping import limit_start
 
 _log = logging.getLogger(__name__)
 
@@ -95,6 +101,15 @@ class Elsewhere(InputError):
     agreed = True
 
 
+def not_all_started() -> str:
+    """The message of a rank that waited in vain for the others to start."""
+    return (
+        f"error: rank {launched_rank()} on {socket.gethostname()} waited in vain for all "
+        f"{launched_size()} ranks to start: one ended before, or they do not reach each other (Open "
+        "MPI: name the network by --mca btl_tcp_if_include, MPICH: by UCX_NET_DEVICES)"
+    )
+
+
 def open_world() -> MpiWorld:
     """Initialises MPI and returns the world of all ranks.
 
@@ -103,7 +118,7 @@ def open_world() -> MpiWorld:
             the library, so that it started unconnected single processes.
     """
     try:
-        from mpi4py import MPI
+        MPI = _initialised()
     except (ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
@@ -122,6 +137,26 @@ def open_world() -> MpiWorld:
     return MpiWorld(comm)
 
 
+def _initialised() -> Any:
+    """The module `mpi4py.MPI`, with MPI initialised.
+
+    mpi4py would hold Python's global lock while MPI waits for all ranks, so neither signals nor the
+    time limit of the start could end the process. Calls by ctypes give the lock back.
+    """
+    import mpi4py
+
+    started_by_user = "mpi4py.MPI" in sys.modules
+    if not started_by_user:
+        mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
+    from mpi4py import MPI
+
+    if not MPI.Is_initialized():
+        level = ctypes.c_int(MPI.THREAD_MULTIPLE)
+        library = ctypes.CDLL(MPI.__file__)
+        library.MPI_Init_thread(None, None, level, ctypes.byref(ctypes.c_int()))
+    return MPI
+
+
 class MpiWorld:
     """All ranks of a communicator. See `World` for what the methods promise."""
 
@@ -138,6 +173,7 @@ class MpiWorld:
         self.rank: int = comm.rank
         self.size: int = comm.size
         self.library = _library(MPI)
+        self.round = 0
         # The first words between ranks stay as they are from version to version, a host's name and a
         # mapping of plain text, so that ranks with different packages still understand each other.
         with _impatient(self):
@@ -199,6 +235,7 @@ class MpiWorld:
             except InputError as error:
                 failure = error
         self._wait_for_root()
+        mark()
         failed, result = self.comm.bcast((failure is not None, result))
         if failed:
             raise _agreed(failure)
@@ -210,7 +247,10 @@ class MpiWorld:
         Blocking MPI calls spin. Where ranks outnumber cores, those that wait would take the cores
         from rank 0 while it reads the data, and from ranks that are still loading libraries.
         """
-        request = self.comm.Ibcast([np.zeros(1, np.uint8), self._mpi.BYTE])
+        self._sleep_until(self.comm.Ibcast([np.zeros(1, np.uint8), self._mpi.BYTE]))
+
+    def _sleep_until(self, request: Any) -> None:
+        mark()
         while not request.Test():
             time.sleep(_NAP)
 
@@ -231,6 +271,7 @@ class MpiWorld:
         shape, dtype = self.comm.bcast((array.shape, array.dtype) if array is not None else None)
         buffer = np.ascontiguousarray(array) if array is not None else np.empty(shape, dtype)
         for chunk in _chunks(buffer):
+            mark()
             self.comm.Bcast([chunk, self._mpi.BYTE])
         return buffer.reshape(shape)
 
@@ -255,12 +296,14 @@ class MpiWorld:
         array = np.ascontiguousarray(array)
         self.comm.send((array.shape, array.dtype), rank)
         for chunk in _chunks(array):
+            mark()
             self.comm.Send([chunk, self._mpi.BYTE], rank)
 
     def _receive(self, rank: int) -> np.ndarray:
         shape, dtype = self.comm.recv(source=rank)
         array = np.empty(shape, dtype)
         for chunk in _chunks(array):
+            mark()
             self.comm.Recv([chunk, self._mpi.BYTE], rank)
         return array
 
@@ -269,11 +312,13 @@ class MpiWorld:
         if not np.issubdtype(array.dtype, np.integer):
             raise TypeError(f"sums over ranks are exact, so integers only; got {array.dtype}")
         summed = np.empty_like(array)
+        mark()
         self.comm.Allreduce(np.ascontiguousarray(array), summed, op=self._mpi.SUM)
         return summed
 
     def largest(self, value: float) -> float:
         """Maximum over ranks."""
+        mark()
         most = np.empty(1)
         self.comm.Allreduce(np.array([value], dtype=np.float64), most, op=self._mpi.MAX)
         return float(most[0])
@@ -304,6 +349,39 @@ class MpiWorld:
     def _for_messages(self) -> Any:
         """A communicator of all ranks for channels that do not last; made together, when first needed."""
         return self.comm.Dup()
+
+    @contextlib.contextmanager
+    def watched(self, patience: float | None, limit: float | None) -> Iterator[None]:
+        """Watches over the ranks; see `World`. They leave the block together."""
+        if self.size == 1 or (patience is None and limit is None):
+            limit_start(None)
+            yield
+            return
+        endless = math.inf if patience is None else patience
+        leader = watchdog.Leader(self, endless, limit) if self.rank == 0 else None
+        if leader is not None:
+            leader.start()
+        meeting = self.comm.bcast(leader.meeting() if leader else None)
+        dog = leader or watchdog.Follower(self, endless, limit, meeting)
+        reached = np.zeros(self.size, np.int64)
+        reached[self.rank] = dog.greet()
+        reached = self.total(reached)
+        if leader is not None:
+            leader.watch_over(np.flatnonzero(reached[1:]) + 1)
+        elif reached[self.rank]:
+            dog.start()
+        if not reached.all():
+            _log.warning(
+                "%d ranks do not reach rank 0 over UDP, the first is rank %d on %s: nobody notices if "
+                "they fall silent",
+                *(int((reached == 0).sum()), int(reached.argmin()), self.hosts[reached.argmin()]),
+            )
+        limit_start(None)
+        try:
+            yield
+            self._sleep_until(self.comm.Ibarrier())
+        finally:
+            dog.close()
 
     def abort(self, code: int) -> None:
         """Ends all ranks; does not return."""

@@ -5,6 +5,9 @@ every number is scaled by a power of two, rounded once to a 64-bit integer, and 
 in any order and by any tree. The scale leaves 52 bits below the largest magnitude for up to 1,024
 clients (one bit less for every doubling; likewise for shares), so the mean of float32 numbers is
 exact to about 2e-16 of the largest of them, and cheaper than gathering all clients on one rank.
+
+Integers know neither NaN nor infinity. Where there are any, further reductions tell every rank which
+entries have them; otherwise these cost nothing.
 """
 
 from __future__ import annotations
@@ -33,20 +36,43 @@ def exact_mean(
 
     Args:
         world: the ranks.
-        rows: this rank's clients' vectors, `[owned, param]`; finite.
+        rows: this rank's clients' vectors, `[owned, param]`.
         total: what the shares of all clients of all ranks add up to.
         shares: how much each of `rows` counts, None for 1 each.
 
     Returns:
-        `[param]`, of the rows' dtype and device.
+        `[param]`, of the rows' dtype and device: NaN where any row is NaN or infinities of both signs
+        meet, else the infinity that a row has, else the mean.
     """
-    largest = world.largest(float(rows.abs().max()) if rows.numel() else 0.0)
+    largest = world.largest(_magnitude(rows))
+    special: np.ndarray | None = None
+    if math.isinf(largest):
+        special = _special_entries(world, rows)
+        rows = torch.where(torch.isfinite(rows), rows, 0)
+        largest = world.largest(_magnitude(rows))
     # 2^62 leaves the sign and one bit; shares that add up to `total` of at most 2^exponent fit below.
     exponent = 62 - math.ceil(math.log2(total)) - math.frexp(largest)[1]
     own = _scaled_sum(rows, shares or [1] * len(rows), exponent)
     summed = world.total(own.cpu().numpy())
     mean = np.ldexp(summed.astype(np.float64), -exponent) / total
+    if special is not None:
+        mean = mean + special
     return torch.from_numpy(mean).to(dtype=rows.dtype, device=rows.device)
+
+
+def _magnitude(rows: torch.Tensor) -> float:
+    """The largest magnitude; infinity if an entry is not finite."""
+    largest = float(rows.abs().max()) if rows.numel() else 0.0
+    return largest if math.isfinite(largest) else math.inf
+
+
+def _special_entries(world: World, rows: torch.Tensor) -> np.ndarray:
+    """`[param]` float64: NaN or an infinity where the mean is none of finite numbers, else 0."""
+    kinds = (torch.isnan(rows), torch.isposinf(rows), torch.isneginf(rows))
+    counts = torch.stack([kind.sum(dim=0) for kind in kinds])
+    nan, positive, negative = world.total(counts.cpu().numpy()) > 0
+    signed = np.where(positive, np.inf, np.where(negative, -np.inf, 0.0))
+    return np.where(nan | (positive & negative), np.nan, signed)
 
 
 def _scaled_sum(rows: torch.Tensor, shares: Iterable[int], exponent: int) -> torch.Tensor:

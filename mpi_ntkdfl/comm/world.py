@@ -7,6 +7,7 @@ has no branch on "parallel or not".
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -70,6 +71,8 @@ class World(Protocol):
     local_rank: int
     """Number of this rank among those of its node."""
     library: str
+    round: int
+    """Which one goes on, for messages."""
 
     @property
     def identities(self) -> tuple[Identity | None, ...]:
@@ -138,6 +141,17 @@ class World(Protocol):
         """
         ...
 
+    def watched(
+        self, patience: float | None, limit: float | None
+    ) -> contextlib.AbstractContextManager[None]:
+        """Within the block, ends all ranks if one falls silent; all ranks take part.
+
+        Args:
+            patience: seconds without a word from a rank; None for no end.
+            limit: seconds from the program's start after which half a minute is enough, or None.
+        """
+        ...
+
 
 class _Done:
     def poke(self) -> bool:
@@ -176,6 +190,7 @@ class SoloWorld:
     hosts: tuple[str, ...] = ("localhost",)
     local_rank = 0
     library = "none (one process)"
+    round = 0
     cuda_aware: bool | None = None
 
     @property
@@ -219,3 +234,9 @@ class SoloWorld:
     def channel(self, neighbours: Sequence[int], lasting: bool = True) -> Channel:
         """A channel with nobody."""
         return SoloChannel()
+
+    def watched(
+        self, patience: float | None, limit: float | None
+    ) -> contextlib.AbstractContextManager[None]:
+        """Nobody to wait for."""
+        return contextlib.nullcontext()

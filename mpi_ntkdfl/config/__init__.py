@@ -101,13 +101,13 @@ class Config(Section):
     dataset: SerializeAsAny[DatasetSettings]
     partition: Partition
     topology: Topology
-    model: ModelSettings
+    model: SerializeAsAny[ModelSettings]
     algorithm: SerializeAsAny[MethodSettings]
     evaluation: EvaluationSettings = EvaluationSettings()
     output: OutputSettings = OutputSettings()
     compute: ComputeSettings = ComputeSettings()
 
-    @field_validator("dataset", "algorithm", mode="before")
+    @field_validator("dataset", "model", "algorithm", mode="before")
     @classmethod
     def _of_its_own_class(cls, value: Any, info: ValidationInfo) -> Any:
         name = value.get("name") if isinstance(value, Mapping) else None
@@ -115,6 +115,8 @@ class Config(Section):
             settings_class = kinds.named(str(info.field_name), name)
         except InputError as error:
             raise ValueError(str(error)) from error
+        if issubclass(settings_class, MethodSettings) and (model := info.data.get("model")):
+            value = {**settings_class.defaults(model), **value}
         return settings_class.model_validate(value)
 
     @model_validator(mode="after")
@@ -177,7 +179,7 @@ _DEFAULT_KINDS: dict[str, Any] = {
     "dataset": {"name": "fashion-mnist"},
     "partition": {"kind": "dirichlet"},
     "topology": {"kind": "regular"},
-    "model": {"name": "mlp"},
+    "model": {"name": None},
     "algorithm": {"name": None},
 }
 """Each section that has kinds, its selector (`name` or `kind`), and the kind it has by default; None
@@ -194,7 +196,8 @@ def parse(layers: Iterable[Mapping[str, Any]]) -> Config:
         InputError: listing every setting that is wrong, with what was given.
     """
     merged: dict[str, Any] = {key: dict(value) for key, value in _DEFAULT_KINDS.items()}
-    merged["algorithm"] = {"name": kinds.first("algorithm")}
+    for section in ("model", "algorithm"):
+        merged[section] = {"name": kinds.first(section)}
     for layer in layers:
         for key, value in layer.items():
             merged[key] = _merge_section(key, merged.get(key), value)

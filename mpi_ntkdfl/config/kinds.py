@@ -15,6 +15,7 @@ from mpi_ntkdfl.runtime.registry import Registry, unknown
 
 _TABLES = {
     "dataset": "mpi_ntkdfl.data.sources:DATASETS",
+    "model": "mpi_ntkdfl.model.networks:NETWORKS",
     "algorithm": "mpi_ntkdfl.algorithms:METHODS",
 }
 """Addresses of the tables of named things; an entry has its class of settings as `Settings`.
@@ -38,8 +39,8 @@ def named(section: str, name: object) -> type[BaseModel]:
     """The settings of something named.
 
     Args:
-        section: `dataset` or `algorithm`.
-        name: of the data set or the method.
+        section: `dataset`, `model` or `algorithm`.
+        name: of the data set, the network or the method.
 
     Raises:
         InputError: if there is nothing of that name; the message lists what there is.
@@ -72,7 +73,7 @@ def classes(section: str, name: object = None) -> Iterator[type[BaseModel]]:
     if section in _TABLES and isinstance(name, str) and name in _table(section):
         yield named(section, name)
         return
-    if section == "dataset":
+    if section in ("dataset", "model"):
         yield from {entry.Settings: None for entry in _table(section).values()}
     if section in _BASES:
         yield _BASES[section]

@@ -7,11 +7,11 @@ has a bound.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from mpi_ntkdfl.runtime.settings import Section, a_list, affects, readable_by
+from mpi_ntkdfl.runtime.settings import Section, affects, readable_by
 from mpi_ntkdfl.runtime.units import parse_bytes, parse_seconds
 
 MOST_CLIENTS = 1_000_000
@@ -150,14 +150,17 @@ Topology = Annotated[
 
 
 class ModelSettings(Section):
-    """The network; `weights` is a torch state_dict (.pt) every client starts from."""
+    """Base of the settings of all networks; a subclass narrows `name` to its own.
 
-    name: Literal["mlp"] = "mlp"
-    hidden: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...],
-        Field(strict=False, max_length=100),
-        a_list("[100]"),
-    ] = (100,)
+    `weights` is a torch state_dict (.pt) that every client starts from.
+
+    Attributes:
+        factored: whether the networks have a factored form of their Jacobians.
+    """
+
+    factored: ClassVar[bool] = False
+
+    name: str
     init: Literal["shared", "per-client"] = "shared"
     weights: str | None = affects("place", default=None)
 
@@ -166,6 +169,11 @@ class MethodSettings(Section):
     """Base of the settings of all methods; a subclass narrows `name` to its own."""
 
     name: str
+
+    @classmethod
+    def defaults(cls, model: ModelSettings) -> dict[str, Any]:
+        """Defaults that depend on the network, for settings that are not given."""
+        return {}
 
 
 class EvaluationSettings(Section):
@@ -212,8 +220,15 @@ class ComputeSettings(Section):
     `byte_products`: images of bytes are multiplied as bytes where that is exact and faster (`auto`),
     always (`on`) or never (`off`).
 
+    `evolution`: which version integrates the outputs of NTK methods under the cross-entropy loss, the
+    compiled one for CPUs or the tensor one. `auto` takes the compiled one where all ranks have it and
+    compute on a CPU.
+
     `gpu_aware_mpi`: MPI gets messages in the GPU's memory and not in host memory; MPI must be built
     with CUDA support.
+
+    `timeout`: how long ranks wait for one from which nothing is heard (seconds, or text such as
+    "10min"); null for no limit.
     """
 
     device: str = affects("rounding", default="auto")
@@ -229,7 +244,16 @@ class ComputeSettings(Section):
     ] = affects("rounding", default=None)
     batch: int | None = affects("rounding", default=None, ge=1, le=MOST_CLIENTS)
     byte_products: Literal["auto", "on", "off"] = affects("rounding", default="auto")
+    evolution: Literal["auto", "compiled", "tensor"] = affects("rounding", default="auto")
     gpu_aware_mpi: bool = affects("nothing", default=False)
+    timeout: Annotated[
+        int | float | str | None,
+        readable_by(
+            parse_seconds,
+            30 * 86400,
+            'a number of seconds up to 30 days, or text such as "10min" or "1h", or null',
+        ),
+    ] = affects("nothing", default="10min")
 
     @field_validator("device")
     @classmethod
@@ -248,3 +272,8 @@ class ComputeSettings(Section):
     def memory_bytes(self) -> int | None:
         """`memory_limit` in bytes, None for no limit."""
         return None if self.memory_limit is None else parse_bytes(self.memory_limit)
+
+    @property
+    def patience(self) -> float | None:
+        """`timeout` in seconds, None for no limit."""
+        return None if self.timeout is None else parse_seconds(self.timeout)

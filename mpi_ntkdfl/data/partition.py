@@ -1,11 +1,12 @@
 """Who holds which training samples.
 
-A partition is a function of its settings, the labels and the run's seed. Clients may overlap
+A partition is a function of its settings, the labels (or sites) and the run's seed. Clients may overlap
 (dirichlet, file) and need not cover the data set; none is ever empty.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from mpi_ntkdfl import config
 from mpi_ntkdfl.runtime import seeds
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.paths import user_path
+
+_log = logging.getLogger(__name__)
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 
@@ -119,7 +122,7 @@ def _dirichlet(
     samples = settings.samples or len(labels) // clients
     if not samples:
         raise InputError(
-            f"dirichlet gives each client training samples / clients samples, got {len(labels)} / "
+            f"dirichlet gives each client (training samples / clients) samples, got {len(labels)} / "
             f"{clients} < 1: set partition.samples or lower clients"
         )
     order = np.argsort(labels, kind="stable")
@@ -220,7 +223,22 @@ def _from_file(path: Path, clients: int, n: int) -> Partition:
             f"{path}: indices must be in 0..{n - 1}, the training samples, got {indices[i]} at "
             f"position {i}, client {client}: is the file for another data set?"
         )
+    _warn_of_doubles(path, offsets, indices)
     return Partition(offsets.astype(np.int64), indices.astype(np.int64))
+
+
+def _warn_of_doubles(path: Path, offsets: npt.NDArray[Any], indices: npt.NDArray[Any]) -> None:
+    """Says if clients hold a sample more than once, which counts as often there."""
+    sizes = offsets[1:].astype(np.int64) - offsets[:-1].astype(np.int64)
+    clients = np.repeat(np.arange(len(sizes)), sizes)
+    order = np.lexsort((indices, clients))
+    same = (np.diff(clients[order]) == 0) & (np.diff(indices[order].astype(np.int64)) == 0)
+    if same.any():
+        first = order[1:][same][0]
+        _log.warning(
+            "%s: %d samples are held twice by one client, the first is sample %d of client %d",
+            *(path, int(same.sum()), int(indices[first]), int(clients[first])),
+        )
 
 
 def _read_npz(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -234,6 +252,8 @@ def _read_npz(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # noqa: BLE001 - over a damaged file NumPy raises almost anything
         reason = " ".join(str(error).split()) or type(error).__name__
+        if "pickle" in reason:  # NumPy would advise to load it all the same
+            reason = "it does not hold plain numbers only"
         raise InputError(
             f"{path} is no sound npz file with arrays offsets and indices: {reason}"
         ) from error

@@ -14,6 +14,7 @@ from mpi_ntkdfl.comm.staging import DirectStaging, Staging
 from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.model.levels import Levels
 from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.ntk.evolve import Implementation
 from mpi_ntkdfl.runtime.clock import Clock
 from mpi_ntkdfl.topology.placement import Placement
 
@@ -47,6 +48,7 @@ class Federation:
         batch_bytes: memory for clients that are evolved together; 0 evolves one at a time.
         staging: how messages travel between the device and MPI.
         levels: on which all inputs lie, if they do and computing by them pays on the device.
+        evolution: what evolves outputs under the cross-entropy loss, the same on all ranks.
         choices: which of two ways of computing the run takes, and why, by the name of the choice; the
             same on all ranks, except for the wording of a reason.
     """
@@ -67,6 +69,7 @@ class Federation:
     batch_bytes: int = 0
     staging: Staging = DirectStaging()
     levels: Levels | None = None
+    evolution: Implementation = "tensor"
     choices: Mapping[str, str] = field(default_factory=dict)
 
     @property

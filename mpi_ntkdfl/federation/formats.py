@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from mpi_ntkdfl.comm.messages import Field, MessageFormat
-from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.model.network import FactoredForm, Network
+from mpi_ntkdfl.runtime.errors import InputError
 
 
 def samples_format(network: Network, dtype: torch.dtype) -> MessageFormat:
@@ -14,12 +15,28 @@ def samples_format(network: Network, dtype: torch.dtype) -> MessageFormat:
 
 
 def factored_format(network: Network, dtype: torch.dtype) -> MessageFormat:
-    """Layer inputs, outputs and labels."""
-    layers = {
-        f"layer{index}": Field("jacobians", (width,), dtype)
-        for index, width in enumerate(network.widths[:-1])
-    }
-    return MessageFormat({**layers, **_results(network, dtype)})
+    """The arrays of the network's factored form, outputs and labels.
+
+    Raises:
+        InputError: if the network has no factored form.
+    """
+    shapes = required_form(network).shapes
+    arrays = {name: Field("jacobians", shape, dtype) for name, shape in shapes.items()}
+    return MessageFormat({**arrays, **_results(network, dtype)})
+
+
+def required_form(network: Network) -> FactoredForm:
+    """The network's factored form.
+
+    Raises:
+        InputError: if it has none.
+    """
+    if network.factored is None:
+        raise InputError(
+            "algorithm.jacobian=factored needs a network with a factored form of its Jacobian, "
+            f"which {network.describe()} does not have; set algorithm.jacobian=dense"
+        )
+    return network.factored
 
 
 def dense_heading(network: Network, dtype: torch.dtype, inputs: bool) -> MessageFormat:
@@ -28,8 +45,13 @@ def dense_heading(network: Network, dtype: torch.dtype, inputs: bool) -> Message
     return MessageFormat({**raw, **_results(network, dtype)})
 
 
+def dense_entries(network: Network, dtype: torch.dtype, width: int) -> MessageFormat:
+    """Entries of a dense Jacobian for `width` of its parameters."""
+    return MessageFormat({"entries": Field("jacobians", (network.classes, width), dtype)})
+
+
 def _inputs(network: Network, dtype: torch.dtype) -> dict[str, Field]:
-    return {"inputs": Field("inputs", (network.widths[0],), dtype)}
+    return {"inputs": Field("inputs", network.shape, dtype)}
 
 
 def _labels() -> dict[str, Field]:
@@ -37,9 +59,4 @@ def _labels() -> dict[str, Field]:
 
 
 def _results(network: Network, dtype: torch.dtype) -> dict[str, Field]:
-    return {"outputs": Field("outputs", (network.widths[-1],), dtype), **_labels()}
-
-
-def dense_entries(network: Network, dtype: torch.dtype, width: int) -> MessageFormat:
-    """Entries of a dense Jacobian for `width` of its parameters."""
-    return MessageFormat({"entries": Field("jacobians", (network.widths[-1], width), dtype)})
+    return {"outputs": Field("outputs", (network.classes,), dtype), **_labels()}

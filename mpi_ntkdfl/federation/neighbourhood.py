@@ -8,9 +8,7 @@ from typing import Protocol
 import torch
 
 from mpi_ntkdfl.comm.messages import Arrays
-from mpi_ntkdfl.model.levels import Levels
-from mpi_ntkdfl.model.network import Network
-from mpi_ntkdfl.ntk.jacobian import FactoredJacobian
+from mpi_ntkdfl.model.jacobian import Operator
 from mpi_ntkdfl.ntk.kernel import trace_kernel
 
 
@@ -23,7 +21,7 @@ class Neighbourhood(Protocol):
         client: whose it is; a server counts as one more client.
         outputs: of the network on all N samples, where it is linearised, `[sample, output]`.
         labels: `[sample]` int64.
-        inputs: raw inputs `[sample, feature]`, None unless asked for.
+        inputs: raw inputs `[sample, *shape]`, None unless asked for.
     """
 
     client: int
@@ -46,22 +44,19 @@ def stacked(parts: Sequence[Arrays], name: str) -> torch.Tensor:
 
 
 class HeldNeighbourhood:
-    """A neighbourhood whose factored Jacobian is in memory. See `Neighbourhood`."""
+    """A neighbourhood whose Jacobian is in memory, as an operator. See `Neighbourhood`."""
 
     def __init__(
         self,
-        network: Network,
         client: int,
-        params: torch.Tensor,
-        parts: Sequence[Arrays],
-        levels: Levels | None,
+        outputs: torch.Tensor,
+        labels: torch.Tensor,
+        inputs: torch.Tensor,
+        jacobian: Operator,
     ) -> None:
-        self.client = client
-        self.outputs = stacked(parts, "outputs")
-        self.labels = stacked(parts, "labels").long()
-        layers = [stacked(parts, f"layer{index}") for index in range(network.layers)]
-        self.inputs: torch.Tensor | None = layers[0]
-        self._jacobian = FactoredJacobian(network, params, layers, levels)
+        self.client, self.outputs, self.labels = client, outputs, labels
+        self.inputs: torch.Tensor | None = inputs
+        self._jacobian = jacobian
 
     def kernel(self) -> torch.Tensor:
         """The trace kernel `[sample, sample]`."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.topology.graphs import Graph
@@ -31,36 +30,35 @@ class WorkingSet:
     """Sizes that decide a rank's working memory.
 
     Attributes:
-        layer_widths: input widths of the network's layers.
-        outputs: C.
-        params: P.
+        network: the model of every client.
         taus: number of candidate taus.
         itemsize: bytes of a floating-point number.
     """
 
-    layer_widths: tuple[int, ...]
-    outputs: int
-    params: int
+    network: Network
     taus: int
     itemsize: int
 
-    @classmethod
-    def of(cls, network: Network, taus: int, dtype: torch.dtype) -> WorkingSet:
-        """The sizes of `network` with `taus` residual sums at once."""
-        widths = network.widths
-        return cls(widths[:-1], widths[-1], network.layout.size, taus, dtype.itemsize)
+    @property
+    def outputs(self) -> int:
+        """C."""
+        return self.network.classes
+
+    @property
+    def params(self) -> int:
+        """P."""
+        return self.network.layout.size
 
     def one_client(self, samples: int) -> int:
         """Bytes to process one client with N = `samples` in its neighbourhood.
 
-        Two copies of the stacked layer inputs and of each layer's signals, three kernels, the
-        evolution, and the candidate weights with their products.
+        What the network needs for its Jacobian, three kernels, the evolution, and the candidate
+        weights with their products.
         """
-        stacked = 4 * samples * sum(self.layer_widths)
-        deep = samples * self.outputs * sum(self.layer_widths[1:-1]) * 2
         kernels = 3 * samples * samples
         evolution = (_EVOLUTION_COPIES + 2 * self.taus) * samples * self.outputs
-        return self.itemsize * (stacked + deep + kernels + evolution + 3 * self.taus * self.params)
+        jacobian, candidates = self.network.memory(samples), 3 * self.taus * self.params
+        return self.itemsize * (jacobian + kernels + evolution + candidates)
 
 
 def neighbourhood_sums(graph: Graph, values: np.ndarray) -> np.ndarray:

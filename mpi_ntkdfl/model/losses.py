@@ -7,11 +7,12 @@ the identity.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 
-from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.model.params import outside
 
 Loss = Literal["cross-entropy", "squared"]
 
@@ -23,10 +24,10 @@ def one_hot(labels: torch.Tensor, classes: int, dtype: torch.dtype) -> torch.Ten
 
 def loss_value(outputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> torch.Tensor:
     """The losses `[...]` of `outputs` `[..., sample, output]` against integer labels `[sample]`."""
-    return _sample_losses(outputs, labels, loss).mean(-1)
+    return sample_losses(outputs, labels, loss).mean(-1)
 
 
-def _sample_losses(outputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> torch.Tensor:
+def sample_losses(outputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> torch.Tensor:
     """What each sample adds to N times the loss, `[..., sample]`."""
     if loss == "cross-entropy":
         # Ten times faster than torch's function where the samples are the last axis in memory.
@@ -53,28 +54,27 @@ def correct(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def loss_gradient(
-    network: Network,
+    outputs: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     params: torch.Tensor,
     inputs: torch.Tensor,
     labels: torch.Tensor,
     loss: Loss,
     shares: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Gradient `[param]` of the loss on `inputs` `[sample, feature]` at `params` `[param]`.
+    """Gradient `[P]` of the loss at `params` `[P]`, by one backward pass over all samples.
 
     Args:
-        network: the network.
+        outputs: the network: from parameters and inputs to outputs `[sample, output]`.
         params: where.
-        inputs: of the samples.
+        inputs: of the samples, `[sample, *shape]`.
         labels: of the samples, integers.
         loss: which one.
         shares: what each sample counts, `[sample]`; None for 1 / N.
     """
     with torch.inference_mode(False):
         point = params.clone().requires_grad_()
-        # Of a round's tensors, made in inference mode, autograd takes only copies made outside it.
-        inputs, labels = (x.clone() if x.is_inference() else x for x in (inputs, labels))
-        losses = _sample_losses(network.outputs(point, inputs), labels, loss)
-        value = losses.mean() if shares is None else torch.dot(losses, shares)
+        inputs, labels = outside(inputs), outside(labels)
+        losses = sample_losses(outputs(point, inputs), labels, loss)
+        value = losses.mean() if shares is None else torch.dot(losses, outside(shares))
         (gradient,) = torch.autograd.grad(value, point)
         return gradient

@@ -28,6 +28,14 @@ def aligned(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
+def outside(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor`, or a copy of it if it was made in inference mode, as a round's tensors are.
+
+    To be called outside inference mode; autograd takes no others.
+    """
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
 @dataclass(frozen=True)
 class Layout:
     """Names and shapes of the tensors that make up a flat vector, in order.

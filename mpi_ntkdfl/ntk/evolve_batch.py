@@ -1,10 +1,9 @@
 """Evolution of many clients at once, for devices that one client cannot fill.
 
-The scheme and its notation are those of `evolve`. Here every client has its own u, step sizes and
+The scheme and its notation are explained in `evolve`. Here every client has its own u, step sizes and
 errors, as tensors on the device: all clients take an inner step together, each as long as its own,
 until all have come to the end of their outer steps; then all finish these. Who has arrived, or was
-rejected, keeps what it has. The host looks at one flag an inner step and one an outer step, where
-`evolve` looks at several numbers for each client.
+rejected, keeps what it has. The host looks at one flag per inner step and one per outer step.
 
 Arrays are [client, output, sample]. Clients with fewer samples than the largest are padded by samples
 that the kernel does not see and whose residual is zero.
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl.ntk import scheme
-from mpi_ntkdfl.ntk.path_batch import BatchPath, Constants, Ends
+from mpi_ntkdfl.ntk.path import Constants, Ends, Path
 
 
 @dataclass(frozen=True)
@@ -30,14 +29,14 @@ class BatchEvolution:
     Attributes:
         residual_sums: S(tau) `[client, tau, sample, output]`; padding is zero.
         outputs: f(tau * lr), likewise; padding is not meaningful.
-        failed: clients whose evolution is not finite or whose step size collapsed, `[client]` on the
-            host; their entries mean nothing.
+        failures: why a client's evolution failed, `[client]`, or an empty text; the entries of those that
+            failed mean nothing.
         products: kernel products spent on every client, counted as there.
     """
 
     residual_sums: torch.Tensor
     outputs: torch.Tensor
-    failed: list[bool]
+    failures: list[str]
     products: int
 
 
@@ -80,30 +79,8 @@ def evolve_batch(
     ).run(taus)
 
 
-_WEIGHTS = np.array(
-    [
-        (0, 0, 30, -60, 30),
-        (1, 0, -18, 32, -15),
-        (0, 0, -12, 28, -15),
-        (0, 1, -4.5, 6, -2.5),
-        (0, 0, 1.5, -4, 2.5),
-    ]
-)
-"""Weights of the left sum over a step of length 1 from the sums of theta^0 to theta^4; see `evolve`."""
-
 _OF_LENGTH = (-1, 0, 0, 1, 1)
-"""The powers of the step's length that go with them."""
-
-_POWER_SUMS = np.array(
-    [
-        (0, 1, 0, 0, 0, 0),
-        (0, -1 / 2, 1 / 2, 0, 0, 0),
-        (0, 1 / 6, -1 / 2, 1 / 3, 0, 0),
-        (0, 0, 1 / 4, -1 / 2, 1 / 4, 0),
-        (0, -1 / 30, 0, 1 / 3, -1 / 2, 1 / 5),
-    ]
-)
-"""Sums of j^0 to j^4 over j = 0 to n - 1 from n^0 to n^5 (Faulhaber)."""
+"""The powers of the step's length that go with the weights of `scheme.LEFT_SUM`."""
 
 # (x + h j)^k by the binomial theorem: what x^a and h^i sum_j j^i contribute to each weight.
 _BINOMIAL = np.array(
@@ -112,7 +89,7 @@ _BINOMIAL = np.array(
             [row[a + i] * math.comb(a + i, i) if a + i < 5 else 0.0 for i in range(5)]
             for a in range(5)
         ]
-        for row in _WEIGHTS
+        for row in scheme.LEFT_SUM
     ]
 )
 
@@ -127,7 +104,8 @@ class LeftSums:
             return torch.tensor(numbers, dtype=torch.float64, device=device)
 
         self.powers, self.lengths = there(range(6)), there(_OF_LENGTH)
-        self.sums, self.binomial = there(_POWER_SUMS.T), there(_BINOMIAL.reshape(5, 25).T)
+        self.sums = there(scheme.POWER_SUMS).T.contiguous()
+        self.binomial = there(_BINOMIAL.reshape(5, 25).T)
 
     def weights(self, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
         """The five weights `[client, 5]` for the integers in [start, end) `[client]`; zero if none."""
@@ -145,9 +123,9 @@ def _nystroem_factors(kernels: torch.Tensor) -> torch.Tensor:
     image = scheme.start(kernels.shape[1], kernels).expand(kernels.shape[0], -1, -1) @ kernels
     for _ in range(scheme.PASSES):
         wide = image.double()
-        basis = _whitened(wide @ wide.mT, image, 1e-12)
+        basis = _whitened(wide @ wide.mT, image, scheme.LEAST_IN_BASIS)
         image = basis @ kernels
-    return _whitened(image @ basis.mT, image, 1e-5)
+    return _whitened(image @ basis.mT, image, scheme.LEAST_IN_FACTOR)
 
 
 def _whitened(gram: torch.Tensor, rows: torch.Tensor, least: float) -> torch.Tensor:
@@ -236,9 +214,7 @@ class _Lockstep:
             tolerance: of the update.
         """
         self.initial, self.targets, self.scale = initial, targets, scale
-        reachable = max(tolerance, 4 * torch.finfo(initial.dtype).eps)
-        self.outer_bound = scheme.OUTER_FRACTION * reachable
-        self.inner_bound = scheme.INNER_FRACTION * reachable
+        self.inner_bound, self.outer_bound = scheme.bounds(tolerance, initial.dtype)
         self.factor = _nystroem_factors(kernels)
         self.columns = (scheme.PASSES + 1) * self.factor.shape[1]
         self.transposed = self.factor.mT.contiguous()
@@ -260,10 +236,11 @@ class _Lockstep:
         self.left_sums, self.path_constants = LeftSums(device), Constants(device)
         self.now = torch.zeros(len(initial), dtype=torch.float64, device=device)
         self.failed = torch.zeros(len(initial), dtype=torch.bool, device=device)
+        self.trials = torch.zeros(len(initial), dtype=torch.int64, device=device)
         self.direction = (self.state.probability - targets) @ self.transposed
         self._limit_step(4)
         self.step = self.inner_step = scheme.FIRST * self.longest
-        self.shift = scheme.SHIFT * self.longest.clamp(max=1e6)
+        self.shift = scheme.SHIFT * self.longest.clamp(max=scheme.LONGEST_SHIFT)
 
     def run(self, taus: Sequence[int]) -> BatchEvolution:
         """Integrates everybody to the last tau."""
@@ -285,9 +262,23 @@ class _Lockstep:
             self._require_progress(live & ~(error <= 1), self.step, self.now)
             self._limit_step(1)
         sums, outputs = (found.mT.contiguous() for found in (self.sums_at, self.at))
-        finite = (sums + outputs).flatten(1).isfinite().all(1)
         products = -(-self.columns // self.initial.shape[1])
-        return BatchEvolution(sums, outputs, (self.failed | ~finite).tolist(), products)
+        return BatchEvolution(sums, outputs, self._failures(sums, outputs), products)
+
+    def _failures(self, sums: torch.Tensor, outputs: torch.Tensor) -> list[str]:
+        """Why each client failed, or an empty text."""
+        finite = (sums.isfinite() & outputs.isfinite()).flatten(1).all(1)
+        numbers = zip(
+            *(x.tolist() for x in (self.failed, finite, self.trials, self.now)), strict=True
+        )
+        texts = []
+        for failed, sound, trials, now in numbers:
+            if failed:
+                tired = trials > scheme.MOST_TRIALS
+                texts.append(scheme.too_many(now) if tired else scheme.collapsed(now))
+            else:
+                texts.append("" if sound else "the evolution is not finite")
+        return texts
 
     def _require_progress(
         self, rejected: torch.Tensor, step: torch.Tensor, now: torch.Tensor
@@ -321,7 +312,7 @@ class _Lockstep:
 
     def _attempt(self, then: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
         """Takes the outer steps to `then` whose errors are in bounds; the errors `[client]`."""
-        path = BatchPath(self.ends, self.initial, self.shift, self.path_constants)
+        path = Path(self.ends, self.initial, self.shift, self.path_constants)
         state, passed = self._inner_steps(path, then)
         gain, slope = self._slow_parts(state.integral - self.state.integral, state)
         value = self.ends.value + gain
@@ -342,7 +333,7 @@ class _Lockstep:
 
     def _collect(
         self,
-        path: BatchPath,
+        path: Path,
         passed: tuple[torch.Tensor, torch.Tensor],
         accepted: torch.Tensor,
         then: torch.Tensor,
@@ -364,7 +355,7 @@ class _Lockstep:
     # ------------------------------------------------------------------------------- inner steps
 
     def _inner_steps(
-        self, path: BatchPath, then: torch.Tensor
+        self, path: Path, then: torch.Tensor
     ) -> tuple[_State, tuple[torch.Tensor, torch.Tensor]]:
         """Integrates along the path to `then`; also sums and outputs at the taus on the way."""
         state, now = self.state, self.now
@@ -388,6 +379,8 @@ class _Lockstep:
             adapted = _adapted(self.inner_step, trial, error, scheme.INNER_ORDER)
             self.inner_step = torch.where(active, adapted, self.inner_step)
             self._require_progress(active & ~accepted, self.inner_step, now)
+            self.trials += active
+            self.failed |= active & (self.trials > scheme.MOST_TRIALS)
             reached = torch.where(trial == left, stop, now + trial)
             bend_after = self._curvature(after, slow, rate[-1])
             terms = [after.integral - state.integral, g[0], g[-1], bend, bend_after]
@@ -404,7 +397,7 @@ class _Lockstep:
             at = torch.where(hit, state.outputs[:, None], at)
 
     def _stages(
-        self, state: _State, path: BatchPath, now: torch.Tensor, step: torch.Tensor
+        self, state: _State, path: Path, now: torch.Tensor, step: torch.Tensor
     ) -> tuple[_State, torch.Tensor]:
         """One step of the pair; fills g and a' of all stages but the first, which are known.
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from mpi_ntkdfl.ntk.jacobian import Jacobian
+from mpi_ntkdfl.model.jacobian import Operator
 
 
-def trace_kernel(jacobian: Jacobian, outputs: int) -> torch.Tensor:
+def trace_kernel(jacobian: Operator, outputs: int) -> torch.Tensor:
     """`K = (1/C) sum_c J_c J_c^T`, `[sample, sample]`, over the stacked samples of a neighbourhood.
 
     Args:
-        jacobian: Jacobian of the N stacked samples.
+        jacobian: Operator of the N stacked samples.
         outputs: C, the number of outputs.
     """
     return jacobian.trace_gram().div_(outputs)

@@ -20,6 +20,8 @@ SAFETY, SHRINK, GROW = 0.8, 0.2, 3.0
 # The first step and the shift of u in the path's logarithm, in longest stable inner steps: the
 # scales on which the fast directions start to move and have settled.
 FIRST, SHIFT = 0.007, 0.15
+# The longest step in the shift, which is finite where nothing moves.
+LONGEST_SHIFT = 1e6
 ENDS = 3
 INNER_ORDER, OUTER_ORDERS = 4.0, (2.5, 4.5, 5.5)
 
@@ -45,6 +47,52 @@ ERROR = (
     *(-0.0885925374765009, -0.1846440005392028, 0.486748525153158, -0.1704094817460717),
     *(-0.028898634076223, -0.141080153749879, 0.1268762824347194),
 )
+
+# The integers [start, end) that a step of length 1 meets lie at theta in [0, 1). The weights of the
+# left sum over them, from the sums of theta^0 to theta^4; see `evolve`.
+LEFT_SUM = (
+    (0, 0, 30, -60, 30),
+    (1, 0, -18, 32, -15),
+    (0, 0, -12, 28, -15),
+    (0, 1, -4.5, 6, -2.5),
+    (0, 0, 1.5, -4, 2.5),
+)
+# Sums of j^0 to j^4 over j = 0 to n - 1, from n^0 to n^5 (Faulhaber).
+POWER_SUMS = (
+    (0, 1, 0, 0, 0, 0),
+    (0, -1 / 2, 1 / 2, 0, 0, 0),
+    (0, 1 / 6, -1 / 2, 1 / 3, 0, 0),
+    (0, 0, 1 / 4, -1 / 2, 1 / 4, 0),
+    (0, -1 / 30, 0, 1 / 3, -1 / 2, 1 / 5),
+)
+# Directions below these shares of the largest are left out of the basis and of the factor: rounding may
+# have turned them, and would make K' indefinite.
+LEAST_IN_BASIS, LEAST_IN_FACTOR = 1e-12, 1e-5
+# Inner steps tried, after which an evolution is given up: one that diverges can need any number. The
+# paper's evolutions need up to 120, the stiffest tests 640, and the paper's kernels at 1,000 and 10,000
+# times the paper's learning rate up to 2,900 and 4,000.
+MOST_TRIALS = 10_000
+
+
+def too_many(u: float) -> str:
+    """Why an evolution was given up at u."""
+    return f"not done after {MOST_TRIALS:,} inner steps, at u = {u:g}"
+
+
+def collapsed(u: float) -> str:
+    """Why an evolution was given up at u, whose steps no longer moved it."""
+    return f"the step size collapsed at u = {u:g}"
+
+
+def bounds(tolerance: float, dtype: torch.dtype) -> tuple[float, float]:
+    """Bounds of the local errors of inner and outer steps, relative to the update.
+
+    Args:
+        tolerance: of the update.
+        dtype: its rounding is the least that can be asked for.
+    """
+    reachable = max(tolerance, 4 * torch.finfo(dtype).eps)
+    return INNER_FRACTION * reachable, OUTER_FRACTION * reachable
 
 
 def start(samples: int, like: torch.Tensor) -> torch.Tensor:

@@ -33,7 +33,7 @@ def network_losses(
 
     This is what the authors' code selects tau by. It needs the neighbours' raw inputs.
     """
-    outputs = network.outputs_of_each(candidates, inputs)
+    outputs = network.functions(candidates, inputs)(inputs)
     losses: list[float] = loss_value(outputs, labels, loss).tolist()
     return losses
 

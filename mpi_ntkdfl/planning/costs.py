@@ -74,12 +74,12 @@ def round_work(first: FirstRound) -> dict[str, Work]:
         found["update"] = Work(
             before.operations, before.bytes + averaged, before.calls + 4 * (load.degrees + 1)
         )
-    weights = sum(a * b for a, b in zip(network.widths, network.widths[1:], strict=False))
+    weights = network.work.products
     share = 1 / config.evaluation.every
     tested = first.test_samples if config.evaluation.clients else 0
     found["evaluate"] = Work(
         share * (2 * weights * tested + 6 * weights * load.own),
-        share * (load.itemsize * 6 * tested * max(network.widths[1:]) + 120 * network.layout.size)
+        share * (load.itemsize * 6 * tested * network.work.widest + 120 * network.layout.size)
         + load.nothing,
         share * 500 + load.nothing,
     )

@@ -6,6 +6,7 @@ must agree with them; a test compares both.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,7 +104,7 @@ def make_plan(first: FirstRound) -> Plan:
 
 
 def _working_set(first: FirstRound) -> WorkingSet:
-    return WorkingSet.of(first.network, first.needs.taus, first.dtype)
+    return WorkingSet(first.network, first.needs.taus, first.dtype.itemsize)
 
 
 def _by_neighbours(first: FirstRound) -> _Collecting:
@@ -199,7 +200,7 @@ def _memory(first: FirstRound, working: int) -> dict[str, int]:
     """Bytes of the largest rank, by purpose."""
     network, sizes, placement = first.network, first.sizes, first.placement
     owned = [placement.owned(rank) for rank in range(placement.ranks)]
-    features, item = network.widths[0], first.dtype.itemsize
+    features, item = math.prod(network.shape), first.dtype.itemsize
     kept = {}
     if first.needs.kept is not None:
         each = np.array([first.needs.kept(int(samples)) for samples in sizes])

@@ -18,6 +18,9 @@ from typing import Any, BinaryIO
 
 import h5py
 
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+"""The first bytes of an HDF5 file."""
+
 _LIBVER = ("v110", "latest")
 """The file format of HDF5 1.10: the oldest in which all metadata carry checksums, so that damage is
 noticed where the library could otherwise crash."""

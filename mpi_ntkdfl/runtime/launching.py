@@ -8,11 +8,15 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mpi_ntkdfl.runtime import plugins
-from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.errors import InputError, SimulationError
+from mpi_ntkdfl.runtime.stopping import UNFINISHED, signalled
+
+_LOOK = 0.5
+"""Seconds between looks at a launched run, for signals to be passed on."""
 
 _RANKS = re.compile(r"\{ranks(?:/([1-9]\d*))?\}")
 
@@ -48,15 +52,85 @@ def launcher_words(template: str | None) -> tuple[str, ...]:
     return tuple(words)
 
 
-def run_command(words: Sequence[str], ranks: int, source: Path, record: Path) -> list[str]:
-    """The command line that runs `source`, or goes on with it, under the launcher `words`.
+@dataclass(frozen=True)
+class Launch:
+    """How to start a run as a process of its own.
 
-    The ranks load the plugin files that this process has loaded.
+    Attributes:
+        words: of the launcher; see `launcher_words`.
+        ranks: of a run.
     """
-    started = [_RANKS.sub(lambda found: str(-(-ranks // int(found[1] or 1))), w) for w in words]
-    run = ["-m", "mpi_ntkdfl", "run", str(source), "-o", str(record), "--resume", "-q"]
-    more = [word for file in plugins.files() for word in ("--plugin", file)]
-    return [*started, sys.executable, *run, *more]
+
+    words: tuple[str, ...]
+    ranks: int
+
+    def command(self, source: Path, record: Path) -> list[str]:
+        """The command line that runs `source`, or goes on with it.
+
+        The ranks load the plugin files that this process has loaded.
+        """
+        started = [_RANKS.sub(self._count, word) for word in self.words]
+        run = ["-m", "mpi_ntkdfl", "run", str(source), "-o", str(record), "--resume", "-q"]
+        more = [word for file in plugins.files() for word in ("--plugin", file)]
+        return [*started, sys.executable, *run, *more]
+
+    def _count(self, place: re.Match[str]) -> str:
+        """What stands for `{ranks}` or `{ranks/K}`."""
+        return str(-(-self.ranks // int(place[1] or 1)))
+
+    def run(self, config: str, record: Path) -> bool:
+        """Runs a configuration as a process, or goes on with it, and passes a signal to stop on.
+
+        The configuration lies in `RECORD.yaml` and what the process says in `RECORD.log`; both are
+        removed once the run is finished.
+
+        Args:
+            config: the YAML.
+            record: to write.
+
+        Returns:
+            Whether the run is finished; else it stopped early with a checkpoint.
+
+        Raises:
+            InputError: if the process cannot be started.
+            SimulationError: if it fails; the end of its output is the message.
+        """
+        source, log = (record.with_suffix(suffix) for suffix in (".yaml", ".log"))
+        try:
+            source.write_text(config, encoding="utf-8")
+            with log.open("wb") as output:
+                process = subprocess.Popen(
+                    self.command(source, record), stdout=output, stderr=subprocess.STDOUT
+                )
+        except OSError as error:
+            reason = f"{error.strerror}: {error.filename}"
+            raise InputError(f"cannot start {self.words[0]} for {record}: {reason}") from error
+        code = _wait(process)
+        if code == UNFINISHED:
+            return False
+        if code:
+            said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            errors = [line for line in said if line.startswith("error:")] or said[-1:]
+            raise SimulationError(f"exit code {code}: {' '.join(errors)} (see {log})")
+        log.unlink()
+        source.unlink()
+        return True
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """The exit code of a process; the first signal to stop is passed on to it."""
+    told = 0
+    try:
+        while True:
+            try:
+                return process.wait(_LOOK)
+            except subprocess.TimeoutExpired:
+                if signalled() and not told:
+                    told = signalled()
+                    process.send_signal(told)
+    except BaseException:
+        process.terminate()
+        raise
 
 
 def usable_cores() -> tuple[int, ...]:

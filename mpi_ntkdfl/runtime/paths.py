@@ -15,7 +15,8 @@ _LONGEST_PATH = 4095
 def user_path(written: str | Path, what: str) -> Path:
     """Turns what a user wrote into a path: a leading `~` or `~name` becomes that home folder.
 
-    Whether anything is at that path is not looked at.
+    Whether a file is at that path is not looked at; a device is refused, since one such as
+    `/dev/zero` has no end.
 
     Args:
         written: as it came from a configuration or the command line; best as text, because
@@ -28,7 +29,7 @@ def user_path(written: str | Path, what: str) -> Path:
 
     Raises:
         InputError: if it is empty, holds a NUL character or characters that no file name can have,
-            is too long, or begins with `~` and there is no such home folder.
+            is too long, begins with `~` and there is no such home folder, or is a device.
     """
     text = str(written) if isinstance(written, Path) else written
     if not text.strip():
@@ -52,6 +53,8 @@ def user_path(written: str | Path, what: str) -> Path:
         raise InputError(
             f"{what}: a path may have {_LONGEST_PATH} bytes, got {len(encoded)}; choose a shorter one"
         )
+    if path.is_char_device() or path.is_block_device():
+        raise InputError(f"{what}: {text} is a device; a file is needed")
     return path
 
 

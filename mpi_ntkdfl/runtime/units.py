@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from decimal import Decimal
-
-import numpy as np
 
 
 def readable(nbytes: float) -> str:
     """Bytes with a decimal unit: 1.5 MB."""
+    if not math.isfinite(nbytes):
+        return f"{nbytes} B"
     for unit in ("B", "kB", "MB", "GB"):
         if nbytes < 1000:
             return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
@@ -19,6 +20,8 @@ def readable(nbytes: float) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds as h:mm:ss or m:ss."""
+    if not math.isfinite(seconds):
+        return f"{seconds} s"
     minutes, second = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{second:02}" if hours else f"{minutes}:{second:02}"
@@ -29,16 +32,16 @@ def round_words(done: int, rounds: int) -> str:
     return f"round {done:>{len(str(rounds))}}/{rounds}"
 
 
-def accuracy_words(average: float, clients: np.ndarray) -> list[str]:
-    """Accuracy of the average, and the mean of the clients' `[client]` unless it was not measured."""
-    words = [f"average {average:.4f}"]
-    if not np.isnan(clients).all():
-        words.append(f"mean client {clients.mean():.4f}")
-    return words
+def three_digits(seconds: float) -> str:
+    """Three digits at least, and no exponent: 0.123, 1.23, 12.3, 1234."""
+    digits = 0
+    if 0 < seconds < math.inf:
+        digits = min(max(2 - math.floor(math.log10(seconds)), 0), 3)
+    return f"{seconds:.{digits}f}"
 
 
 _BYTES = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
 def parse_bytes(size: float | str) -> int:
@@ -53,7 +56,7 @@ def parse_seconds(time: float | str) -> float:
     """Seconds that a number, or a text such as "90m" or "2-12:00:00", stands for; 0 for anything else."""
     if isinstance(time, int | float):
         return time
-    if match := re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([smhd])\s*", time):
+    if match := re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*(s|m|min|h|d)\s*", time):
         return float(match[1]) * _SECONDS[match[2]]
     if match := re.fullmatch(r"\s*(?:(\d+)-)?(\d+):([0-5]?\d):([0-5]?\d)\s*", time):
         days, hours, minutes, seconds = (int(part or 0) for part in match.groups())

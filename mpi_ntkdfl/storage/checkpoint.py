@@ -29,7 +29,8 @@ from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.model.params import Layout
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.hdf5 import reading, sane, writing
-from mpi_ntkdfl.storage.outputs import Outputs, replacing
+from mpi_ntkdfl.storage.outputs import Outputs
+from mpi_ntkdfl.storage.whole import made_whole, replacing, temporary
 
 _log = logging.getLogger(__name__)
 
@@ -206,7 +207,7 @@ def export_weights(checkpoint: Checkpoint, client: int | None, target: Path) -> 
     flat = exact_mean(SoloWorld(), rows, clients) if client is None else rows[0]
     state = {name: tensor.clone() for name, tensor in checkpoint.layout.unflatten(flat).items()}
     try:
-        with target.open("wb") as file:
+        with made_whole(target, temporary(target)) as made, made.open("wb") as file:
             torch.save(state, file)
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror}") from error

@@ -16,7 +16,7 @@ from mpi_ntkdfl.evaluate import Evaluation
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.clock import PHASES
-from mpi_ntkdfl.storage import checkpoint
+from mpi_ntkdfl.storage import checkpoint, lock, whole
 from mpi_ntkdfl.storage.checkpoint import Rows
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.storage.record import Record, RoundRecord, provenance
@@ -75,7 +75,8 @@ class Journal:
                 **facts(type(method), needs),
                 **self._provenance(),
             }
-            self._outputs.remove()
+            whole.remove(self._outputs)
+            whole.remove_leftovers(self._outputs)
             self._record.create(attributes, config.clients, self._world.size, shares)
 
         self._world.on_root(begin)
@@ -104,11 +105,13 @@ class Journal:
 
         def begin() -> list[str]:
             assert start is not None
-            start.warn_of_other_choices(self._federation.choices)
+            start.compare_choices(self._federation.choices)
             every, config_yaml = self._config.evaluation.every, self._config.to_yaml()
             if start.checkpoint.path != self._outputs.checkpoint:
                 # The next checkpoint keeps what has this name: not the damaged one.
+                lock.require_own(self._outputs.checkpoint)
                 start.checkpoint.path.replace(self._outputs.checkpoint)
+            whole.remove_leftovers(self._outputs)
             self._record.resume(start.checkpoint.round, every, config_yaml, self._provenance())
             return start.checkpoint.arrays
 

@@ -1,36 +1,18 @@
-"""The files of a run on disk: their names, writing them whole, and one run at a time.
-
-A file that a reader may open is never half written: it is made under a temporary name, flushed to
-disk, and renamed. What a kill leaves behind is the file before or the file after, and a temporary one
-that the next run removes. Readers keep the file they opened, so neither waits for the other, and
-HDF5's own locks, which some network file systems lack, are not needed.
-"""
+"""The files of a run on disk: their names, and what must not be replaced."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import json
-import logging
 import os
-import socket
 import tempfile
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpi_ntkdfl.runtime.errors import InputError, SimulationError
+from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.hdf5 import SIGNATURE, reading
 
-_log = logging.getLogger(__name__)
-
-_PATIENCE = 1.0
-"""Seconds a starting run waits for the lock: `show` holds it for a moment to see who else does."""
-
-
-class InUse(InputError):
-    """Another process writes these outputs."""
+_CHECKPOINTS = (".ckpt.h5", ".ckpt-1.h5")
 
 
 @dataclass(frozen=True)
@@ -43,15 +25,25 @@ class Outputs:
 
     record: Path
 
+    @classmethod
+    def at(cls, path: Path) -> Outputs:
+        """The files of the run whose record is at `path`.
+
+        A symbolic link stands for the file that it names: the record is that file, and the
+        checkpoints lie beside that file.
+        """
+        is_link = os.path.islink(path)  # noqa: PTH114 - says no to names that are too long
+        return cls(Path(os.path.realpath(path)) if is_link else path)
+
     @property
     def checkpoint(self) -> Path:
         """The newest checkpoint, `RUN.ckpt.h5`."""
-        return self._beside(".ckpt.h5")
+        return self._beside(_CHECKPOINTS[0])
 
     @property
     def former_checkpoint(self) -> Path:
         """The checkpoint before that one."""
-        return self._beside(".ckpt-1.h5")
+        return self._beside(_CHECKPOINTS[1])
 
     @property
     def trace(self) -> Path:
@@ -60,26 +52,35 @@ class Outputs:
 
     @property
     def lock(self) -> Path:
-        """Held while a run writes; tells who does."""
-        return self._beside(".lock")
+        """Held while a run writes; tells who does. The name cannot be that of a user's file."""
+        return self.record.parent / f".{self._name}.mpi_ntkdfl-lock"
+
+    @property
+    def files(self) -> tuple[Path, Path, Path]:
+        """Record and checkpoints, the oldest last."""
+        return self.record, self.checkpoint, self.former_checkpoint
+
+    @property
+    def _name(self) -> str:
+        return self.record.name.removesuffix(".h5")
 
     def _beside(self, suffix: str) -> Path:
-        return self.record.parent / (self.record.name.removesuffix(".h5") + suffix)
+        return self.record.parent / (self._name + suffix)
 
     def existing(self) -> list[Path]:
-        """What is there of record and checkpoints."""
-        files = (self.record, self.checkpoint, self.former_checkpoint)
-        return [file for file in files if file.exists()]
+        """What is there of record and checkpoints, broken links included.
 
-    def remove(self) -> None:
-        """Removes all of it, and temporary files of a run that was killed.
-
-        The oldest first: what a kill leaves of it is still a run that can go on, or start again.
+        Raises:
+            OSError: if that cannot be told, for example because the name is too long.
         """
-        for file in (self.former_checkpoint, self.checkpoint, self.record):
-            file.unlink(missing_ok=True)
-            temporary(file).unlink(missing_ok=True)
-        self.trace.unlink(missing_ok=True)
+        return [file for file in self.files if _is_there(file)]
+
+
+def _is_there(file: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        file.lstat()
+        return True
+    return False
 
 
 def choose(wanted: Path | None, name: str, resume: bool) -> Outputs:
@@ -89,7 +90,7 @@ def choose(wanted: Path | None, name: str, resume: bool) -> Outputs:
     one taken.
     """
     if wanted is not None:
-        return Outputs(wanted)
+        return Outputs.at(wanted)
     number, found = 1, Outputs(Path(f"{name}.h5"))
     following = found
     while following.existing():
@@ -103,17 +104,29 @@ def refuse(outputs: Outputs, replace: bool) -> None:
 
     Args:
         outputs: of the run; their folder exists.
-        replace: existing files may be replaced or continued, as long as they are files.
+        replace: existing files of a run may be replaced or continued.
 
     Raises:
         InputError: saying which, and the way out.
     """
+    for suffix in _CHECKPOINTS:
+        if outputs.record.name.endswith(suffix):
+            record = outputs.record.name.removesuffix(suffix) + ".h5"
+            raise InputError(
+                f"{outputs.record} has the name of a checkpoint: give the record's name, such as "
+                f"{record}"
+            )
     try:
         for file in outputs.existing():
-            if not (replace and file.is_file()):
+            if not replace and file.is_file():
                 raise InputError(
                     f"{file} exists; choose another -o, give --resume to go on with it, or "
                     "--overwrite to replace it"
+                )
+            if reason := foreign(file):
+                raise InputError(
+                    f"{file} {reason}, so a run does not replace it; move it away, or choose "
+                    "another -o"
                 )
         with tempfile.TemporaryFile(dir=outputs.record.parent):
             pass
@@ -121,188 +134,39 @@ def refuse(outputs: Outputs, replace: bool) -> None:
         raise InputError(unwritable(outputs.record, error)) from error
 
 
+def foreign(file: Path) -> str:
+    """Why a file that exists is none that a run made, as the end of a sentence; empty if it is one.
+
+    Damaged and empty files count as made by a run as long as they begin as HDF5 files do.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    if file.is_symlink():
+        return "is a symbolic link"
+    if not file.is_file():
+        return "is no file"
+    with file.open("rb") as raw:
+        begin = raw.read(len(SIGNATURE))
+    if not begin:
+        return ""
+    if begin != SIGNATURE:
+        return "is no HDF5 file"
+    try:
+        with reading(file) as opened:
+            ours = {"schema", "config"} <= set(opened.attrs)
+    except Exception:  # over a damaged file h5py raises almost anything
+        return ""
+    return "" if ours else "is an HDF5 file of something else"
+
+
 def unwritable(path: Path, error: OSError) -> str:
     """The message for an output file that cannot be written."""
     reason = os.strerror(error.errno) if error.errno else str(error)
+    return f"cannot write {path}: {reason}; {way_out(error)}"
+
+
+def way_out(error: OSError) -> str:
+    """What to do about a file that cannot be written."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    way_out = "free some space or choose another -o" if full else "choose another -o"
-    return f"cannot write {path}: {reason}; {way_out}"
-
-
-# ------------------------------------------------------------------------------------ whole files
-
-
-def temporary(path: Path) -> Path:
-    """The name under which `path` is made."""
-    return path.with_name(path.name + ".tmp")
-
-
-@contextlib.contextmanager
-def replacing(path: Path, former: Path | None = None) -> Iterator[Path]:
-    """Yields a temporary path at which to write a file of a run, which then replaces `path`.
-
-    Args:
-        path: what to replace.
-        former: where the file that it replaces is kept, if anywhere.
-
-    Raises:
-        SimulationError: if the file cannot be written.
-    """
-    try:
-        with made_whole(path, temporary(path), former) as made:
-            yield made
-    except OSError as error:
-        raise SimulationError(
-            f"{unwritable(path, error)}; --resume goes on from the last checkpoint"
-        ) from error
-
-
-@contextlib.contextmanager
-def made_whole(path: Path, made: Path, former: Path | None = None) -> Iterator[Path]:
-    """Yields `made` to write to; afterwards flushes it to disk and renames it to `path`.
-
-    If anything fails `made` is removed and `path` is as before.
-
-    Args:
-        path: what to replace.
-        made: a name in the same folder.
-        former: where the file that `path` was is kept, if anywhere.
-
-    Raises:
-        OSError: if the file cannot be written.
-    """
-    try:
-        made.unlink(missing_ok=True)
-        yield made
-        with made.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        if former is not None and path.exists():
-            _keep(path, former)
-        made.replace(path)
-        _sync_folder(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            made.unlink(missing_ok=True)
-        raise
-
-
-def _keep(path: Path, former: Path) -> None:
-    """Makes the file `path` known as `former` too, replacing what that was."""
-    link = temporary(former)
-    link.unlink(missing_ok=True)
-    try:
-        os.link(path, link)
-    except OSError:  # a file system without hard links: until the rename only `former` is there
-        path.replace(former)
-    else:
-        link.replace(former)
-        # Renaming does nothing if both names are one file already, as after a kill right here.
-        link.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flushes names in a folder to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-# ------------------------------------------------------------------------------- one run at a time
-
-
-@contextlib.contextmanager
-def locked(outputs: Outputs) -> Iterator[None]:
-    """Holds the lock of `outputs`; the kernel gives it back however the process ends.
-
-    On a file system without locks the run goes on with a warning. Missing folders are made, and
-    removed again if nothing was written to them.
-
-    Raises:
-        InUse: if another run holds it.
-        InputError: if the folder cannot be written to.
-    """
-    with contextlib.ExitStack() as folder:
-        try:
-            folder.enter_context(_made(outputs.record.parent))
-            descriptor = _acquire(outputs)
-        except OSError as error:
-            raise InputError(unwritable(outputs.record, error)) from error
-        try:
-            yield
-        finally:
-            # Removed while it is still held: who waits for it sees that its name is gone or another's.
-            with contextlib.suppress(OSError):
-                outputs.lock.unlink(missing_ok=True)
-            os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """Makes a folder and those above it; removes those again in which nothing stayed."""
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    try:
-        if missing:
-            folder.mkdir(parents=True, exist_ok=True)
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            for each in missing:
-                each.rmdir()
-
-
-def _acquire(outputs: Outputs) -> int:
-    """Opens and locks the lock file; returns its descriptor."""
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        descriptor = os.open(outputs.lock, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            if time.monotonic() > deadline:
-                raise InUse(
-                    f"another run is writing {outputs.record} ({holder(outputs) or 'unknown'}); wait "
-                    "for its end, or choose another -o"
-                ) from None
-            time.sleep(0.05)
-            continue
-        except OSError as error:
-            _log.warning(
-                "%s cannot be locked (%s): two runs must not share it", *_why(outputs, error)
-            )
-            return descriptor
-        if _still_named(descriptor, outputs.lock):
-            break
-        os.close(descriptor)  # its holder removed it meanwhile
-    text = json.dumps({"host": socket.gethostname(), "process": os.getpid()})
-    with contextlib.suppress(OSError):  # a full disk is reported where it matters
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, text.encode())
-    return descriptor
-
-
-def _why(outputs: Outputs, error: OSError) -> tuple[Path, str]:
-    return outputs.record, os.strerror(error.errno) if error.errno else str(error)
-
-
-def _still_named(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def holder(outputs: Outputs) -> str | None:
-    """Who is writing these outputs, as `process 123 on host`, or None if nobody is."""
-    try:
-        with outputs.lock.open("r") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                said = json.loads(file.read() or "{}")
-                return f"process {said.get('process')} on {said.get('host')}"
-    except (OSError, ValueError):
-        return None
-    return None
+    return "free some space or choose another -o" if full else "choose another -o"

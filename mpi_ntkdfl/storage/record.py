@@ -1,7 +1,9 @@
-"""The record of a run, `RUN.h5`: provenance, then one row an evaluation and one a round.
+"""The record of a run, `RUN.h5`: provenance, and the metrics of the table `metrics.METRICS`.
 
-Rank 0 alone writes. Each append makes a copy and renames it over the record, so that whoever opens
-the file, while the run goes on or after it was killed, finds a whole one with every finished round.
+Only rank 0 writes. Each append makes a copy and renames it over the record. So whoever opens the file,
+while the run goes on or after it was killed, finds a whole one with every finished round.
+
+docs/output.md describes every dataset. What is no metric:
 
     /            attributes: schema, config (YAML), version, commit, sources (sha256 of the package's
                  sources), versions (JSON: Python, libraries, processor; by host where they differ),
@@ -9,15 +11,8 @@ the file, while the run goes on or after it was killed, finds a whole one with e
                  start; data (sha256); resumed (JSON, later starts); method_label, method_look (JSON,
                  see runtime/looks.py; absent if it has none), method_central (1 if the method has a
                  server)
-    /rounds      round [row]                               rounds done; row 0 is the start
-    /clients     accuracy, loss, own_accuracy, tau [row, client]
-                                                           what each client carries into the next round
-    /model       accuracy, loss, gradient_norm [row]       of the average of all clients
-    /deviation   [row]                                     mean over clients of ||w_i - mean w||_2
-    /traffic     protocol_bytes, mpi_bytes [round, phase]  attribute phases
-                 busiest_bytes [round]                     protocol bytes through the busiest node
-    /time        seconds [round, rank, phase]              attribute phases; NaN for ranks that were not
-                 in_flight, waited [round, rank]           of exchanges; NaN likewise
+    /traffic     attribute phases
+    /time        attribute phases
     /topology    edges [edge, 2], offsets [round + 1]      round k: edges[offsets[k]:offsets[k+1]]
     /partition   offsets [client + 1], indices             into the training set
 """
@@ -29,7 +24,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -40,41 +35,29 @@ from mpi_ntkdfl import __version__
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.evaluate import Evaluation
+from mpi_ntkdfl.metrics import (
+    BUSIEST_BYTES,
+    BYTES,
+    CLIENT_ACCURACY,
+    IN_FLIGHT,
+    MEAN_TAU,
+    MPI_BYTES,
+    ROUNDS,
+    SECONDS,
+    WAITED,
+    Metric,
+    recorded,
+)
 from mpi_ntkdfl.runtime import identity
 from mpi_ntkdfl.runtime.clock import PHASES
 from mpi_ntkdfl.runtime.hdf5 import sane, writing
-from mpi_ntkdfl.storage.outputs import replacing
+from mpi_ntkdfl.storage.schema import describe, metrics_of
+from mpi_ntkdfl.storage.whole import replacing
 
 SCHEMA = 2
 
-BY_EVALUATION = {
-    "rounds/round": "i8",
-    "clients/accuracy": "f8",
-    "clients/loss": "f8",
-    "clients/own_accuracy": "f8",
-    "clients/tau": "i8",
-    "model/accuracy": "f8",
-    "model/loss": "f8",
-    "model/gradient_norm": "f8",
-    "deviation": "f8",
-}
-"""Datasets that grow by a row an evaluation, and their types; those in `clients` have a column each."""
-
-BY_ROUND = {
-    "traffic/protocol_bytes": "i8",
-    "traffic/mpi_bytes": "i8",
-    "traffic/busiest_bytes": "i8",
-    "time/seconds": "f8",
-    "time/in_flight": "f8",
-    "time/waited": "f8",
-}
-"""Datasets that grow by a row a round."""
-
-_BY_RANK = {"time/seconds": (len(PHASES),), "time/in_flight": (), "time/waited": ()}
-"""Those of them with an axis of ranks, and their shape after it."""
-
-_LATER = ("time/in_flight", "time/waited")
-"""Those that records of earlier versions lack, which may still go on."""
+_PHASES = {"traffic": TRAFFIC_PHASES, "time": PHASES}
+"""The phases of the datasets of a group that have such an axis."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +70,7 @@ class RoundRecord:
         seconds: by rank and phase, `[rank, phase]`.
         busiest: protocol bytes in plus out of the busiest node.
         flights: seconds of exchanges in flight, and waited for, `[rank, 2]`.
+        more: values of further metrics, by name.
     """
 
     edges: np.ndarray
@@ -94,6 +78,20 @@ class RoundRecord:
     seconds: np.ndarray
     busiest: int
     flights: np.ndarray
+    more: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def values(self) -> dict[str, np.ndarray]:
+        """The round's values by the metrics' names."""
+        return {
+            BYTES.name: self.traffic[0],
+            MPI_BYTES.name: self.traffic[1],
+            BUSIEST_BYTES.name: np.array(self.busiest),
+            SECONDS.name: self.seconds,
+            IN_FLIGHT.name: self.flights[:, 0],
+            WAITED.name: self.flights[:, 1],
+            **self.more,
+        }
 
 
 def provenance(
@@ -162,42 +160,37 @@ class Record:
             SimulationError: if it cannot be written.
         """
         with self._changing() as file:
-            kept = [r for r in file["rounds/round"][:].tolist() if r <= done and r % every == 0]
-            for name in BY_EVALUATION:
-                file[name].resize(len(kept), axis=0)
-            for name in _LATER:
-                if name not in file:
-                    _create_by_rank(file, name, 0)
             _fit_phases(file)
-            for name in BY_ROUND:
-                file[name].resize(done, axis=0)
+            kept = [r for r in _of(file, ROUNDS)[:].tolist() if r <= done and r % every == 0]
+            clients, ranks = _of(file, CLIENT_ACCURACY).shape[1], _of(file, SECONDS).shape[1]
+            ranks = max(ranks, int(start["ranks"]))
+            for metric in metrics_of(file):
+                rows = done if metric.by_round else len(kept)
+                if metric.dataset not in file:
+                    _create(file, metric, clients, ranks)
+                    _of(file, metric).resize(rows, axis=0)
+                    _of(file, metric)[...] = np.nan
+                describe(_of(file, metric), metric)
+                _of(file, metric).resize(rows, axis=0)
+                if metric.by_rank:
+                    _widen(_of(file, metric), ranks)
             offsets = file["topology/offsets"]
             offsets.resize(done + 1, axis=0)
             file["topology/edges"].resize(int(offsets[done]), axis=0)
-            ranks = max(file["time/seconds"].shape[1], int(start["ranks"]))
-            for name in _BY_RANK:
-                _widen(file[name], ranks)
             file.attrs["config"] = config_yaml
             starts = [*json.loads(file.attrs["resumed"]), {"round": done, **start}]
             file.attrs["resumed"] = json.dumps(starts)
 
     def _lay_out(self, file: h5py.File, clients: int, ranks: int) -> None:
-        def grows(name: str, dtype: str, *shape: int, rows: int = 0) -> None:
+        for metric in recorded():
+            _create(file, metric, clients, ranks)
+        for name, dtype, rows, shape in (
+            ("topology/edges", "i4", 0, (2,)),
+            ("topology/offsets", "i8", 1, ()),
+        ):
             file.create_dataset(name, (rows, *shape), dtype, maxshape=(None, *shape), chunks=True)
-
-        for name, dtype in BY_EVALUATION.items():
-            grows(name, dtype, *((clients,) if name.startswith("clients/") else ()))
-        for name, dtype in BY_ROUND.items():
-            if name in _BY_RANK:
-                _create_by_rank(file, name, ranks)
-            elif name == "traffic/busiest_bytes":
-                grows(name, dtype)
-            else:
-                grows(name, dtype, len(TRAFFIC_PHASES))
-        grows("topology/edges", "i4", 2)
-        grows("topology/offsets", "i8", rows=1)
-        file["traffic"].attrs["phases"] = list(TRAFFIC_PHASES)
-        file["time"].attrs["phases"] = list(PHASES)
+        for group, phases in _PHASES.items():
+            file[group].attrs["phases"] = list(phases)
 
     def append(
         self,
@@ -218,25 +211,16 @@ class Record:
             SimulationError: if the file cannot be written.
         """
         with self._changing() as file:
+            rows: dict[str, np.ndarray] = {}
             if round_record is not None:
-                _extend(file["traffic/protocol_bytes"], round_record.traffic[:1])
-                _extend(file["traffic/mpi_bytes"], round_record.traffic[1:])
-                _extend(file["traffic/busiest_bytes"], [round_record.busiest])
-                _extend_by_rank(file["time/seconds"], round_record.seconds)
-                _extend_by_rank(file["time/in_flight"], round_record.flights[:, 0])
-                _extend_by_rank(file["time/waited"], round_record.flights[:, 1])
+                rows |= round_record.values
                 _extend(file["topology/edges"], round_record.edges)
                 _extend(file["topology/offsets"], [len(file["topology/edges"])])
             if evaluation is not None:
-                _extend(file["rounds/round"], [done])
-                _extend(file["clients/accuracy"], evaluation.accuracy[None])
-                _extend(file["clients/loss"], evaluation.loss[None])
-                _extend(file["clients/own_accuracy"], evaluation.own_accuracy[None])
-                _extend(file["clients/tau"], taus[None])
-                _extend(file["model/accuracy"], [evaluation.model_accuracy])
-                _extend(file["model/loss"], [evaluation.model_loss])
-                _extend(file["model/gradient_norm"], [evaluation.gradient_norm])
-                _extend(file["deviation"], [evaluation.deviation])
+                rows |= {**evaluation, ROUNDS.name: np.array(done), MEAN_TAU.name: taus}
+            for metric in metrics_of(file):
+                if (round_record if metric.by_round else evaluation) is not None:
+                    _append(_of(file, metric), rows.get(metric.name))
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[h5py.File]:
@@ -259,18 +243,32 @@ def read_all(file: h5py.File) -> None:
     Raises:
         Exception: of many kinds, over a damaged file.
     """
-    for name in (*BY_EVALUATION, *BY_ROUND, "topology/edges", "topology/offsets"):
-        if name in file or name not in _LATER:
-            sane(file, name)[...]
-    for group in ("traffic", "time"):
+    for metric in metrics_of(file):
+        # Of a count there is no value for the rounds that are done.
+        if metric.dataset in file or not metric.optional or metric.counts:
+            sane(file, metric.dataset)[...]
+    for name in ("topology/edges", "topology/offsets"):
+        sane(file, name)[...]
+    for group in _PHASES:
         file[group].attrs["phases"]
 
 
-def _create_by_rank(file: h5py.File, name: str, ranks: int) -> None:
-    """An empty dataset with a column a rank; another number of ranks may go on with it."""
-    after = _BY_RANK[name]
-    shapes = {"shape": (0, ranks, *after), "maxshape": (None, None, *after)}
-    file.create_dataset(name, dtype=BY_ROUND[name], chunks=True, fillvalue=np.nan, **shapes)
+def _of(file: h5py.File, metric: Metric) -> h5py.Dataset:
+    return file[metric.dataset]
+
+
+def _create(file: h5py.File, metric: Metric, clients: int, ranks: int) -> None:
+    """An empty dataset that says what it holds; another number of ranks may go on with it."""
+    phases = _PHASES.get(metric.dataset.partition("/")[0], ())
+    sizes = {"client": clients, "rank": ranks, "phase": len(phases)}
+    names = metric.axes.split(",")[1:]
+    shape = tuple(sizes[name] for name in names)
+    limits = (None, *(None if name == "rank" else sizes[name] for name in names))
+    fill = {"fillvalue": np.nan} if metric.by_rank else {}
+    dataset = file.create_dataset(
+        metric.dataset, (0, *shape), metric.dtype, maxshape=limits, chunks=True, **fill
+    )
+    describe(dataset, metric)
 
 
 def _fit_phases(file: h5py.File) -> None:
@@ -278,17 +276,15 @@ def _fit_phases(file: h5py.File) -> None:
     former = file["time"].attrs["phases"].tolist()
     if former == list(PHASES):
         return
-    seconds = file["time/seconds"][:]
+    seconds = _of(file, SECONDS)[:]
     fitted = np.zeros((*seconds.shape[:2], len(PHASES)))
     fitted[np.isnan(seconds).all(axis=2)] = np.nan  # a rank that was not there
     for place, phase in enumerate(former):
         fitted[..., PHASES.index(phase)] = seconds[..., place]
-    told = dict(file["time/seconds"].attrs)
-    del file["time/seconds"]
-    _create_by_rank(file, "time/seconds", fitted.shape[1])
-    file["time/seconds"].resize(len(fitted), axis=0)
-    file["time/seconds"][...] = fitted
-    file["time/seconds"].attrs.update(told)
+    del file[SECONDS.dataset]
+    _create(file, SECONDS, clients=0, ranks=fitted.shape[1])
+    _of(file, SECONDS).resize(len(fitted), axis=0)
+    _of(file, SECONDS)[...] = fitted
     file["time"].attrs["phases"] = list(PHASES)
 
 
@@ -299,11 +295,16 @@ def _widen(dataset: h5py.Dataset, ranks: int) -> None:
     dataset[:, former:] = np.nan  # stored: readers take what is larger than its file for damaged
 
 
-def _extend_by_rank(dataset: h5py.Dataset, ranks: np.ndarray) -> None:
-    """Appends a row of values `[rank, ...]`, NaN for ranks that a round did not have."""
-    row = np.full((1, *dataset.shape[1:]), np.nan)
-    row[0, : len(ranks)] = ranks
-    _extend(dataset, row)
+def _append(dataset: h5py.Dataset, values: np.ndarray | None) -> None:
+    """Appends an entry; NaN where there are no values, and for ranks that a round did not have."""
+    shape = dataset.shape[1:]
+    if values is None:
+        assert dataset.dtype.kind == "f", f"no values of the count {dataset.name}"
+        values = np.full(shape, np.nan)
+    elif values.shape != shape:  # fewer ranks than an earlier start had
+        fewer, values = values, np.full(shape, np.nan)
+        values[: len(fewer)] = fewer
+    _extend(dataset, values[None])
 
 
 def _extend(dataset: h5py.Dataset, rows: np.ndarray | Sequence[float]) -> None:

@@ -45,8 +45,21 @@ class Start:
     edges: np.ndarray
     choices: Mapping[str, str]
 
-    def warn_of_other_choices(self, choices: Mapping[str, str]) -> None:
-        """Warns if this start takes other ways of computing than the last one."""
+    def compare_choices(self, choices: Mapping[str, str]) -> None:
+        """Warns if this start takes other ways of computing than the last one.
+
+        Raises:
+            InputError: if outputs would be evolved by another version.
+        """
+        # Records without the choice are of versions that had tensors only.
+        before = self.choices.get("evolution", "tensor").partition(":")[0]
+        now = choices.get("evolution", before)
+        if now.partition(":")[0] != before:
+            raise InputError(
+                f"cannot go on: outputs were evolved by the {before} version, and this start would take "
+                f"another one ({now}); give --set compute.evolution={before}, or --overwrite to start "
+                "again"
+            )
         for name, old in self.choices.items():
             new = choices.get(name, old)
             if old.partition(":")[0] != new.partition(":")[0]:
@@ -80,6 +93,40 @@ class Start:
                 )
 
 
+def finished_without_weights(outputs: Outputs, config: Config, killed: bool) -> int | None:
+    """Looks at a record that has no checkpoints.
+
+    Args:
+        outputs: of the run.
+        config: the run that is asked for.
+        killed: whether the run before was killed, so that it may have had no time for a checkpoint.
+
+    Returns:
+        Rounds of a record that is finished, whose checkpoints were deleted; None if there is a
+        checkpoint, or nothing that another start would lose.
+
+    Raises:
+        InputError: if the record is unfinished and its checkpoints were deleted, if it is damaged,
+            or if `config` is that of another run.
+    """
+    if outputs.existing() != [outputs.record]:
+        return None
+    with _open_record(outputs) as file:
+        recorded, done = str(file.attrs["config"]), len(file["topology/offsets"]) - 1
+    former = _refuse_changes(recorded, config, done)
+    # A round is recorded before its checkpoint is written.
+    if done <= former.output.checkpoint_every and (killed or done < former.rounds):
+        _log.info("%s has no checkpoint yet: starting again", outputs.record)
+        return None
+    if done >= max(former.rounds, config.rounds):
+        _log.warning("%s is finished, but its checkpoints are not there", outputs.record)
+        return done
+    raise InputError(
+        f"{outputs.record} holds {done} rounds, but its checkpoints are not there, so it cannot go on; "
+        "give --overwrite to start again, or choose another -o"
+    )
+
+
 @contextmanager
 def find_start(outputs: Outputs, config: Config) -> Iterator[Start | None]:
     """Finds the newest whole checkpoint of a run; None if there is no checkpoint yet.
@@ -88,10 +135,6 @@ def find_start(outputs: Outputs, config: Config) -> Iterator[Start | None]:
         InputError: if the checkpoints or the record are damaged, or `config` is that of another run.
     """
     if outputs.existing() in ([], [outputs.record]):
-        if outputs.existing():
-            with _open_record(outputs) as file:
-                _refuse_changes(str(file.attrs["config"]), config, 0)
-            _log.info("%s has no checkpoint yet: starting again", outputs.record)
         yield None
         return
     with newest(outputs) as checkpoint:
@@ -149,8 +192,11 @@ def _open_record(outputs: Outputs) -> Iterator[h5py.File]:
         ) from error
 
 
-def _refuse_changes(recorded: str, config: Config, done: int) -> None:
+def _refuse_changes(recorded: str, config: Config, done: int) -> Config:
     """Compares configurations; says what changed.
+
+    Returns:
+        The recorded one.
 
     Raises:
         InputError: if anything changed that the result depends on, or `rounds` fell below `done`.
@@ -168,6 +214,7 @@ def _refuse_changes(recorded: str, config: Config, done: int) -> None:
     for key, (old, new) in changes.items():
         if effect(key, config) == "rounding":
             _log.warning("%s was %s, is %s: the last bits of the result may differ", key, old, new)
+    return former
 
 
 def may_change(setting: str, config: Config | None = None) -> bool:

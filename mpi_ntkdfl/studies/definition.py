@@ -6,12 +6,14 @@ nothing in it is executed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from mpi_ntkdfl.metrics import at
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.settings import Section
 from mpi_ntkdfl.runtime.yaml_text import read_yaml
@@ -21,18 +23,6 @@ Settings = dict[str, Any]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
-
-X = Literal["rounds", "bytes", "seconds", "deviation", "steps"]
-Y = Literal[
-    "accuracy",
-    "client-accuracy",
-    "own-accuracy",
-    "loss",
-    "deviation",
-    "gradient-norm",
-    "least-squared-gradient",
-    "mean-tau",
-]
 
 
 class Variant(Section):
@@ -128,8 +118,8 @@ class Figure(Section):
         kind: curves (`y` against `x`, by round), ends (`y` at the end against the axis `x`), taus (share
             of clients by chosen tau), selection (average of some clients, chosen on half the test
             set) or drift (relative change of the kernel, against the axis `x`).
-        x: what to draw against: quantities for curves, an axis for ends and drift.
-        y: quantities, a panel each.
+        x: what to draw against: metrics for curves, an axis for ends and drift.
+        y: metrics, a panel each.
         panels: the axis that has a panel for each of its variants.
         guides: exponents of power laws to draw beside the curves; both axes are logarithmic then.
         published: numbers to compare with.
@@ -139,7 +129,7 @@ class Figure(Section):
     title: str
     kind: Literal["curves", "ends", "taus", "selection", "drift"]
     x: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    y: Annotated[tuple[Y, ...], Field(strict=False)] = ()
+    y: Annotated[tuple[str, ...], Field(strict=False)] = ()
     panels: str | None = None
     guides: Numbers = ()
     published: Published | None = None
@@ -148,11 +138,7 @@ class Figure(Section):
     def _has_what_its_kind_needs(self) -> Figure:
         over_axis = self.kind in ("ends", "drift")
         if self.kind == "curves":
-            known = X.__args__  # type: ignore[attr-defined]
-            if not self.x or not set(self.x) <= set(known):
-                raise ValueError(
-                    f"figure {self.name}: x must be of {', '.join(known)}, got {list(self.x)}"
-                )
+            self._require_metrics("x", self.x)
         elif over_axis != (len(self.x) == 1) or (self.x and not over_axis):
             raise ValueError(
                 f"figure {self.name}: x must name one axis for ends and drift, and nothing for "
@@ -160,9 +146,17 @@ class Figure(Section):
             )
         if bool(self.y) != (self.kind in ("curves", "ends")):
             raise ValueError(f"figure {self.name}: y is needed for curves and ends, and only there")
+        self._require_metrics("y", self.y or [metric.name for metric in at("y")])
         if self.guides and self.kind != "curves":
             raise ValueError(f"figure {self.name}: guides are for curves")
         return self
+
+    def _require_metrics(self, place: Literal["x", "y"], names: Sequence[str]) -> None:
+        possible = [metric.name for metric in at(place)]
+        if not names or not set(names) <= set(possible):
+            raise ValueError(
+                f"figure {self.name}: {place} must be of {', '.join(possible)}, got {list(names)}"
+            )
 
     @property
     def axis(self) -> str | None:

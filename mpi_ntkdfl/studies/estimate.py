@@ -13,7 +13,8 @@ from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.config import Config, DirichletPartition
 from mpi_ntkdfl.data import sources
 from mpi_ntkdfl.data.source import Size
-from mpi_ntkdfl.model import mlp
+from mpi_ntkdfl.metrics import SECONDS
+from mpi_ntkdfl.model.networks import build
 from mpi_ntkdfl.planning.costs import NOMINAL, Machine, round_seconds
 from mpi_ntkdfl.planning.first_round import FirstRound
 from mpi_ntkdfl.runtime.units import duration, readable
@@ -119,7 +120,7 @@ class _Prediction:
         return FirstRound(
             config=config,
             method=METHODS[config.algorithm.name],
-            network=mlp.build(config.model, data.features, data.classes),
+            network=build(config.model, data.shape, data.classes),
             sizes=np.full(config.clients, _samples_per_client(config, data)),
             test_samples=data.test,
             graph=self._graph(config),
@@ -146,7 +147,7 @@ def _samples_per_client(config: Config, data: Size) -> int:
 
 def _seconds(run: StudyRun) -> float:
     """Core seconds that the rounds of a finished run took, all ranks together."""
-    return float(np.nansum(tables.read(run.outputs.record).seconds))
+    return float(np.nansum(tables.read(run.outputs.record)[SECONDS]))
 
 
 def _on_disk(run: StudyRun) -> int:

@@ -1,45 +1,24 @@
-"""Does the runs of a study that are not done: here in this process, or each through a launcher.
+"""Does the runs of a study that are not done: in this process, or each one through a launcher.
 
-Any number of workers may share a study's folder. A run is claimed by a lock for as long as it is
-worked on, so that no two workers do it; what a killed worker leaves goes on from its checkpoint.
+Any number of workers may share a study's folder. A worker claims a run by a lock for as long as it works
+on the run, so that no two workers do it; what a killed worker leaves goes on from its checkpoint.
 """
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from mpi_ntkdfl import simulation
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.runtime.errors import InputError, MpiNtkdflError
-from mpi_ntkdfl.runtime.launching import launcher_words, run_command
-from mpi_ntkdfl.runtime.stopping import UNFINISHED, signalled
+from mpi_ntkdfl.runtime.launching import Launch, launcher_words
+from mpi_ntkdfl.runtime.stopping import signalled
 from mpi_ntkdfl.runtime.units import duration
-from mpi_ntkdfl.storage.outputs import InUse, Outputs, holder, locked, replacing
+from mpi_ntkdfl.storage.lock import InUse, holder, locked
+from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.studies.grid import Study, StudyRun, is_done
-
-_LOOK = 0.5
-"""Seconds between looks at a launched run, for signals to be passed on."""
-
-
-@dataclass(frozen=True)
-class Launch:
-    """How to start a run as a process of its own.
-
-    Attributes:
-        words: of the launcher; `{ranks}` stands for their number.
-        ranks: of a run.
-    """
-
-    words: tuple[str, ...]
-    ranks: int
-
-    def command(self, config: Path, record: Path) -> list[str]:
-        """The whole command line."""
-        return run_command(self.words, self.ranks, config, record)
 
 
 def launch(template: str | None, ranks: int) -> Launch | None:
@@ -92,7 +71,7 @@ def work(
         study: of the runs.
         runs: to do, in order.
         how: to start them, None in this process.
-        say: gets a line a run.
+        say: gets one line per run.
     """
     tally, weights = Tally(), study.definition.needs_weights
     for place, run in enumerate(runs, 1):
@@ -138,52 +117,7 @@ def _claimed(run: StudyRun, weights: bool, how: Launch | None) -> bool:
             return True
         if how is None:
             return simulation.run(run.config, SoloWorld(), run.outputs, "resume").finished
-        return _launched(run, how)
-
-
-def _launched(run: StudyRun, how: Launch) -> bool:
-    """Starts a run as a process, passes signals on, and tells whether it is finished.
-
-    Raises:
-        InputError: if the process cannot be started.
-        MpiNtkdflError: if it fails; the end of its output is the message.
-    """
-    config, log = (run.outputs.record.with_suffix(suffix) for suffix in (".yaml", ".log"))
-    with replacing(config) as temporary:
-        temporary.write_text(run.config.to_yaml(), encoding="utf-8")
-    with log.open("wb") as output:
-        try:
-            process = subprocess.Popen(
-                how.command(config, run.outputs.record), stdout=output, stderr=subprocess.STDOUT
-            )
-        except OSError as error:
-            raise InputError(f"cannot start {how.words[0]}: {error.strerror}") from error
-        code = _wait(process)
-    if code == UNFINISHED:
-        return False
-    if code:
-        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        errors = [line for line in said if line.startswith("error:")] or said[-1:]
-        raise MpiNtkdflError(f"exit code {code}: {' '.join(errors)} (see {log})")
-    log.unlink()
-    config.unlink()
-    return True
-
-
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    """The exit code of a process; the first signal to stop is passed on to it."""
-    told = 0
-    try:
-        while True:
-            try:
-                return process.wait(_LOOK)
-            except subprocess.TimeoutExpired:
-                if signalled() and not told:
-                    told = signalled()
-                    process.send_signal(told)
-    except BaseException:
-        process.terminate()
-        raise
+        return how.run(run.config.to_yaml(), run.outputs.record)
 
 
 def _message(error: BaseException) -> str:

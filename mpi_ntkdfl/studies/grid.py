@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 
 from mpi_ntkdfl.config import Config, effect, parse
+from mpi_ntkdfl.metrics import SECONDS
 from mpi_ntkdfl.presets import read_overrides, read_source
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.storage.outputs import Outputs
@@ -163,7 +164,7 @@ def _configure(
 
 def rounds_recorded(outputs: Outputs) -> int:
     """Rounds in a run's record; 0 if there is none, or it is not readable."""
-    return _read(outputs.record, lambda file: len(file["time/seconds"]))
+    return _read(outputs.record, lambda file: len(file[SECONDS.dataset]))
 
 
 def rounds_kept(outputs: Outputs) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +24,9 @@ class Report:
     """A study's results, ready to be written.
 
     Attributes:
-        study: it.
+        study: the study.
         results: the finished runs.
-        outcomes: a line for every combination of variants.
+        outcomes: one line for every combination of variants.
         drawings: its figures.
     """
 
@@ -92,16 +91,20 @@ def write(report: Report) -> list[Path]:
 
 
 def numbers(drawn: Drawing) -> list[dict[str, object]]:
-    """Every point of a figure, in drawing order; by the names in `COLUMNS`."""
+    """Every point of a figure, in drawing order; by the names in `COLUMNS`.
+
+    `sd` is empty for one seed. NaN and infinities are what was measured.
+    """
     published = drawn.figure.published
     rows: list[dict[str, object]] = []
     for panel in drawn.panels:
         for line in panel.lines:
             source = published.source if line.published and published else "runs"
             for x, mean, sd, seeds in zip(line.x, line.mean, line.sd, line.seeds, strict=True):
-                shown = "" if math.isnan(sd) else float(sd)
-                values = (panel.title, line.label, panel.x, float(x), panel.y, float(mean), shown)
-                rows.append(dict(zip(COLUMNS, (*values, int(seeds), source), strict=True)))
+                spread = float(sd) if seeds > 1 else ""
+                point = float(x), panel.y.name, float(mean), spread, int(seeds), source
+                values = (panel.title, line.label, panel.x.name, *point)
+                rows.append(dict(zip(COLUMNS, values, strict=True)))
     return rows
 
 
@@ -113,7 +116,7 @@ def _write_numbers(path: Path, drawn: Drawing) -> None:
 
 
 def published_text(figure: Figure) -> Sequence[str]:
-    """Published numbers of a figure, a line each, with where they come from."""
+    """Published numbers of a figure, one line each, and their source."""
     assert figure.published is not None
     lines = [f"published, at the paper's scale ({figure.published.source}): {figure.name}"]
     for line in figure.published.lines:

@@ -1,59 +1,19 @@
-"""The numbers of a figure. Drawing and tables both take them from here, so they cannot differ."""
+"""The numbers of a study's figures. Drawing and tables both take them from here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mpi_ntkdfl.analysis import plots
+from mpi_ntkdfl.analysis.panels import Axis, Panel, Series, no_point, over_seeds
+from mpi_ntkdfl.metrics import ACCURACY, MEAN_TAU, METRICS, ROUNDS
 from mpi_ntkdfl.runtime.looks import LineStyle
 from mpi_ntkdfl.studies import weights
-from mpi_ntkdfl.studies.collect import QUANTITIES, Cell, Results, by
+from mpi_ntkdfl.studies.collect import Cell, Results, by
 from mpi_ntkdfl.studies.definition import Figure
-
-
-@dataclass(frozen=True)
-class Series:
-    """A line: mean and standard deviation (divisor n - 1) over seeds at some points.
-
-    Attributes:
-        label: in the legend; equal labels look alike in every panel.
-        method: whose colour and marker it has; empty for a line of no method.
-        x, mean, sd: `[point]`; `sd` is NaN for one seed.
-        seeds: behind each point, `[point]`.
-        published: points of a publication, not ours.
-    """
-
-    label: str
-    method: str
-    x: np.ndarray
-    mean: np.ndarray
-    sd: np.ndarray
-    seeds: np.ndarray
-    published: bool = False
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Axes with lines.
-
-    Attributes:
-        title: above them; empty for none.
-        x, y: what the axes show.
-        x_label, y_label, x_log, y_log: their labels and scales.
-        lines: in the order of the legend.
-    """
-
-    title: str
-    x: str
-    y: str
-    x_label: str
-    y_label: str
-    x_log: bool
-    y_log: bool
-    lines: tuple[Series, ...]
 
 
 @dataclass(frozen=True)
@@ -77,7 +37,7 @@ def drawing(results: Results, figure: Figure) -> Drawing:
         panels = _curves(results, figure)
     elif figure.kind == "taus":
         # Methods without steps to choose are recorded with tau 0.
-        choosing = [c for c in results.cells if any(f.record.tau.any() for f in c.finished)]
+        choosing = [c for c in results.cells if any(f.record[MEAN_TAU].any() for f in c.finished)]
         panels = [_taus(cell) for cell in choosing or results.cells]
     elif figure.kind == "selection":
         panels = [_selection(cell) for cell in results.cells]
@@ -89,105 +49,96 @@ def drawing(results: Results, figure: Figure) -> Drawing:
     return Drawing(figure, tuple(panels), looks)
 
 
-def over_seeds(
-    label: str, method: str, x: np.ndarray, values: np.ndarray, log: tuple[bool, bool]
-) -> Series:
-    """A line of `values` `[seed, point]`; points that an axis cannot show are left out.
-
-    Args:
-        label: of the line.
-        method: of the line.
-        x: `[point]`.
-        values: `[seed, point]`.
-        log: whether x and y are logarithmic.
-    """
-    shown = np.isfinite(x) & np.isfinite(values.sum(axis=0))
-    if log[0]:
-        shown &= x > 0
-    if log[1]:
-        shown &= (values > 0).all(axis=0)
-    x, values = x[shown], values[:, shown]
-    nothing = np.full(len(x), np.nan)
-    sd = values.std(axis=0, ddof=1) if len(values) > 1 else nothing
-    return Series(label, method, x, values.mean(axis=0), sd, np.full(len(x), len(values)))
-
-
 # ---------------------------------------------------------------------------------- kinds of figure
 
 
 def _curves(results: Results, figure: Figure) -> list[Panel]:
     place = _place(results, figure.panels)
     panels = []
-    for panel, cells in by(results.cells, place).items():
+    for title, cells in by(results.cells, place).items():
         for x in figure.x:
             for y in (name for name in figure.y if name != x):
-                log = (
-                    QUANTITIES[x].log or bool(figure.guides),
-                    QUANTITIES[y].log or bool(figure.guides),
-                )
-                lines = [
-                    over_seeds(
-                        _line_label(cell, [place]),
-                        cell.method,
-                        cell.values(x).mean(axis=0),
-                        cell.values(y),
-                        log,
-                    )
+                across, up = (Axis.of(METRICS[name], bool(figure.guides)) for name in (x, y))
+                lines = (
+                    _curve(cell, _line_label(cell, [place]), x, y, bool(figure.guides))
                     for cell in cells
-                ]
-                labels = QUANTITIES[x].label, QUANTITIES[y].label
+                    if cell.has(x) and cell.has(y)
+                )
                 kept = tuple(line for line in lines if len(line.x))
-                panels.append(Panel(panel, x, y, *labels, *log, kept))
+                panels.append(Panel(title, across, up, kept))
     return panels
 
 
+def _curve(cell: Cell, label: str, x: str, y: str, log: bool) -> Series:
+    """The line of a cell: the metric `y` against `x`."""
+    across, up = cell.values(x).mean(axis=0), cell.values(y)
+    log_x = METRICS[x].log or log
+    left_out = no_point(METRICS[x], METRICS[y], log_x, across, up)
+    return over_seeds(label, cell.method, across, up, cell.rounds() == 0, left_out)
+
+
 def _over_axis(results: Results, figure: Figure) -> list[Panel]:
-    """`ends` and `drift`: a point a variant of an axis."""
+    """`ends` and `drift`: one point per variant of an axis."""
     assert figure.axis is not None
     axis_place, place = _place(results, figure.axis), _place(results, figure.panels)
     assert axis_place is not None
     axis = results.study.definition.axes[axis_place]
-    drift = figure.kind == "drift"
-    quantities = ["kernel-change"] if drift else list(figure.y)
+    x = Axis(axis.name, axis.label or axis.name, axis.log)
     panels = []
-    for panel, cells in by(results.cells, place).items():
-        for y in quantities:
+    for title, cells in by(results.cells, place).items():
+        for name in [None] if figure.kind == "drift" else figure.y:
             points: dict[tuple[str, str], list[tuple[float, np.ndarray]]] = {}
             for cell in cells:
                 variant = cell.variants[axis_place]
+                assert variant.value is not None
                 label = _line_label(cell, [axis_place, place], variant.family)
-                measured = weights.drift(cell) if drift else {"": cell.ends(y)}
-                for name, values in measured.items():
-                    which = ", ".join(part for part in (label, name) if part)
-                    assert variant.value is not None
-                    points.setdefault((which, cell.method), []).append((variant.value, values))
-            lines = tuple(_points(*who, found) for who, found in points.items())
-            label = "||K' - K|| / ||K||" if drift else QUANTITIES[y].label
-            log = not drift and QUANTITIES[y].log
-            x_label = axis.label or axis.name
-            panels.append(Panel(panel, axis.name, y, x_label, label, axis.log, log, lines))
+                for kind, values in _at_the_end(cell, name).items():
+                    line = ", ".join(part for part in (label, kind) if part), cell.method
+                    points.setdefault(line, []).append((variant.value, values))
+            lines = tuple(_points(*line, several) for line, several in points.items())
+            y = _CHANGE if name is None else Axis.of(METRICS[name])
+            panels.append(Panel(title, x, y, lines))
     return panels
 
 
-def _points(label: str, method: str, found: Sequence[tuple[float, np.ndarray]]) -> Series:
-    """A line with a point for each of some values of an axis, whose numbers of seeds may differ."""
-    known = [point for point in found if np.isfinite(point[1]).all()]
-    ordered = sorted(known, key=lambda point: point[0])
-    return Series(
-        label,
-        method,
-        np.array([x for x, _ in ordered]),
-        np.array([values.mean() for _, values in ordered]),
-        np.array([values.std(ddof=1) if len(values) > 1 else np.nan for _, values in ordered]),
-        np.array([len(values) for _, values in ordered]),
-    )
+_CHANGE = Axis("kernel-change", "||K' - K|| / ||K||")
+
+
+def _at_the_end(cell: Cell, name: str | None) -> Mapping[str, np.ndarray]:
+    """What a cell adds to a figure over an axis: `[seed]` by the kind of line.
+
+    Args:
+        cell: of the study.
+        name: of a metric, whose values at the end these are; None for the change of the kernel.
+    """
+    if name is None:
+        return weights.drift(cell)
+    ends = cell.ends(name) if cell.has(name) else None
+    if ends is None or (METRICS[name].counts and np.isnan(ends).any()):
+        return {}
+    return {"": ends}
+
+
+def _points(label: str, method: str, several: Sequence[tuple[float, np.ndarray]]) -> Series:
+    """A line with one point per value of an axis; the points' numbers of seeds may differ."""
+    ordered = sorted(several, key=lambda point: point[0])
+    with np.errstate(invalid="ignore"):  # infinities have no deviation: NaN
+        return Series(
+            label,
+            method,
+            np.array([x for x, _ in ordered]),
+            np.array([values.mean() for _, values in ordered]),
+            np.array([values.std(ddof=1) if len(values) > 1 else np.nan for _, values in ordered]),
+            np.array([len(values) for _, values in ordered]),
+            np.full(len(ordered), False),
+        )
 
 
 def _taus(cell: Cell) -> Panel:
-    """Share of clients by the tau they chose, round by round."""
+    """Fraction of clients by the tau they chose, against rounds."""
     rounds = cell.rounds()
     rounds = rounds[rounds > 0]
-    chosen = [f.record.tau[f.rows(rounds)] for f in cell.finished]
+    chosen = [f.record[MEAN_TAU][f.rows(rounds)] for f in cell.finished]
     every = np.unique(np.concatenate([each.ravel() for each in chosen]))
     lines = tuple(
         over_seeds(
@@ -195,22 +146,21 @@ def _taus(cell: Cell) -> Panel:
             "",
             rounds.astype(np.float64),
             np.array([(each == tau).mean(axis=1) for each in chosen]),
-            (False, False),
         )
         for tau in every.tolist()
     )
-    return Panel(cell.label, "rounds", "share", "rounds", "share of clients", False, False, lines)
+    return Panel(cell.label, Axis.of(ROUNDS), Axis("share", "share of clients"), lines)
 
 
 def _selection(cell: Cell) -> Panel:
     """Accuracy of the average of the first n clients in some orders."""
-    numbers, found = weights.selection(cell)
+    numbers, accuracies = weights.selection(cell)
     lines = tuple(
-        over_seeds(order, "", numbers.astype(np.float64), values, (True, False))
-        for order, values in found.items()
+        over_seeds(order, "", numbers.astype(np.float64), values)
+        for order, values in accuracies.items()
     )
-    labels = "clients averaged", "accuracy on the other half"
-    return Panel(cell.label, "clients", "accuracy", *labels, True, False, lines)
+    x = Axis("clients", "clients averaged", log=True)
+    return Panel(cell.label, x, Axis(ACCURACY.name, "accuracy on the other half"), lines)
 
 
 def _place(results: Results, axis: str | None) -> int | None:
@@ -239,18 +189,10 @@ def _with_published(panel: Panel, figure: Figure) -> Panel:
             np.array(line.y),
             np.full(len(line.x), np.nan),
             np.zeros(len(line.x), dtype=int),
+            np.full(len(line.x), False),
             published=True,
         )
         for line in figure.published.lines
-        if line.panel in (panel.title, panel.y)
+        if line.panel in (panel.title, panel.y.name)
     ]
-    return Panel(
-        panel.title,
-        panel.x,
-        panel.y,
-        panel.x_label,
-        panel.y_label,
-        panel.x_log,
-        panel.y_log,
-        (*panel.lines, *added),
-    )
+    return replace(panel, lines=(*panel.lines, *added))

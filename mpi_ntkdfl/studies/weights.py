@@ -16,9 +16,8 @@ from mpi_ntkdfl.data import partition, sources
 from mpi_ntkdfl.data.dataset import Dataset
 from mpi_ntkdfl.evaluate import score
 from mpi_ntkdfl.federation.clients import Samples
-from mpi_ntkdfl.model import mlp
 from mpi_ntkdfl.model.network import Network
-from mpi_ntkdfl.ntk.jacobian import FactoredJacobian
+from mpi_ntkdfl.model.networks import build
 from mpi_ntkdfl.ntk.kernel import trace_kernel
 from mpi_ntkdfl.runtime import seeds
 from mpi_ntkdfl.storage.checkpoint import Checkpoint
@@ -51,7 +50,8 @@ class _Run:
     def samples(self, stored: np.ndarray, labels: np.ndarray) -> Samples:
         """Samples as the network takes them."""
         inputs = self.data.scaling.apply(stored, self.config.compute.dtype)
-        return Samples(torch.from_numpy(np.asarray(inputs)), torch.from_numpy(np.asarray(labels)))
+        shaped = torch.from_numpy(np.asarray(inputs)).view(-1, *self.network.shape)
+        return Samples(shaped, torch.from_numpy(np.asarray(labels)))
 
 
 def _open(finished: Finished, data: Dataset) -> _Run:
@@ -61,7 +61,7 @@ def _open(finished: Finished, data: Dataset) -> _Run:
         InputError: if its checkpoint is damaged.
     """
     run = finished.run
-    network = mlp.build(run.config.model, data.train_inputs.shape[1], data.classes)
+    network = build(run.config.model, data.shape, data.classes)
 
     def everyone(checkpoint: Checkpoint) -> torch.Tensor:
         return torch.from_numpy(checkpoint.rows("params", range(checkpoint.clients)))
@@ -167,12 +167,11 @@ def drift(cell: Cell) -> Mapping[str, np.ndarray]:
 
 def _kernels(run: _Run, data: list[Samples]) -> Callable[[torch.Tensor], list[torch.Tensor]]:
     def kernels(weights: torch.Tensor) -> list[torch.Tensor]:
-        found = []
-        for client, samples in enumerate(data):
-            passed = run.network.activations(weights[client], samples.inputs)
-            jacobian = FactoredJacobian(run.network, weights[client], passed.inputs)
-            found.append(trace_kernel(jacobian, run.network.widths[-1]))
-        return found
+        jacobians = (
+            run.network.jacobian(weights[client], samples.inputs)
+            for client, samples in enumerate(data)
+        )
+        return [trace_kernel(jacobian, run.network.classes) for jacobian in jacobians]
 
     return kernels
 

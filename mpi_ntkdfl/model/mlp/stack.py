@@ -1,20 +1,16 @@
-"""Networks as functions of a flat parameter vector.
+"""The layers of a multilayer perceptron: where their weights lie, and the passes through them.
 
-Axis convention of the whole package: inputs `[sample, feature]`, outputs `[sample, output]`, parameters
-`[P]`, Jacobians `[sample, output, param]`.
+Inputs are `[sample, feature]`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 
-from mpi_ntkdfl.config import ModelSettings
 from mpi_ntkdfl.model.levels import Inputs, prepared
 from mpi_ntkdfl.model.params import Layout, aligned
 
@@ -33,8 +29,8 @@ class Activations:
 
 
 @dataclass(frozen=True)
-class MLP:
-    """A multilayer perceptron with ReLU between its layers.
+class Stack:
+    """Linear layers with ReLU between them.
 
     Attributes:
         widths: features, hidden widths, outputs; the paper's network is (784, 100, 10).
@@ -78,16 +74,8 @@ class MLP:
         kept.append(here)
         return Activations(kept, torch.nn.functional.linear(here, *stages[-1]))
 
-    def outputs(self, params: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-        """Outputs `[sample, output]` of the network with `params` `[P]` at `inputs`."""
-        return self.outputs_of_each(params[None], inputs)[0]
-
-    def outputs_of_each(self, params: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-        """Outputs `[network, sample, output]` of networks with `params` `[network, P]` at `inputs`."""
-        return self.functions(params, inputs)(inputs)
-
     def functions(self, params: torch.Tensor, like: Inputs) -> Callable[[Inputs], torch.Tensor]:
-        """What several networks make of the same inputs, for use on many of them.
+        """What several networks make of the same inputs. See `Network.functions`.
 
         The samples are the last axis in memory: products of that form, and the losses' sums over
         outputs, are faster on CPU by a fifth and by ten times.
@@ -111,22 +99,3 @@ class MLP:
             return here.transpose(1, 2)
 
         return outputs
-
-    def initial(self, generator: np.random.Generator) -> np.ndarray:
-        """Kaiming-normal weights (deviation sqrt(2 / fan_in)) and zero biases, `[P]` float64.
-
-        The source is He et al., "Delving deep into rectifiers", ICCV 2015; the start of the
-        NTK-DFL paper.
-        """
-        pieces = [
-            generator.standard_normal(size) * math.sqrt(2 / shape[1])
-            if len(shape) == 2
-            else np.zeros(size)
-            for size, shape in zip(self.layout.sizes, self.layout.shapes.values(), strict=True)
-        ]
-        return np.concatenate(pieces)
-
-
-def build(settings: ModelSettings, features: int, classes: int) -> MLP:
-    """The network the settings ask for, with as many inputs and outputs as the data set has."""
-    return MLP((features, *settings.hidden, classes))

@@ -12,11 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mpi_ntkdfl.model.mlp import MLP
-
-Factors = list[tuple[torch.Tensor, torch.Tensor]]
-"""Gradients by layer matrices, as signals `[client, sample, out]` and inputs `[client, sample, in]`:
-a gradient is signals^T inputs, and is seldom needed by itself."""
+from mpi_ntkdfl.model.mlp.stack import Stack
 
 LINE = 16
 """Numbers to which widths are padded: a cache line of float32, two of float64."""
@@ -28,7 +24,28 @@ def padded(width: int) -> int:
 
 
 @dataclass(frozen=True)
-class BatchedMLP:
+class Factors:
+    """A gradient by a layer's matrices: signals^T inputs, which is seldom needed by itself.
+
+    Attributes:
+        signals: `[client, sample, out]`.
+        inputs: `[client, sample, in]`.
+    """
+
+    signals: torch.Tensor
+    inputs: torch.Tensor
+
+    def add_to(self, array: torch.Tensor, keep: float, times: float) -> None:
+        """`array = keep * array + times * gradient`, in place. See `Slope`."""
+        array.baddbmm_(self.signals.transpose(1, 2), self.inputs, beta=keep, alpha=times)
+
+    def dense(self) -> torch.Tensor:
+        """The gradient `[client, out, in]`."""
+        return torch.bmm(self.signals.transpose(1, 2), self.inputs)
+
+
+@dataclass(frozen=True)
+class BatchedStack:
     """One network's function for a batch of clients with weights of their own.
 
     Shapes: `in` and `out` stand for padded widths; a layer's `in` holds its inputs, a one, zeros.
@@ -37,7 +54,7 @@ class BatchedMLP:
         network: the network.
     """
 
-    network: MLP
+    network: Stack
 
     @property
     def padded_widths(self) -> tuple[int, ...]:
@@ -79,7 +96,7 @@ class BatchedMLP:
         upper: Sequence[torch.Tensor],
         targets: torch.Tensor,
         shares: torch.Tensor,
-    ) -> tuple[torch.Tensor, Factors]:
+    ) -> tuple[torch.Tensor, list[Factors]]:
         """Forward from the first layer's outputs to the cross-entropy, and back to them.
 
         Args:
@@ -99,11 +116,11 @@ class BatchedMLP:
         signals, classes = torch.zeros_like(here), self.network.widths[-1]
         torch.sub(torch.softmax(here[..., :classes], 2), targets, out=signals[..., :classes])
         signals.mul_(shares)
-        factors: Factors = []
+        factors: list[Factors] = []
         for layer, inputs, width in zip(
             reversed(upper), reversed(hidden), self.network.widths[-2:0:-1], strict=True
         ):
-            factors.insert(0, (signals, inputs))
+            factors.insert(0, Factors(signals, inputs))
             signals = torch.bmm(signals, layer)
             signals = torch.ops.aten.threshold_backward(signals, inputs, 0)
             signals[..., width] = 0
@@ -115,7 +132,7 @@ class BatchedMLP:
         inputs: torch.Tensor,
         targets: torch.Tensor,
         shares: torch.Tensor,
-    ) -> Factors:
+    ) -> list[Factors]:
         """Gradients of the cross-entropy by each of `layers`.
 
         Args:
@@ -126,10 +143,4 @@ class BatchedMLP:
         """
         first = torch.bmm(inputs, layers[0].transpose(1, 2))
         signals, upper = self.backpropagate(first, layers[1:], targets, shares)
-        return [(signals, inputs), *upper]
-
-
-def product(factors: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """The gradient `[client, out, in]` that `factors` stand for."""
-    signals, inputs = factors
-    return torch.bmm(signals.transpose(1, 2), inputs)
+        return [Factors(signals, inputs), *upper]

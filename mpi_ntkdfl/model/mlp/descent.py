@@ -2,7 +2,7 @@
 
 The first layer's weights move within the span of the inputs X: `W_1 = W_1(0) - (lr/N) A^T X` with A the
 sum of the signals delta at its outputs Z `[sample, fan_out]` so far. So a step moves Z by
-`-(lr/N) (X X^T + 1) delta`, and the weights themselves are needed at the end alone. With the Gram matrix
+`-(lr/N) (X X^T + 1) delta`, and the weights themselves are needed at the end only. With the Gram matrix
 computed once that is cheaper than passing through the weights as long as there are fewer samples than
 twice the features.
 """
@@ -13,14 +13,14 @@ from collections.abc import Sequence
 
 import torch
 
+from mpi_ntkdfl.model.jacobian import symmetric_product
 from mpi_ntkdfl.model.losses import Loss, one_hot
-from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.model.mlp.stack import Stack
 from mpi_ntkdfl.model.params import aligned
-from mpi_ntkdfl.ntk.jacobian import symmetric_product
 
 
 def descend(
-    network: Network,
+    stack: Stack,
     params: torch.Tensor,
     inputs: torch.Tensor,
     labels: torch.Tensor,
@@ -31,7 +31,7 @@ def descend(
     """Gradient descent on the mean loss of all samples.
 
     Args:
-        network: the network.
+        stack: the network.
         params: where to start, `[param]`.
         inputs: `[sample, feature]`.
         labels: `[sample]` integers.
@@ -43,14 +43,14 @@ def descend(
         The weights after each of `taus`, `[tau, param]`.
     """
     samples, features = inputs.shape
-    inputs, targets = aligned(inputs), one_hot(labels, network.widths[-1], inputs.dtype)
-    (weight, bias), *above = network.weights_and_biases(aligned(params))
+    inputs, targets = aligned(inputs), one_hot(labels, stack.widths[-1], inputs.dtype)
+    (weight, bias), *above = stack.weights_and_biases(aligned(params))
     first = torch.nn.functional.linear(inputs, weight, bias)
     total = torch.zeros_like(first)
     layers = [(w.clone(), b.clone()) for w, b in above]
     rate = lr / samples
     gram = symmetric_product(inputs).add_(1) if samples < 2 * features else None
-    found = []
+    wanted = []
     for step in range(1, taus[-1] + 1):
         delta = _step(first, layers, targets, rate, loss)
         total.add_(delta)
@@ -60,8 +60,8 @@ def descend(
             first.addmm_(inputs, inputs.T @ delta, alpha=-rate).sub_(delta.sum(0), alpha=rate)
         if step in taus:
             moved = [(weight - rate * (total.T @ inputs), bias - rate * total.sum(0)), *layers]
-            found.append(torch.cat([tensor.flatten() for pair in moved for tensor in pair]))
-    return torch.stack(found)
+            wanted.append(torch.cat([tensor.flatten() for pair in moved for tensor in pair]))
+    return torch.stack(wanted)
 
 
 def _step(

@@ -1,0 +1,196 @@
+"""Draws panels in the house style: lines with bands, scales, ticks, legends.
+
+Every figure of the package is drawn here. matplotlib is imported when something is drawn.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpi_ntkdfl.analysis import style
+from mpi_ntkdfl.analysis.files import replacing, require_suffix
+from mpi_ntkdfl.analysis.panels import Axis, Panel, Series
+from mpi_ntkdfl.runtime.looks import GREY, LineStyle
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis as MplAxis
+    from matplotlib.figure import Figure
+
+_SPACING = 0.1
+"""Between the markers of a long line, in diagonals of the panel; its dashes are seen between them."""
+
+_UNDATED: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+
+Legend = list[tuple[str, "Artist"]]
+"""What a legend explains, in order: names with what is drawn."""
+
+
+# -------------------------------------------------------------------------------------------- files
+
+
+def save(path: Path, draw: Callable[[], Figure]) -> None:
+    """Writes what `draw` draws in the house style; the same input gives the same bytes.
+
+    Raises:
+        InputError: for another suffix than pdf, png, svg, or if the file cannot be written.
+    """
+    kind = require_suffix(path, "pdf", "png", "svg")
+    with house_style():
+        drawn = draw()
+        with replacing(path) as temporary:
+            drawn.savefig(temporary, format=kind, metadata=_UNDATED.get(kind))
+
+
+def svg(draw: Callable[[], Figure]) -> str:
+    """What `draw` draws in the house style, as SVG text."""
+    with house_style():
+        text = io.StringIO()
+        draw().savefig(text, format="svg", metadata=_UNDATED["svg"])
+        return text.getvalue()
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Defaults of matplotlib, whatever the user's own settings are, and the house style."""
+    import matplotlib.style
+
+    with matplotlib.style.context(["default", style.RC]):
+        yield
+
+
+# ------------------------------------------------------------------------------------------- panels
+
+
+def canvas(count: int, across: int, share_y: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels, `across` in a row."""
+    from matplotlib.figure import Figure
+
+    down = math.ceil(count / across)
+    width = style.COLUMN if count == 1 else style.PAGE
+    drawn = Figure(figsize=(width, style.HEIGHT * down), layout="constrained")
+    axes = drawn.subplots(down, across, sharey=share_y, squeeze=False).ravel()
+    for spare in axes[count:]:
+        spare.set_axis_off()
+    return drawn, list(axes[:count])
+
+
+def lines(ax: Axes, panel: Panel, looks: Sequence[LineStyle]) -> Legend:
+    """Draws the lines of a panel with their bands; long ones have markers between those of others."""
+    explained: Legend = []
+    many = any(len(line.x) > 10 for line in panel.lines)
+    for number, (line, look) in enumerate(zip(panel.lines, looks, strict=True)):
+        markers = (number / len(looks) * _SPACING, _SPACING) if many else None
+        (drawn,) = ax.plot(
+            line.x, line.mean, label=line.label, markevery=markers, **style.arguments(look)
+        )
+        if (line.seeds > 1).any():
+            ends = line.mean - line.sd, line.mean + line.sd
+            ax.fill_between(line.x, *ends, color=look.color, alpha=0.2, linewidth=0)
+        explained.append((line.label, drawn))
+    return explained
+
+
+def scale(ax: Axes, panel: Panel) -> None:
+    """Labels, scales and ticks of both axes; bytes have their unit at the ticks."""
+    ax.set_xlabel(panel.x.label)
+    ax.set_ylabel(panel.y.label)
+    # A point is seen where both its numbers can be; without any a logarithmic axis has no ends.
+    points = np.array(
+        [(x, y) for line in panel.lines for x, y in zip(line.x, line.mean, strict=True)]
+    )
+    points = points.reshape(-1, 2)
+    seen = np.isfinite(points).all(axis=1)
+    for place, axis in enumerate((panel.x, panel.y)):
+        seen &= (points[:, place] > 0) | (not axis.log)
+    if panel.x.log and seen.any():
+        ax.set_xscale("log", nonpositive="mask")
+    elif panel.x.from_zero:
+        ax.set_xlim(left=0)
+    if panel.y.log and seen.any():
+        ax.set_yscale("log", nonpositive="mask")
+    _ticks(ax.xaxis, panel.x, ax.get_xscale() == "log", ax.get_xlim(), crowded=True)
+    _ticks(ax.yaxis, panel.y, ax.get_yscale() == "log", ax.get_ylim(), crowded=False)
+
+
+def _ticks(axis: MplAxis, shown: Axis, log: bool, ends: tuple[float, float], crowded: bool) -> None:
+    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
+
+    if log:
+        # At powers of ten, over a few decades between them as well.
+        span = ends[1] / ends[0]
+        between = (1, 2, 5) if span < 30 else (1, 3) if span < 1000 else (1,)
+        axis.set_major_locator(LogLocator(subs=between))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter("{x:g}")
+    elif crowded:
+        axis.set_major_locator(MaxNLocator(6, integer=shown.whole, steps=[1, 2, 5, 10]))
+    if shown.unit:
+        axis.set_major_formatter(EngFormatter(unit=shown.unit))
+
+
+def fit_after_start(ax: Axes, lines: Iterable[Series], more: Sequence[float] = ()) -> None:
+    """Fits a linear vertical axis to all but the start, which would dwarf everything after it.
+
+    Args:
+        ax: the panel.
+        lines: that it shows.
+        more: further values that must be in sight.
+    """
+    values = [np.asarray(more, dtype=np.float64)]
+    for line in lines:
+        spread = np.nan_to_num(line.sd, nan=0.0)
+        later = ~line.start
+        values += [(line.mean + sign * spread)[later] for sign in (-1, 1)]
+    everything = np.concatenate(values)
+    everything = everything[np.isfinite(everything)]
+    if len(everything):
+        low, high = float(everything.min()), float(everything.max())
+        margin = 0.05 * (high - low) or 0.05
+        ax.set_ylim(low - margin, high + margin)
+
+
+# ------------------------------------------------------------------------------------------- legends
+
+
+def legend(drawn: Figure, explained: Legend, spread: bool) -> None:
+    """Below the panels, where it covers no data; the figure grows by it.
+
+    Args:
+        drawn: the figure.
+        explained: what the legend names.
+        spread: whether there are bands of one standard deviation to explain.
+    """
+    from matplotlib.patches import Patch
+
+    if spread:
+        band = Patch(color=GREY, alpha=0.4, linewidth=0)
+        explained = [*explained, ("\N{PLUS-MINUS SIGN}1 SD over seeds", band)]
+    if not explained:
+        return
+    widest = style.LEGEND_HANDLE + style.LEGEND_LETTER * max(len(name) for name, _ in explained)
+    columns = max(1, min(len(explained), int(drawn.get_figwidth() / widest)))
+    rows = math.ceil(len(explained) / columns)
+    drawn.set_figheight(drawn.get_figheight() + style.LEGEND_LINE * rows)
+    box = drawn.legend(
+        [artist for _, artist in explained],
+        # matplotlib leaves out names that begin with an underscore; they are set afterwards.
+        [str(number) for number in range(len(explained))],
+        loc="outside lower center",
+        ncols=columns,
+    )
+    for text, (name, _) in zip(box.get_texts(), explained, strict=True):
+        text.set_text(name)
+
+
+def spread_shown(panels: Iterable[Panel]) -> bool:
+    """Whether any line has a band."""
+    return any((line.seeds > 1).any() for panel in panels for line in panel.lines)

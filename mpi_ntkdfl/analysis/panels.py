@@ -1,0 +1,134 @@
+"""The numbers of a figure: axes, and lines with their spread over seeds.
+
+Drawing and tables both take the numbers from here, so they cannot differ. No matplotlib.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpi_ntkdfl.metrics import Metric
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A quantity on an axis.
+
+    Attributes:
+        name: of the quantity, for programs.
+        label: with the unit, for people.
+        log: whether the axis is logarithmic.
+        unit: to write at the ticks.
+        whole: whether ticks are at whole numbers only.
+        from_zero: whether a linear axis begins at 0.
+    """
+
+    name: str
+    label: str
+    log: bool = False
+    unit: str = ""
+    whole: bool = False
+    from_zero: bool = False
+
+    @classmethod
+    def of(cls, metric: Metric, log: bool = False) -> Axis:
+        """The axis of a metric; `log` makes it logarithmic whatever the metric says."""
+        return cls(
+            name=metric.name,
+            label=metric.title,
+            log=metric.log or log,
+            unit=metric.unit if metric.unit == "B" else "",
+            whole=metric.counts and not metric.unit,
+            from_zero="panel" in metric.places,
+        )
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line: mean and standard deviation (divisor n - 1) over seeds at some points.
+
+    NaN and infinities are what was measured; they are gaps in the drawn line.
+
+    Attributes:
+        label: in the legend; equal labels look alike in every panel of a figure.
+        method: whose colour and marker it has; empty for a line of no method.
+        x, mean, sd: `[point]`; `sd` is NaN for one seed.
+        seeds: behind each point, `[point]`.
+        start: whether a point is the start of a run, before any round, `[point]`.
+        published: whether these are points of a publication, not of runs.
+    """
+
+    label: str
+    method: str
+    x: np.ndarray
+    mean: np.ndarray
+    sd: np.ndarray
+    seeds: np.ndarray
+    start: np.ndarray
+    published: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Axes with lines.
+
+    Attributes:
+        title: above them; empty for none.
+        x, y: the axes.
+        lines: in the order of the legend.
+    """
+
+    title: str
+    x: Axis
+    y: Axis
+    lines: tuple[Series, ...]
+
+
+def over_seeds(
+    label: str,
+    method: str,
+    x: np.ndarray,
+    values: np.ndarray,
+    start: np.ndarray | None = None,
+    left_out: np.ndarray | None = None,
+) -> Series:
+    """A line of `values` `[seed, point]`.
+
+    Args:
+        label: of the line.
+        method: of the line.
+        x: `[point]`.
+        values: `[seed, point]`.
+        start: whether a point is the start of a run, `[point]`; None: no point is.
+        left_out: points that are not part of the line, `[point]`; see `no_point`.
+    """
+    shown = np.full(len(x), True) if left_out is None else ~left_out
+    x, values = x[shown], values[:, shown]
+    starts = np.full(len(x), False) if start is None else start[shown]
+    with np.errstate(invalid="ignore"):  # infinities have no deviation: NaN
+        sd = values.std(axis=0, ddof=1) if len(values) > 1 else np.full(len(x), np.nan)
+        mean = values.mean(axis=0)
+    return Series(label, method, x, mean, sd, np.full(len(x), len(values)), starts)
+
+
+def no_point(x: Metric, y: Metric, log_x: bool, across: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """Where a line has no point, `[point]`.
+
+    That is where x is 0 or less on a logarithmic axis, and where a count does not exist. NaN of another
+    metric is a point.
+
+    Args:
+        x: what is drawn against.
+        y: what is drawn.
+        log_x: whether the axis of x is logarithmic.
+        across: x `[point]`.
+        up: y `[seed, point]`.
+    """
+    missing = across <= 0 if log_x else np.full(len(across), False)
+    if x.counts:
+        missing = missing | np.isnan(across)
+    if y.counts:
+        missing = missing | np.isnan(up).any(axis=0)
+    return missing

@@ -1,0 +1,91 @@
+"""Jacobians that travel in one message: what a client sends, and what the receiver makes of it.
+
+The receiver knows the parameters at which the Jacobian is wanted. So it is enough to send the network's
+factored form, where it has one, or the samples themselves, with which the receiver computes the
+Jacobian of any network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from mpi_ntkdfl.comm.messages import Arrays, MessageFormat
+from mpi_ntkdfl.federation.clients import Federation
+from mpi_ntkdfl.federation.formats import factored_format, required_form, samples_format
+from mpi_ntkdfl.federation.neighbourhood import HeldNeighbourhood, stacked
+from mpi_ntkdfl.model.network import Network
+
+
+class JacobianMessage(Protocol):
+    """A way to tell a Jacobian."""
+
+    def form(self, network: Network, dtype: torch.dtype) -> MessageFormat:
+        """Layout of the message."""
+        ...
+
+    def make(self, federation: Federation, params: torch.Tensor, source: int) -> Arrays:
+        """The message of own client `source` about its Jacobian at `params` `[param]`."""
+        ...
+
+    def receive(
+        self, federation: Federation, params: torch.Tensor, client: int, parts: Sequence[Arrays]
+    ) -> HeldNeighbourhood:
+        """The neighbourhood of `client` that sent `parts`, at `params` `[param]`."""
+        ...
+
+
+@dataclass(frozen=True)
+class FactoredMessage:
+    """The network's factored form, outputs and labels."""
+
+    def form(self, network: Network, dtype: torch.dtype) -> MessageFormat:
+        """Layout of the message; raises InputError for a network without a factored form."""
+        return factored_format(network, dtype)
+
+    def make(self, federation: Federation, params: torch.Tensor, source: int) -> Arrays:
+        """One forward pass."""
+        samples = federation.samples[source]
+        with federation.clock("jacobian"):
+            arrays, outputs = required_form(federation.network).arrays(params, samples.inputs)
+        return {**arrays, "outputs": outputs, "labels": samples.labels}
+
+    def receive(
+        self, federation: Federation, params: torch.Tensor, client: int, parts: Sequence[Arrays]
+    ) -> HeldNeighbourhood:
+        """Rebuilds the Jacobian of the stacked samples."""
+        form = required_form(federation.network)
+        outputs, labels = stacked(parts, "outputs"), stacked(parts, "labels").long()
+        arrays = {name: stacked(parts, name) for name in form.shapes}
+        jacobian = form.rebuild(params, arrays, federation.levels)
+        return HeldNeighbourhood(client, outputs, labels, form.inputs(arrays), jacobian)
+
+
+@dataclass(frozen=True)
+class SamplesMessage:
+    """Raw inputs and labels."""
+
+    def form(self, network: Network, dtype: torch.dtype) -> MessageFormat:
+        """Layout of the message."""
+        return samples_format(network, dtype)
+
+    def make(self, federation: Federation, params: torch.Tensor, source: int) -> Arrays:
+        """The samples as they are."""
+        samples = federation.samples[source]
+        return {"inputs": samples.inputs, "labels": samples.labels}
+
+    def receive(
+        self, federation: Federation, params: torch.Tensor, client: int, parts: Sequence[Arrays]
+    ) -> HeldNeighbourhood:
+        """Computes the Jacobian of the stacked samples."""
+        inputs, labels = stacked(parts, "inputs"), stacked(parts, "labels").long()
+        jacobian = federation.network.jacobian(params, inputs)
+        return HeldNeighbourhood(client, jacobian.outputs, labels, inputs, jacobian)
+
+
+def smallest_message(network: Network) -> JacobianMessage:
+    """The factored form where the network has one, otherwise the samples."""
+    return SamplesMessage() if network.factored is None else FactoredMessage()

@@ -1,0 +1,126 @@
+"""What clients say to a server and it to them, for methods that have one; the graph is not used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+from mpi_ntkdfl.comm.messages import Arrays, Field, MessageFormat
+from mpi_ntkdfl.comm.reduce import exact_mean, reduced_bytes
+from mpi_ntkdfl.federation.clients import Federation
+from mpi_ntkdfl.federation.jacobian_messages import smallest_message
+from mpi_ntkdfl.federation.neighbourhood import Neighbourhood
+from mpi_ntkdfl.federation.transfer import Outgoing
+
+if TYPE_CHECKING:
+    from mpi_ntkdfl.federation.exchange import Exchange
+
+Answer = Callable[[Neighbourhood], tuple[torch.Tensor, int]]
+"""New weights `[param]` and a number that follow from the participants' stacked samples."""
+
+
+def average(
+    exchange: Exchange, vectors: torch.Tensor, kind: Literal["plain", "samples"]
+) -> torch.Tensor:
+    """Every client sends its vector to a server and gets the mean of all back.
+
+    Args:
+        exchange: the round's messages.
+        vectors: `[owned, param]`.
+        kind: equal weights, or in proportion to the clients' samples.
+
+    Returns:
+        The mean, `[param]`, the same on every rank.
+    """
+    f = exchange.federation
+    count = f.placement.clients
+    everybody = np.arange(count)
+    for phase in ("weights", "averages"):
+        form = MessageFormat({"vector": Field(phase, (vectors.shape[1],), vectors.dtype)})
+        _book(exchange, form, everybody, np.ones_like(everybody))
+    if f.world.size > 1:
+        f.ledger.book_mpi("weights", reduced_bytes(vectors.shape[1], f.world.size))
+    shares = f.sizes if kind == "samples" else np.ones(count, dtype=np.int64)
+    with f.clock("exchange"):
+        own = shares[f.owned.start : f.owned.stop]
+        return exact_mean(f.world, vectors, int(shares.sum()), own.tolist())
+
+
+def ask(
+    exchange: Exchange, w: torch.Tensor, participants: np.ndarray, answer: Answer
+) -> tuple[torch.Tensor, int]:
+    """Participants tell a server their Jacobians at `w`; its answer goes to all clients.
+
+    They send the network's smallest message for Jacobians. The server reaches everybody, whatever the
+    graph. It lives on rank 0; ranks that wait for it sleep.
+
+    Args:
+        exchange: the round's messages.
+        w: weights that all clients hold, `[param]`.
+        participants: client ids, ascending.
+        answer: new weights `[param]` and a number (such as tau) that follow from the stacked samples
+            of the participants; called on the server only.
+
+    Returns:
+        The answer, on every rank.
+    """
+    f, clients = exchange.federation, exchange.graph.clients
+    message = smallest_message(f.network)
+    form = message.form(f.network, f.dtype)
+    new: np.ndarray | None = None
+
+    def serve() -> int:
+        nonlocal new
+        with f.clock("jacobian"):
+            hood = message.receive(f, w, clients, parts)
+        parts.clear()
+        weights, number = answer(hood)
+        new = weights.cpu().numpy()
+        return number
+
+    with f.clock("exchange"):
+        parts = _collected(f, form, participants, partial(message.make, f, w))
+        number = f.world.on_root(serve)
+        answered = f.world.broadcast(new)
+    _book(exchange, form, participants, f.sizes)
+    down = MessageFormat({"vector": Field("weights", w.shape, w.dtype)})
+    everybody = np.arange(clients)
+    _book(exchange, down, everybody, np.ones_like(everybody))
+    if exchange.rank == 0 and f.world.size > 1:
+        f.ledger.book_mpi("weights", answered.nbytes)
+    return torch.from_numpy(answered).to(f.device), number
+
+
+def _collected(
+    f: Federation, form: MessageFormat, clients: np.ndarray, make: Callable[[int], Arrays]
+) -> list[Arrays]:
+    """Messages `make(client)` of `clients`, in id order, on rank 0; elsewhere none."""
+    owners = np.asarray(f.placement.owner(clients))
+    outgoing = Outgoing(f.ledger, f.staging)
+    if f.world.rank:
+        for client in clients[owners == f.world.rank].tolist():
+            outgoing.add(form, int(f.sizes[client]), partial(make, client))
+    messages = []
+    for rank, received in enumerate(f.world.collect(outgoing.pack().cpu().numpy())):
+        buffer, position = torch.from_numpy(received).to(f.device), 0
+        for client in clients[owners == rank].tolist():
+            if rank == f.world.rank:
+                messages.append(make(client))
+                continue
+            samples = int(f.sizes[client])
+            messages.append(form.read(buffer, position, samples))
+            position += form.nbytes(samples)
+    return messages
+
+
+def _book(exchange: Exchange, form: MessageFormat, clients: np.ndarray, rows: np.ndarray) -> None:
+    """Books a message of `rows` `[client]` rows between each of `clients` and the server."""
+    through = np.zeros(exchange.graph.clients + 1, dtype=np.int64)
+    through[clients] = rows[clients]
+    through[-1] = through.sum()
+    for phase, count in form.by_phase(1, travelling=False).items():
+        exchange.book_protocol(phase, count * through)

@@ -1,0 +1,323 @@
+"""The table of metrics: what a record holds, how it is called, and where it appears.
+
+`METRICS` is the only list of metrics. The record (its datasets), the tables, the comparison (text and
+CSV), the figures and the studies iterate over it, so that a new row appears everywhere. This module
+loads neither torch nor MPI.
+
+A metric of your own is one row and one function, in a file that `--plugin` names:
+
+    import torch
+    from mpi_ntkdfl import register_metric
+    from mpi_ntkdfl.metrics import Metric
+
+    register_metric(
+        Metric(
+            name="weight-norm",
+            label="norm of the average's weights",
+            measure=lambda view: float(torch.linalg.vector_norm(view.params)),
+        )
+    )
+
+    def entropy(view):  # of what a client's model says about the test samples, in nats
+        chances = torch.softmax(view.outputs, dim=1)
+        return float(torch.special.entr(chances).sum(dim=1).mean())
+
+    register_metric(
+        Metric(
+            name="client-entropy",
+            label="test entropy, mean client",
+            unit="nat",
+            axes="row,client",
+            measure=entropy,
+        )
+    )
+
+`evaluate.View` says what a `measure` function is given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.metric import About as About  # public: users write rows of the table
+from mpi_ntkdfl.runtime.metric import Metric as Metric
+from mpi_ntkdfl.runtime.metric import Place as Place
+from mpi_ntkdfl.runtime.registry import Registry
+
+UNTIMED = ("evaluate", "record")
+"""Phases that serve the experimenter; a real federation would not spend them."""
+
+
+def slowest_rank(seconds: np.ndarray, phases: Sequence[str]) -> np.ndarray:
+    """Seconds `[round]` of each round's slowest rank, without the phases `UNTIMED`.
+
+    Ranks that a round did not have are left out: they are NaN in every phase. NaN in some phases of a
+    rank, or of all ranks, is NaN in the result.
+
+    Args:
+        seconds: `[round, rank, phase]`.
+        phases: names of the phases.
+    """
+    timed = [phase not in UNTIMED for phase in phases]
+    by_rank = np.where(missing_ranks(seconds), -np.inf, seconds[..., timed].sum(axis=2))
+    return by_rank.max(axis=1, initial=-np.inf) if by_rank.size else np.zeros(len(seconds))
+
+
+def missing_ranks(by_rank: np.ndarray) -> np.ndarray:
+    """Which ranks a round did not have, `[round, rank]`; none of a round that has no number at all.
+
+    Args:
+        by_rank: `[round, rank, ...]`, NaN for ranks that a round did not have.
+    """
+    unknown = np.isnan(by_rank).all(axis=tuple(range(2, by_rank.ndim)))
+    missing: np.ndarray = unknown & ~unknown.all(axis=1, keepdims=True)
+    return missing
+
+
+def _mean_where_chosen(taus: np.ndarray, about: About) -> np.ndarray:
+    """Mean over clients; NaN at the start, and for methods that choose no steps."""
+    means: np.ndarray = taus.mean(axis=1)
+    return np.where(means > 0, means, np.nan)
+
+
+def _steps_so_far(taus: np.ndarray, about: About) -> np.ndarray:
+    """NaN after a round that was not evaluated, which has left no tau."""
+    seamless = np.cumprod(np.diff(about.rounds, prepend=-1) == 1)
+    return np.where(seamless, np.cumsum(taus.mean(axis=1)), np.nan)
+
+
+ROUNDS = Metric(
+    name="rounds",
+    label="rounds",
+    dataset="rounds/round",
+    dtype="i8",
+    places=frozenset({"x", "panel", "target", "end", "show"}),
+)
+ACCURACY = Metric(
+    name="accuracy",
+    label="test accuracy of the average",
+    dataset="model/accuracy",
+    places=frozenset({"y", "mark", "end", "show", "live", "progress"}),
+    head="average",
+)
+CLIENT_ACCURACY = Metric(
+    name="client-accuracy",
+    label="test accuracy, mean client",
+    axes="row,client",
+    dataset="clients/accuracy",
+    places=frozenset({"y", "mark", "end", "show", "live", "progress"}),
+    head="mean client",
+)
+OWN_ACCURACY = Metric(
+    name="own-accuracy",
+    label="accuracy on own distribution, mean client",
+    axes="row,client",
+    dataset="clients/own_accuracy",
+    optional=True,
+    places=frozenset({"y", "mark", "end"}),
+    head="own data",
+)
+LOSS = Metric(
+    name="loss",
+    label="test loss of the average",
+    dataset="model/loss",
+    places=frozenset({"y", "show", "live"}),
+)
+CLIENT_LOSS = Metric(
+    name="client-loss",
+    label="test loss, mean client",
+    axes="row,client",
+    dataset="clients/loss",
+    places=frozenset({"y"}),
+)
+DEVIATION = Metric(
+    name="deviation",
+    label="mean distance from the average",
+    dataset="deviation",
+    places=frozenset({"x", "y", "end", "show", "live"}),
+)
+GRADIENT_NORM = Metric(
+    name="gradient-norm",
+    label="gradient norm at the average",
+    dataset="model/gradient_norm",
+    log=True,
+    places=frozenset({"y"}),
+)
+MEAN_TAU = Metric(
+    name="mean-tau",
+    label="tau, mean over clients",
+    axes="row,client",
+    dataset="clients/tau",
+    dtype="i8",
+    reduce=_mean_where_chosen,
+    places=frozenset({"y", "show"}),
+    head="mean tau",
+)
+BYTES = Metric(
+    name="bytes",
+    label="protocol bytes, all clients",
+    axes="round,phase",
+    dataset="traffic/protocol_bytes",
+    dtype="i8",
+    unit="B",
+    log=True,
+    places=frozenset({"x", "panel", "target", "end"}),
+    head="protocol",
+    column="protocol_bytes",
+)
+BUSIEST_BYTES = Metric(
+    name="busiest-bytes",
+    label="protocol bytes through the busiest node",
+    axes="round",
+    dataset="traffic/busiest_bytes",
+    dtype="i8",
+    unit="B",
+    log=True,
+    optional=True,
+    places=frozenset({"x", "target"}),
+    head="busiest client",
+)
+MPI_BYTES = Metric(
+    name="mpi-bytes",
+    label="MPI bytes, all ranks",
+    axes="round,phase",
+    dataset="traffic/mpi_bytes",
+    dtype="i8",
+    unit="B",
+    log=True,
+    places=frozenset({"x", "target"}),
+    head="MPI",
+)
+SECONDS = Metric(
+    name="seconds",
+    label="wall clock without evaluation",
+    axes="round,rank,phase",
+    dataset="time/seconds",
+    unit="s",
+    reduce=lambda seconds, about: slowest_rank(seconds, about.phases),
+    places=frozenset({"x", "panel", "target"}),
+)
+IN_FLIGHT = Metric(
+    name="in-flight",
+    label="exchanges in flight, sum over ranks",
+    axes="round,rank",
+    dataset="time/in_flight",
+    unit="s",
+    optional=True,
+    reduce=lambda seconds, about: np.where(missing_ranks(seconds), 0, seconds).sum(axis=1),
+    places=frozenset(),
+)
+WAITED = dataclasses.replace(
+    IN_FLIGHT,
+    name="waited",
+    label="exchanges waited for, sum over ranks",
+    dataset="time/waited",
+    head="waited",
+    column="waited",
+)
+
+METRICS: Registry[Metric] = Registry(
+    "metric",
+    {
+        metric.name: metric
+        for metric in (
+            ROUNDS,
+            ACCURACY,
+            CLIENT_ACCURACY,
+            Metric(
+                name="worst-client-accuracy",
+                label="test accuracy, worst client",
+                axes="row,client",
+                source=CLIENT_ACCURACY.name,
+                reduce=lambda accuracy, about: accuracy.min(axis=1, initial=np.inf),
+                places=frozenset({"y", "mark", "show"}),
+                head="worst client",
+            ),
+            OWN_ACCURACY,
+            LOSS,
+            CLIENT_LOSS,
+            DEVIATION,
+            GRADIENT_NORM,
+            Metric(
+                name="least-squared-gradient",
+                label="least squared gradient so far",
+                source=GRADIENT_NORM.name,
+                log=True,
+                reduce=lambda norm, about: np.minimum.accumulate(norm**2),
+                places=frozenset({"y"}),
+            ),
+            MEAN_TAU,
+            Metric(
+                name="steps",
+                label="evolution steps, mean over clients",
+                axes="row,client",
+                source=MEAN_TAU.name,
+                dtype="i8",
+                log=True,
+                reduce=_steps_so_far,
+                places=frozenset({"x"}),
+            ),
+            BYTES,
+            BUSIEST_BYTES,
+            MPI_BYTES,
+            SECONDS,
+            IN_FLIGHT,
+            WAITED,
+        )
+    },
+)
+"""Every metric by name. Rows with a dataset are measured in every run; the others follow from them."""
+
+
+def recorded() -> list[Metric]:
+    """The metrics that have a dataset, in order."""
+    return [metric for metric in METRICS.values() if metric.dataset]
+
+
+def at(place: Place, metrics: Sequence[Metric] | None = None) -> list[Metric]:
+    """Those of `metrics`, by default of the table, that appear at a place, in order."""
+    every = METRICS.values() if metrics is None else metrics
+    return [metric for metric in every if place in metric.places]
+
+
+def register_metric(metric: Metric) -> None:
+    """Adds a metric that is measured at every evaluation, and then recorded, shown, compared and drawn.
+
+    The module's own text has two examples. Records hold the metric's name, label and unit, so they are
+    read without the code that measured it.
+
+    Args:
+        metric: with a `measure` function and the axes `row` (one number, of the average of all clients)
+            or `row,client` (one number per client; only measured with `evaluation.clients`).
+
+    Raises:
+        InputError: if the name, dataset, head or column is taken, the axes are others, it has no
+            `measure` function, or it is not recorded as float64.
+    """
+    if metric.axes not in ("row", "row,client"):
+        raise InputError(
+            f"metric {metric.name}: a registered metric is measured at evaluations, with the axes row or "
+            f"row,client, got {metric.axes!r}"
+        )
+    if not callable(metric.measure) or metric.source:
+        raise InputError(f"metric {metric.name} needs a measure function, and no source")
+    if metric.dtype != "f8":
+        raise InputError(f"metric {metric.name}: numbers are recorded as f8, got {metric.dtype}")
+    paths = {other.dataset: other.name for other in recorded() if other.name != metric.name}
+    if metric.dataset in paths:
+        raise InputError(
+            f"metric {metric.name}: the dataset {metric.dataset} belongs to {paths[metric.dataset]}; "
+            "choose another one"
+        )
+    for other in METRICS.values():
+        for field in ("head", "column"):
+            if other.name != metric.name and getattr(other, field) == getattr(metric, field):
+                raise InputError(
+                    f"metric {metric.name}: the {field} {getattr(metric, field)!r} is that of "
+                    f"{other.name}; choose another one"
+                )
+    METRICS.register(metric.name, metric)

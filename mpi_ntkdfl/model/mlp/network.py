@@ -1,0 +1,110 @@
+"""The multilayer perceptron as a network. See `Network` for what its methods promise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mpi_ntkdfl.model.losses import Loss, loss_gradient
+from mpi_ntkdfl.model.mlp.descent import descend
+from mpi_ntkdfl.model.mlp.jacobian import FactoredJacobian, LayerInputsForm
+from mpi_ntkdfl.model.mlp.stack import Stack
+from mpi_ntkdfl.model.mlp.training import StackTrainer, gram_numbers
+from mpi_ntkdfl.model.mlp.work import StackWork
+from mpi_ntkdfl.model.training import Data
+
+
+@dataclass(frozen=True)
+class MLP(Stack):
+    """A multilayer perceptron with ReLU between its layers; `widths` as in `Stack`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One axis: the features."""
+        return self.widths[:1]
+
+    @property
+    def classes(self) -> int:
+        """The last width."""
+        return self.widths[-1]
+
+    @property
+    def factored(self) -> LayerInputsForm:
+        """The layers' inputs."""
+        return LayerInputsForm(self)
+
+    @property
+    def on_levels(self) -> bool:
+        """Yes: its first layer is a product with the inputs."""
+        return True
+
+    @property
+    def work(self) -> StackWork:
+        """Counts by the widths."""
+        return StackWork(self.widths)
+
+    def describe(self) -> str:
+        """The widths."""
+        return " - ".join(map(str, self.widths))
+
+    def initial(self, generator: np.random.Generator) -> np.ndarray:
+        """Kaiming-normal weights (deviation sqrt(2 / fan_in)) and zero biases, `[P]` float64.
+
+        The source is He et al., "Delving deep into rectifiers", ICCV 2015; the start of the
+        NTK-DFL paper.
+        """
+        pieces = [
+            generator.standard_normal(size) * math.sqrt(2 / shape[1])
+            if len(shape) == 2
+            else np.zeros(size)
+            for size, shape in zip(self.layout.sizes, self.layout.shapes.values(), strict=True)
+        ]
+        return np.concatenate(pieces)
+
+    def outputs(self, params: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        """Outputs `[sample, output]` with `params` `[P]` at `inputs` `[sample, feature]`."""
+        return self.functions(params[None], inputs)(inputs)[0]
+
+    def loss_gradient(
+        self,
+        params: torch.Tensor,
+        inputs: torch.Tensor,
+        labels: torch.Tensor,
+        loss: Loss,
+        shares: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Gradient `[P]` of the loss, all samples in one pass."""
+        return loss_gradient(self.outputs, params, inputs, labels, loss, shares)
+
+    def jacobian(self, params: torch.Tensor, inputs: torch.Tensor) -> FactoredJacobian:
+        """The Jacobian by layers."""
+        return FactoredJacobian(self, params, self.activations(params, inputs).inputs)
+
+    def trainer(self, data: Sequence[Data], batch: int, epochs: int) -> StackTrainer:
+        """Training by batched products."""
+        return StackTrainer(self, data, batch, epochs)
+
+    def descend(
+        self,
+        params: torch.Tensor,
+        inputs: torch.Tensor,
+        labels: torch.Tensor,
+        lr: float,
+        taus: Sequence[int],
+        loss: Loss,
+    ) -> torch.Tensor:
+        """Full-batch gradient descent, by the inputs' Gram matrix where it pays: `[tau, P]`."""
+        return descend(self, params, inputs, labels, lr, taus, loss)
+
+    def memory(self, samples: int) -> int:
+        """Two copies of the stacked layer inputs and of each layer's signals."""
+        into, deep = sum(self.widths[:-1]), sum(self.widths[1:-2])
+        return 4 * samples * into + 2 * samples * self.classes * deep
+
+    def training_memory(self, samples: int, batch: int, epochs: int) -> int:
+        """Numbers of the Gram matrix that the dual form keeps."""
+        return gram_numbers(self.widths[0], samples, batch, epochs)

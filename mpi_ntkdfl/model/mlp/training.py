@@ -1,0 +1,271 @@
+"""Local training of multilayer perceptrons: many clients at once, by batched products.
+
+Steps are small, so clients go in groups through batched products. Two forms give the same steps:
+
+- direct: the weights themselves; any rule of descent (`Rule`).
+- dual: for SGD with momentum and weight decay. Each step adds a combination of the client's own inputs
+  to the first layer, so its weights stay W = s W(0) + A^T X with A `[sample, out]`. Its outputs on a
+  batch b are s X_b W(0)^T + (X X^T)_b A, and its step adds the backpropagated signals to the batch's
+  rows of A. With the Gram matrix X X^T kept for the whole run, a step costs n products per sample and
+  unit where the direct form has two times the number of features; W is formed at the end of the round.
+
+A client's bits depend on its own samples, weights and settings only: groups always have the same number
+of places, empty ones are filled up, and paddings follow from the client's own number of samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from mpi_ntkdfl.model.losses import one_hot
+from mpi_ntkdfl.model.mlp.batched import BatchedStack, padded
+from mpi_ntkdfl.model.mlp.stack import Stack
+from mpi_ntkdfl.model.training import Data, Layers, Orders, Pack, Rule, Sgd, SgdRule
+from mpi_ntkdfl.runtime.device import on_gpu
+
+_PLACES = 4
+"""Clients of a group: enough to share the cost of calls, few enough for the caches of a core."""
+_PLACES_CUDA = 256
+_GROUP_WORK = 16 * 10**6
+"""Multiplications of a step that make the cost of calls small by themselves."""
+
+
+class _DualLayer:
+    """A first layer s W(0) + A^T X under `Sgd`, by its coefficients s and A `[client * sample, out]`."""
+
+    def __init__(self, sgd: Sgd, start: torch.Tensor, gram: torch.Tensor) -> None:
+        """Starts at W(0).
+
+        Args:
+            sgd: the descent.
+            start: outputs at W(0), `[client, sample, out]`.
+            gram: X X^T, `[client, sample, sample]`.
+        """
+        self._sgd, (places, self._samples, self._width) = sgd, start.shape
+        self._start, self._gram = start.flatten(0, 1), gram.flatten(0, 1)
+        self._places = places
+        self.scale, self._scale_velocity = 1.0, 0.0
+        self._sums = torch.zeros_like(self._start)
+        self._velocity = torch.zeros_like(self._start) if sgd.momentum else None
+
+    @property
+    def sums(self) -> torch.Tensor:
+        """A, `[client, sample, out]`."""
+        return self._sums.view(self._places, self._samples, self._width)
+
+    def outputs(self, rows: torch.Tensor) -> torch.Tensor:
+        """Outputs `[client, batch, out]` for the batch of `rows` `[client * batch]`."""
+        start = self._start.index_select(0, rows).view(self._places, -1, self._width)
+        gram = self._gram.index_select(0, rows).view(self._places, -1, self._samples)
+        return torch.baddbmm(start, gram, self.sums, beta=self.scale)
+
+    def step(self, rows: torch.Tensor, signals: torch.Tensor) -> None:
+        """Descends along X^T signals, `signals` `[client, batch, out]`."""
+        sgd, flat = self._sgd, signals.flatten(0, 1)
+        if self._velocity is None:
+            if sgd.weight_decay:
+                keep = 1 - sgd.lr * sgd.weight_decay
+                self._sums.mul_(keep)
+                self.scale *= keep
+            self._sums.index_add_(0, rows, flat, alpha=-sgd.lr)
+            return
+        self._velocity.mul_(sgd.momentum).index_add_(0, rows, flat)
+        self._scale_velocity *= sgd.momentum
+        if sgd.weight_decay:
+            self._velocity.add_(self._sums, alpha=sgd.weight_decay)
+            self._scale_velocity += sgd.weight_decay * self.scale
+        self._sums.add_(self._velocity, alpha=-sgd.lr)
+        self.scale -= sgd.lr * self._scale_velocity
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Clients that take their steps together.
+
+    Attributes:
+        clients: where they stand among all; at most `places`.
+        places: clients the group has room for.
+        batches: of a local pass; the same for all of them.
+        samples: rows each client's samples are padded to.
+        dual: whether they go in the dual form where the rule allows it.
+    """
+
+    clients: tuple[int, ...]
+    places: int
+    batches: int
+    samples: int
+    dual: bool
+
+
+def dual_pays(samples: int, features: int, epochs: int) -> bool:
+    """Whether a round by SGD needs fewer products in the dual form; `samples` with their padding.
+
+    Counted per sample and unit: outputs at W(0), the steps, and W at the end, against the steps.
+    """
+    return 2 * features + epochs * samples < 2 * epochs * features
+
+
+def padded_samples(samples: int, batch: int) -> int:
+    """Rows to which a client's samples are padded: whole batches, whole cache lines."""
+    return padded(-(-samples // batch) * batch)
+
+
+def gram_numbers(features: int, samples: int, batch: int, epochs: int) -> int:
+    """Numbers of the Gram matrix that training by SGD keeps for a client with `samples` samples."""
+    rows = padded_samples(samples, batch)
+    return rows * rows * dual_pays(rows, features, epochs)
+
+
+class StackTrainer:
+    """Local steps of several clients. See `Trainer`."""
+
+    def __init__(self, network: Stack, data: Sequence[Data], batch: int, epochs: int) -> None:
+        """Plans the groups.
+
+        Args:
+            network: the network.
+            data: inputs `[sample, feature]` and labels `[sample]` of each client.
+            batch: samples of a step.
+            epochs: local passes of a round.
+        """
+        self._data, self._batch, self._epochs = data, batch, epochs
+        self._sizes = np.array([len(labels) for _, labels in data])
+        self._network = BatchedStack(network)
+        self._grams: dict[_Group, torch.Tensor] = {}
+
+    def descend(self, weights: torch.Tensor, orders: Orders, sgd: Sgd) -> torch.Tensor:
+        """A round's steps by SGD, in the dual form where it pays; velocities start at zero."""
+
+        def train(group: _Group, start: torch.Tensor) -> torch.Tensor:
+            if group.dual:
+                return self._dual(group, start, orders, sgd)
+            return self._direct(group, start, orders, SgdRule(sgd))
+
+        return self._by_group(weights, train, dual=True)
+
+    def follow(
+        self, weights: torch.Tensor, orders: Orders, rule: Callable[[Pack], Rule]
+    ) -> torch.Tensor:
+        """A round's steps by any rule on the layer matrices `[client, out, in]`, in the direct form."""
+
+        def train(group: _Group, start: torch.Tensor) -> torch.Tensor:
+            def pack(rows: torch.Tensor) -> Layers:
+                return self._network.pack(_of_group(group, rows))
+
+            return self._direct(group, start, orders, rule(pack))
+
+        return self._by_group(weights, train, dual=False)
+
+    # ---------------------------------------------------------------------------------- the two forms
+
+    def _dual(self, group: _Group, start: torch.Tensor, orders: Orders, sgd: Sgd) -> torch.Tensor:
+        inputs, targets = self._padded(group)
+        if group not in self._grams:
+            self._grams[group] = torch.bmm(inputs, inputs.transpose(1, 2))
+        initial, *upper = self._network.pack(start)
+        outputs = torch.bmm(inputs, initial.transpose(1, 2))
+        first, rule = _DualLayer(sgd, outputs, self._grams[group]), SgdRule(sgd)
+        for rows, shares in self._steps(group, orders):
+            labels = targets.index_select(0, rows).view(group.places, self._batch, -1)
+            signals, gradients = self._network.backpropagate(
+                first.outputs(rows), upper, labels, shares
+            )
+            first.step(rows, signals)
+            rule.descend(upper, gradients)
+        weight = torch.baddbmm(initial, first.sums.transpose(1, 2), inputs, beta=first.scale)
+        return self._network.unpack([weight, *upper])
+
+    def _direct(
+        self, group: _Group, start: torch.Tensor, orders: Orders, rule: Rule
+    ) -> torch.Tensor:
+        inputs, targets = self._padded(group)
+        layers, inputs = self._network.pack(start), inputs.flatten(0, 1)
+        for rows, shares in self._steps(group, orders):
+            x = inputs.index_select(0, rows).view(group.places, self._batch, -1)
+            y = targets.index_select(0, rows).view(group.places, self._batch, -1)
+            rule.step(layers, partial(self._network.gradients, inputs=x, targets=y, shares=shares))
+        return self._network.unpack(layers)
+
+    # -------------------------------------------------------------------------------- groups and data
+
+    def _by_group(
+        self,
+        weights: torch.Tensor,
+        train: Callable[[_Group, torch.Tensor], torch.Tensor],
+        dual: bool,
+    ) -> torch.Tensor:
+        """Trains group after group; clients without samples keep their weights."""
+        trained = weights.clone()
+        for group in self._groups(dual):
+            rows = _rows(group, weights.device)
+            trained[rows] = train(group, _of_group(group, weights))[: len(rows)]
+        return trained
+
+    def _groups(self, dual: bool) -> Iterator[_Group]:
+        """The clients in groups of equally many batches per pass."""
+        features, width = self._network.network.widths[:2]
+        batches = -(-self._sizes // self._batch)
+        for count in np.unique(batches[batches > 0]).tolist():
+            clients = np.flatnonzero(batches == count).tolist()
+            samples = padded_samples(count * self._batch, self._batch)
+            in_dual = dual and dual_pays(samples, features, self._epochs)
+            work = self._batch * width * (samples if in_dual else 2 * features)
+            places = min(max(_GROUP_WORK // work, 1), _PLACES)
+            if on_gpu(self._data[0][0].device):
+                places = min(_PLACES_CUDA, len(clients))
+            for start in range(0, len(clients), places):
+                chosen = tuple(clients[start : start + places])
+                yield _Group(chosen, places, count, samples, in_dual)
+
+    def _padded(self, group: _Group) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs with ones behind them `[client, sample, in]`, targets `[client * sample, output]`."""
+        widths, like = self._network.network.widths, self._data[0][0]
+        inputs = like.new_zeros(group.places, group.samples, self._network.padded_widths[0])
+        targets = inputs.new_zeros(group.places, group.samples, widths[-1])
+        for place, client in enumerate(group.clients):
+            own, labels = self._data[client]
+            inputs[place, : len(labels), : widths[0]] = own
+            inputs[place, : len(labels), widths[0]] = 1
+            targets[place, : len(labels)] = one_hot(labels, widths[-1], own.dtype)
+        return inputs, targets.flatten(0, 1)
+
+    def _steps(self, group: _Group, orders: Orders) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Batches of a round, as rows of the group's samples, with what each sample's loss counts.
+
+        Rows are `[client * batch]`, shares `[client, batch, 1]`. Batches that are not full are
+        filled up with samples of share 0.
+        """
+        like, room = self._data[0][0], group.batches * self._batch
+        order = np.zeros((self._epochs, group.batches, group.places, self._batch), dtype=np.int64)
+        order += np.arange(group.places)[:, None] * group.samples
+        shares = np.zeros((group.batches, group.places, self._batch, 1))
+        for place, client in enumerate(group.clients):
+            n = int(self._sizes[client])
+            passes = np.full((self._epochs, room), n)
+            passes[:, :n] = orders(client)
+            order[:, :, place] += passes.reshape(self._epochs, group.batches, self._batch)
+            shares[:, place] = 1 / self._batch
+            last = n - (group.batches - 1) * self._batch
+            shares[-1, place] = 0
+            shares[-1, place, :last] = 1 / last
+        rows = torch.from_numpy(order.reshape(self._epochs * group.batches, -1)).to(like.device)
+        weight = torch.from_numpy(shares).to(like)
+        for step, batch in enumerate(rows):
+            yield batch, weight[step % group.batches]
+
+
+def _rows(group: _Group, device: torch.device) -> torch.Tensor:
+    """Where the group's clients stand among all."""
+    return torch.tensor(group.clients, device=device)
+
+
+def _of_group(group: _Group, rows: torch.Tensor) -> torch.Tensor:
+    """The group's places of `rows` `[client, P]`, zeros where one is empty."""
+    chosen = rows.new_zeros(group.places, rows.shape[1])
+    chosen[: len(group.clients)] = rows[_rows(group, rows.device)]
+    return chosen

@@ -1,0 +1,253 @@
+"""Which modules can be networks: what is refused by name, and what trying them out shows.
+
+All tries are in float64, with parameters jittered so that branches that start at zero count too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
+from torch.utils.flop_counter import FlopCounterMode
+
+from mpi_ntkdfl.model.module.function import FlatModule, Make, made
+from mpi_ntkdfl.model.module.jacobian import Limits, ModuleJacobian
+from mpi_ntkdfl.runtime import seeds
+from mpi_ntkdfl.runtime.errors import InputError
+
+SAMPLES, JITTER, TOLERANCE = 8, 0.1, 1e-9
+"""Samples of a try; deviation of what is added to parameters; relative error of what must be equal."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What trying out a module has shown.
+
+    Attributes:
+        products: multiplications of a forward pass of one sample.
+        activations: numbers that autograd keeps of a forward pass of one sample.
+        vectorised: whether torch computes gradients of several samples together.
+    """
+
+    products: int
+    activations: int
+    vectorised: bool
+
+
+def examined(
+    make: Make,
+    shape: tuple[int, ...],
+    classes: int,
+    examples: torch.Tensor | None = None,
+) -> Facts:
+    """Tries out the module that `make` makes.
+
+    Args:
+        make: makes the module.
+        shape: of one sample.
+        classes: outputs it must have.
+        examples: samples to try it with, `[sample, *shape]`; None for random ones.
+
+    Raises:
+        InputError: if it cannot be a network; the message says why and what to do.
+    """
+    module = made(make, 0)
+    refuse_by_name(module)
+    function = FlatModule(module)
+    _refuse_other_randomness(function, FlatModule(made(make, 0)))
+    generator = seeds.generator(0, "trying out a module")
+    own = function.flat()
+    params = own + JITTER * torch.from_numpy(generator.standard_normal(len(own))).to(own)
+    if examples is None or (len(examples) < 2 and examples.is_floating_point()):
+        random = torch.from_numpy(generator.standard_normal((SAMPLES, *shape)))
+        examples = random.to(own.device)
+    inputs = examples[:SAMPLES]
+    inputs = inputs.double() if inputs.is_floating_point() else inputs
+    _refuse_wrong_outputs(function, params, inputs, classes)
+    _refuse_mixed_samples(function, params, inputs)
+    products, activations = _counted(function, params, inputs)
+    vectorised = _right_form(function, params, inputs, classes)
+    return Facts(products, activations, vectorised)
+
+
+def refuse_by_name(module: torch.nn.Module) -> None:
+    """Refuses what is known to be impossible.
+
+    Raises:
+        InputError: naming the submodule or the parameter.
+    """
+    parameters = dict(module.named_parameters())
+    for name, parameter in parameters.items():
+        if is_lazy(parameter):
+            raise _refusal(
+                f"parameter {name} has no shape yet",
+                "give lazy modules their sizes, or pass one sample through the module in its factory",
+            )
+        if parameter.is_complex():
+            raise _refusal(f"parameter {name} is complex", "use real parameters")
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise _refusal("no parameter requires a gradient", "leave some of them to be trained")
+    for name, part in module.named_modules():
+        what = f"{type(part).__name__} {name!r}".strip()
+        if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
+            raise _refusal(
+                f"{what} normalises over the batch, so that samples see each other",
+                "use GroupNorm, LayerNorm, RMSNorm or InstanceNorm, or return the module in "
+                "evaluation mode with running statistics",
+            )
+        if part.training and _drops(part):
+            raise _refusal(
+                f"{what} draws random numbers in every pass",
+                "set its probability to 0, or return the module in evaluation mode",
+            )
+
+
+def _drops(part: torch.nn.Module) -> bool:
+    """Whether a module in training mode is random."""
+    if isinstance(part, _DropoutNd):
+        return part.p > 0
+    if isinstance(part, torch.nn.RNNBase | torch.nn.MultiheadAttention):
+        return float(part.dropout) > 0
+    return isinstance(part, torch.nn.RReLU)
+
+
+def _refusal(what: str, way_out: str) -> InputError:
+    return InputError(f"the module cannot be a network: {what}; {way_out}")
+
+
+def _refuse_other_randomness(first: FlatModule, second: FlatModule) -> None:
+    """Every rank makes the module for itself, so the same seed must give the same module."""
+    own, other = first.flat(), second.flat()
+    like = own[:0].double()
+    constants = zip(first.constants(like).values(), second.constants(like).values(), strict=False)
+    same = first.layout.shapes == second.layout.shapes and torch.equal(own, other)
+    if not (same and all(torch.equal(a, b) for a, b in constants)):
+        raise _refusal(
+            "its factory gives other weights or buffers when it is called again with the same seed",
+            "draw them from torch's own generator only (no other random numbers, no time)",
+        )
+    if not bool(torch.isfinite(own).all()):
+        raise _refusal("its starting weights are not all finite", "initialise every parameter")
+
+
+def _tried(task: Callable[[], T], what: str) -> T:
+    try:
+        return task()
+    except Exception as error:  # whatever the user's code raises
+        reason = str(error).strip().split("\n")[0]
+        raise _refusal(
+            f"it fails on {what}: {type(error).__name__}: {reason}",
+            "it must take inputs of that shape and compute in the type and on the device of its "
+            "parameters (keep constant tensors as buffers)",
+        ) from error
+
+
+def _refuse_wrong_outputs(
+    function: FlatModule, params: torch.Tensor, inputs: torch.Tensor, classes: int
+) -> None:
+    """Refuses modules whose outputs have another shape or type, are random, or change the module."""
+    before = {name: each.clone() for name, each in function.constants(params).items()}
+    what = f"{inputs.dtype} inputs of shape {list(inputs.shape)}".replace("torch.", "")
+    outputs: object = _tried(lambda: function(params, inputs), what)
+    wanted = f"outputs of shape {[len(inputs), classes]}"
+    if not isinstance(outputs, torch.Tensor):
+        raise _refusal(f"it returns {type(outputs).__name__}", f"return a tensor, {wanted}")
+    if tuple(outputs.shape) != (len(inputs), classes):
+        raise _refusal(f"it returns the shape {list(outputs.shape)}", f"return {wanted}")
+    if outputs.dtype != params.dtype:
+        raise _refusal(
+            f"it returns {outputs.dtype} where its parameters are {params.dtype}",
+            "compute in the type of the parameters",
+        )
+    if not bool(torch.isfinite(outputs).all()):
+        raise _refusal(
+            "its outputs are not finite near its starting weights",
+            "look for divisions and logarithms",
+        )
+    if not torch.equal(outputs, function(params, inputs)):
+        raise _refusal("two passes give different outputs", "leave out what is random or remembers")
+    if any(not torch.equal(old, function.constants(params)[name]) for name, old in before.items()):
+        raise _refusal("a pass changes its buffers", "return the module in evaluation mode")
+
+
+def _refuse_mixed_samples(function: FlatModule, params: torch.Tensor, inputs: torch.Tensor) -> None:
+    """Replaces the first sample and looks at the others' outputs; then gives the last one by itself."""
+    changed = inputs.clone()
+    for other in inputs[1:]:
+        if not torch.equal(other, inputs[0]):
+            changed[0] = other
+    with torch.no_grad():
+        outputs, others = function(params, inputs), function(params, changed)
+        single = _tried(lambda: function(params, inputs[-1:]), "a single sample")
+    differences = torch.cat([others[1:] - outputs[1:], single - outputs[-1:]]).abs()
+    if not bool(differences.max() <= TOLERANCE * outputs.abs().max()):
+        raise _refusal(
+            "a sample's outputs depend on the other samples of the batch",
+            "each sample must be treated by itself; the batch is the first axis of inputs and outputs",
+        )
+
+
+def _counted(function: FlatModule, params: torch.Tensor, inputs: torch.Tensor) -> tuple[int, int]:
+    """Multiplications of a forward pass of one sample, and numbers that autograd keeps of it."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+        return tensor
+
+    point = params.detach().requires_grad_()
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        outputs = function(point, inputs)
+    kept.pop(point.untyped_storage().data_ptr(), None)
+    activations = sum(kept.values()) + inputs.numel() + outputs.numel()
+    return counter.get_total_flops() // (2 * len(inputs)), -(-activations // len(inputs))
+
+
+def _right_form(
+    function: FlatModule, params: torch.Tensor, inputs: torch.Tensor, classes: int
+) -> bool:
+    """Whether the vectorised form is right; otherwise the other one must be.
+
+    Kernel and transposed product come from different computations, and must agree on
+    `u^T K u = sum_c |J_c^T u|^2`.
+    """
+    reasons = []
+    for vectorised in (True, False):
+        limits = Limits(room=2**25, at_once=len(inputs), vectorised=vectorised)
+        jacobian = ModuleJacobian(function, params, inputs, classes, limits)
+        try:
+            error = _disagreement(jacobian, len(inputs), classes, params)
+        except Exception as failure:  # of the module, or because torch has no rule for it
+            reasons.append(f"{type(failure).__name__}: {str(failure).strip().splitlines()[0]}")
+            continue
+        if error <= TOLERANCE:
+            return vectorised
+        reasons.append(f"a relative error of {error:.1e} where {TOLERANCE:.0e} is allowed")
+    raise _refusal(
+        "its derivatives are not right or cannot be computed (vectorised: "
+        f"{reasons[0]}; one sample at a time: {reasons[1]})",
+        "look for custom backward passes, detached parameters and changes in place",
+    )
+
+
+def _disagreement(
+    jacobian: ModuleJacobian, samples: int, classes: int, like: torch.Tensor
+) -> float:
+    """Relative difference of `u^T K u` and `sum_c |J_c^T u|^2` for one random u `[sample]`."""
+    generator = seeds.generator(0, "checking a Jacobian")
+    u = torch.from_numpy(generator.standard_normal(samples)).to(like)
+    residuals = torch.diag_embed(u[:, None].expand(-1, classes)).transpose(0, 1)
+    left = float(u @ jacobian.trace_gram() @ u)
+    right = float(jacobian.transposed_product(residuals).square().sum())
+    return abs(left - right) / max(abs(left), abs(right), 1e-300)

@@ -1,0 +1,87 @@
+"""A module of torch as a function of one flat vector of its parameters."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from mpi_ntkdfl.model.params import Layout
+
+Make = Callable[[], torch.nn.Module]
+"""Makes a module, with starting weights from torch's own generator."""
+
+
+def made(make: Make, seed: int) -> torch.nn.Module:
+    """The module that `make` makes when torch's generator starts at `seed`; the generator is restored."""
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return make()
+
+
+class FlatModule:
+    """A module's outputs as a function of a flat parameter vector and inputs.
+
+    Parameters that require no gradient, and buffers, are constants. They follow the vector's type and
+    device.
+
+    Attributes:
+        module: the module; its own parameters are never changed.
+        layout: names and shapes of the parameters that require a gradient.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        """Wraps `module`."""
+        self.module = module
+        parameters = dict(module.named_parameters())
+        trained = {name: p for name, p in parameters.items() if p.requires_grad}
+        self.layout = Layout({name: tuple(p.shape) for name, p in trained.items()})
+        self._trained = trained
+        frozen = {name: p for name, p in parameters.items() if not p.requires_grad}
+        self._constants: dict[str, torch.Tensor] = {**frozen, **dict(module.named_buffers())}
+        self._cast: dict[tuple[torch.dtype, torch.device], dict[str, torch.Tensor]] = {}
+
+    def flat(self) -> torch.Tensor:
+        """The module's own parameters, `[P]` float64."""
+        pieces = [p.detach().double().reshape(-1) for p in self._trained.values()]
+        return torch.cat(pieces)
+
+    def constants(self, like: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Buffers and frozen parameters in the type and on the device of `like`."""
+        key = like.dtype, like.device
+        if key not in self._cast:
+            with torch.inference_mode(False):
+                self._cast[key] = {
+                    name: tensor.detach().to(like if tensor.is_floating_point() else like.device)
+                    for name, tensor in self._constants.items()
+                }
+        return self._cast[key]
+
+    def with_tensors(
+        self, tensors: Mapping[str, torch.Tensor], like: torch.Tensor, inputs: torch.Tensor
+    ) -> torch.Tensor:
+        """Outputs `[sample, output]` with parameters by name; `like` has their type and device."""
+        state = {**self.constants(like), **tensors}
+        outputs: torch.Tensor = torch.func.functional_call(self.module, state, (inputs,))
+        return outputs
+
+    def __call__(self, params: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        """Outputs `[sample, output]` with `params` `[P]` at `inputs` `[sample, *shape]`."""
+        return self.with_tensors(self.layout.unflatten(params), params, inputs)
+
+
+def vectorised(function: Callable[..., Any], *arguments: Any, in_dims: Any = 0) -> Any:
+    """`torch.func.vmap` of `function` at `arguments`.
+
+    It says nothing about operations that torch vectorises by a loop: there is nothing to be done.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        return torch.func.vmap(function, in_dims=in_dims)(*arguments)
+
+
+def chunks(samples: int, most: int) -> list[slice]:
+    """Consecutive ranges of `samples` samples with at most `most` each."""
+    return [slice(start, min(start + most, samples)) for start in range(0, samples, most)]

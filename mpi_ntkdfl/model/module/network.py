@@ -1,0 +1,191 @@
+"""Any module of torch as a network. See `Network` for what its methods promise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from mpi_ntkdfl.model.levels import Inputs
+from mpi_ntkdfl.model.losses import Loss, loss_gradient
+from mpi_ntkdfl.model.module.checks import examined
+from mpi_ntkdfl.model.module.function import FlatModule, Make, chunks, made
+from mpi_ntkdfl.model.module.jacobian import Limits, ModuleJacobian
+from mpi_ntkdfl.model.module.training import ModuleTrainer
+from mpi_ntkdfl.model.module.work import ModuleWork
+from mpi_ntkdfl.model.params import Layout, aligned
+from mpi_ntkdfl.model.training import Data
+from mpi_ntkdfl.runtime.device import on_gpu
+
+ROOM = 2**25
+"""Numbers of gradients and activations a computation holds, 128 MiB in float32. A constant, because sums
+over ranges of samples round by their lengths."""
+
+_MOST_AT_ONCE = 512
+_PLACES_CUDA = 64
+"""Samples of a pass at most; clients that train together on a GPU."""
+
+
+class ModuleNetwork:
+    """A network around a module whose samples do not see each other.
+
+    It is built from something that makes the module, because starting weights are drawn by making it
+    anew, and because every rank makes its own.
+
+    Attributes:
+        factored: None; only dense Jacobians or samples travel.
+        on_levels: false; inputs are plain tensors.
+        shape: of one sample.
+        classes: C.
+    """
+
+    factored = None
+    on_levels = False
+
+    def __init__(
+        self,
+        make: Make,
+        shape: tuple[int, ...],
+        classes: int,
+        label: str,
+        examples: torch.Tensor | None = None,
+        room: int = ROOM,
+    ) -> None:
+        """Makes the module and tries it out.
+
+        Args:
+            make: makes the module; its weights must follow from the state of torch's generator.
+            shape: of one sample.
+            classes: C, outputs of the module.
+            label: what to call it.
+            examples: samples to try it with, `[sample, *shape]`; None for random ones.
+            room: numbers it may hold at once.
+
+        Raises:
+            InputError: if the module cannot be a network; the message says why and what to do.
+        """
+        self._make, self._label = make, label
+        self.shape, self.classes = tuple(shape), classes
+        self._facts = examined(make, self.shape, classes, examples)
+        at_once = max(min(room // self._facts.activations, _MOST_AT_ONCE), 1)
+        self._limits = Limits(room, at_once, self._facts.vectorised)
+        self._function = FlatModule(made(make, 0))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the module, whose class other ranks may not be able to read."""
+        return {name: value for name, value in vars(self).items() if name != "_function"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Makes the module again."""
+        vars(self).update(state)
+        self._function = FlatModule(made(self._make, 0))
+
+    @property
+    def layout(self) -> Layout:
+        """The module's own names, without parameters that require no gradient."""
+        return self._function.layout
+
+    @property
+    def work(self) -> ModuleWork:
+        """Counts by a forward pass."""
+        facts, layout = self._facts, self.layout
+        return ModuleWork(
+            features=math.prod(self.shape),
+            layers=len(layout.shapes),
+            products=facts.products,
+            activations=facts.activations,
+            params=layout.size,
+            classes=self.classes,
+        )
+
+    def describe(self) -> str:
+        """Its name, and how its gradients are computed."""
+        how = "" if self._facts.vectorised else ", gradients one sample at a time"
+        return f"{self._label} (module of torch{how})"
+
+    def own_parameters(self) -> torch.Tensor:
+        """The values with which the module was made, `[P]` float64."""
+        return self._function.flat()
+
+    def initial(self, generator: np.random.Generator) -> np.ndarray:
+        """The module's own starting weights, made anew from a seed that `generator` draws."""
+        module = made(self._make, int(generator.integers(2**63)))
+        values: np.ndarray = FlatModule(module).flat().cpu().numpy()
+        return values
+
+    def outputs(self, params: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        """Outputs `[sample, output]` with `params` `[P]` at `inputs` `[sample, *shape]`."""
+        return self._function(aligned(params), inputs)
+
+    def functions(self, params: torch.Tensor, like: Inputs) -> Callable[[Inputs], torch.Tensor]:
+        """What several parameter vectors make of the same inputs, one after another."""
+        rows = [aligned(row) for row in params]
+
+        def outputs(inputs: Inputs) -> torch.Tensor:
+            assert isinstance(inputs, torch.Tensor)
+            parts = chunks(len(inputs), self._limits.at_once)
+            with torch.no_grad():
+                return torch.stack(
+                    [
+                        torch.cat([self._function(row, inputs[some]) for some in parts])
+                        for row in rows
+                    ]
+                )
+
+        return outputs
+
+    def loss_gradient(
+        self,
+        params: torch.Tensor,
+        inputs: torch.Tensor,
+        labels: torch.Tensor,
+        loss: Loss,
+        shares: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Gradient `[P]` of the loss, a range of samples after another."""
+        if shares is None:
+            shares = params.new_full((len(labels),), 1 / len(labels))
+        total, point = torch.zeros_like(params), aligned(params)
+        for some in chunks(len(labels), self._limits.at_once):
+            part = inputs[some], labels[some]
+            total.add_(loss_gradient(self._function, point, *part, loss, shares[some]))
+        return total
+
+    def jacobian(self, params: torch.Tensor, inputs: torch.Tensor) -> ModuleJacobian:
+        """The Jacobian by gradients of single samples."""
+        return ModuleJacobian(self._function, params, inputs, self.classes, self._limits)
+
+    def trainer(self, data: Sequence[Data], batch: int, epochs: int) -> ModuleTrainer:
+        """Training by autograd."""
+        together = on_gpu(data[0][0].device) and self._facts.vectorised
+        return ModuleTrainer(self._function, data, batch, epochs, _PLACES_CUDA if together else 1)
+
+    def descend(
+        self,
+        params: torch.Tensor,
+        inputs: torch.Tensor,
+        labels: torch.Tensor,
+        lr: float,
+        taus: Sequence[int],
+        loss: Loss,
+    ) -> torch.Tensor:
+        """Full-batch gradient descent by autograd: `[tau, P]`."""
+        wanted = []
+        for step in range(1, taus[-1] + 1):
+            params = params - lr * self.loss_gradient(params, inputs, labels, loss)
+            if step in taus:
+                wanted.append(params)
+        return torch.stack(wanted)
+
+    def memory(self, samples: int) -> int:
+        """The samples twice, gradients of one output, and what a pass with gradients keeps."""
+        gradients = min(max(self._limits.room, 2 * self.layout.size), samples * self.layout.size)
+        passing = 2 * min(samples, self._limits.at_once) * self._facts.activations
+        return 2 * samples * math.prod(self.shape) + gradients + passing
+
+    def training_memory(self, samples: int, batch: int, epochs: int) -> int:
+        """Nothing is kept."""
+        return 0

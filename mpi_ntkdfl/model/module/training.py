@@ -1,0 +1,147 @@
+"""Local training of any module.
+
+On CPU one client after another, so that a client's bits depend on nothing but itself. On a GPU groups of
+clients take their steps together (`torch.func.vmap`), where torch can vectorise the module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from mpi_ntkdfl.model.losses import loss_gradient, sample_losses
+from mpi_ntkdfl.model.module.function import FlatModule, vectorised
+from mpi_ntkdfl.model.params import outside
+from mpi_ntkdfl.model.training import Data, Layers, Orders, Pack, Rule, Sgd, SgdRule
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Gradients `[client, P]` by all parameters. See `Slope`."""
+
+    entries: torch.Tensor
+
+    def add_to(self, array: torch.Tensor, keep: float, times: float) -> None:
+        """`array = keep * array + times * gradient`, in place."""
+        array.mul_(keep).add_(self.entries, alpha=times)
+
+    def dense(self) -> torch.Tensor:
+        """The gradients themselves."""
+        return self.entries
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The samples of one step of a group.
+
+    Attributes:
+        inputs: `[client, sample, *shape]`.
+        labels: `[client, sample]`.
+        shares: what each sample's loss counts, `[client, sample]`; 0 where a client has fewer.
+    """
+
+    inputs: torch.Tensor
+    labels: torch.Tensor
+    shares: torch.Tensor
+
+
+class ModuleTrainer:
+    """Local steps of several clients. See `Trainer`."""
+
+    def __init__(
+        self, function: FlatModule, data: Sequence[Data], batch: int, epochs: int, places: int
+    ) -> None:
+        """Plans the groups.
+
+        Args:
+            function: the module.
+            data: inputs `[sample, *shape]` and labels `[sample]` of each client.
+            batch: samples of a step.
+            epochs: local passes of a round.
+            places: clients that may take their steps together.
+        """
+        self._function, self._data = function, data
+        self._batch, self._epochs, self._places = batch, epochs, places
+        self._sizes = np.array([len(labels) for _, labels in data])
+
+    def descend(self, weights: torch.Tensor, orders: Orders, sgd: Sgd) -> torch.Tensor:
+        """A round's steps by SGD; velocities start at zero."""
+        return self.follow(weights, orders, lambda _: SgdRule(sgd))
+
+    def follow(
+        self, weights: torch.Tensor, orders: Orders, rule: Callable[[Pack], Rule]
+    ) -> torch.Tensor:
+        """A round's steps by any rule on one array `[client, P]` of all parameters."""
+        trained = weights.clone()
+        for group in self._groups():
+            rows = torch.tensor(group, device=weights.device)
+
+            def pack(every: torch.Tensor, rows: torch.Tensor = rows) -> Layers:
+                return [every[rows]]
+
+            layers, steps = pack(weights), rule(pack)
+            for batch in self._batches(group, orders):
+                steps.step(layers, partial(self._gradients, batch))
+            trained[rows] = layers[0]
+        return trained
+
+    def _groups(self) -> Iterator[list[int]]:
+        """Clients with equally many batches per pass, at most `places` together."""
+        counts = -(-self._sizes // self._batch)
+        for count in np.unique(counts[counts > 0]).tolist():
+            clients = np.flatnonzero(counts == count).tolist()
+            for start in range(0, len(clients), self._places):
+                yield clients[start : start + self._places]
+
+    def _batches(self, group: list[int], orders: Orders) -> Iterator[_Batch]:
+        """The batches of a round; shorter ones are filled up with samples that do not count."""
+        passes = [orders(client) for client in group]
+        longest = max(order.shape[1] for order in passes)
+        for epoch in range(self._epochs):
+            for start in range(0, longest, self._batch):
+                yield self._chosen(
+                    group, [order[epoch, start : start + self._batch] for order in passes]
+                )
+
+    def _chosen(self, group: list[int], picks: list[np.ndarray]) -> _Batch:
+        width = max(map(len, picks))
+        inputs, labels = [], []
+        shares = torch.zeros(len(group), width, dtype=torch.float64)
+        for place, (client, pick) in enumerate(zip(group, picks, strict=True)):
+            x, y = self._data[client]
+            # The filling must be a real sample: a module may divide by what is zero in an empty one.
+            filled = np.pad(pick, (0, width - len(pick)), constant_values=pick[0])
+            index = torch.from_numpy(filled).to(x.device)
+            inputs.append(x[index])
+            labels.append(y[index])
+            shares[place, : len(pick)] = 1 / len(pick)
+        stacked = torch.stack(inputs)
+        return _Batch(stacked, torch.stack(labels), shares.to(stacked.device))
+
+    def _gradients(self, batch: _Batch, layers: Layers) -> list[Gradients]:
+        (params,) = layers
+        shares = batch.shares.to(params.dtype)
+        if len(params) == 1:
+            gradient = loss_gradient(
+                self._function,
+                params[0],
+                batch.inputs[0],
+                batch.labels[0],
+                "cross-entropy",
+                shares[0],
+            )
+            return [Gradients(gradient[None])]
+
+        def value(
+            point: torch.Tensor, x: torch.Tensor, y: torch.Tensor, counts: torch.Tensor
+        ) -> torch.Tensor:
+            losses = sample_losses(self._function(point, x), y, "cross-entropy")
+            return (losses * counts).sum()
+
+        with torch.inference_mode(False), torch.enable_grad():
+            arguments = [outside(x) for x in (params, batch.inputs, batch.labels, shares)]
+            return [Gradients(vectorised(torch.func.grad(value), *arguments))]

@@ -1,0 +1,60 @@
+"""How a record says which metrics it holds. Loads no torch, so that commands that read start at once."""
+
+from __future__ import annotations
+
+from typing import cast, get_args
+
+import h5py
+
+from mpi_ntkdfl.metrics import recorded
+from mpi_ntkdfl.runtime.metric import Axes, Metric
+
+
+def metrics_of(file: h5py.File) -> list[Metric]:
+    """The metrics that are recorded in this version, and those that only the file has.
+
+    A user's metric may be in a file without being registered: its dataset tells what it is.
+
+    Raises:
+        Exception: of many kinds, over a damaged file.
+    """
+    own = recorded()
+    paths = {metric.dataset for metric in own}
+    others: list[Metric] = []
+
+    def look(path: str, item: h5py.Dataset | h5py.Group) -> None:
+        if "metric" in item.attrs and path not in paths:
+            others.append(_described(item, path))
+
+    file.visititems(look)
+    return [*own, *others]
+
+
+def describe(dataset: h5py.Dataset, metric: Metric) -> None:
+    """Attributes by which a reader can show, compare and draw a metric that it does not have."""
+    dataset.attrs["metric"] = metric.name
+    dataset.attrs["label"] = metric.label
+    dataset.attrs["unit"] = metric.unit
+    dataset.attrs["log"] = metric.log
+    dataset.attrs["axes"] = metric.axes
+
+
+def _described(dataset: h5py.Dataset, path: str) -> Metric:
+    """The metric that `describe` described.
+
+    Raises:
+        Exception: of many kinds, over a damaged file.
+    """
+    told = dataset.attrs
+    axes = str(told["axes"])
+    if axes not in get_args(Axes):
+        raise ValueError(f"{path} has the axes {axes!r}")
+    return Metric(
+        name=str(told["metric"]),
+        label=str(told["label"]),
+        axes=cast(Axes, axes),
+        dataset=path,
+        unit=str(told["unit"]),
+        log=bool(told["log"]),
+        optional=True,
+    )

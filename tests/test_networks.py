@@ -1,0 +1,488 @@
+"""What every network promises, held against plain autograd loops in float64; and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from functools import partial
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mpi_ntkdfl.algorithms import METHODS
+from mpi_ntkdfl.algorithms.ntk_dfl import NtkDfl, NtkDflSettings
+from mpi_ntkdfl.algorithms.ntk_fl import NtkFl, NtkFlSettings
+from mpi_ntkdfl.assembly import prepare
+from mpi_ntkdfl.config import parse
+from mpi_ntkdfl.evaluate import scores
+from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.model.mlp import MLP
+from mpi_ntkdfl.model.module import ModuleNetwork
+from mpi_ntkdfl.model.module.function import FlatModule
+from mpi_ntkdfl.model.module.jacobian import Limits, ModuleJacobian
+from mpi_ntkdfl.model.module.operators import jacobian, kernel
+from mpi_ntkdfl.model.module.training import ModuleTrainer
+from mpi_ntkdfl.model.networks import NETWORKS, build, register_network
+from mpi_ntkdfl.model.training import Sgd, SgdRule
+from mpi_ntkdfl.presets import read_overrides, read_source
+from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.yaml_text import read_yaml
+from mpi_ntkdfl.topology.graphs import Graph
+from mpi_ntkdfl.topology.schedule import participants
+from tests import oracle
+from tests.conftest import MANY, ROOT, make_federation, random_weights
+from tests.modules import Pictures, Tied, perceptron
+from tests.test_mpi import assert_same_bits
+
+WIDTHS = (6, 5, 3)
+MODULES = {
+    "sequential": (lambda: perceptron(*WIDTHS), (6,)),
+    "pictures": (lambda: Pictures(4, 3), (1, 4, 4)),
+    "tied": (Tied, (4,)),
+}
+NAMES = ["mlp", *MODULES]
+SGD = {"plain": Sgd(0.1), "momentum and decay": Sgd(0.05, 0.8, 0.2)}
+
+
+def make(name):
+    """A network, and a module that does the same, for the oracle."""
+    if name == "mlp":
+        return MLP(WIDTHS), perceptron(*WIDTHS).double()
+    factory, shape = MODULES[name]
+    return ModuleNetwork(factory, shape, 3, name), factory().double()
+
+
+def draw(network, samples=7, seed=0):
+    """Parameters, inputs and labels."""
+    rng = np.random.default_rng(seed)
+    params = network.initial(rng) + 0.1 * rng.standard_normal(network.layout.size)
+    inputs = rng.standard_normal((samples, *network.shape))
+    return (
+        *map(torch.from_numpy, (params, inputs)),
+        torch.from_numpy(rng.integers(3, size=samples)),
+    )
+
+
+@pytest.fixture(params=NAMES)
+def case(request):
+    network, module = make(request.param)
+    return network, module, *draw(network)
+
+
+def close(found, wanted):
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+
+
+# ------------------------------------------------------------------------------- what a network promises
+
+
+def test_outputs_are_those_of_the_module(case):
+    network, module, params, inputs, _ = case
+    wanted = oracle.module_outputs(module, params, inputs)
+    close(network.outputs(params, inputs), wanted)
+    other = params + 1
+    both = network.functions(torch.stack([params, other]), inputs)(inputs)
+    close(both, torch.stack([wanted, oracle.module_outputs(module, other, inputs)]))
+    assert (network.shape, network.classes) == (inputs.shape[1:], 3)
+    assert network.describe()
+
+
+def test_jacobian_is_that_of_autograd_entry_by_entry(case):
+    network, module, params, inputs, _ = case
+    entries = oracle.module_jacobian(module, params, inputs)
+    found = network.jacobian(params, inputs)
+    close(found.outputs, oracle.module_outputs(module, params, inputs))
+    close(found.dense(), entries)
+    for start, stop in ((0, 1), (3, 29), (11, 12), (network.layout.size - 2, network.layout.size)):
+        close(found.dense(start, stop), entries[:, :, start:stop])
+    close(found.trace_gram(), 3 * oracle.kernel(entries))
+    residuals = torch.randn(2, len(inputs), 3, dtype=inputs.dtype)
+    close(found.transposed_product(residuals), torch.einsum("ncp,tnc->tp", entries, residuals))
+
+
+@torch.inference_mode()
+def test_rounds_compute_in_inference_mode(case):
+    network, module, params, inputs, labels = (
+        x.clone() if isinstance(x, torch.Tensor) else x for x in case
+    )
+    with torch.inference_mode(False):
+        entries = oracle.module_jacobian(module, params.clone(), inputs.clone())
+    close(network.jacobian(params, inputs).trace_gram(), 3 * oracle.kernel(entries))
+    network.jacobian(params, inputs).transposed_product(torch.ones(1, len(inputs), 3).double())
+    network.loss_gradient(params, inputs, labels, "cross-entropy")
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "squared"])
+def test_gradients_and_descent_are_those_of_autograd(case, loss):
+    network, module, params, inputs, labels = case
+    shares = torch.arange(1.0, len(labels) + 1, dtype=params.dtype)
+    even = torch.full_like(shares, 1 / len(labels))
+    for given, counted in ((None, even), (shares, shares)):
+        close(
+            network.loss_gradient(params, inputs, labels, loss, given),
+            oracle.module_gradient(module, params, inputs, labels, counted, loss),
+        )
+    wanted, path = params, []
+    for _ in range(6):
+        wanted = wanted - 0.05 * oracle.module_gradient(module, wanted, inputs, labels, even, loss)
+        path.append(wanted)
+    found = network.descend(params, inputs, labels, 0.05, (2, 6), loss)
+    close(found, torch.stack([path[1], path[5]]))
+
+
+@pytest.mark.parametrize("sgd", SGD.values(), ids=list(SGD))
+def test_training_takes_the_steps_of_torch(case, sgd):
+    network, module, *_ = case
+    draws = [draw(network, samples, seed) for seed, samples in enumerate((5, 3, 6))]
+    weights = torch.stack([params for params, *_ in draws])
+    data = [(inputs, labels) for _, inputs, labels in draws]
+
+    def orders(place):
+        rng = np.random.default_rng(place)
+        return np.stack([rng.permutation(len(data[place][1])) for _ in range(3)])
+
+    wanted = torch.stack(
+        [
+            oracle.module_training(module, params, *each, orders(place), 2, sgd)
+            for place, (params, each) in enumerate(zip(weights, data, strict=True))
+        ]
+    )
+    trainer = network.trainer(data, batch=2, epochs=3)
+    close(trainer.descend(weights, orders, sgd), wanted)
+    close(trainer.follow(weights, orders, lambda _: SgdRule(sgd)), wanted)
+    if isinstance(network, ModuleNetwork):  # as on a GPU
+        together = ModuleTrainer(network._function, data, 2, 3, places=2)
+        close(together.descend(weights, orders, sgd), wanted)
+
+
+def test_starting_weights_follow_from_the_generator_only(case):
+    network, module, *_ = case
+    first, again, other = (network.initial(np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert first.dtype == np.float64
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    state = torch.random.get_rng_state()
+    network.initial(np.random.default_rng(3))
+    assert torch.equal(torch.random.get_rng_state(), state), (
+        "the process's own draws stay as they are"
+    )
+    if isinstance(network, ModuleNetwork):
+        trained = [name for name, p in module.named_parameters() if p.requires_grad]
+        assert list(network.layout.shapes) == trained
+
+
+def test_plans_grow_with_the_samples(case):
+    network, *_ = case
+    few, many = np.array([3.0]), np.array([30.0])
+    work = network.work
+    for count in (work.kernel, lambda n: work.update(n, 2), work.descent):
+        assert 0 < count(few).operations[0] < count(many).operations[0]
+    training = [work.training(n, 2, 3, gradients=1, by_entry=False) for n in (few, many)]
+    assert 0 < training[0].operations[0] < training[1].operations[0]
+    assert 0 < network.memory(3) < network.memory(30)
+    assert work.products >= 6 * 3
+    assert work.activations > work.features == np.prod(network.shape)
+
+
+# ------------------------------------------------------------------------------------- modules of torch
+
+
+def test_a_sequential_perceptron_has_the_kernel_of_the_handwritten_one():
+    module = perceptron(20, 12, 8, 4).double()
+    params = nn.utils.parameters_to_vector(module.parameters()).detach()
+    inputs = torch.randn(9, 20, dtype=torch.float64)
+    wanted = MLP((20, 12, 8, 4)).jacobian(params, inputs).trace_gram() / 4
+    before = copy.deepcopy(module.state_dict())
+    found = kernel(module, inputs)
+    assert (found - wanted).abs().max() < 1e-10 * wanted.abs().max()
+    assert all(torch.equal(before[name], each) for name, each in module.state_dict().items())
+    close(jacobian(module, inputs).dense(), MLP((20, 12, 8, 4)).jacobian(params, inputs).dense())
+
+
+def test_little_memory_and_no_vectorising_change_nothing_but_rounding():
+    module, inputs = Pictures(4, 3).double(), torch.randn(11, 1, 4, 4, dtype=torch.float64)
+    function = FlatModule(module)
+    whole = jacobian(module, inputs)
+    for limits in (Limits(6 * function.layout.size, 2, True), Limits(1, 1, False)):
+        part = ModuleJacobian(function, function.flat(), inputs, 3, limits)
+        close(part.trace_gram(), whole.trace_gram())
+        close(part.dense(5, 40), whole.dense(5, 40))
+        close(part.outputs, whole.outputs)
+        residuals = torch.randn(1, 11, 3, dtype=torch.float64)
+        close(part.transposed_product(residuals), whole.transposed_product(residuals))
+    close(kernel(module, inputs, memory_limit=1), kernel(module, inputs))
+
+
+def test_every_rank_makes_the_module_for_itself():
+    network = build(settings("model.network=small-pictures").model, (1, 8, 8), 10)
+    params, inputs, _ = draw(network)
+    text = pickle.dumps(network)
+    assert b"Pictures" not in text
+    close(pickle.loads(text).outputs(params, inputs), network.outputs(params, inputs))  # noqa: S301
+
+
+def test_evaluation_sees_no_widths():
+    network, module = make("pictures")
+    params, inputs, labels = draw(network, 30)
+    right, losses = scores(network, params[None], inputs, labels, "cross-entropy")
+    outputs = oracle.module_outputs(module, params, inputs)
+    assert right.sum() == int((outputs.argmax(1) == labels).sum())
+    assert losses[0] == pytest.approx(oracle.loss_of(outputs, labels, "cross-entropy"))
+
+
+@pytest.mark.parametrize("kind", ["ntk-dfl", "ntk-fl"])
+def test_a_round_on_pictures_equals_the_oracle(kind):
+    """Inputs with axes travel as samples, and Jacobians entry by entry."""
+    network, module = make("pictures")
+    federation = make_federation(network, (4, 3, 5))
+    weights = random_weights(federation)
+    settings = {"lr": 0.05, "taus": (3, 20), "tolerance": 1e-9}
+    if kind == "ntk-dfl":
+        method = NtkDfl(NtkDflSettings(**settings, jacobian="dense"), federation)
+        hoods = [[0, 1], [0, 1], [2]]
+    else:
+        method = NtkFl(NtkFlSettings(**settings, clients_per_round=2), federation)
+        weights = weights[:1].repeat(3, 1)
+        hoods = [participants(3, 2, federation.seed, 0).tolist()] * 3
+    with Exchange(federation, Graph.from_pairs(3, [(0, 1)])) as exchange, torch.inference_mode():
+        found = method.round(weights, 0, exchange)
+    for client, hood in enumerate(hoods):
+        start = weights[hood].mean(0) if kind == "ntk-dfl" else weights[0]
+        x = torch.cat([federation.samples[j].inputs for j in hood])
+        labels = torch.cat([federation.samples[j].labels for j in hood])
+        outputs, entries = (
+            partial(function, module)
+            for function in (oracle.module_outputs, oracle.module_jacobian)
+        )
+        wanted, tau = oracle.step_of(
+            outputs, entries, start, x, labels, 0.05, [3, 20], "cross-entropy"
+        )
+        assert found.taus[client] == tau
+        assert (found.weights[client] - wanted).norm() < 1e-6 * (wanted - start).norm()
+
+
+# ---------------------------------------------------------------------------------------------- refusals
+
+
+class Odd(nn.Module):
+    """A linear layer with something around it."""
+
+    def __init__(self, around) -> None:
+        super().__init__()
+        self.linear, self.around = nn.Linear(6, 3), around
+
+    def forward(self, x):
+        return self.around(self.linear, x)
+
+
+class Counting(nn.Module):
+    """Remembers how often it was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.linear(x)
+
+
+class Halved(torch.autograd.Function):
+    """Its backward pass is that of a mean over the batch."""
+
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient / len(gradient)
+
+
+REFUSED = {
+    "batch norm": (
+        lambda: nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3)),
+        "BatchNorm1d '1'.*GroupN",
+    ),
+    "dropout": (
+        lambda: nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.5)),
+        "Dropout '1'.*probability",
+    ),
+    "attention's dropout": (
+        lambda: nn.Sequential(nn.MultiheadAttention(4, 2, dropout=0.1)),
+        "MultiheadAttention '0' draws random numbers",
+    ),
+    "complex": (lambda: nn.Linear(6, 3, dtype=torch.complex64), "parameter weight is complex"),
+    "lazy": (lambda: nn.LazyLinear(3), "parameter weight has no shape yet.*sizes"),
+    "nothing to train": (lambda: nn.Linear(6, 3).requires_grad_(False), "no parameter requires"),
+    "mean of the batch": (
+        lambda: Odd(lambda linear, x: linear(x - x.mean(0))),
+        "depend on the other samples",
+    ),
+    "functional dropout": (
+        lambda: Odd(lambda linear, x: nn.functional.dropout(linear(x))),
+        "two passes give different outputs",
+    ),
+    "counting": (Counting, "a pass changes its buffers"),
+    "another shape": (lambda: nn.Linear(6, 4), r"returns the shape \[8, 4\].*\[8, 3\]"),
+    "a tuple": (lambda: Odd(lambda linear, x: (linear(x), x)), "returns tuple; return a tensor"),
+    "another input": (lambda: nn.Linear(5, 3), r"fails on float64 inputs of shape \[8, 6\]"),
+    "a constant tensor": (
+        lambda: Odd(lambda linear, x: linear(x) @ torch.ones(3, 3)),
+        "as buffers",
+    ),
+    "a backward pass over the batch": (
+        lambda: Odd(lambda linear, x: Halved.apply(linear(x))),
+        "its derivatives are not right",
+    ),
+    "not finite": (lambda: Odd(lambda linear, x: linear(x).log()), "outputs are not finite"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_modules_that_cannot_be_networks_are_refused_with_a_reason(name):
+    factory, message = REFUSED[name]
+    with pytest.raises(InputError, match=message):
+        ModuleNetwork(factory, (6,), 3, name)
+
+
+def test_a_factory_with_other_random_numbers_is_refused():
+    rng = np.random.default_rng()
+
+    def factory():
+        module = nn.Linear(6, 3)
+        with torch.no_grad():
+            module.bias += float(rng.random())
+        return module
+
+    with pytest.raises(InputError, match="other weights.*torch's own generator"):
+        ModuleNetwork(factory, (6,), 3, "numpy")
+
+
+def test_a_zero_branch_does_not_hide_a_wrong_derivative():
+    """Without jittered parameters the branch would count for nothing."""
+
+    def hidden():
+        module = Odd(lambda linear, x: Halved.apply(linear(x)))
+        nn.init.zeros_(module.linear.weight)
+        nn.init.zeros_(module.linear.bias)
+        return module
+
+    with pytest.raises(InputError, match="its derivatives are not right"):
+        ModuleNetwork(hidden, (6,), 3, "zero")
+
+
+# -------------------------------------------------------------------------------------- in configurations
+
+
+def settings(*words, name="ntk-dfl"):
+    given = [
+        "model.name=plugin",
+        "clients=6",
+        "topology.degree=2",
+        f"algorithm.name={name}",
+        *words,
+    ]
+    return parse([*read_source("quickstart"), read_overrides(given)])
+
+
+def test_a_registered_network_is_chosen_by_its_name_and_options():
+    config = settings("model.network=small-pictures", "model.options={channels: 3}")
+    assert parse([read_yaml(config.to_yaml(), "a configuration")]) == config
+    network = build(config.model, (1, 8, 8), 10)
+    assert network.layout.shapes["first.weight"] == (3, 1, 3, 3)
+    assert "small-pictures" in network.describe()
+
+
+def test_jacobians_are_dense_where_there_is_no_factored_form():
+    assert settings("model.network=small-pictures").algorithm.jacobian == "dense"
+    assert parse(read_source("quickstart")).algorithm.jacobian == "factored"
+    asked = settings("model.network=small-pictures", "algorithm.jacobian=factored")
+    with pytest.raises(InputError, match=r"small-pictures.*set algorithm\.jacobian=dense"):
+        prepare(asked, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model.network=smal-pictures"], "did you mean 'small-pictures'.*register_network"),
+        (["model.network=small-pictures", "model.hidden=[3]"], "model.hidden: unknown key"),
+        (["model.network=small-pictures", "model.name=mpl"], "did you mean 'mlp'"),
+        ([], "model.network: Field required"),
+    ],
+)
+def test_settings_of_networks_are_checked(words, message):
+    with pytest.raises(InputError, match=message):
+        settings(*words)
+
+
+def test_what_a_factory_does_wrong_is_told():
+    config = settings("model.network=small-pictures", "model.options={canals: 3}")
+    with pytest.raises(InputError, match="factory of 'small-pictures' failed.*canals"):
+        prepare(config, 1)
+    register_network("no-module", lambda shape, classes: classes)
+    with pytest.raises(InputError, match=r"must return a torch.nn.Module, got int"):
+        build(settings("model.network=no-module").model, (1, 8, 8), 10)
+    with pytest.raises(InputError, match="there is a network 'no-module' already"):
+        register_network("no-module", lambda shape, classes: classes)
+    with pytest.raises(InputError, match="must be callable"):
+        register_network("number", 3)
+    assert list(NETWORKS) == ["mlp", "plugin"]
+
+
+def test_samples_of_any_shape_are_flattened_for_a_perceptron():
+    network = build(parse(read_source("quickstart")).model, (2, 3, 4), 10)
+    assert network.shape == (24,)
+
+
+def test_settings_say_truly_whether_there_is_a_factored_form():
+    for words in ((), ("model={name: plugin, network: small-pictures}",)):
+        config = parse([*read_source("quickstart"), read_overrides(words)])
+        network = build(config.model, (1, 8, 8), 10)
+        assert config.model.factored == (network.factored is not None)
+
+
+SMALL = (
+    "clients=6",
+    "topology.degree=2",
+    "rounds=2",
+    "model={name: plugin, network: small-pictures}",
+)
+QUICK = {name: "algorithm={name: %s, epochs: 1}" % name for name in METHODS} | {  # noqa: UP031
+    "ntk-dfl": "algorithm={name: ntk-dfl, taus: [5, 20]}",
+    "ntk-fl": "algorithm={name: ntk-fl, taus: [5, 20], clients_per_round: 3}",
+    "average-gd": "algorithm={name: average-gd, taus: [2, 5], data: neighbourhood}",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_method_runs_on_a_module_with_the_same_bits_on_any_number_of_ranks(tmp_path, mpirun):
+    """Three ranks begin each run, and resume it after one round."""
+    plugin = ("--plugin", str(ROOT / "tests" / "modules.py"))
+
+    def words(kind, name, *more):
+        given = [word for setting in (*SMALL, QUICK[name]) for word in ("--set", setting)]
+        path = str(tmp_path / f"{name}-{kind}.h5")
+        return ["run", "quickstart", *plugin, *given, "-q", "-o", path, *more]
+
+    whole = [words("whole", name) for name in METHODS]
+    begun = [words("parts", name, "--set", "rounds=1") for name in METHODS]
+    resumed = [words("parts", name, "--resume") for name in METHODS]
+    for ranks, lines in ((1, whole), (3, begun + resumed)):
+        done = mpirun(ranks, "-c", MANY, json.dumps(lines), limit=300)
+        assert done.returncode == 0, done.stderr
+    for name in METHODS:
+        one, other = (tmp_path / f"{name}-{kind}.h5" for kind in ("whole", "parts"))
+        assert_same_bits(one, other)
+        with h5py.File(one) as file:
+            assert file["model/loss"][-1] < file["model/loss"][0], name
