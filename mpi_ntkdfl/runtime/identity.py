@@ -64,7 +64,7 @@ def sources(package: Path) -> str:
 
 
 def compiled(package: Path) -> str:
-    """First digits of the SHA-256 of each compiled file in `package`, which may differ from its source."""
+    """First digits of the SHA-256 of each compiled file in `package`; its source may be another."""
     files = sorted(path for end in ("so", "pyd") for path in package.rglob(f"*.{end}"))
     return " ".join(hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in files) or "none"
 
