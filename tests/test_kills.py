@@ -413,12 +413,12 @@ def test_a_rank_that_fails_ends_all_and_the_run_goes_on_later(tmp_path, whole, h
 MEASURED = """
 import os
 from mpi_ntkdfl.cli import main as cli
-from mpi_ntkdfl.comm import graph_channel as neighbours
+from mpi_ntkdfl.comm import point_channel as neighbours
 from mpi_ntkdfl.simulation import Simulation
 
 opened, sizes, look = [0], [], Simulation._look_around
 
-class Counted(neighbours.GraphChannel):
+class Counted(neighbours.PointChannel):
     def __init__(self, *args):
         opened[0] += 1
         super().__init__(*args)
@@ -427,7 +427,7 @@ class Counted(neighbours.GraphChannel):
         opened[0] -= 1
         super().close()
 
-neighbours.GraphChannel = Counted
+neighbours.PointChannel = Counted
 
 def look_around(self, done):
     if done and done % 50 == 0:

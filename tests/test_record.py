@@ -495,3 +495,27 @@ def test_a_reader_does_not_stop_the_run(tmp_path):
         record.append(2, np.zeros(CLIENTS, int), evaluation(2), round_record(2))
         assert file["rounds/round"][:].tolist() == [0, 1]
     assert tables.read(record.path).rounds.tolist() == [0, 1, 2]
+
+
+def test_a_record_with_fewer_phases_goes_on(tmp_path):
+    """As in versions that booked waiting to `other`; a rank that was not there stays NaN."""
+    path = tmp_path / "run.h5"
+    record = write_record(path)
+    former = [phase for phase in PHASES if phase not in ("graph", "connect", "gather", "agree")]
+    with h5py.File(path, "r+") as file:
+        seconds = file["time/seconds"][..., [PHASES.index(phase) for phase in former]]
+        seconds[..., former.index("other")] = 7
+        seconds[0, 2] = np.nan
+        del file["time/seconds"]
+        shapes = {"maxshape": (None, None, len(former)), "chunks": True}
+        file.create_dataset("time/seconds", data=seconds, **shapes)
+        file["time"].attrs["phases"] = former
+    record.resume(1, 1, config_text(), provenance(SoloWorld(), "cpu", "2.0", {}))
+    record.append(2, np.zeros(CLIENTS, int), evaluation(2), round_record(2))
+    with h5py.File(path) as file:
+        assert tuple(file["time"].attrs["phases"]) == PHASES
+        seconds = file["time/seconds"][:]
+    assert (seconds[0, :2, PHASES.index("other")] == 7).all()
+    assert (seconds[0, :2, PHASES.index("agree")] == 0).all()
+    assert np.isnan(seconds[0, 2]).all()
+    assert (seconds[1] == round_record(2).seconds).all()

@@ -205,6 +205,11 @@ def rounds_of(run: Run) -> tuple[int, int]:
         raise InputError(f"the record is damaged or none of this program: {error}") from error
 
 
+def _short(commit: str) -> str:
+    """The first digits of a commit, with the mark of changed files."""
+    return commit if commit.endswith("-dirty") else commit[:12]
+
+
 def summary(run: Run) -> str:
     """What ran, the final numbers, traffic a round, and time by phase.
 
@@ -234,7 +239,7 @@ def _what_ran(run: Run) -> list[str]:
         f"partition: {_section(config['partition'])}",
         f"topology:  {_section(config['topology'])}",
         f"{a['ranks']} ranks on {hosts} host(s), {a['device']}, torch {a['torch']}, {a['mpi']}",
-        f"mpi_ntkdfl {a['version']} ({a['commit'][:12]}), started {a['created']}",
+        f"mpi_ntkdfl {a['version']} ({_short(a['commit'])}), started {a['created']}",
         *(f"{name}: {choice}" for name, choice in json.loads(a.get("choices", "{}")).items()),
         *again,
     ]

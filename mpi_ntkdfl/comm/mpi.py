@@ -327,6 +327,7 @@ class MpiWorld:
         """Starts one nonblocking gather."""
         room = np.empty(sum(lengths) if self.rank == 0 else 0, np.int64)
         target = [room, list(lengths)] if self.rank == 0 else None
+        mark()
         request = self.comm.Igatherv(array, target)
 
         def finish() -> list[np.ndarray]:

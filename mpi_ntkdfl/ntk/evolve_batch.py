@@ -320,7 +320,7 @@ class _Lockstep:
         missed, drift = reached - (self.initial - value), pace + slope
         turned = _jacobian(state.probability, missed)
         outputs = state.outputs - missed
-        size = _dot(state.integral, self.initial - outputs)
+        size = self._size(state, outputs) * self.scale[:, 0, 0]
         square = scheme.MEAN_OVER_END * (then - self.now) * _dot(turned, missed)
         error = _relative(square, size) / self.outer_bound
         accepted = live & ~self.failed & (error <= 1)
@@ -419,8 +419,16 @@ class _Lockstep:
     def _error(self, after: _State, step: torch.Tensor) -> torch.Tensor:
         """Estimated local errors over their bound `[client]`; F^T F stands for K in the norm."""
         fast = _weighted(self.error_row, self.rates)
-        size = _dot(after.integral, self.initial - after.outputs) / self.scale[:, 0, 0]
+        size = self._size(after, after.outputs)
         return _relative(step**2 * _dot(fast, fast), size) / self.inner_bound
+
+    def _size(self, state: _State, outputs: torch.Tensor) -> torch.Tensor:
+        """z^T K z `[client]`, as `<z, f(0) - f> / c`.
+
+        Where f moves by less than its rounding that is 0 or noise; |a|^2 never exceeds z^T K z.
+        """
+        size = _dot(state.integral, self.initial - outputs) / self.scale[:, 0, 0]
+        return torch.maximum(size, _dot(state.fast, state.fast))
 
     def _curvature(self, state: _State, slow: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
         """dg/du, given the slow part of df/du and da/du."""
