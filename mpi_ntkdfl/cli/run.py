@@ -17,6 +17,7 @@ from mpi_ntkdfl.comm.mpi import (
     launched_size,
     not_all_started,
     open_world,
+    under_launcher,
 )
 from mpi_ntkdfl.runtime import logs, plugins
 from mpi_ntkdfl.runtime.errors import InputError
@@ -26,6 +27,7 @@ from mpi_ntkdfl.runtime.stopping import (
     ignore_signals,
     limit_start,
     nothing_to_save,
+    watch_parent,
     watch_signals,
 )
 from mpi_ntkdfl.storage.outputs import Outputs, choose
@@ -69,6 +71,8 @@ def run(
     watch_signals(speaks=launched_rank() == 0)
     nothing_to_save(True)
     limit_start(START_LIMIT if launched_size() > 1 else None, not_all_started)
+    if under_launcher():
+        watch_parent()
     world = open_world()
     watch_signals(speaks=world.rank == 0)  # libraries of MPI may have handlers of their own
     logs.set_up(world.rank, quiet)
