@@ -11,14 +11,8 @@ import click
 from mpi_ntkdfl import config
 from mpi_ntkdfl.cli.failing import failing_together, output_may_end
 from mpi_ntkdfl.cli.options import PLUGIN, SET, SOURCE, read_config
-from mpi_ntkdfl.comm.mpi import (
-    MpiWorld,
-    launched_rank,
-    launched_size,
-    not_all_started,
-    open_world,
-    under_launcher,
-)
+from mpi_ntkdfl.comm.launcher import launched_rank, launched_size, not_all_started, under_launcher
+from mpi_ntkdfl.comm.mpi import MpiWorld, open_world
 from mpi_ntkdfl.runtime import logs, plugins
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.paths import user_path
