@@ -13,7 +13,7 @@ from pathlib import Path as FilePath
 import pytest
 import torch
 
-from mpi_ntkdfl.ntk import compiled, evolve_batch, scheme
+from mpi_ntkdfl.ntk import compiled, evolve_batch, left_sums, scheme
 from mpi_ntkdfl.ntk.evolve import DEFAULT_TOLERANCE, Evolution, Implementation, evolve
 from mpi_ntkdfl.ntk.path import Constants, Ends, Path
 from tests.conftest import needs_compiled, needs_cuda
@@ -225,7 +225,7 @@ def test_left_sum_is_exact_for_a_quintic_integral(start: float, end: float) -> N
         return sum(z[k] * math.perm(k, order) * (u - start) ** (k - order) for k in powers)
 
     ends = (torch.tensor([u], dtype=torch.float64) for u in (start, end))
-    weights = evolve_batch.LeftSums(torch.device("cpu")).weights(*ends)[0].tolist()
+    weights = left_sums.LeftSums(torch.device("cpu")).weights(*ends)[0].tolist()
     data = (
         derivative(0, end) - derivative(0, start),
         *(derivative(order, u) for order in (1, 2) for u in (start, end)),
@@ -240,7 +240,7 @@ def test_no_integer_in_the_step_gives_no_left_sum() -> None:
     starts, ends = (
         torch.tensor(u, dtype=torch.float64) for u in ([4.1, 5.0, 3.0], [5.0, 5.5, 3.0])
     )
-    weights = evolve_batch.LeftSums(torch.device("cpu")).weights(starts, ends)
+    weights = left_sums.LeftSums(torch.device("cpu")).weights(starts, ends)
     assert weights.abs().sum(1).gt(0).tolist() == [False, True, False]
 
 

@@ -117,6 +117,10 @@ def candidate(chance: random.Random) -> dict[str, Any]:
             same = all(value.get(word, old.get(word)) == old.get(word) for word in ("name", "kind"))
             value = {**old, **value} if same else value
         wanted[section] = value
+    if "taus" in method["properties"]:
+        settings.setdefault("taus", [5])  # the default ones take long at high learning rates
+    if isinstance(threads := wanted["compute"].get("threads"), int) and 2 < threads < 100:
+        wanted["compute"]["threads"] = 2
     if chance.random() < 0.9:  # what must fit other settings mostly does
         wanted["clients"] = chance.choice([4, 6, 8])
         if wanted["topology"].get("kind") in ("regular", "small-world"):

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from mpi_ntkdfl.comm.mpi import node_names
+from mpi_ntkdfl.comm.launcher import node_names
 from mpi_ntkdfl.runtime import identity
 from tests.conftest import ROOT, environment, launcher
 

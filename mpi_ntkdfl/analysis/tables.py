@@ -128,7 +128,10 @@ def read(path: Path) -> Run:
     except FileNotFoundError as error:
         raise InputError(f"no record at {path}") from error
     except Exception as error:  # over a damaged file h5py raises almost anything
-        raise InputError(f"{path} is no readable record: {error}") from error
+        reason = str(error)
+        if "filter returned failure" in reason:
+            reason = "damaged: some of its numbers do not fit their checksum"
+        raise InputError(f"{path} is no readable record: {reason}") from error
 
 
 def without_checkpoints(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:

@@ -22,7 +22,8 @@ from mpi_ntkdfl.cli.run import doctor, run
 from mpi_ntkdfl.cli.scaling import scaling
 from mpi_ntkdfl.cli.study import study
 from mpi_ntkdfl.cli.submit import submit
-from mpi_ntkdfl.comm.mpi import Elsewhere, launched_rank
+from mpi_ntkdfl.comm.launcher import launched_rank
+from mpi_ntkdfl.comm.mpi import Elsewhere
 from mpi_ntkdfl.runtime.errors import InputError, MpiNtkdflError
 
 

@@ -1,12 +1,9 @@
 """Evolution of many clients at once, for devices that one client cannot fill.
 
-The scheme and its notation are explained in `evolve`. Here every client has its own u, step sizes and
-errors, as tensors on the device: all clients take an inner step together, each as long as its own,
-until all have come to the end of their outer steps; then all finish these. Who has arrived, or was
-rejected, keeps what it has. The host looks at one flag per inner step and one per outer step.
-
-Arrays are [client, output, sample]. Clients with fewer samples than the largest are padded by samples
-that the kernel does not see and whose residual is zero.
+`evolve` explains the scheme. Every client has its own u, step sizes and errors, as tensors on the device.
+All clients take their inner steps together until each has reached the end of its outer step. A client that
+has arrived, or whose step is rejected, keeps its state. The host reads one flag per inner and outer step.
+Arrays are [client, output, sample], padded by samples that the kernel does not see, with residual zero.
 """
 
 from __future__ import annotations
@@ -15,10 +12,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from mpi_ntkdfl.ntk import scheme
+from mpi_ntkdfl.ntk.left_sums import LeftSums
 from mpi_ntkdfl.ntk.path import Constants, Ends, Path
 
 
@@ -77,45 +74,6 @@ def evolve_batch(
     return _Lockstep(
         kernels, outputs.mT.contiguous(), filled.mT.contiguous(), scale, tolerance
     ).run(taus)
-
-
-_OF_LENGTH = (-1, 0, 0, 1, 1)
-"""The powers of the step's length that go with the weights of `scheme.LEFT_SUM`."""
-
-# (x + h j)^k by the binomial theorem: what x^a and h^i sum_j j^i contribute to each weight.
-_BINOMIAL = np.array(
-    [
-        [
-            [row[a + i] * math.comb(a + i, i) if a + i < 5 else 0.0 for i in range(5)]
-            for a in range(5)
-        ]
-        for row in scheme.LEFT_SUM
-    ]
-)
-
-
-class LeftSums:
-    """Weights that turn end values of steps into the left sums of g over them; see `evolve`."""
-
-    def __init__(self, device: torch.device) -> None:
-        """Puts the coefficients on a device."""
-
-        def there(numbers: object) -> torch.Tensor:
-            return torch.tensor(numbers, dtype=torch.float64, device=device)
-
-        self.powers, self.lengths = there(range(6)), there(_OF_LENGTH)
-        self.sums = there(scheme.POWER_SUMS).T.contiguous()
-        self.binomial = there(_BINOMIAL.reshape(5, 25).T)
-
-    def weights(self, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-        """The five weights `[client, 5]` for the integers in [start, end) `[client]`; zero if none."""
-        first, step = start.ceil(), torch.where(end > start, end - start, 1.0)[:, None]
-        n = (end.ceil() - first)[:, None]
-        x, h = (first - start)[:, None] / step, 1 / step
-        powers = self.powers[:5]
-        sums = n**self.powers @ self.sums * h**powers
-        both = ((x**powers)[:, :, None] * sums[:, None, :]).flatten(1)
-        return both @ self.binomial * step**self.lengths
 
 
 def _nystroem_factors(kernels: torch.Tensor) -> torch.Tensor:
