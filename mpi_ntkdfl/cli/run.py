@@ -11,15 +11,10 @@ import click
 from mpi_ntkdfl import config
 from mpi_ntkdfl.cli.failing import failing_together, output_may_end
 from mpi_ntkdfl.cli.options import PLUGIN, SET, SOURCE, read_config
-from mpi_ntkdfl.comm.mpi import (
-    MpiWorld,
-    launched_rank,
-    launched_size,
-    not_all_started,
-    open_world,
-)
+from mpi_ntkdfl.comm.mpi import MpiWorld, not_all_started, open_world
 from mpi_ntkdfl.runtime import logs, plugins
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.launched import launched_rank, launched_size
 from mpi_ntkdfl.runtime.paths import user_path
 from mpi_ntkdfl.runtime.stopping import (
     UNFINISHED,

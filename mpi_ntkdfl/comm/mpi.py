@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import logging
 import math
-import os
 import socket
 import sys
 import threading
@@ -28,8 +27,9 @@ from mpi_ntkdfl.comm import watchdog
 from mpi_ntkdfl.comm.watchdog import mark
 from mpi_ntkdfl.comm.world import Channel
 from mpi_ntkdfl.runtime import identity
-from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.errors import Elsewhere, InputError
 from mpi_ntkdfl.runtime.identity import Identity
+from mpi_ntkdfl.runtime.launched import launched_rank, launched_size
 from mpi_ntkdfl.runtime.stopping import limit_start
 
 _log = logging.getLogger(__name__)
@@ -51,31 +51,6 @@ _PATIENCE = 30.0
 _SHARED_NAMES = ("docker", "virbr", "br-", "lxc", "podman", "cni")
 """Beginnings of names of network interfaces whose addresses are often the same on several hosts."""
 
-_LAUNCHED_SIZE = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "PMIX_SIZE")
-_LAUNCHED_RANK = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
-
-
-def _from_environment(names: Sequence[str], default: int) -> int:
-    for name in names:
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return default
-
-
-def launched_rank() -> int:
-    """The rank the launcher gave this process, known before MPI starts; 0 without a launcher."""
-    return _from_environment(_LAUNCHED_RANK, 0)
-
-
-def launched_size() -> int:
-    """How many processes the launcher says it started; 1 without a launcher."""
-    return _from_environment(_LAUNCHED_SIZE, 1)
-
-
-def under_launcher() -> bool:
-    """Whether a launcher started this process, even as the only one."""
-    return any(name in os.environ for name in _LAUNCHED_SIZE)
-
 
 def node_names(hosts: Sequence[str], leaders: Sequence[int]) -> tuple[str, ...]:
     """A name for the node of every rank, different for different nodes, `[rank]`.
@@ -93,12 +68,6 @@ def node_names(hosts: Sequence[str], leaders: Sequence[int]) -> tuple[str, ...]:
         seen[host] += 1
         names[rank] = host if seen[host] == 1 else f"{host} ({seen[host]})"
     return tuple(names[leader] for leader in leaders)
-
-
-class Elsewhere(InputError):
-    """Bad input that another rank reports; this one only has to stop."""
-
-    agreed = True
 
 
 def not_all_started() -> str:
