@@ -27,7 +27,7 @@ from mpi_ntkdfl.model.levels import Inputs, Levels
 from mpi_ntkdfl.model.losses import one_hot
 from mpi_ntkdfl.model.mlp import MLP
 from mpi_ntkdfl.model.mlp.jacobian import FactoredJacobian
-from mpi_ntkdfl.ntk.evolve import Evolution, evolve
+from mpi_ntkdfl.ntk.evolve import Evolution, choose, evolve
 from mpi_ntkdfl.ntk.kernel import trace_kernel
 from mpi_ntkdfl.ntk.update import best, candidate_weights, network_losses
 
@@ -54,7 +54,8 @@ class Client:
 
     def evolved(self, kernel: torch.Tensor, taus: tuple[int, ...]) -> Evolution:
         targets = one_hot(self.labels, CLASSES, torch.float32)
-        return evolve(kernel, self.outputs, targets, self.lr, taus)
+        version, _ = choose("auto", kernel.device, kernel.dtype)
+        return evolve(kernel, self.outputs, targets, self.lr, taus, implementation=version)
 
     def update(self, jacobian: FactoredJacobian, evolution: Evolution) -> torch.Tensor:
         products = jacobian.transposed_product(evolution.residual_sums)

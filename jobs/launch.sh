@@ -12,6 +12,7 @@
 : "${SLURM_JOB_ID:?submit this script with sbatch}"
 
 UNFINISHED=75 # exit code of a run that stopped early with a checkpoint
+SILENT=69     # exit code of ranks that waited in vain for a silent one, such as one on a lost node
 MAX_RESTARTS=${MAX_RESTARTS:-50}
 RESTARTS=${SLURM_RESTART_COUNT:-0}
 
@@ -124,6 +125,7 @@ supervise() {
   if [ -n "$told" ]; then
     case $code in 10 | 138) code=$UNFINISHED ;; esac
   fi
+  [ "$code" != "$SILENT" ] || code=$UNFINISHED
   if [ "$code" = "$UNFINISHED" ] && [ -z "$cancelled" ]; then
     requeue
   else

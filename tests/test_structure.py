@@ -22,7 +22,7 @@ PACKAGE = ROOT / "mpi_ntkdfl"
 
 # A module imports only from its own row and the rows above. This is docs/design.md, "Rooms".
 LAYERS = [
-    ["runtime", "__init__"],
+    ["runtime"],
     ["presets"],
     ["config"],
     ["data", "topology", "model"],
@@ -36,8 +36,9 @@ LAYERS = [
     ["simulation"],
     ["analysis"],
     ["studies"],
+    ["api"],
     ["cli"],
-    ["__main__"],
+    ["__main__", "__init__"],
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -90,7 +91,7 @@ def test_networks_are_known_by_their_protocol():
     named = [m for m in MODULES if re.search(r"\bMLP\b", m.read_text())]
     assert len(named) <= 3, named
     for module in MODULES:
-        if module == table or module.parent in own:
+        if module in (table, PACKAGE / "__init__.py") or module.parent in own:  # public names
             continue
         rooms = ("mpi_ntkdfl.model.mlp", "mpi_ntkdfl.model.module")
         assert not any(name.startswith(rooms) for name in imports(module)), module
@@ -185,9 +186,10 @@ def test_every_import_is_a_declared_dependency():
 
 
 def test_files_and_functions_stay_readable():
+    assert len(list(PACKAGE.glob("*.py"))) <= 8
     for module in MODULES:
         text = module.read_text()
-        assert len(text.splitlines()) <= 600, module
+        assert len(text.splitlines()) <= 400, module
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno <= 85, f"{module}: {node.name}"

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mpi_ntkdfl import __version__
+from mpi_ntkdfl.comm.launcher import launched_size
 from mpi_ntkdfl.comm.mpi import MpiWorld
 from mpi_ntkdfl.data import sources
 from mpi_ntkdfl.runtime import device
-from mpi_ntkdfl.runtime.launched import launched_size
 from mpi_ntkdfl.runtime.launching import usable_cores
 
 _PACKAGES = ("torch", "mpi4py", "numpy", "h5py", "networkx", "pydantic", "scikit-learn")

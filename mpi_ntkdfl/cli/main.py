@@ -16,8 +16,8 @@ import click
 
 from mpi_ntkdfl import __version__
 from mpi_ntkdfl.cli.failing import complain, output_may_end
+from mpi_ntkdfl.comm.launcher import launched_rank
 from mpi_ntkdfl.runtime.errors import Elsewhere, InputError, MpiNtkdflError
-from mpi_ntkdfl.runtime.launched import launched_rank
 
 COMMANDS = {
     "run": ("run", "Run a preset or a YAML file; start it under mpirun or srun for several ranks."),

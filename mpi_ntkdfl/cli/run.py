@@ -11,16 +11,17 @@ import click
 from mpi_ntkdfl import config
 from mpi_ntkdfl.cli.failing import failing_together, output_may_end
 from mpi_ntkdfl.cli.options import PLUGIN, SET, SOURCE, read_config
-from mpi_ntkdfl.comm.mpi import MpiWorld, not_all_started, open_world
+from mpi_ntkdfl.comm.launcher import launched_rank, launched_size, not_all_started, under_launcher
+from mpi_ntkdfl.comm.mpi import MpiWorld, open_world
 from mpi_ntkdfl.runtime import logs, plugins
 from mpi_ntkdfl.runtime.errors import InputError
-from mpi_ntkdfl.runtime.launched import launched_rank, launched_size
 from mpi_ntkdfl.runtime.paths import user_path
 from mpi_ntkdfl.runtime.stopping import (
     UNFINISHED,
     ignore_signals,
     limit_start,
     nothing_to_save,
+    watch_parent,
     watch_signals,
 )
 from mpi_ntkdfl.storage.outputs import Outputs, choose
@@ -64,6 +65,8 @@ def run(
     watch_signals(speaks=launched_rank() == 0)
     nothing_to_save(True)
     limit_start(START_LIMIT if launched_size() > 1 else None, not_all_started)
+    if under_launcher():
+        watch_parent()
     world = open_world()
     watch_signals(speaks=world.rank == 0)  # libraries of MPI may have handlers of their own
     logs.set_up(world.rank, quiet)

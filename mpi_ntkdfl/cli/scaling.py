@@ -10,9 +10,9 @@ import click
 from mpi_ntkdfl import config, presets
 from mpi_ntkdfl.cli.options import PLUGIN
 from mpi_ntkdfl.cli.targets import OVERWRITE, TARGET
+from mpi_ntkdfl.comm.launcher import under_launcher
 from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.errors import InputError
-from mpi_ntkdfl.runtime.launched import under_launcher
 from mpi_ntkdfl.runtime.launching import launcher_words
 
 if TYPE_CHECKING:

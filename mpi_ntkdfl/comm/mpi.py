@@ -15,7 +15,6 @@ import socket
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,12 +23,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mpi_ntkdfl.comm import watchdog
+from mpi_ntkdfl.comm.launcher import launched_size, node_names
 from mpi_ntkdfl.comm.watchdog import mark
 from mpi_ntkdfl.comm.world import Channel
 from mpi_ntkdfl.runtime import identity
 from mpi_ntkdfl.runtime.errors import Elsewhere, InputError
 from mpi_ntkdfl.runtime.identity import Identity
-from mpi_ntkdfl.runtime.launched import launched_rank, launched_size
 from mpi_ntkdfl.runtime.stopping import limit_start
 
 _log = logging.getLogger(__name__)
@@ -50,33 +49,6 @@ _PATIENCE = 30.0
 
 _SHARED_NAMES = ("docker", "virbr", "br-", "lxc", "podman", "cni")
 """Beginnings of names of network interfaces whose addresses are often the same on several hosts."""
-
-
-def node_names(hosts: Sequence[str], leaders: Sequence[int]) -> tuple[str, ...]:
-    """A name for the node of every rank, different for different nodes, `[rank]`.
-
-    Containers may give several nodes the same host name; the second one is called `NAME (2)`.
-
-    Args:
-        hosts: the host name that every rank sees.
-        leaders: the lowest rank on the node of every rank, as MPI tells it.
-    """
-    seen = Counter[str]()
-    names: dict[int, str] = {}
-    for rank in sorted(set(leaders)):
-        host = hosts[rank]
-        seen[host] += 1
-        names[rank] = host if seen[host] == 1 else f"{host} ({seen[host]})"
-    return tuple(names[leader] for leader in leaders)
-
-
-def not_all_started() -> str:
-    """The message of a rank that waited in vain for the others to start."""
-    return (
-        f"error: rank {launched_rank()} on {socket.gethostname()} waited in vain for all "
-        f"{launched_size()} ranks to start: one ended before, or they do not reach each other (Open "
-        "MPI: name the network by --mca btl_tcp_if_include, MPICH: by UCX_NET_DEVICES)"
-    )
 
 
 def open_world() -> MpiWorld:
@@ -296,6 +268,7 @@ class MpiWorld:
         """Starts one nonblocking gather."""
         room = np.empty(sum(lengths) if self.rank == 0 else 0, np.int64)
         target = [room, list(lengths)] if self.rank == 0 else None
+        mark()
         request = self.comm.Igatherv(array, target)
 
         def finish() -> list[np.ndarray]:

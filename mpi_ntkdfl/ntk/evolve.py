@@ -37,8 +37,8 @@ SIAM Review 53, 2011) splits ``K = F^T F + K'`` with K' positive semidefinite an
 Any F gives the right answer, as K' enters by its exact products; F decides the cost alone.
 
 Error measure.  An error ``e`` of S moves the update by ``J^T e``, of squared norm ``e^T K e``;
-for S itself this is ``<z, f(0) - f> / c``, which costs no product.  In this norm the flow is
-contractive, so the errors of the steps at most add up.
+for S itself this is ``<z, f(0) - f> / c``, which costs no product, and at least ``|a|^2``.  In this
+norm the flow is contractive, so the errors of the steps at most add up.
 
 The scheme is implemented twice, with the numbers of `scheme`: for one client on a CPU in C (`compiled`),
 and for many clients in tensors on any device (`evolve_batch`), which also serves where there was no

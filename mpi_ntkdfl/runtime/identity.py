@@ -37,12 +37,13 @@ Identity = dict[str, str]
 
 @cache
 def own() -> Identity:
-    """What this process runs: `sources`, then `python`, libraries and `processor`."""
+    """What this process runs: `sources`, then `python`, libraries, `processor`, `compiled`."""
     return {
         "sources": sources(PACKAGE),
         "python": platform.python_version(),
         **{name: _version(name) for name in _LIBRARIES},
         "processor": processor(),
+        "compiled": compiled(PACKAGE),
     }
 
 
@@ -60,6 +61,12 @@ def sources(package: Path) -> str:
         digest.update(f"{name}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()
+
+
+def compiled(package: Path) -> str:
+    """First digits of the SHA-256 of each compiled file in `package`; its source may be another."""
+    files = sorted(path for end in ("so", "pyd") for path in package.rglob(f"*.{end}"))
+    return " ".join(hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in files) or "none"
 
 
 def processor(described: Path = Path("/proc/cpuinfo")) -> str:
