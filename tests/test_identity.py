@@ -29,7 +29,7 @@ def test_sources_are_known_by_names_and_contents(copied):
     assert identity.sources(copied) == same
     (copied / "notes.txt").write_text("no source")
     assert identity.sources(copied) == same
-    (copied / "config.py").rename(copied / "config2.py")
+    (copied / "metrics.py").rename(copied / "metrics2.py")
     renamed = identity.sources(copied)
     with (copied / "ntk/update.py").open("a") as file:
         file.write("\n")

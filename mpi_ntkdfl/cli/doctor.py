@@ -12,7 +12,7 @@ from mpi_ntkdfl import __version__
 from mpi_ntkdfl.comm.mpi import MpiWorld, launched_size
 from mpi_ntkdfl.data import sources
 from mpi_ntkdfl.runtime import device
-from mpi_ntkdfl.runtime.launching import usable_cores
+from mpi_ntkdfl.runtime.limits import usable_cores
 
 _PACKAGES = ("torch", "mpi4py", "numpy", "h5py", "networkx", "pydantic", "scikit-learn")
 
