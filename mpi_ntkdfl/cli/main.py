@@ -38,7 +38,7 @@ def main() -> NoReturn:
             error.show()
         code = error.exit_code
     except InputError as error:
-        # Before MPI starts every rank meets the same error; afterwards one has it, others `Elsewhere`.
+        # Before MPI starts, every rank has the same error; afterwards one has it, and others `Elsewhere`.
         if not isinstance(error, Elsewhere) and (error.agreed or launched_rank() == 0):
             complain(error)
         code = error.exit_code
@@ -53,10 +53,10 @@ def main() -> NoReturn:
 
 
 def _require_folder() -> None:
-    """Libraries end the process without a word to the point where the working folder is gone.
+    """Checks that the working folder exists; without it, libraries end the process without a message.
 
     Raises:
-        InputError: if it is.
+        InputError: if it does not.
     """
     try:
         Path.cwd()
@@ -66,7 +66,7 @@ def _require_folder() -> None:
 
 class _Commands(click.Group):
     def invoke(self, context: click.Context) -> object:
-        """Calls a command; click would end with code 1 where a reader of the output has gone."""
+        """Calls a command; click would end with code 1 when a reader of the output has ended."""
         with output_may_end():
             return super().invoke(context)
 

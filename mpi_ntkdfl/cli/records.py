@@ -23,9 +23,9 @@ def _names(place: Place) -> str:
 )
 @click.option("--interval", type=Range(0.1), default=2.0, help="Seconds between looks; default 2.")
 def show(record: Path, follow: bool, interval: float) -> None:
-    """Tell what ran, the final numbers, the traffic, and the time by phase.
+    """Print what ran, the final numbers, the traffic, and the time by phase.
 
-    Works on finished, running and killed runs alike.
+    It works for finished, running and killed runs.
     """
     from mpi_ntkdfl.analysis import live, tables
 
@@ -54,10 +54,10 @@ def show(record: Path, follow: bool, interval: float) -> None:
 def compare(
     records: tuple[Path, ...], targets: tuple[float, ...], runs: bool, table: Path | None
 ) -> None:
-    """Tell which rounds, bytes and seconds runs needed to an accuracy, and where they ended.
+    """Print how many rounds, bytes and seconds runs needed to reach an accuracy, and where they ended.
 
     Runs that differ only in their seed (and partition file) become one line: mean and standard
-    deviation. Checkpoints among the files are passed over.
+    deviation. Checkpoints among the files are left out.
     """
     from mpi_ntkdfl.analysis import compare_text, tables, traces
     from mpi_ntkdfl.analysis.compare import outcomes
@@ -129,7 +129,7 @@ def plot(
     """Draw runs: accuracy of the average against rounds, protocol bytes and seconds.
 
     Runs that differ only in their seed (and partition file) become one line, with a band of one
-    standard deviation. Checkpoints among the files are passed over.
+    standard deviation. Checkpoints among the files are left out.
     """
     from mpi_ntkdfl.analysis import plots, tables, timeline, traces
 

@@ -74,7 +74,7 @@ def run(
     folder: Path,
     launcher: str | None,
 ) -> None:
-    """Do the runs of a scaling study, one launch after the other; the same command goes on.
+    """Do the runs of a scaling study, one launch after the other; the same command resumes the study.
 
     A strong study runs the source as it is on every number of ranks. In a weak one `clients` is the
     number of clients per rank: a run on R ranks has R times as many.
@@ -110,7 +110,7 @@ def _counts(text: str) -> list[int]:
 def report(
     records: tuple[Path, ...], network: str, figure: Path | None, table: Path | None
 ) -> None:
-    """Speed-up, efficiencies, Amdahl's law, and the model beside what was measured."""
+    """Print speed-up, efficiencies, Amdahl's law, and the model beside the measurements."""
     from mpi_ntkdfl.analysis import scaling as analysis
     from mpi_ntkdfl.analysis import scaling_model, scaling_plot, scaling_text
 

@@ -24,7 +24,7 @@ _RANKS = click.option("--ranks", type=click.IntRange(1), default=1, help="Ranks 
 
 
 def _which(command: Callable[..., None]) -> Callable[..., None]:
-    """Options that say which runs a study has; equal words mean equal runs in every command."""
+    """Options that say which runs a study has; the same options mean the same runs in every command."""
     options: list[Any] = [
         click.option(
             "--scale",
@@ -59,7 +59,7 @@ def _which(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group()
 def study() -> None:
-    """Whole experiments: a grid of runs, and the tables and figures it ends in."""
+    """Whole experiments: a grid of runs, and its tables and figures."""
 
 
 @study.command("list")
@@ -101,7 +101,7 @@ def plan(
     runs: bool,
     measure: bool,
 ) -> None:
-    """Tell how many runs there are, how many are done, and what the others will take."""
+    """Print how many runs there are, how many are done, and what the others will take."""
     import torch
 
     from mpi_ntkdfl.planning.costs import NOMINAL
@@ -133,12 +133,12 @@ def run_study(
     launcher: str | None,
     task: str,
 ) -> None:
-    """Do the runs that are not done; the same command goes on after any end.
+    """Do the runs that are not done; the same command goes on wherever it stopped.
 
-    With one rank and no launcher the runs are done in this process; else each is a process of its
-    own. Several workers may do one study at the same time: no run is done twice. For a job array, task I
-    of N does every N-th run. SIGTERM, SIGUSR1 and output.time_limit end the work with a checkpoint
-    and exit code 75; a failed run does not stop the others, but makes the exit code 1.
+    With one rank and no launcher the runs are done in this process; otherwise each run is a separate
+    process. Several workers may do one study at the same time: no run is done twice. For a job array,
+    task I of N does every N-th run. SIGTERM, SIGUSR1 and output.time_limit end the work with a
+    checkpoint and exit code 75; a failed run does not stop the others, but makes the exit code 1.
     """
     from mpi_ntkdfl.studies import execute
 

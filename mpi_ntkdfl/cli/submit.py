@@ -47,8 +47,8 @@ def submit(
 ) -> None:
     """Make a Slurm batch script of a run, checked beforehand, and print or submit it.
 
-    The job ends its run with a checkpoint before the time limit, requeues itself and goes on. Cores a
-    rank are compute.threads. Relative paths are relative to where sbatch is called.
+    The job ends its run with a checkpoint before the time limit, requeues itself and goes on. The cores
+    per rank are compute.threads. Relative paths are relative to the folder in which sbatch is called.
     """
     from mpi_ntkdfl.assembly import prepare
     from mpi_ntkdfl.cli import batch_script as slurm

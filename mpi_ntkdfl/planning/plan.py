@@ -56,7 +56,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Collecting:
-    """How the blocks of a round are collected: as in `Plan`; `smallest` is the least working memory."""
+    """How the blocks of a round are collected, as in `Plan`; `smallest` is the least working memory."""
 
     largest: int
     waves: int
@@ -125,7 +125,7 @@ def _by_neighbours(first: FirstRound) -> _Collecting:
     held = 4 * neighbourhood_sums(graph, message_bytes)
     crossing = np.asarray(placement.owner(graph.edges))
     share = float(np.mean(crossing[:, 0] != crossing[:, 1])) if len(crossing) else 0.0
-    # What does not cross is made when it is needed, for one client at a time.
+    # What stays on its rank is made when it is needed, for one client at a time.
     most = max(int(held[wave.start : wave.stop].sum()) for own in waves for wave in own)
     own = int((held // 4).max()) + int(message_bytes.max())
     beside = (at_once - 1) * work.one_client(largest)
@@ -177,7 +177,7 @@ def _traffic(first: FirstRound) -> np.ndarray:
 
 
 def _server_traffic(first: FirstRound) -> np.ndarray:
-    """The same where participants send blocks to rank 0, which sends a vector to all clients."""
+    """The same if participants send blocks to rank 0, which sends a vector to all clients."""
     config, sizes, placement, needs = first.config, first.sizes, first.placement, first.needs
     asked = participants(config.clients, needs.participants, config.seed, round=0)
     found = np.zeros((2, len(TRAFFIC_PHASES)), dtype=np.int64)
