@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 
 from mpi_ntkdfl.algorithms import METHODS
+from mpi_ntkdfl.cli.main import COMMANDS, cli
 from mpi_ntkdfl.federation.codecs import CODECS
 from mpi_ntkdfl.metrics import METRICS
 from tests.conftest import ROOT
@@ -216,8 +218,17 @@ def test_files_and_functions_stay_readable():
                 assert node.end_lineno - node.lineno <= 85, f"{module}: {node.name}"
 
 
+def test_the_table_of_commands_says_what_their_help_says():
+    """`--help` lists the commands without importing them."""
+    for name, (_, said) in COMMANDS.items():
+        command = cli.get_command(click.Context(cli), name)
+        assert command.name == name
+        assert " ".join(command.help.split("\n\n")[0].split()) == said
+
+
 LOOKERS = [
-    *("presets", "presets quickstart", "show missing.h5", "compare missing.h5"),
+    *("--help", "show missing.h5", "compare missing.h5"),
+    *("presets", "presets quickstart", "show --help", "compare --help"),
     *("plot missing.h5 -o x.pdf", "study list"),
     *("scaling report missing.h5", "scaling predict missing.h5 --ranks 4"),
     "export missing.h5 --average x.pt",  # the last, since it alone loads torch
@@ -231,14 +242,21 @@ for words in sys.argv[1:]:
         main()
     except SystemExit:
         pass
-    print("loaded:", *sorted({"torch", "mpi4py", "matplotlib"} & set(sys.modules)), flush=True)
+    heavy = {"numpy", "h5py", "pydantic", "scipy", "networkx", "torch", "mpi4py", "matplotlib"}
+    print("loaded:", *sorted(heavy & set(sys.modules)), flush=True)
 """
 
 
 def test_looking_at_runs_starts_no_mpi_and_mostly_no_torch():
-    """On a login node MPI may refuse to start; torch and matplotlib take seconds to load."""
+    """On a login node MPI may refuse to start; torch and matplotlib take seconds to load.
+
+    Modules stay loaded, so each command shows what it adds to those before it.
+    """
     done = subprocess.run(
         [sys.executable, "-c", LOOKING, *LOOKERS], capture_output=True, text=True, check=False
     )
     loaded = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("loaded:")]
-    assert loaded == [[]] * (len(LOOKERS) - 1) + [["torch"]], done.stdout + done.stderr
+    assert loaded[:3] == [[], ["h5py", "numpy"], ["h5py", "numpy"]], done.stdout + done.stderr
+    light = {"h5py", "numpy", "pydantic"}
+    assert all(set(each) <= light for each in loaded[:-1]), done.stdout + done.stderr
+    assert set(loaded[-1]) <= light | {"torch"}, done.stdout + done.stderr

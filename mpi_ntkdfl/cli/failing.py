@@ -8,11 +8,14 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
-from mpi_ntkdfl.comm.mpi import MpiWorld
 from mpi_ntkdfl.runtime.errors import InputError, MpiNtkdflError
+
+if TYPE_CHECKING:
+    from mpi_ntkdfl.comm.mpi import MpiWorld
 
 
 @contextlib.contextmanager

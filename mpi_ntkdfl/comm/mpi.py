@@ -27,7 +27,7 @@ from mpi_ntkdfl.comm.launcher import launched_size, node_names
 from mpi_ntkdfl.comm.watchdog import mark
 from mpi_ntkdfl.comm.world import Channel
 from mpi_ntkdfl.runtime import identity
-from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.errors import Elsewhere, InputError
 from mpi_ntkdfl.runtime.identity import Identity
 from mpi_ntkdfl.runtime.stopping import limit_start
 
@@ -49,12 +49,6 @@ _PATIENCE = 30.0
 
 _SHARED_NAMES = ("docker", "virbr", "br-", "lxc", "podman", "cni")
 """Beginnings of names of network interfaces whose addresses are often the same on several hosts."""
-
-
-class Elsewhere(InputError):
-    """Bad input that another rank reports; this one only has to stop."""
-
-    agreed = True
 
 
 def open_world() -> MpiWorld:

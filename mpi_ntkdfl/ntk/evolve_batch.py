@@ -1,8 +1,8 @@
 """Evolution of many clients at once, for devices that one client cannot fill.
 
 `evolve` explains the scheme. Every client has its own u, step sizes and errors, as tensors on the device.
-All clients take their inner steps together until each has reached the end of its outer step. A client that
-has arrived, or whose step is rejected, keeps its state. The host reads one flag per inner and outer step.
+All clients take their inner steps together until each has reached the end of its outer step. A client
+that has arrived, or whose step is rejected, keeps its state. The host reads one flag per step.
 Arrays are [client, output, sample], padded by samples that the kernel does not see, with residual zero.
 """
 
