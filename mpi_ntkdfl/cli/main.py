@@ -27,10 +27,10 @@ COMMANDS = {
         "Make a Slurm batch script of a run, checked beforehand, and print or submit it.",
     ),
     "presets": ("plan", "List the presets, or print one as YAML."),
-    "show": ("records", "Tell what ran, the final numbers, the traffic, and the time by phase."),
+    "show": ("records", "Print what ran, the final numbers, the traffic, and the time by phase."),
     "compare": (
         "records",
-        "Tell which rounds, bytes and seconds runs needed to an accuracy, and where they ended.",
+        "Print the rounds, bytes and seconds that runs needed to an accuracy, and where they ended.",
     ),
     "plot": (
         "records",
@@ -40,13 +40,13 @@ COMMANDS = {
     "data": ("data", "List, download or locate data sets."),
     "doctor": (
         "run",
-        "Tell what MPI, launcher, nodes, GPUs, threads, HDF5 and data look like; works under mpirun.",
+        "Print what MPI, launcher, nodes, GPUs, threads, HDF5 and data look like; it works under mpirun.",
     ),
     "scaling": (
         "scaling",
         "Run one configuration on several numbers of ranks, report, and predict.",
     ),
-    "study": ("study", "Whole experiments: a grid of runs, and the tables and figures it ends in."),
+    "study": ("study", "Whole experiments: a grid of runs, and its tables and figures."),
 }
 """Every command: its module in this folder, and the first paragraph of its help."""
 

@@ -54,7 +54,7 @@ def show(record: Path, follow: bool, interval: float) -> None:
 def compare(
     records: tuple[Path, ...], targets: tuple[float, ...], runs: bool, table: Path | None
 ) -> None:
-    """Print how many rounds, bytes and seconds runs needed to reach an accuracy, and where they ended.
+    """Print the rounds, bytes and seconds that runs needed to an accuracy, and where they ended.
 
     Runs that differ only in their seed (and partition file) become one line: mean and standard
     deviation. Checkpoints among the files are left out.
