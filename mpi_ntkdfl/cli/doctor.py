@@ -118,7 +118,7 @@ def node_line(host: str, hosts: Sequence[str], ranks: Sequence[Rank]) -> str:
     cores = {core for rank in here for core in rank.cores}
     parts = [
         f"  {host}: {len(here)} ranks ({_runs(numbers)})",
-        f"{_span(len(rank.cores) for rank in here)} cores a rank, {len(cores)} in all"
+        f"{_span(len(rank.cores) for rank in here)} cores per rank, {len(cores)} in all"
         + (", more ranks than cores: keep compute.threads at 1" if len(here) > len(cores) else ""),
         f"OMP_NUM_THREADS {', '.join(dict.fromkeys(rank.threads for rank in here))}",
         f"compiled evolution: {', '.join(dict.fromkeys(rank.evolution for rank in here))}",

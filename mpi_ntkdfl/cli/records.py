@@ -21,7 +21,9 @@ def _names(place: Place) -> str:
 @click.option(
     "--follow", is_flag=True, help="Keep watching, one line per evaluation, until the end."
 )
-@click.option("--interval", type=Range(0.1), default=2.0, help="Seconds between looks; default 2.")
+@click.option(
+    "--interval", type=Range(0.1), default=2.0, help="Seconds between two reads; default 2."
+)
 def show(record: Path, follow: bool, interval: float) -> None:
     """Print what ran, the final numbers, the traffic, and the time by phase.
 
@@ -46,10 +48,10 @@ def show(record: Path, follow: bool, interval: float) -> None:
     multiple=True,
     default=(0.85,),
     show_default=True,
-    help="Accuracy of the average to reach. Repeatable.",
+    help="Target accuracy of the average. Repeatable.",
 )
 @click.option("--runs", is_flag=True, help="List every run below its configuration.")
-@click.option("--csv", "table", type=TARGET, help="Write the numbers as CSV too.")
+@click.option("--csv", "table", type=TARGET, help="Also write the numbers as CSV.")
 @OVERWRITE
 def compare(
     records: tuple[Path, ...], targets: tuple[float, ...], runs: bool, table: Path | None
@@ -101,7 +103,7 @@ def compare(
 )
 @click.option("--ylim", type=float, nargs=2, metavar="LOW HIGH", help="Ends of the vertical axis.")
 @click.option("--target", type=ACCURACY_RANGE, help="Mark this accuracy.")
-@click.option("--title", help="Above the panels.")
+@click.option("--title", help="Title above the panels.")
 @click.option(
     "--label",
     "labels",

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", help="The record to write.")
 @click.option("--resume", is_flag=True, help="Go on with an existing run, or start a new one.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing record and its checkpoints.")
-@click.option("-q", "--quiet", is_flag=True, help="Only warnings and the summary.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only warnings and the summary.")
 def run(
     source: str,
     overrides: tuple[str, ...] = (),

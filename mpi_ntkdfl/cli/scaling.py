@@ -46,7 +46,7 @@ def scaling() -> None:
     type=click.Choice(["strong", "weak"]),
     default="strong",
     show_default=True,
-    help="Strong: the clients of the source on more ranks. Weak: that many clients on every rank.",
+    help="Strong: the same clients on more ranks. Weak: the same number of clients on every rank.",
 )
 @click.option(
     "--ranks", required=True, metavar="N,N,...", help="Numbers of ranks, such as 1,2,4,8."
@@ -59,10 +59,11 @@ def scaling() -> None:
     metavar="FOLDER",
     required=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="For KIND-RANKS.h5.",
+    help="Folder of the records KIND-RANKS.h5.",
 )
 @click.option(
-    "--launcher", help='Starts ranks; by default "mpirun -n {ranks}" of this environment.'
+    "--launcher",
+    help='Command that starts ranks; by default "mpirun -n {ranks}" of this environment.',
 )
 def run(
     source: str,
@@ -104,7 +105,7 @@ def _counts(text: str) -> list[int]:
 @scaling.command()
 @_RECORDS
 @_NETWORK
-@click.option("-o", "figure", metavar="FIGURE.(pdf|png|svg)", type=TARGET, help="Draw it.")
+@click.option("-o", "figure", metavar="FIGURE.(pdf|png|svg)", type=TARGET, help="Draw the figure.")
 @click.option("--csv", "table", type=TARGET, help="Write the numbers as CSV.")
 @OVERWRITE
 def report(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mpi_ntkdfl.studies.grid import Study
 
 _NAME = click.argument("name", metavar="NAME_OR_YAML")
-_RANKS = click.option("--ranks", type=click.IntRange(1), default=1, help="Ranks of a run.")
+_RANKS = click.option("--ranks", type=click.IntRange(1), default=1, help="Ranks of each run.")
 
 
 def _which(command: Callable[..., None]) -> Callable[..., None]:
@@ -31,9 +31,9 @@ def _which(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Choice(["paper", "small"]),
             default="paper",
             show_default=True,
-            help="The paper's size, or one for a laptop.",
+            help="The size of the paper, or a size for a laptop.",
         ),
-        click.option("--seeds", type=click.IntRange(1), help="Number of seeds, from 0."),
+        click.option("--seeds", type=click.IntRange(1), help="Number of seeds; the first is 0."),
         click.option(
             "--set",
             "overrides",
@@ -88,7 +88,7 @@ def show_study(name: str) -> None:
 @click.option(
     "--measure/--no-measure",
     default=True,
-    help="Seconds by this machine's speed, or a nominal one.",
+    help="Predict seconds for this machine's speed, or for a nominal one.",
 )
 def plan(
     name: str,
@@ -120,7 +120,9 @@ def plan(
 @_NAME
 @_which
 @_RANKS
-@click.option("--launcher", help='Starts a run; default "mpirun -n {ranks}", none for one rank.')
+@click.option(
+    "--launcher", help='Command that starts a run; default "mpirun -n {ranks}", none for one rank.'
+)
 @click.option("--task", metavar="I/N", default="0/1", help="Do the I-th of N shares, from 0.")
 def run_study(
     name: str,
@@ -163,7 +165,7 @@ def run_study(
 @study.command()
 @click.argument("names", metavar="NAME_OR_YAML...", nargs=-1, required=True)
 @_which
-@click.option("--html", type=TARGET, help="One page with all figures and tables as well.")
+@click.option("--html", type=TARGET, help="Also write one page with all figures and tables.")
 @OVERWRITE
 def report(
     names: tuple[str, ...],

@@ -89,7 +89,7 @@ def make_plan(first: FirstRound) -> Plan:
     if limit is not None and limit < collecting.smallest:
         raise InputError(
             f"compute.memory_limit must hold at least {whole}, {readable(collecting.smallest)}; "
-            f"got {readable(limit)}; raise it, or lower {way_out} or the samples a client"
+            f"got {readable(limit)}; raise it, or lower {way_out} or the samples per client"
         )
     allowed = max(limit or DEFAULT_LIMIT, collecting.smallest)
     working = allowed if collecting.working is None else min(allowed, collecting.working)
@@ -118,8 +118,8 @@ def _by_neighbours(first: FirstRound) -> _Collecting:
         width = slice_width(graph, sizes, work, limit)
         return _Collecting(largest, turns, width, smallest_limit(graph, sizes, None, work))
     if not needs.blocks:
-        alone = work.one_client(int(sizes.max()))
-        return _Collecting(largest, 0, 0, alone, alone)
+        least = work.one_client(int(sizes.max()))
+        return _Collecting(largest, 0, 0, least, least)
     message_bytes = needs.blocks[0].nbytes_each(sizes)
     waves = factored_waves(graph, placement, sizes, message_bytes, work, limit, at_once)
     held = 4 * neighbourhood_sums(graph, message_bytes)
