@@ -55,6 +55,7 @@ def write(path, evolve, exchange, clients=4, rounds=3, cores=8, **settings):
     for key, value in settings.items():
         config[key] = config[key] | value if isinstance(value, dict) else value
     told = {"ranks": ranks, "hosts": json.dumps(["a"] * ranks), "cores": cores}
+    told["host_cores"] = json.dumps({"a": cores})
     partition = 10 * np.arange(clients + 1), np.zeros(10 * clients, int)
     record = Record(path)
     about = known_attributes() | told | {"config": yaml.safe_dump(config)}
@@ -160,7 +161,11 @@ def test_crowded_ranks_are_warned_about_and_left_out_of_the_fit(tmp_path):
 def test_a_resumed_run_of_other_ranks_is_refused(tmp_path):
     path = write(tmp_path / "a.h5", [1.0], [0.0])
     Record(path).resume(2, 1, known_attributes()["config"], known_attributes() | {"ranks": 3})
-    with pytest.raises(InputError, match="resumed with another number of ranks"):
+    assert scaling.read(path).ranks == 1  # the second start has not done a round
+    over = RoundRecord(
+        np.array([[0, 1]]), *(np.zeros(s) for s in ((2, 8), (3, 20))), 0, np.zeros((3, 2))
+    )
+    with pytest.raises(InputError, match=r"another machine \(ranks 1, then 3\)"):
         scaling.read(path)
 
 

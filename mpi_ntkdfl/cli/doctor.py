@@ -13,7 +13,7 @@ from mpi_ntkdfl.comm.launcher import launched_size
 from mpi_ntkdfl.comm.mpi import MpiWorld
 from mpi_ntkdfl.data import sources
 from mpi_ntkdfl.runtime import device
-from mpi_ntkdfl.runtime.launching import usable_cores
+from mpi_ntkdfl.runtime.limits import usable_cores
 
 _PACKAGES = ("torch", "mpi4py", "numpy", "h5py", "networkx", "pydantic", "scikit-learn")
 

@@ -159,9 +159,12 @@ def export(record: Path, client: int | None, average: bool, target: Path) -> Non
     """Write weights from a run's checkpoint as a torch state_dict."""
     from mpi_ntkdfl.analysis.files import require_suffix
     from mpi_ntkdfl.storage.checkpoint import export_weights, newest
+    from mpi_ntkdfl.storage.identity import require_record_of
 
     if (client is None) == (not average):
         raise click.UsageError("choose one of --client I and --average")
     require_suffix(target, "pt", "pth")
-    with newest(Outputs.at(record)) as checkpoint:
+    outputs = Outputs.at(record)
+    with newest(outputs) as checkpoint:
+        require_record_of(outputs, checkpoint)
         export_weights(checkpoint, client, target)

@@ -124,6 +124,11 @@ def plan(
     "--launcher", help='Command that starts a run; default "mpirun -n {ranks}", none for one rank.'
 )
 @click.option("--task", metavar="I/N", default="0/1", help="Do the I-th of N shares, from 0.")
+@click.option(
+    "--fresh",
+    is_flag=True,
+    help="Do runs again that other sources of the package computed, or began.",
+)
 def run_study(
     name: str,
     scale: str,
@@ -134,6 +139,7 @@ def run_study(
     ranks: int,
     launcher: str | None,
     task: str,
+    fresh: bool,
 ) -> None:
     """Do the runs that are not done; the same command goes on wherever it stopped.
 
@@ -150,11 +156,16 @@ def run_study(
     plugins.load(plugin_files)
     planned = _expand(name, scale, folder, seeds, overrides)
     mine = execute.share(planned.distinct(), *_task(task))
-    tally = execute.work(planned, mine, how, click.echo)
+    tally = execute.work(planned, mine, how, click.echo, fresh)
     click.echo(
         f"{tally.done} done, {tally.before} done before, {tally.elsewhere} with other workers, "
         f"{len(tally.failed)} failed, of {len(mine)}"
     )
+    if tally.other_sources:
+        click.echo(
+            f"{tally.other_sources} of those done before were computed by other sources of the package; "
+            "--fresh does them again"
+        )
     if tally.stopped:
         click.echo("stopped early; the same command goes on")
         sys.exit(UNFINISHED)
