@@ -140,6 +140,13 @@ def test_pages_name_files_and_functions_that_exist(page):
             pkgutil.resolve_name(f"mpi_ntkdfl.{name}")
     for file, test in re.findall(r"(test_\w+\.py)::(\w+)", text):
         assert f"def {test}(" in (ROOT / "tests" / file).read_text(), f"{file}::{test}"
+    for target, anchor in re.findall(r"\]\((?!https?:)([\w./-]*)#?([\w-]*)\)", text):
+        linked = (page.parent / target) if target else page
+        assert linked.exists(), target
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+            assert anchor in anchors, f"{target}#{anchor}"
 
 
 def strings(module: Path) -> list[str]:
