@@ -1,5 +1,6 @@
-"""From a study to its runs. A run is known by its settings and the content of its files, whichever study
-asks for it.
+"""From a study to its runs.
+
+A run is known by its settings and the content of its files, whichever study asks for it.
 """
 
 from __future__ import annotations
