@@ -162,9 +162,8 @@ def test_a_resumed_run_of_other_ranks_is_refused(tmp_path):
     path = write(tmp_path / "a.h5", [1.0], [0.0])
     Record(path).resume(2, 1, known_attributes()["config"], known_attributes() | {"ranks": 3})
     assert scaling.read(path).ranks == 1  # the second start has not done a round
-    over = RoundRecord(
-        np.array([[0, 1]]), *(np.zeros(s) for s in ((2, 8), (3, 20))), 0, np.zeros((3, 2))
-    )
+    with h5py.File(path, "r+") as file:
+        file.attrs["resumed"] = file.attrs["resumed"].replace('"round": 2', '"round": 1')
     with pytest.raises(InputError, match=r"another machine \(ranks 1, then 3\)"):
         scaling.read(path)
 
