@@ -74,6 +74,18 @@ def test_every_module_has_a_layer():
     assert {unit(module) for module in MODULES} == set(ROW)
 
 
+def test_the_rooms_of_the_design_are_these():
+    rows = re.findall(
+        r"^\| (\d+) \| (`.*?`) \|", (ROOT / "docs/design.md").read_text(), re.MULTILINE
+    )
+    rooms = {
+        name.removesuffix(".py").rstrip("/"): int(row) - 1
+        for row, names in rows
+        for name in re.findall(r"`(.*?)`", names)
+    }
+    assert rooms == ROW
+
+
 def test_only_comm_imports_mpi():
     users = {unit(m) for m in MODULES if any(n.split(".")[0] == "mpi4py" for n in imports(m))}
     assert users == {"comm"}
