@@ -220,8 +220,6 @@ def test_test_samples_in_training_are_counted_and_said_once(caplog):
     scaling = dataset.Scaling(1.0, np.zeros(1), np.ones(1))
     whole = np.vstack([one[3:5], one[:1] + 90])
     data = dataset.Dataset("mine", one, labels, whole, labels[3:], 1, scaling)
-        "mine", one, labels, np.vstack([one[3:5], one[:1] + 90]), labels[3:], 1, scaling
-    )
     data.check()
     data.check()
     assert caplog.text.count("mine: 2 of 3 test samples occur in training as well") == 1
