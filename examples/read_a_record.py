@@ -1,6 +1,6 @@
 """A record as a pandas table, and the weights of a client as a torch state_dict.
 
-Command:   python examples/read_a_record.py [RUN.h5]      (without a record it makes a small one)
+Command:   python examples/read_a_record.py [RUN.h5]      (without one it makes a small record)
 Cost:      about 10 seconds on one core; nothing but reading if a record is given.
 It shows:  one row per evaluated round with every metric of the run; which client is worst; how far apart
            the clients' weights are.

@@ -17,8 +17,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 import torch
 
@@ -29,6 +31,7 @@ from mpi_ntkdfl.cli import main as cli
 from mpi_ntkdfl.cli.options import read_config
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.runtime import identity
+from mpi_ntkdfl.storage import journal
 from mpi_ntkdfl.storage.outputs import Outputs
 from tests.test_mpi import INVARIANT
 
@@ -155,6 +158,23 @@ def after_round(done: int, act: Callable[[], object]) -> Callable[[], None]:
     """For `before`: does `act` once `done` rounds are recorded, before their checkpoint."""
 
     def install() -> None:
+        finish = journal.Journal.finish_round
+
+        def finish_round(self: journal.Journal, finished: int, *rest: Any) -> np.ndarray:
+            told = finish(self, finished, *rest)
+            if finished == done:
+                act()
+            return told
+
+        journal.Journal.finish_round = finish_round  # type: ignore[method-assign]
+
+    return install
+
+
+def before_agreeing(done: int, act: Callable[[], object]) -> Callable[[], None]:
+    """For `before`: does `act` after `done` rounds, before the ranks agree on whether to stop."""
+
+    def install() -> None:
         look = simulation.Simulation._look_around
 
         def look_around(self: simulation.Simulation, finished: int) -> tuple[str, bool]:
@@ -169,7 +189,7 @@ def after_round(done: int, act: Callable[[], object]) -> Callable[[], None]:
 
 def interrupted(path: Path, done: int, *flags: str, **changes: object) -> Ended:
     """A run that is told to stop after `done` rounds."""
-    stop = after_round(done, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    stop = before_agreeing(done, lambda: os.kill(os.getpid(), signal.SIGTERM))
     return run(path, *flags, before=stop, **changes)
 
 

@@ -105,6 +105,7 @@ def make_federation(
         seed=0,
         ledger=Ledger(),
         clock=Clock(),
+        evolution="tensor" if isinstance(compiled.find(dtype), str) else "compiled",
     )
 
 

@@ -218,8 +218,8 @@ def test_test_samples_in_training_are_counted_and_said_once(caplog):
     one = np.arange(12, dtype=np.uint8).reshape(6, 2)
     labels = np.zeros(6, dtype=np.int64)
     scaling = dataset.Scaling(1.0, np.zeros(1), np.ones(1))
-    test = np.vstack([one[3:5], one[:1] + 90])
-    data = dataset.Dataset("mine", one, labels, test, labels[3:], 1, scaling)
+    whole = np.vstack([one[3:5], one[:1] + 90])
+    data = dataset.Dataset("mine", one, labels, whole, labels[3:], 1, scaling)
     data.check()
     data.check()
     assert caplog.text.count("mine: 2 of 3 test samples occur in training as well") == 1

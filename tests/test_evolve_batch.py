@@ -153,7 +153,9 @@ PATH = Graph.from_pairs(6, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)])
 def one_round(batch: int | None, poisoned: bool = False, **settings: object):
     """Weights and taus after a round of NTK-DFL in which `batch` clients evolve together."""
     federation = make_federation((5, 4, 3), [3, 4, 5, 6, 2, 3])
-    federation = dataclasses.replace(federation, batch=batch, on_divergence="continue")
+    federation = dataclasses.replace(
+        federation, batch=batch, on_divergence="continue", evolution="tensor"
+    )
     if poisoned:
         federation.samples[5].inputs[0, 0] = torch.inf
     method = METHODS["ntk-dfl"](

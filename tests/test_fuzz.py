@@ -109,7 +109,7 @@ def test_damaged_outputs_are_shown_or_refused(tmp_path, stopped, name, how, plac
     names=st.sampled_from([["run.h5"], ["run.ckpt.h5"], ["run.ckpt.h5", "run.ckpt-1.h5"]]), **DAMAGE
 )
 def test_damaged_outputs_are_gone_on_with_or_refused(tmp_path, stopped, names, how, places, seed):
-    """Weights are the right ones or none; a record has no checksum and may be a wrong one."""
+    """Weights are the right ones or none; a record's attributes have no checksum."""
     contents, whole = stopped
     content = contents | {
         name: damaged(contents[name], how, places, random.Random(seed + number))

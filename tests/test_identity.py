@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from mpi_ntkdfl.comm.mpi import node_names
+from mpi_ntkdfl.comm.launcher import node_names
 from mpi_ntkdfl.runtime import identity
 from tests.conftest import ROOT, environment, launcher
 
@@ -29,7 +29,7 @@ def test_sources_are_known_by_names_and_contents(copied):
     assert identity.sources(copied) == same
     (copied / "notes.txt").write_text("no source")
     assert identity.sources(copied) == same
-    (copied / "metrics.py").rename(copied / "metrics2.py")
+    (copied / "simulation.py").rename(copied / "simulation2.py")
     renamed = identity.sources(copied)
     with (copied / "ntk/update.py").open("a") as file:
         file.write("\n")

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -63,8 +64,8 @@ class Launch:
                 stderr=subprocess.STDOUT,
             )
 
-    def ranks(self):
-        """Processes of the ranks: Python processes among the launcher's descendants."""
+    def below(self):
+        """The launcher's descendants."""
         children: dict[int, list[int]] = {}
         for stat in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
@@ -74,11 +75,28 @@ class Launch:
         while todo:
             below = children.get(todo.pop(), [])
             todo += below
-            for each in below:
-                with contextlib.suppress(OSError):
-                    if b"mpi_ntkdfl" in Path(f"/proc/{each}/cmdline").read_bytes():
-                        arguments = Path(f"/proc/{each}/cmdline").read_bytes().split(b"\0")
-                        found += [each] if b"python" in arguments[0] else []
+            found += below
+        return found
+
+    def ranks(self):
+        """Processes of the ranks: Python processes among the launcher's descendants."""
+        found = []
+        for each in self.below():
+            with contextlib.suppress(OSError):
+                arguments = Path(f"/proc/{each}/cmdline").read_bytes().split(b"\0")
+                if b"python" in arguments[0] and b"quickstart" in arguments:
+                    found.append(each)
+        return found
+
+    def by_rank(self):
+        """The process of each rank."""
+        found = {}
+        for each in self.ranks():
+            with contextlib.suppress(OSError):
+                for line in Path(f"/proc/{each}/environ").read_bytes().split(b"\0"):
+                    name, _, value = line.partition(b"=")
+                    if name in (b"PMI_RANK", b"OMPI_COMM_WORLD_RANK"):
+                        found[int(value)] = each
         return found
 
     def progress(self, path, done, limit=120):
@@ -101,6 +119,18 @@ class Launch:
 
     def end(self, limit=60):
         return self.process.wait(limit)
+
+    def end_or_be_left(self, limit):
+        """The same; MPICH's launcher stays when a proxy has died, and is killed when no rank runs."""
+        ranks, deadline = self.ranks(), time.monotonic() + limit
+        while self.process.poll() is None and alive(ranks) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.end(3)
+        if alive(ranks):
+            raise subprocess.TimeoutExpired("ranks", limit)
+        self.kill_all()
+        return self.end()
 
     def said(self):
         return self.log.read_text()
@@ -166,6 +196,160 @@ def test_a_signal_to_the_launcher_ends_the_run_with_a_checkpoint(tmp_path, numbe
     assert rounds_in(path) == done + 2
 
 
+CHAOS = int(os.environ.get("CHAOS", "6"))
+"""Starts that are disturbed; `CHAOS=60 CHAOS_SEED=1 pytest tests/test_kills.py -k chaos` takes longer."""
+
+LONG = (
+    "--set",
+    "algorithm.lr_decay=0",
+    "--set",
+    "algorithm.lr=0.001",
+    "--set",
+    "compute.timeout=4",
+)
+"""A run that has something left to learn for long, and does not wait for long."""
+
+DISTURBANCES = (
+    *(signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1),
+    *(signal.SIGSTOP, signal.SIGCONT),
+)
+"""SIGCONT stands for SIGSTOP that is followed by it."""
+
+STOPPED, SILENT, KILLED = 75, 69, (1, 9, 15, 129, 130, 137, 138, 143, 255)
+"""Exit codes: those of docs/reliability.md, and what launchers make of processes that were killed."""
+
+
+def disturb(launch, path, ranks, chance):
+    """Signals a rank, all ranks, a proxy or the launcher at a random moment; says what it did."""
+    launch.progress(path, max(rounds_in(path), 0) + 1)
+    time.sleep(chance.expovariate(1 / 0.1))
+    number, found = chance.choice(DISTURBANCES), launch.ranks()
+    proxies = [each for each in launch.below() if each not in found]
+    groups = [found[:1], found[-1:], found, proxies, [launch.process.pid]]
+    victims = chance.choice([group for group in groups if group])
+    # Nobody else can notice that a launcher, or the only rank, is stopped.
+    if number == signal.SIGSTOP and (ranks == 1 or not set(victims) < set(found)):
+        number = signal.SIGCONT
+    for victim in victims:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGSTOP if number == signal.SIGCONT else number)
+    if number == signal.SIGCONT:
+        time.sleep(chance.uniform(0, 1))
+        for victim in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGCONT)
+        launch.process.send_signal(signal.SIGUSR1)  # so that it ends
+    return number.name, len(victims), ranks
+
+
+def test_chaos(tmp_path):
+    """Whatever happens to ranks, proxies and launchers: all end, no bit changes, nobody is left."""
+    seed = int(os.environ.get("CHAOS_SEED", time.time_ns() % 10**6))
+    print(f"CHAOS_SEED={seed}")
+    chance, rounds, path = random.Random(seed), 10_000, tmp_path / "run.h5"
+    for _ in range(CHAOS):
+        ranks = chance.choice([1, 2, 3])
+        launch = Launch(ranks, words(path, rounds, "--resume", *LONG), tmp_path / "log")
+        done = disturb(launch, path, ranks, chance)
+        below = launch.below()
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                launch.end(12)
+            if launch.process.poll() is None:  # a proxy, which passes nothing on
+                launch.process.send_signal(signal.SIGUSR1)
+            code = launch.end_or_be_left(40)
+        except subprocess.TimeoutExpired:
+            raise AssertionError((done, launch.said())) from None
+        finally:
+            deadline = time.monotonic() + 20
+            while (left := alive(below)) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            launch.kill_all()
+            for each in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(each, signal.SIGKILL)
+        print(*done, "exit", code)
+        assert not left, (done, code, launch.said())
+        assert abs(code) in (0, STOPPED, SILENT, *KILLED), (done, code, launch.said())
+        assert "Traceback" not in launch.said(), launch.said()
+        assert code == SILENT or "error: " not in launch.said().replace(
+            "error: nothing was heard", ""
+        )
+    end = checkpointed(path) + 1
+    assert alone(path, end, "--resume", *LONG).code == 0
+    assert alone(tmp_path / "whole.h5", end, *LONG).code == 0
+    assert bits(path) == bits(tmp_path / "whole.h5")
+
+
+def alive(processes):
+    """Those that run; zombies do not."""
+    states = {}
+    for each in processes:
+        with contextlib.suppress(OSError):
+            states[each] = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[0]
+    return [each for each, state in states.items() if state != "Z"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_stopped_ends_the_others(tmp_path, whole, rank):
+    path = tmp_path / "run.h5"
+    args = [*words(path, 10_000), "--set", "compute.timeout=3"]
+    launch = Launch(3, args, tmp_path / "log")
+    launch.progress(path, 2)
+    victim = launch.by_rank()[rank]
+    os.kill(victim, signal.SIGSTOP)
+    stopped = time.monotonic()
+    assert launch.end(30) in (SILENT, *KILLED)
+    assert time.monotonic() - stopped < 3 + 5
+    assert (
+        f"nothing was heard of rank {rank} on {socket.gethostname()} for 3 s, in round"
+        in launch.said()
+    )
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(victim, signal.SIGKILL)
+    assert alone(path, checkpointed(path) + 1, "--resume").code == 0
+
+
+NEVER_STARTS = """
+import os, signal, sys, time
+from mpi_ntkdfl.cli import run
+
+how, run.START_LIMIT = sys.argv.pop(1), 4.0
+if os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK")) == "1":
+    os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[how])
+from mpi_ntkdfl.cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_a_rank_that_never_starts_mpi_ends_the_others(tmp_path, how):
+    script = tmp_path / "never.py"
+    script.write_text(NEVER_STARTS)
+    launch = Launch(3, [str(script), how, *words(tmp_path / "x.h5", 2)[2:]], tmp_path / "log")
+    below = launch.below()
+    assert launch.end(40) not in (0, 2, STOPPED)
+    launch.kill_all()
+    assert how == "kill" or "waited in vain for all 3 ranks to start" in launch.said()
+    assert not alive(below)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_ranks_whose_launcher_has_died_end_with_a_checkpoint(tmp_path, number):
+    path = tmp_path / "run.h5"
+    launch = Launch(2, words(path, 10_000, *LONG), tmp_path / "log")
+    launch.progress(path, 1)
+    ranks = launch.ranks()
+    for proxy in set(launch.below()) - set(ranks) or {launch.process.pid}:
+        os.kill(proxy, number)
+    deadline = time.monotonic() + 30
+    while alive(ranks) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(ranks)
+    launch.kill_all()
+    assert alone(path, checkpointed(path) + 1, "--resume", *LONG).code == 0
+
+
 FAILING = """
 import os, resource, signal, sys
 import numpy
@@ -229,12 +413,12 @@ def test_a_rank_that_fails_ends_all_and_the_run_goes_on_later(tmp_path, whole, h
 MEASURED = """
 import os
 from mpi_ntkdfl.cli import main as cli
-from mpi_ntkdfl.comm import graph_channel as neighbours
+from mpi_ntkdfl.comm import point_channel as neighbours
 from mpi_ntkdfl.simulation import Simulation
 
 opened, sizes, look = [0], [], Simulation._look_around
 
-class Counted(neighbours.GraphChannel):
+class Counted(neighbours.PointChannel):
     def __init__(self, *args):
         opened[0] += 1
         super().__init__(*args)
@@ -243,7 +427,7 @@ class Counted(neighbours.GraphChannel):
         opened[0] -= 1
         super().close()
 
-neighbours.GraphChannel = Counted
+neighbours.PointChannel = Counted
 
 def look_around(self, done):
     if done and done % 50 == 0:
@@ -264,7 +448,7 @@ def test_memory_is_flat_over_200_rounds(tmp_path):
     script.write_text(MEASURED)
     launch = Launch(2, [str(script), *words(path, 200)[2:]], tmp_path / "log")
     assert launch.end(200) == 0, launch.said()
-    found = re.findall(r"rank (\d) opened (\d+) sizes \[(.*)\]", launch.said())
+    found = re.findall(r"rank (\d) opened (\d+) sizes \[([^]]*)\]", launch.said())
     assert sorted(rank for rank, *_ in found) == ["0", "1"]
     for _, opened, sizes in found:
         first, *_, last = map(int, sizes.split(","))

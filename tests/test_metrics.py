@@ -248,4 +248,5 @@ def test_checkpoints_are_told_from_records(tmp_path):
         code, _, err = words(command[0], *sorted(tmp_path.glob("*.h5")), *command[1:])
         assert code == 0
         assert f"warning: {weights} is a checkpoint, not a record: passed over\n" in err
+        (tmp_path / "f.svg").unlink(missing_ok=True)
         assert "a record (RUN.h5) is needed" in complaint(command[0], weights, *command[1:])

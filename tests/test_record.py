@@ -431,7 +431,7 @@ def test_truncated_files(tmp_path):
 
 
 def test_flipped_bits(tmp_path):
-    """A checkpoint has a checksum; a record has none, and may well be read as another one."""
+    """Checkpoints have a checksum over all; of a record only the numbers have one."""
     chance = random.Random(0)
     files = records_and_checkpoints(tmp_path)
     params = read_checkpoint(files[1][0])
@@ -452,6 +452,32 @@ def test_flipped_bits(tmp_path):
         assert refused, "none of the damages touched anything that matters"
 
 
+def test_a_number_that_changed_on_disk_is_said(tmp_path):
+    """Any dataset: a flipped bit in a stored value is no other value."""
+    path = write_record(tmp_path / "run.h5").path
+    whole = path.read_bytes()
+    with h5py.File(path) as file:
+        found = []
+        file.visititems(
+            lambda _, each: found.append(each) if isinstance(each, h5py.Dataset) else None
+        )
+        places = {
+            each.name: each.id.get_chunk_info(0).byte_offset
+            for each in found
+            if each.id.get_num_chunks() and each.size
+        }
+        assert len(places) == len([each for each in found if each.size])
+    assert {"/clients/accuracy", "/model/loss", "/time/seconds", "/partition/indices"} <= set(
+        places
+    )
+    for name, place in places.items():
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        if name.startswith("/topology"):
+            continue  # read when a run goes on
+        with pytest.raises(InputError, match="some of its numbers do not fit their checksum"):
+            tables.read(path)
+
+
 def test_numbers_that_are_none_are_still_shown(tmp_path):
     path = write_record(tmp_path / "run.h5").path
     for value in (np.nan, np.inf):
@@ -469,3 +495,27 @@ def test_a_reader_does_not_stop_the_run(tmp_path):
         record.append(2, np.zeros(CLIENTS, int), evaluation(2), round_record(2))
         assert file["rounds/round"][:].tolist() == [0, 1]
     assert tables.read(record.path).rounds.tolist() == [0, 1, 2]
+
+
+def test_a_record_with_fewer_phases_goes_on(tmp_path):
+    """As in versions that booked waiting to `other`; a rank that was not there stays NaN."""
+    path = tmp_path / "run.h5"
+    record = write_record(path)
+    former = [phase for phase in PHASES if phase not in ("graph", "connect", "gather", "agree")]
+    with h5py.File(path, "r+") as file:
+        seconds = file["time/seconds"][..., [PHASES.index(phase) for phase in former]]
+        seconds[..., former.index("other")] = 7
+        seconds[0, 2] = np.nan
+        del file["time/seconds"]
+        shapes = {"maxshape": (None, None, len(former)), "chunks": True}
+        file.create_dataset("time/seconds", data=seconds, **shapes)
+        file["time"].attrs["phases"] = former
+    record.resume(1, 1, config_text(), provenance(SoloWorld(), "cpu", "2.0", {}))
+    record.append(2, np.zeros(CLIENTS, int), evaluation(2), round_record(2))
+    with h5py.File(path) as file:
+        assert tuple(file["time"].attrs["phases"]) == PHASES
+        seconds = file["time/seconds"][:]
+    assert (seconds[0, :2, PHASES.index("other")] == 7).all()
+    assert (seconds[0, :2, PHASES.index("agree")] == 0).all()
+    assert np.isnan(seconds[0, 2]).all()
+    assert (seconds[1] == round_record(2).seconds).all()

@@ -6,6 +6,7 @@ other tests iterate over the registries.
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping
 from typing import Literal
@@ -17,13 +18,17 @@ import torch
 import yaml
 from pydantic import Field
 
+import mpi_ntkdfl as nd
 from mpi_ntkdfl.algorithms import METHODS, register_method
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult
 from mpi_ntkdfl.algorithms.dfedavg import Dfedavg, DfedavgSettings
 from mpi_ntkdfl.algorithms.training import TrainingMethod, TrainingSettings
 from mpi_ntkdfl.analysis import drawing, plots, traces
 from mpi_ntkdfl.config import MethodSettings
+from mpi_ntkdfl.data.sources import DATASETS
 from mpi_ntkdfl.federation.codecs import CODECS, Codec, CodecSettings, register_codec
+from mpi_ntkdfl.metrics import METRICS, Metric
+from mpi_ntkdfl.model.networks import FACTORIES
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.looks import LineStyle
 from tests.test_cli import answer, complaint
@@ -103,10 +108,46 @@ class SomeEntries(Codec[SomeSettings]):
         return {"unsent": torch.zeros(self.params, dtype=self.dtype)}
 
 
+def blobs(samples=120, noise=0.5):
+    """Three classes of samples `[sample, 2, 3]`."""
+    rng = np.random.default_rng(5)
+    places = rng.integers(3, size=samples)
+    x = (places[:, None, None] + noise * rng.standard_normal((samples, 2, 3))).astype(np.float32)
+    y, cut = places, 2 * samples // 3
+    return {"x_train": x[:cut], "y_train": y[:cut], "x_test": x[cut:], "y_test": y[cut:]}
+
+
+def gated(shape, classes, width=6):
+    """A network with a shared layer: no layer-by-layer rule is right for it."""
+
+    class Gated(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = torch.nn.Linear(shape[0] * shape[1], width)
+            self.shared = torch.nn.Linear(width, width)
+            self.last = torch.nn.Linear(width, classes)
+
+        def forward(self, x):
+            x = torch.tanh(self.first(x.flatten(1)))
+            return self.last(self.shared(x) * torch.sigmoid(self.shared(x.square())))
+
+    return Gated()
+
+
+NORM = Metric(
+    name="weight-norm",
+    label="norm of the average's weights",
+    measure=lambda view: float(torch.linalg.vector_norm(view.params)),
+)
+
+
 def register():
     """What a user's file does when it is loaded."""
-    register_method(SlowAverage)
-    register_codec("some-entries", SomeEntries)
+    nd.register_method(SlowAverage)
+    nd.register_codec("some-entries", SomeEntries)
+    nd.register_dataset("blobs", blobs)
+    nd.register_network("gated", gated)
+    nd.register_metric(NORM)
 
 
 # ------------------------------------------------------------------------------------- the tests
@@ -126,8 +167,18 @@ for line in json.loads(sys.argv[1]):
 
 SMALL = ("clients=6", "topology.degree=3", "partition.samples=20")
 CODED = "algorithm={name: dfedavg, epochs: 1, codec: {weights: {name: some-entries, share: 0.2}}}"
-RUNS = {"method": (*SMALL, "algorithm.name=slow-average"), "codec": (*SMALL, CODED)}
-"""A run that needs the method, and one that needs the codec."""
+NETWORK = (
+    *("clients=6", "topology.degree=3", "dataset={name: blobs, options: {samples: 180}}"),
+    *("partition={kind: iid}", "model={name: plugin, network: gated, options: {width: 5}}"),
+    "algorithm.taus=[20]",
+)
+RUNS = {
+    "method": (*SMALL, "algorithm.name=slow-average"),
+    "codec": (*SMALL, CODED),
+    "network": NETWORK,
+}
+"""A run that needs the method, one that needs the codec, one that needs the network and the data set;
+all of them measure the metric."""
 
 
 def run_words(out, settings, rounds, *options):
@@ -140,7 +191,14 @@ def registered():
     """Registers for this module only."""
     register()
     yield
-    for registry, name in ((METHODS, "slow-average"), (CODECS, "some-entries")):
+    added = {
+        "slow-average": METHODS,
+        "some-entries": CODECS,
+        "blobs": DATASETS,
+        "gated": FACTORIES,
+        NORM.name: METRICS,
+    }
+    for name, registry in added.items():
         del registry._entries[name]
 
 
@@ -174,14 +232,17 @@ def assert_equal(one, other):
         np.testing.assert_array_equal(array, second[name], err_msg=str(name))
 
 
-@pytest.mark.parametrize(("name", "state"), [("method", "slow"), ("codec", "unsent")])
+@pytest.mark.parametrize(
+    ("name", "state"), [("method", "slow"), ("codec", "unsent"), ("network", None)]
+)
 def test_resumed_with_the_same_bits(records, tmp_path, name, state):
     path = tmp_path / f"{name}.h5"
     answer(*run_words(path, RUNS[name], 2))
     answer(*run_words(path, RUNS[name], 4, "--resume"))
     assert_equal(path, records / f"{name}.h5")
-    with h5py.File(path.with_suffix(".ckpt.h5")) as file:
-        assert np.abs(file[f"state/{state}"][()]).max() > 0
+    if state:
+        with h5py.File(path.with_suffix(".ckpt.h5")) as file:
+            assert np.abs(file[f"state/{state}"][()]).max() > 0
 
 
 @pytest.mark.slow
@@ -202,6 +263,10 @@ def test_check_plans_and_books_what_is_sent(records):
     said = answer("check", "quickstart", *words, "--no-measure")
     assert "slow-average on digits" in said
     assert "train" in said
+    words = [word for each in NETWORK for word in ("--set", each)]
+    said = answer("check", "quickstart", *words, "--no-measure")
+    assert "ntk-dfl on blobs: 6 clients with 20 to 20 samples" in said
+    assert "gated" in said
     with h5py.File(records / "codec.h5") as file:
         params = 64 * 100 + 100 + 100 * 10 + 10
         sent = file["traffic/protocol_bytes"][:].sum(axis=1)
@@ -209,9 +274,16 @@ def test_check_plans_and_books_what_is_sent(records):
 
 
 def test_looking_at_runs(records, tmp_path):
-    paths = [records / f"{name}.h5" for name in RUNS]
+    *paths, network = [records / f"{name}.h5" for name in RUNS]
     assert "slow-average on digits" in answer("show", paths[0])
+    assert "ntk-dfl on blobs" in answer("show", network)
+    table = tmp_path / "a.csv"
     assert "slow-average" in answer("compare", *paths, "--target", "0.1")
+    assert "weight-norm" in answer("compare", network, "--csv", table)
+    lines = list(csv.DictReader(table.open()))
+    last = nd.open_record(network).table()["weight-norm"][-1]
+    assert [float(line["final_weight_norm"]) for line in lines][-1] == last > 0
+    answer("plot", network, "--x", "rounds", "--y", "weight-norm", "-o", tmp_path / "norm.svg")
     figure = tmp_path / "a.svg"
     answer("plot", *paths, "--x", "rounds", "-o", figure)
     assert SlowAverage.look.color.lower() in figure.read_text().lower()
@@ -237,6 +309,15 @@ def test_records_without_label_and_look_get_a_spare_style(records, tmp_path):
     assert plots.looks_of([both]) == {"slow-average": SlowAverage.look}
 
 
+DRAWN = ("accuracy", NORM.name)
+STUDIED = {
+    "dataset": {"name": "blobs"},
+    "model": {"name": "plugin", "network": "gated"},
+    "partition": {"kind": "iid"},
+    "algorithm": {"name": "ntk-dfl", "taus": [20]},
+}
+
+
 def test_a_small_study(tmp_path):
     definition = {
         "title": "A user's method and codec",
@@ -250,18 +331,25 @@ def test_a_small_study(tmp_path):
                 "variants": [
                     {"label": "slow", "settings": {"algorithm": {"name": "slow-average"}}},
                     {"label": "some", "settings": yaml.safe_load(CODED.replace("=", ": ", 1))},
+                    {"label": "gated", "settings": STUDIED},
                 ],
             }
         ],
         "figures": [
-            {"name": "f", "title": "F", "kind": "curves", "x": ["rounds"], "y": ["accuracy"]}
+            {
+                "name": "f",
+                "title": "F",
+                "kind": "curves",
+                "x": ["rounds"],
+                "y": list(DRAWN),
+            }
         ],
     }
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(definition))
     where = [path, "--scale", "small", "-o", tmp_path / "out"]
     assert "slow-average" in answer("study", "plan", *where, "--no-measure")
-    assert "2 done" in answer("study", "run", *where)
+    assert "3 done" in answer("study", "run", *where)
     assert "slow-average" in answer("study", "report", *where)
     drawn = (tmp_path / "out" / "mine-small" / "f.svg").read_text().lower()
     assert SlowAverage.look.color.lower() in drawn

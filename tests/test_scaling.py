@@ -292,13 +292,13 @@ def test_methods_with_a_server_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("preset", "costs_sum", "seconds", "traffic", "memory", "offsets"),
     [
-        ("quickstart", 2864444, 1.497922, 20973180, 389114588, [0, 11, 22, 32]),
+        ("quickstart", 604350, 0.3325524, 20973180, 389114588, [0, 11, 22, 32]),
         (
             *("paper-fashion-mnist-dfedsam", 27565575, 14.21099, 642779680, 536089740),
             [0, 100, 200, 300],
         ),
         (
-            *("paper-fashion-mnist-ntk-fl", 13693270, 11.675482, 121196204, 832433092),
+            *("paper-fashion-mnist-ntk-fl", 13693270, 11.358105, 121196204, 832433092),
             [0, 100, 200, 300],
         ),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import hashlib
+import importlib.util
 import sys
 import threading
 from collections.abc import Iterator
@@ -335,12 +336,15 @@ def test_real_fashion_mnist_has_the_published_hashes_and_is_no_mnist() -> None:
 
 
 @pytest.mark.parametrize("name", ["digits", "breast-cancer"])
-def test_bundled_set_is_split_once_and_for_all(name: str) -> None:
+def test_bundled_set_is_split_once_and_for_all(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from sklearn import datasets
 
     load = datasets.load_digits if name == "digits" else datasets.load_breast_cancer
     values, labels = load(return_X_y=True)
-    got, again = sources.load(dataset(name)), sources.load(dataset(name))
+    got = sources.load(dataset(name))
+    with monkeypatch.context() as patch:  # as where scikit-learn keeps its tables elsewhere
+        patch.setattr(importlib.util, "find_spec", lambda name: None)
+        again = sources.load(dataset(name))
     assert np.array_equal(got.train_inputs, again.train_inputs)
     assert np.array_equal(got.test_labels, again.test_labels)
     both = np.concatenate([got.train_inputs, got.test_inputs])
@@ -652,6 +656,7 @@ def test_fetch_into_what_is_no_folder(server: Server, tmp_path: Path) -> None:
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with refused("needs the Python package scikit-learn"):
         sources.load(dataset("digits"))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ast
+import pkgutil
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 
 from mpi_ntkdfl.algorithms import METHODS
+from mpi_ntkdfl.cli.main import COMMANDS, cli
 from mpi_ntkdfl.federation.codecs import CODECS
 from mpi_ntkdfl.metrics import METRICS
 from tests.conftest import ROOT
@@ -20,7 +23,7 @@ PACKAGE = ROOT / "mpi_ntkdfl"
 
 # A module imports only from its own row and the rows above. This is docs/design.md, "Rooms".
 LAYERS = [
-    ["runtime", "__init__"],
+    ["runtime"],
     ["presets"],
     ["config"],
     ["data", "topology", "model"],
@@ -34,8 +37,9 @@ LAYERS = [
     ["simulation"],
     ["analysis"],
     ["studies"],
+    ["api"],
     ["cli"],
-    ["__main__"],
+    ["__main__", "__init__"],
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -88,7 +92,7 @@ def test_networks_are_known_by_their_protocol():
     named = [m for m in MODULES if re.search(r"\bMLP\b", m.read_text())]
     assert len(named) <= 3, named
     for module in MODULES:
-        if module == table or module.parent in own:
+        if module in (table, PACKAGE / "__init__.py") or module.parent in own:  # public names
             continue
         rooms = ("mpi_ntkdfl.model.mlp", "mpi_ntkdfl.model.module")
         assert not any(name.startswith(rooms) for name in imports(module)), module
@@ -114,6 +118,35 @@ def test_no_global_randomness_device_literal_or_pickle(module):
     assert not re.search(r"torch\.manual_seed|\.cuda\(", text)
     assert not re.search(r"^\s*import pickle|pickle\.load|allow_pickle=True", text, re.MULTILINE)
     assert "weights_only=False" not in text
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+MADE = ("FILE.py", "mine.py")
+"""Files that a reader makes, as the pages say."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_pages_name_files_and_functions_that_exist(page):
+    """`room/file.py`, `file.py`, `room/`, `room.module.name` and `test_file.py::test_name`."""
+    text = page.read_text()
+    files = {path.relative_to(ROOT) for path in ROOT.glob("[!.]*/**/*.*")}
+    for name in re.findall(r"[\w./-]*[\w-]\.(?:py|c|sh|sbatch)\b(?!\.)", text):
+        inside = [file for file in files if f"/{file}".endswith(f"/{name.removeprefix('../')}")]
+        assert inside or name in MADE or (ROOT / name).exists(), name
+    for name in re.findall(r"`(\w[\w-]*/(?:\w+/)*)`", text):
+        assert (PACKAGE / name).is_dir() or (ROOT / name).is_dir(), name
+    for name in re.findall(r"`((?:\w+\.){2,}\w+)`", text):
+        if name.split(".")[0] in ROW:
+            pkgutil.resolve_name(f"mpi_ntkdfl.{name}")
+    for file, test in re.findall(r"(test_\w+\.py)::(\w+)", text):
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(), f"{file}::{test}"
+    for target, anchor in re.findall(r"\]\((?!https?:)([\w./-]*)#?([\w-]*)\)", text):
+        linked = (page.parent / target) if target else page
+        assert linked.exists(), target
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+            assert anchor in anchors, f"{target}#{anchor}"
 
 
 def strings(module: Path) -> list[str]:
@@ -183,16 +216,26 @@ def test_every_import_is_a_declared_dependency():
 
 
 def test_files_and_functions_stay_readable():
+    assert len(list(PACKAGE.glob("*.py"))) <= 8
     for module in MODULES:
         text = module.read_text()
-        assert len(text.splitlines()) <= 600, module
+        assert len(text.splitlines()) <= 400, module
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno <= 85, f"{module}: {node.name}"
 
 
+def test_the_table_of_commands_says_what_their_help_says():
+    """`--help` lists the commands without importing them."""
+    for name, (_, said) in COMMANDS.items():
+        command = cli.get_command(click.Context(cli), name)
+        assert command.name == name
+        assert " ".join(command.help.split("\n\n")[0].split()) == said
+
+
 LOOKERS = [
-    *("presets", "presets quickstart", "show missing.h5", "compare missing.h5"),
+    *("--help", "show missing.h5", "compare missing.h5"),
+    *("presets", "presets quickstart", "show --help", "compare --help"),
     *("plot missing.h5 -o x.pdf", "study list"),
     *("scaling report missing.h5", "scaling predict missing.h5 --ranks 4"),
     "export missing.h5 --average x.pt",  # the last, since it alone loads torch
@@ -206,14 +249,21 @@ for words in sys.argv[1:]:
         main()
     except SystemExit:
         pass
-    print("loaded:", *sorted({"torch", "mpi4py", "matplotlib"} & set(sys.modules)), flush=True)
+    heavy = {"numpy", "h5py", "pydantic", "scipy", "networkx", "torch", "mpi4py", "matplotlib"}
+    print("loaded:", *sorted(heavy & set(sys.modules)), flush=True)
 """
 
 
 def test_looking_at_runs_starts_no_mpi_and_mostly_no_torch():
-    """On a login node MPI may refuse to start; torch and matplotlib take seconds to load."""
+    """On a login node MPI may refuse to start; torch and matplotlib take seconds to load.
+
+    Modules stay loaded, so each command shows what it adds to those before it.
+    """
     done = subprocess.run(
         [sys.executable, "-c", LOOKING, *LOOKERS], capture_output=True, text=True, check=False
     )
     loaded = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("loaded:")]
-    assert loaded == [[]] * (len(LOOKERS) - 1) + [["torch"]], done.stdout + done.stderr
+    assert loaded[:3] == [[], ["h5py", "numpy"], ["h5py", "numpy"]], done.stdout + done.stderr
+    light = {"h5py", "numpy", "pydantic"}
+    assert all(set(each) <= light for each in loaded[:-1]), done.stdout + done.stderr
+    assert set(loaded[-1]) <= light | {"torch"}, done.stdout + done.stderr

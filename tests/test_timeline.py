@@ -1,8 +1,9 @@
-"""The timeline of a run: valid events, the rounds it should have, and the figure of a round."""
+"""Where the time of a round goes: the timeline, its figure, and how often ranks wait for each other."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 
@@ -10,7 +11,7 @@ from mpi_ntkdfl import simulation
 from mpi_ntkdfl.analysis import timeline
 from mpi_ntkdfl.cli.options import read_config
 from mpi_ntkdfl.comm.world import SoloWorld
-from mpi_ntkdfl.runtime.clock import COORDINATING, PHASES, SPANS
+from mpi_ntkdfl.runtime.clock import SPANS
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.storage import trace
 from mpi_ntkdfl.storage.outputs import Outputs
@@ -65,6 +66,43 @@ def test_inner_phases_do_not_count_for_outer_ones(tmp_path):
     assert shown.computation().tolist() == pytest.approx([3, 1])
 
 
-def test_every_phase_is_coordination_or_something_else_by_name():
-    assert set(COORDINATING) < set(PHASES)
-    assert len(set(PHASES)) == len(PHASES)
+class Counting(SoloWorld):
+    """Counts what all ranks have to take part in."""
+
+    def __init__(self):
+        self.calls = Counter()
+
+    def total(self, array):
+        self.calls["total"] += 1
+        return super().total(array)
+
+    def hand_in(self, array, lengths):
+        self.calls["hand_in"] += 1
+        return super().hand_in(array, lengths)
+
+    def collect(self, array):
+        self.calls["collect"] += 1
+        return super().collect(array)
+
+    def largest(self, value):
+        self.calls["largest"] += 1
+        return super().largest(value)
+
+    def channel(self, neighbours, lasting=True):
+        self.calls["lasting channel" if lasting else "channel"] += 1
+        return super().channel(neighbours, lasting)
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_a_round_costs_one_gather_and_one_agreement(tmp_path, dynamic):
+    """What three further rounds add, without evaluations and checkpoints: each is a few latencies."""
+    seldom = ("evaluation.every=100", "output.checkpoint_every=100")
+    calls = []
+    for rounds in (2, 5):
+        told = (*SMALL, *seldom, f"topology.dynamic={str(dynamic).lower()}", f"rounds={rounds}")
+        world = Counting()
+        config = read_config("quickstart", told)
+        simulation.run(config, world, Outputs(tmp_path / f"{rounds}.h5"))
+        calls.append(world.calls)
+    opened = {"channel": 3} if dynamic else {}
+    assert calls[1] - calls[0] == Counter({"total": 3, "hand_in": 3, **opened})

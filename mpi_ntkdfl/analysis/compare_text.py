@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mpi_ntkdfl.analysis.compare import Cost, Outcome, Spread, Spreads, columns
-from mpi_ntkdfl.analysis.files import replacing, require_suffix
 from mpi_ntkdfl.metrics import ROUNDS, Metric, Place
 
 _NOTES = (
@@ -100,6 +99,8 @@ def write_csv(path: Path, outcomes: Sequence[Outcome]) -> None:
     Raises:
         InputError: if the name does not end in .csv, or the file cannot be written.
     """
+    from mpi_ntkdfl.analysis.files import replacing, require_suffix  # loads pydantic for locks
+
     require_suffix(path, "csv")
     costs, ends = columns(outcomes, "target"), columns(outcomes, "end")
     lines = [_record(outcome, cost, costs, ends) for outcome in outcomes for cost in outcome.costs]

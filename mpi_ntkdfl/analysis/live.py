@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.metrics import at
 from mpi_ntkdfl.runtime.units import round_words
-from mpi_ntkdfl.storage.lock import holder
 from mpi_ntkdfl.storage.outputs import Outputs
 
 
@@ -23,6 +22,8 @@ def status(outputs: Outputs, run: tables.Run) -> str:
     done, rounds = tables.rounds_of(run)
     if done >= rounds:
         return f"finished: {done} rounds"
+    from mpi_ntkdfl.storage.lock import holder  # loads pydantic, which finished runs do without
+
     writer = holder(outputs)
     if writer is not None:
         return f"running: {done} of {rounds} rounds done, by {writer}"

@@ -7,9 +7,10 @@
 
 Measured seconds are means over clients of the records given. A client's share goes with the samples it
 computes on, squared where it collects its neighbours' (the kernel). In every exchange a rank sends a
-message to each neighbouring rank. They travel at the same time, so an exchange costs one latency `alpha`,
-a microsecond of the processor per message, and the rank's bytes at `beta` bytes per second (Hockney, "The
-communication challenge for MPP", Parallel Computing 20, 1994). Exchanges follow each other, and no
+message to each neighbouring rank. They travel at the same time, so an exchange costs one latency `alpha`
+(three for messages above 8 kB: a question, an answer, the data), a microsecond of the processor per
+message, and the rank's bytes at `beta` bytes per second (Hockney, "The communication challenge for MPP",
+Parallel Computing 20, 1994). Exchanges follow each other, and no
 computation hides them. At the end of a round the ranks agree on whether to stop. What the record needs
 travels to rank 0 meanwhile. What was measured as `other` counts as a client's, like computation. Every
 rank draws every graph of all clients. That time grows with clients and does not shrink with ranks.
@@ -40,6 +41,8 @@ _DRAWING = 1e-4
 """Seconds a client to draw a regular graph of degree 5; measured 12.5 s for 100,000."""
 _MESSAGE = 1e-6
 """Seconds of the processor for a message, beside its latency, during which others travel too."""
+_EAGER = 8192
+"""Bytes up to which a message is sent at once; for a longer one the receiver is asked before."""
 _ONCE_A_RANK = ("weights", "averages")
 """Phases whose messages cross once to a rank, however many of its clients want them."""
 
@@ -197,7 +200,11 @@ def predict(basis: Model, ranks: int, clients: int, net: Network) -> Prediction:
     for rank in sorted(looked_at):
         exchanges, moved, neighbours = _messages(basis, placement, rank, graph, degree, seed)
         seconds = {phase: each * loads[rank] for phase, each in basis.client_seconds.items()}
-        seconds["exchange"] = exchanges * (net.alpha + neighbours * _MESSAGE) + moved / net.beta
+        seconds["exchange"] = (
+            exchanges
+            * (_latencies(moved, exchanges * neighbours) * net.alpha + neighbours * _MESSAGE)
+            + moved / net.beta
+        )
         seconds["agree"] = _steps(ranks) * net.alpha
         seconds["graph"] = _DRAWING * clients * basis.dynamic
         sent.append(moved)
@@ -208,6 +215,11 @@ def predict(basis: Model, ranks: int, clients: int, net: Network) -> Prediction:
     return Prediction(
         ranks, clients, slowest, float(np.mean(sent)), float(np.mean(partners)), imbalance
     )
+
+
+def _latencies(moved: float, messages: int) -> int:
+    """Latencies of an exchange whose `messages` move so many bytes in all."""
+    return 3 if moved > _EAGER * messages else 1
 
 
 def _steps(ranks: int) -> int:

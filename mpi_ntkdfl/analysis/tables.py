@@ -84,7 +84,9 @@ class Run:
         Raises:
             Exception: of many kinds, if the record is damaged.
         """
-        parsed: dict[str, Any] = yaml.safe_load(self.attributes["config"])
+        # The parser in C is five times faster; PyYAML may have been built without it.
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        parsed: dict[str, Any] = yaml.load(self.attributes["config"], Loader=loader)  # noqa: S506 - safe
         return parsed
 
     @cached_property
@@ -162,7 +164,10 @@ def read(path: Path) -> Run:
     except FileNotFoundError as error:
         raise InputError(f"no record at {path}") from error
     except Exception as error:  # over a damaged file h5py raises almost anything
-        raise InputError(f"{path} is no readable record: {error}") from error
+        reason = str(error)
+        if "filter returned failure" in reason:
+            reason = "damaged: some of its numbers do not fit their checksum"
+        raise InputError(f"{path} is no readable record: {reason}") from error
 
 
 def without_checkpoints(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
@@ -250,6 +255,11 @@ def rounds_of(run: Run) -> tuple[int, int]:
         raise InputError(f"the record is damaged or none of this program: {error}") from error
 
 
+def _short(commit: str) -> str:
+    """The first digits of a commit, with the mark of changed files."""
+    return commit if commit.endswith("-dirty") else commit[:12]
+
+
 def summary(run: Run) -> str:
     """What ran, the final numbers, traffic a round, and time by phase.
 
@@ -275,7 +285,7 @@ def _what_ran(run: Run) -> list[str]:
         f"partition: {_section(config['partition'])}",
         f"topology:  {_section(config['topology'])}",
         f"{a['ranks']} ranks on {hosts} host(s), {a['device']}, torch {a['torch']}, {a['mpi']}",
-        f"mpi_ntkdfl {a['version']} ({a['commit'][:12]}), started {a['created']}",
+        f"mpi_ntkdfl {a['version']} ({_short(a['commit'])}), started {a['created']}",
         *(f"{name}: {choice}" for name, choice in json.loads(a.get("choices", "{}")).items()),
         *_again(a),
     ]

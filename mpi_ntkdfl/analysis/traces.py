@@ -10,22 +10,32 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.analysis.starts import Start, over_time
 from mpi_ntkdfl.analysis.tables import Run
-from mpi_ntkdfl.config import effect
 from mpi_ntkdfl.metrics import ACCURACY, Metric
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.looks import LineStyle
+
+if TYPE_CHECKING:
+    from mpi_ntkdfl.runtime.settings import Effect
 
 _PATHS = {"data": "dataset.root", "graph": "topology.path", "weights": "model.weights"}
 """The contents (`tables.Run.contents`) that keep runs apart, and the settings that say where they are.
 
 A partition does not keep runs apart, because each seed may have its own.
 """
+
+
+def _effect(setting: str) -> Effect:
+    """What a setting affects. Asked only where runs differ, since it loads the classes of settings."""
+    from mpi_ntkdfl.config import effect
+
+    return effect(setting)
 
 
 def apart(setting: str) -> bool:
@@ -36,12 +46,12 @@ def apart(setting: str) -> bool:
     """
     if setting.startswith("compute."):
         return True
-    return effect(setting) not in ("place", "seed", "nothing")
+    return _effect(setting) not in ("place", "seed", "nothing")
 
 
 def minor(setting: str) -> bool:
     """Whether a label mentions a setting only if nothing else tells two configurations apart."""
-    return setting.startswith("compute.") or effect(setting) == "extent"
+    return setting.startswith("compute.") or _effect(setting) == "extent"
 
 
 def must_agree(setting: str) -> bool:
@@ -52,7 +62,7 @@ def must_agree(setting: str) -> bool:
     """
     if setting == "evaluation.every":
         return True
-    return effect(setting) == "result" and not setting.startswith("algorithm.")
+    return _effect(setting) == "result" and not setting.startswith("algorithm.")
 
 
 @dataclass(frozen=True)
@@ -223,8 +233,9 @@ def flattened(section: Mapping[str, object], above: str = "") -> dict[str, objec
 def grouped(traces: Sequence[Trace]) -> list[Group]:
     """Puts seeds of one configuration together, in order of first appearance, and labels them."""
     by_settings: dict[str, list[Trace]] = {}
+    telling = [key for key in _differing([t.settings for t in traces], _exactly) if apart(key)]
     for each in traces:
-        kept = {k: v for k, v in each.settings.items() if apart(k)}
+        kept = {key: each.settings[key] for key in telling if key in each.settings}
         alike = json.dumps([kept, each.contents], sort_keys=True, default=str)
         by_settings.setdefault(alike, []).append(each)
     groups = list(by_settings.values())
@@ -279,10 +290,22 @@ def _label(settings: Mapping[str, object], keys: Iterable[str]) -> str:
     return ", ".join(said)
 
 
-def _differing(mappings: Sequence[Mapping[str, object]]) -> list[str]:
-    """Keys whose values are not the same in all mappings; a missing key counts as a value."""
+def _differing(
+    mappings: Sequence[Mapping[str, object]], as_text: Callable[[object], str] | None = None
+) -> list[str]:
+    """Keys whose values are not the same in all mappings; a missing key counts as a value.
+
+    Args:
+        mappings: to compare.
+        as_text: how a value is compared; None for what it looks like in YAML.
+    """
+    text = as_text or _text
     keys = dict.fromkeys(key for mapping in mappings for key in mapping)
-    return [key for key in keys if len({_text(m.get(key, "none")) for m in mappings}) > 1]
+    return [key for key in keys if len({text(m.get(key, "none")) for m in mappings}) > 1]
+
+
+def _exactly(value: object) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _text(value: object) -> str:
@@ -323,12 +346,11 @@ def warnings(groups: Sequence[Group]) -> list[str]:
 
 def _unfair(groups: Sequence[Group]) -> list[str]:
     """What differs between groups that should not: settings, seeds, samples, start."""
-    settings = [
-        {k: v for k, v in group.traces[0].settings.items() if must_agree(k)} for group in groups
-    ]
-    reasons = _spelled(settings)
+    settings = [group.traces[0].settings for group in groups]
+    differing = [key for key in _differing(settings) if must_agree(key)]
+    reasons = _spelled([{k: each[k] for k in differing if k in each} for each in settings])
     contents = _named_contents([group.traces[0] for group in groups])
-    if "dataset.name" in _differing(settings):  # other data, which goes without saying
+    if "dataset.name" in differing:  # other data, which goes without saying
         contents = [{k: v for k, v in each.items() if k != "data"} for each in contents]
     reasons += _spelled(contents)
     seeds = [{trace.seed for trace in group.traces} for group in groups]

@@ -1,12 +1,13 @@
 """The command line: parses, sets up logging, calls, and turns failures into messages and exit codes.
 
-Exit codes: 0 done, 1 the computation failed, 2 bad input, 75 stopped early with a checkpoint. Heavy
-imports happen inside the commands that need them, so that `presets` and `show` answer at once and only
+Exit codes: 0 done, 1 the computation failed, 2 bad input, 75 stopped early with a checkpoint. The module
+of a command is imported when the command is called, so that `--help` and `show` answer at once and only
 `run` and `doctor` start MPI.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -14,16 +15,40 @@ from typing import NoReturn
 import click
 
 from mpi_ntkdfl import __version__
-from mpi_ntkdfl.cli.data import data
 from mpi_ntkdfl.cli.failing import complain, output_may_end
-from mpi_ntkdfl.cli.plan import check, presets
-from mpi_ntkdfl.cli.records import compare, export, plot, show
-from mpi_ntkdfl.cli.run import doctor, run
-from mpi_ntkdfl.cli.scaling import scaling
-from mpi_ntkdfl.cli.study import study
-from mpi_ntkdfl.cli.submit import submit
-from mpi_ntkdfl.comm.mpi import Elsewhere, launched_rank
-from mpi_ntkdfl.runtime.errors import InputError, MpiNtkdflError
+from mpi_ntkdfl.comm.launcher import launched_rank
+from mpi_ntkdfl.runtime.errors import Elsewhere, InputError, MpiNtkdflError
+
+COMMANDS = {
+    "run": ("run", "Run a preset or a YAML file; start it under mpirun or srun for several ranks."),
+    "check": ("plan", "Validate a configuration with its data and print the plan; starts no MPI."),
+    "submit": (
+        "submit",
+        "Make a Slurm batch script of a run, checked beforehand, and print or submit it.",
+    ),
+    "presets": ("plan", "List the presets, or print one as YAML."),
+    "show": ("records", "Print what ran, the final numbers, the traffic, and the time by phase."),
+    "compare": (
+        "records",
+        "Print the rounds, bytes and seconds that runs needed to an accuracy, and where they ended.",
+    ),
+    "plot": (
+        "records",
+        "Draw runs: accuracy of the average against rounds, protocol bytes and seconds.",
+    ),
+    "export": ("records", "Write weights from a run's checkpoint as a torch state_dict."),
+    "data": ("data", "List, download or locate data sets."),
+    "doctor": (
+        "run",
+        "Print what MPI, launcher, nodes, GPUs, threads, HDF5 and data look like; it works under mpirun.",
+    ),
+    "scaling": (
+        "scaling",
+        "Run one configuration on several numbers of ranks, report, and predict.",
+    ),
+    "study": ("study", "Whole experiments: a grid of runs, and its tables and figures."),
+}
+"""Every command: its module in this folder, and the first paragraph of its help."""
 
 
 def main() -> NoReturn:
@@ -37,7 +62,7 @@ def main() -> NoReturn:
             error.show()
         code = error.exit_code
     except InputError as error:
-        # Before MPI starts every rank meets the same error; afterwards one has it, others `Elsewhere`.
+        # Before MPI starts, every rank has the same error; afterwards one has it, and others `Elsewhere`.
         if not isinstance(error, Elsewhere) and (error.agreed or launched_rank() == 0):
             complain(error)
         code = error.exit_code
@@ -52,10 +77,10 @@ def main() -> NoReturn:
 
 
 def _require_folder() -> None:
-    """Libraries end the process without a word to the point where the working folder is gone.
+    """Checks that the working folder exists; without it, libraries end the process without a message.
 
     Raises:
-        InputError: if it is.
+        InputError: if it does not.
     """
     try:
         Path.cwd()
@@ -64,44 +89,52 @@ def _require_folder() -> None:
 
 
 class _Commands(click.Group):
+    """The commands of the table `COMMANDS`."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """All names, in alphabetical order."""
+        return sorted(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Imports a command; None if there is no such one."""
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"mpi_ntkdfl.cli.{COMMANDS[name][0]}")
+        command: click.Command = getattr(module, name)
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(context)])
+
     def invoke(self, context: click.Context) -> object:
-        """Calls a command; click would end with code 1 where a reader of the output has gone."""
+        """Calls a command; click would end with code 1 when a reader of the output has ended."""
         with output_may_end():
             return super().invoke(context)
+
+
+_HELP = """Decentralized federated learning with neural tangent kernels, on MPI ranks.
+
+Without a command: run quickstart.
+
+\b
+    mpirun -n 4 python -m mpi_ntkdfl
+    mpirun -n 32 python -m mpi_ntkdfl run paper-fashion-mnist -o paper.h5
+"""  # \b keeps the lines of the next paragraph
 
 
 @click.group(
     cls=_Commands,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
+    help=_HELP,
 )
 @click.version_option(__version__, prog_name="mpi_ntkdfl")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    r"""Decentralized federated learning with neural tangent kernels, on MPI ranks.
-
-    Without a command: run quickstart.
-
-    \b
-        mpirun -n 4 python -m mpi_ntkdfl
-        mpirun -n 32 python -m mpi_ntkdfl run paper-fashion-mnist -o paper.h5
-    """
+    """Calls the command that the user named, or runs quickstart."""
     if context.invoked_subcommand is None:
+        run = cli.get_command(context, "run")
+        assert run is not None
         context.invoke(run, source="quickstart")
-
-
-for command in (
-    run,
-    check,
-    submit,
-    presets,
-    show,
-    compare,
-    plot,
-    export,
-    data,
-    doctor,
-    scaling,
-    study,
-):
-    cli.add_command(command)

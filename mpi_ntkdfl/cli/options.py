@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mpi_ntkdfl import config, presets
+if TYPE_CHECKING:
+    from mpi_ntkdfl import config
 
 SOURCE = click.argument("source", metavar="PRESET_OR_YAML", default="quickstart")
 SET = click.option(
@@ -29,7 +30,7 @@ PLUGIN = click.option(
 
 
 class Range(click.FloatRange):
-    """Numbers within bounds; NaN is within none."""
+    """Numbers within bounds; NaN is never within bounds."""
 
     def convert(
         self, value: Any, parameter: click.Parameter | None, context: click.Context | None
@@ -55,6 +56,9 @@ def read_config(source: str, overrides: tuple[str, ...]) -> config.Config:
     Raises:
         InputError: for bad input.
     """
+    # Of the commands that share this module, those that read records need no settings.
+    from mpi_ntkdfl import config, presets
+
     return config.parse([*presets.read_source(source), presets.read_overrides(overrides)])
 
 

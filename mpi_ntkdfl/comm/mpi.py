@@ -11,12 +11,10 @@ import contextlib
 import ctypes
 import logging
 import math
-import os
 import socket
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,10 +23,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mpi_ntkdfl.comm import watchdog
+from mpi_ntkdfl.comm.launcher import launched_size, node_names
 from mpi_ntkdfl.comm.watchdog import mark
 from mpi_ntkdfl.comm.world import Channel
 from mpi_ntkdfl.runtime import identity
-from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.errors import Elsewhere, InputError
 from mpi_ntkdfl.runtime.identity import Identity
 from mpi_ntkdfl.runtime.stopping import limit_start
 
@@ -50,64 +49,6 @@ _PATIENCE = 30.0
 
 _SHARED_NAMES = ("docker", "virbr", "br-", "lxc", "podman", "cni")
 """Beginnings of names of network interfaces whose addresses are often the same on several hosts."""
-
-_LAUNCHED_SIZE = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "PMIX_SIZE")
-_LAUNCHED_RANK = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
-
-
-def _from_environment(names: Sequence[str], default: int) -> int:
-    for name in names:
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return default
-
-
-def launched_rank() -> int:
-    """The rank the launcher gave this process, known before MPI starts; 0 without a launcher."""
-    return _from_environment(_LAUNCHED_RANK, 0)
-
-
-def launched_size() -> int:
-    """How many processes the launcher says it started; 1 without a launcher."""
-    return _from_environment(_LAUNCHED_SIZE, 1)
-
-
-def under_launcher() -> bool:
-    """Whether a launcher started this process, even as the only one."""
-    return any(name in os.environ for name in _LAUNCHED_SIZE)
-
-
-def node_names(hosts: Sequence[str], leaders: Sequence[int]) -> tuple[str, ...]:
-    """A name for the node of every rank, different for different nodes, `[rank]`.
-
-    Containers may give several nodes the same host name; the second one is called `NAME (2)`.
-
-    Args:
-        hosts: the host name that every rank sees.
-        leaders: the lowest rank on the node of every rank, as MPI tells it.
-    """
-    seen = Counter[str]()
-    names: dict[int, str] = {}
-    for rank in sorted(set(leaders)):
-        host = hosts[rank]
-        seen[host] += 1
-        names[rank] = host if seen[host] == 1 else f"{host} ({seen[host]})"
-    return tuple(names[leader] for leader in leaders)
-
-
-class Elsewhere(InputError):
-    """Bad input that another rank reports; this one only has to stop."""
-
-    agreed = True
-
-
-def not_all_started() -> str:
-    """The message of a rank that waited in vain for the others to start."""
-    return (
-        f"error: rank {launched_rank()} on {socket.gethostname()} waited in vain for all "
-        f"{launched_size()} ranks to start: one ended before, or they do not reach each other (Open "
-        "MPI: name the network by --mca btl_tcp_if_include, MPICH: by UCX_NET_DEVICES)"
-    )
 
 
 def open_world() -> MpiWorld:
@@ -327,6 +268,7 @@ class MpiWorld:
         """Starts one nonblocking gather."""
         room = np.empty(sum(lengths) if self.rank == 0 else 0, np.int64)
         target = [room, list(lengths)] if self.rank == 0 else None
+        mark()
         request = self.comm.Igatherv(array, target)
 
         def finish() -> list[np.ndarray]:

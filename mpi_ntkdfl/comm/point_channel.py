@@ -14,6 +14,7 @@ import torch
 from mpi4py import MPI
 
 from mpi_ntkdfl.comm.graph_channel import require_sizes
+from mpi_ntkdfl.comm.watchdog import mark
 from mpi_ntkdfl.comm.world import Pending
 from mpi_ntkdfl.model.params import ALIGNMENT as UNIT
 
@@ -46,6 +47,7 @@ class PointChannel:
         Raises:
             ValueError: if a size is no multiple of 64, or the sizes do not fit the neighbours.
         """
+        mark()
         coming = self._each(self._comm.Irecv, room, receive_bytes)
         return _Started([*coming, *self._each(self._comm.Isend, send, send_bytes)], send, room)
 

@@ -452,6 +452,16 @@ static const real *scale_fast(const struct evolution *e, const real *a)
     return scaled;
 }
 
+/* z^T K z of a state, given it as <z, f(0) - f> / c.
+ *
+ * Where f moves by less than its rounding that is 0 or noise; |a|^2 = z^T F^T F z never exceeds it.
+ * NaN stays NaN. */
+static double update_size(const struct evolution *e, int state, double size)
+{
+    const double length = norm((size_t)e->outputs * RANK, e->fast[state]);
+    return size < length * length ? length * length : size;
+}
+
 /* out += F^T a of one tile, where a is [output][RANK] and out [output][TILE]. */
 static void add_fast(const struct evolution *e, int tile, const real *a, real *out)
 {
@@ -772,7 +782,8 @@ static double try_step(struct evolution *e, int now, int after, double u, double
     }
     combine(e, STAGES + 1, scheme->error, e->stage);
     const double error = step * norm(count, e->stage);
-    return relative(error * error, size / e->problem->scale) / e->problem->inner_bound;
+    size = update_size(e, after, size / e->problem->scale);
+    return relative(error * error, size) / e->problem->inner_bound;
 }
 
 /* Add the left sum of g over [u, end) to the sum under way; end values from states now and after. */
@@ -898,6 +909,7 @@ static double correct(struct evolution *e, int now, double then)
         softmax(e->outputs, f, p);
     }
     square *= e->scheme->mean_over_end * (then - e->at[0]);
+    size = e->problem->scale * update_size(e, now, size / e->problem->scale);
     return relative(square, size) / e->problem->outer_bound;
 }
 

@@ -37,8 +37,8 @@ SIAM Review 53, 2011) splits ``K = F^T F + K'`` with K' positive semidefinite an
 Any F gives the right answer, as K' enters by its exact products; F decides the cost alone.
 
 Error measure.  An error ``e`` of S moves the update by ``J^T e``, of squared norm ``e^T K e``;
-for S itself this is ``<z, f(0) - f> / c``, which costs no product.  In this norm the flow is
-contractive, so the errors of the steps at most add up.
+for S itself this is ``<z, f(0) - f> / c``, which costs no product, and at least ``|a|^2``.  In this
+norm the flow is contractive, so the errors of the steps at most add up.
 
 The scheme is implemented twice, with the numbers of `scheme`: for one client on a CPU in C (`compiled`),
 and for many clients in tensors on any device (`evolve_batch`), which also serves where there was no
@@ -56,6 +56,7 @@ import torch
 
 from mpi_ntkdfl.ntk import compiled
 from mpi_ntkdfl.ntk.evolve_batch import evolve_batch
+from mpi_ntkdfl.runtime.device import HOST
 from mpi_ntkdfl.runtime.errors import InputError
 
 DEFAULT_TOLERANCE = 1e-5
@@ -125,7 +126,7 @@ def evolve(
     if loss != "cross-entropy":
         raise ValueError(f'expected loss "cross-entropy" or "squared", got {loss!r}')
     if implementation == "compiled":
-        if outputs.device.type != "cpu":
+        if outputs.device != HOST:
             raise ValueError(f"the compiled evolution is for CPUs, got arrays on {outputs.device}")
         build = compiled.find(outputs.dtype)
         if isinstance(build, str):
@@ -152,9 +153,7 @@ def choose(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple[Imple
     """
     if wanted == "tensor":
         return "tensor", "compute.evolution is tensor"
-    build = (
-        compiled.find(dtype) if device.type == "cpu" else "the compiled version is for CPUs only"
-    )
+    build = compiled.find(dtype) if device == HOST else "the compiled version is for CPUs only"
     if isinstance(build, compiled.Build):
         return "compiled", f"built for {build.level}"
     if wanted == "compiled":

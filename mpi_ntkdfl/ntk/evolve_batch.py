@@ -1,12 +1,9 @@
 """Evolution of many clients at once, for devices that one client cannot fill.
 
-The scheme and its notation are explained in `evolve`. Here every client has its own u, step sizes and
-errors, as tensors on the device: all clients take an inner step together, each as long as its own,
-until all have come to the end of their outer steps; then all finish these. Who has arrived, or was
-rejected, keeps what it has. The host looks at one flag per inner step and one per outer step.
-
-Arrays are [client, output, sample]. Clients with fewer samples than the largest are padded by samples
-that the kernel does not see and whose residual is zero.
+`evolve` explains the scheme. Every client has its own u, step sizes and errors, as tensors on the device.
+All clients take their inner steps together until each has reached the end of its outer step. A client
+that has arrived, or whose step is rejected, keeps its state. The host reads one flag per step.
+Arrays are [client, output, sample], padded by samples that the kernel does not see, with residual zero.
 """
 
 from __future__ import annotations
@@ -15,10 +12,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from mpi_ntkdfl.ntk import scheme
+from mpi_ntkdfl.ntk.left_sums import LeftSums
 from mpi_ntkdfl.ntk.path import Constants, Ends, Path
 
 
@@ -77,45 +74,6 @@ def evolve_batch(
     return _Lockstep(
         kernels, outputs.mT.contiguous(), filled.mT.contiguous(), scale, tolerance
     ).run(taus)
-
-
-_OF_LENGTH = (-1, 0, 0, 1, 1)
-"""The powers of the step's length that go with the weights of `scheme.LEFT_SUM`."""
-
-# (x + h j)^k by the binomial theorem: what x^a and h^i sum_j j^i contribute to each weight.
-_BINOMIAL = np.array(
-    [
-        [
-            [row[a + i] * math.comb(a + i, i) if a + i < 5 else 0.0 for i in range(5)]
-            for a in range(5)
-        ]
-        for row in scheme.LEFT_SUM
-    ]
-)
-
-
-class LeftSums:
-    """Weights that turn end values of steps into the left sums of g over them; see `evolve`."""
-
-    def __init__(self, device: torch.device) -> None:
-        """Puts the coefficients on a device."""
-
-        def there(numbers: object) -> torch.Tensor:
-            return torch.tensor(numbers, dtype=torch.float64, device=device)
-
-        self.powers, self.lengths = there(range(6)), there(_OF_LENGTH)
-        self.sums = there(scheme.POWER_SUMS).T.contiguous()
-        self.binomial = there(_BINOMIAL.reshape(5, 25).T)
-
-    def weights(self, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-        """The five weights `[client, 5]` for the integers in [start, end) `[client]`; zero if none."""
-        first, step = start.ceil(), torch.where(end > start, end - start, 1.0)[:, None]
-        n = (end.ceil() - first)[:, None]
-        x, h = (first - start)[:, None] / step, 1 / step
-        powers = self.powers[:5]
-        sums = n**self.powers @ self.sums * h**powers
-        both = ((x**powers)[:, :, None] * sums[:, None, :]).flatten(1)
-        return both @ self.binomial * step**self.lengths
 
 
 def _nystroem_factors(kernels: torch.Tensor) -> torch.Tensor:
@@ -320,7 +278,7 @@ class _Lockstep:
         missed, drift = reached - (self.initial - value), pace + slope
         turned = _jacobian(state.probability, missed)
         outputs = state.outputs - missed
-        size = _dot(state.integral, self.initial - outputs)
+        size = self._size(state, outputs) * self.scale[:, 0, 0]
         square = scheme.MEAN_OVER_END * (then - self.now) * _dot(turned, missed)
         error = _relative(square, size) / self.outer_bound
         accepted = live & ~self.failed & (error <= 1)
@@ -419,8 +377,16 @@ class _Lockstep:
     def _error(self, after: _State, step: torch.Tensor) -> torch.Tensor:
         """Estimated local errors over their bound `[client]`; F^T F stands for K in the norm."""
         fast = _weighted(self.error_row, self.rates)
-        size = _dot(after.integral, self.initial - after.outputs) / self.scale[:, 0, 0]
+        size = self._size(after, after.outputs)
         return _relative(step**2 * _dot(fast, fast), size) / self.inner_bound
+
+    def _size(self, state: _State, outputs: torch.Tensor) -> torch.Tensor:
+        """z^T K z `[client]`, as `<z, f(0) - f> / c`.
+
+        Where f moves by less than its rounding that is 0 or noise; |a|^2 never exceeds z^T K z.
+        """
+        size = _dot(state.integral, self.initial - outputs) / self.scale[:, 0, 0]
+        return torch.maximum(size, _dot(state.fast, state.fast))
 
     def _curvature(self, state: _State, slow: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
         """dg/du, given the slow part of df/du and da/du."""

@@ -25,6 +25,12 @@ class InputError(MpiNtkdflError):
     """Whether every rank knows of it and stops by itself; set by whoever made them agree."""
 
 
+class Elsewhere(InputError):
+    """Bad input that another rank reports; this one only has to stop."""
+
+    agreed = True
+
+
 class SimulationError(MpiNtkdflError):
     """The computation cannot go on, for example because a client's weights became non-finite."""
 

@@ -14,9 +14,10 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import h5py
+if TYPE_CHECKING:
+    import h5py
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 """The first bytes of an HDF5 file."""
@@ -72,6 +73,8 @@ def writing(path: Path, mode: str) -> Iterator[h5py.File]:
     Raises:
         OSError: if anything could not be written.
     """
+    import h5py
+
     with _Patient(path, "w+" if mode == "w" else mode) as raw:
         try:
             with h5py.File(raw, mode, libver=_LIBVER) as file:
@@ -87,6 +90,8 @@ def reading(path: Path) -> h5py.File:
     Raises:
         OSError: if the file is missing, or damaged as far as can be told at once.
     """
+    import h5py
+
     with path.open("rb") as raw:
         if not _sound_heaps(raw):
             raise OSError("damaged: a heap of texts is not whole")

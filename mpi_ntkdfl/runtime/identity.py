@@ -42,7 +42,7 @@ _OF_THE_RANK = ("sources", "cores", "core limit")
 
 @cache
 def own() -> Identity:
-    """What this process runs: `sources`, then `python`, libraries and `processor`, then its cores.
+    """What this process runs: `sources`, `python`, libraries, `processor`, `compiled`, and its cores.
 
     `cores` is a mask in hexadecimal digits: bit c is set if the process may run on core c. `core limit`
     is the number of cores that its control groups allow, 0 for no limit.
@@ -53,6 +53,7 @@ def own() -> Identity:
         "python": platform.python_version(),
         **{name: _version(name) for name in _LIBRARIES},
         "processor": processor(),
+        "compiled": compiled(PACKAGE),
         "cores": f"{mask:x}",
         "core limit": str(limits.core_limit()),
     }
@@ -72,6 +73,12 @@ def sources(package: Path) -> str:
         digest.update(f"{name}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()
+
+
+def compiled(package: Path) -> str:
+    """First digits of the SHA-256 of each compiled file in `package`; its source may be another."""
+    files = sorted(path for end in ("so", "pyd") for path in package.rglob(f"*.{end}"))
+    return " ".join(hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in files) or "none"
 
 
 def processor(described: Path = Path("/proc/cpuinfo")) -> str:

@@ -14,7 +14,6 @@ import sys
 import traceback
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -133,6 +132,8 @@ def load_installed(
     Raises:
         InputError: if loading fails, or nothing of that name is registered afterwards.
     """
+    from importlib import metadata  # takes longer to load than the rest of this module
+
     for entry in metadata.entry_points(group=group, name=name):
         package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
         where = f"the entry point {name!r} of group {group} in the package {package}"
@@ -149,6 +150,8 @@ def load_installed(
 
 def installed_names(group: str) -> set[str]:
     """Names of the entry points of a group."""
+    from importlib import metadata
+
     return {entry.name for entry in metadata.entry_points(group=group)}
 
 

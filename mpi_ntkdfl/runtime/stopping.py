@@ -39,6 +39,9 @@ launcher, which passes it on."""
 _ECHO_OF_KEYS = 0.5
 """The same for Ctrl-C, which people press twice within seconds and mean it."""
 
+_GLANCE = 1.0
+"""Seconds between looks whether the launcher is still there."""
+
 _LATER = 0.3
 """Seconds by which other ranks let the first one speak."""
 
@@ -60,6 +63,12 @@ class _Watcher(threading.Thread):
         self._deadline: float | None = None
         self._late: Callable[[], str] = str
         self._first: tuple[int, float] | None = None
+        self._parent = 0
+
+    def watch_parent(self) -> None:
+        """From now on the end of the process that started this one counts as SIGTERM."""
+        self._parent = os.getppid()
+        os.write(self._wakeup, b"\0")
 
     def limit(self, seconds: float | None, late: Callable[[], str] = str) -> None:
         """Ends the process with `SILENT` and the words of `late` after some seconds; None: never."""
@@ -71,11 +80,16 @@ class _Watcher(threading.Thread):
         while True:
             deadline = self._deadline
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if self._parent:
+                left = _GLANCE if left is None else min(left, _GLANCE)
+                if os.getppid() != self._parent:
+                    self._parent = 0
+                    os.kill(os.getpid(), signal.SIGTERM)
             if select.select([self.end], [], [], left)[0]:
                 for number in os.read(self.end, 512):
                     if number in SIGNALS:
                         self._look_at(number)
-            elif deadline is not None and deadline == self._deadline:
+            elif self._deadline is not None and time.monotonic() > self._deadline:
                 end_now(SILENT, self._late())
 
     def _look_at(self, number: int) -> None:
@@ -139,6 +153,14 @@ def ignore_signals() -> None:
 def signalled() -> int:
     """The signal that asked this process to stop, or 0."""
     return _seen[0][0] if _seen else 0
+
+
+def watch_parent() -> None:
+    """From now on the end of the process that started this one counts as SIGTERM.
+
+    For ranks: they go on when the part of the launcher on their host has died, and nobody would know.
+    """
+    _watch().watch_parent()
 
 
 def nothing_to_save(starting: bool) -> None:

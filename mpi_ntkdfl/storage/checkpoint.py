@@ -207,19 +207,28 @@ def newest(outputs: Outputs) -> Iterator[Checkpoint]:
         yield checkpoint
 
 
-def export_weights(checkpoint: Checkpoint, client: int | None, target: Path) -> None:
-    """Writes a client's weights, or for None the average of all, as a torch state_dict.
+def state_dict(checkpoint: Checkpoint, client: int | None) -> dict[str, torch.Tensor]:
+    """A client's weights, or for None the average of all, as a state_dict of torch.
 
     Raises:
-        InputError: if there is no such client, or the file cannot be written.
+        InputError: if there is no such client.
     """
     clients = checkpoint.clients
-    if client is not None and client >= clients:
+    if client is not None and not 0 <= client < clients:
         raise InputError(f"clients are 0 to {clients - 1} in this run, got {client}")
     wanted = range(clients) if client is None else range(client, client + 1)
     rows = torch.from_numpy(checkpoint.rows("params", wanted))
     flat = exact_mean(SoloWorld(), rows, clients) if client is None else rows[0]
-    state = {name: tensor.clone() for name, tensor in checkpoint.layout.unflatten(flat).items()}
+    return {name: tensor.clone() for name, tensor in checkpoint.layout.unflatten(flat).items()}
+
+
+def export_weights(checkpoint: Checkpoint, client: int | None, target: Path) -> None:
+    """Writes what `state_dict` returns as a file of torch.
+
+    Raises:
+        InputError: if there is no such client, or the file cannot be written.
+    """
+    state = state_dict(checkpoint, client)
     try:
         with made_whole(target, temporary(target)) as made, made.open("wb") as file:
             torch.save(state, file)

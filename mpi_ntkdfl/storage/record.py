@@ -61,6 +61,10 @@ _PHASES = {"traffic": TRAFFIC_PHASES, "time": PHASES}
 """The phases of the datasets of a group that have such an axis."""
 
 
+_CHECKED = {"chunks": True, "fletcher32": True}
+"""Datasets carry checksums, which HDF5 compares whenever it reads."""
+
+
 @dataclass(frozen=True)
 class RoundRecord:
     """What one round adds, on rank 0.
@@ -151,7 +155,8 @@ class Record:
             file.attrs["schema"] = SCHEMA
             file.attrs.update({"resumed": "[]", **attributes})
             self._lay_out(file, clients, ranks)
-            file["partition/offsets"], file["partition/indices"] = partition
+            for name, values in zip(("offsets", "indices"), partition, strict=True):
+                file.create_dataset(f"partition/{name}", data=values, **_CHECKED)
 
     def resume(
         self,
@@ -204,7 +209,7 @@ class Record:
             ("topology/edges", "i4", 0, (2,)),
             ("topology/offsets", "i8", 1, ()),
         ):
-            file.create_dataset(name, (rows, *shape), dtype, maxshape=(None, *shape), chunks=True)
+            file.create_dataset(name, (rows, *shape), dtype, maxshape=(None, *shape), **_CHECKED)
         for group, phases in _PHASES.items():
             file[group].attrs["phases"] = list(phases)
 
@@ -282,7 +287,7 @@ def _create(file: h5py.File, metric: Metric, clients: int, ranks: int) -> None:
     limits = (None, *(None if name == "rank" else sizes[name] for name in names))
     fill = {"fillvalue": np.nan} if metric.by_rank else {}
     dataset = file.create_dataset(
-        metric.dataset, (0, *shape), metric.dtype, maxshape=limits, chunks=True, **fill
+        metric.dataset, (0, *shape), metric.dtype, maxshape=limits, **_CHECKED, **fill
     )
     describe(dataset, metric)
 

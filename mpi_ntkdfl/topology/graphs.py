@@ -186,11 +186,11 @@ def _grid(clients: int) -> Graph:
 
 
 def _draw_random(settings: Topology, clients: int, seed: int) -> Graph:
-    import networkx as nx
+    if isinstance(settings, RegularTopology):
+        return _random_regular(settings.degree, clients, seed)
+    import networkx as nx  # takes as long to load as numpy; regular graphs do without it
 
     match settings:
-        case RegularTopology(degree=degree):
-            return _random_regular(degree, clients, seed)
         case ErdosRenyiTopology(p=p):
             # networkx divides by log(1 - p), which rounds to zero for the tiniest p.
             if 1.0 - p == 1.0:

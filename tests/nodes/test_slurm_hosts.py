@@ -18,10 +18,10 @@ case "$*" in
   *"scaling run"*) exec {sys.executable} -c '
 import subprocess, sys
 from pathlib import Path
-from mpi_ntkdfl.runtime.launching import launcher_words, run_command
+from mpi_ntkdfl.runtime.launching import Launch, launcher_words
 words = launcher_words(sys.argv[-1])
 for ranks in map(int, sys.argv[sys.argv.index("--ranks") + 1].split(",")):
-    started = run_command(words, ranks, Path("source"), Path("record"))
+    started = Launch(words, ranks).command(Path("source"), Path("record"))
     print(ranks, flush=True)
     subprocess.run([*started[: started.index(sys.executable)], "hostname"], check=True)
 ' "$@" ;;

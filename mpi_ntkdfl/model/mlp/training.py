@@ -15,6 +15,7 @@ of places, empty ones are filled up, and paddings follow from the client's own n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -58,11 +59,17 @@ class _DualLayer:
         """A, `[client, sample, out]`."""
         return self._sums.view(self._places, self._samples, self._width)
 
+    @property
+    def factor(self) -> float:
+        """`scale` as the sums' type can hold it: what diverged is infinite, not an error of torch's."""
+        fits = abs(self.scale) <= torch.finfo(self.sums.dtype).max
+        return self.scale if fits else math.copysign(math.inf, self.scale)
+
     def outputs(self, rows: torch.Tensor) -> torch.Tensor:
         """Outputs `[client, batch, out]` for the batch of `rows` `[client * batch]`."""
         start = self._start.index_select(0, rows).view(self._places, -1, self._width)
         gram = self._gram.index_select(0, rows).view(self._places, -1, self._samples)
-        return torch.baddbmm(start, gram, self.sums, beta=self.scale)
+        return torch.baddbmm(start, gram, self.sums, beta=self.factor)
 
     def step(self, rows: torch.Tensor, signals: torch.Tensor) -> None:
         """Descends along X^T signals, `signals` `[client, batch, out]`."""
@@ -177,7 +184,7 @@ class StackTrainer:
             )
             first.step(rows, signals)
             rule.descend(upper, gradients)
-        weight = torch.baddbmm(initial, first.sums.transpose(1, 2), inputs, beta=first.scale)
+        weight = torch.baddbmm(initial, first.sums.transpose(1, 2), inputs, beta=first.factor)
         return self._network.unpack([weight, *upper])
 
     def _direct(

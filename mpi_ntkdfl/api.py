@@ -1,0 +1,216 @@
+"""The Python interface: load a configuration, run it in this process, read its record.
+
+`mpi_ntkdfl/__init__.py` exports these names. A run under MPI is started by the command line; a record
+of it is read here in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpi_ntkdfl import presets
+from mpi_ntkdfl.analysis import tables, traces
+from mpi_ntkdfl.config import Config, parse
+from mpi_ntkdfl.metrics import ROUNDS
+from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.paths import user_path
+from mpi_ntkdfl.runtime.registry import unknown
+from mpi_ntkdfl.runtime.yaml_text import read_yaml
+from mpi_ntkdfl.storage.outputs import Outputs
+
+if TYPE_CHECKING:
+    import pandas
+    import torch
+
+    from mpi_ntkdfl.simulation import Progress
+
+
+def load_config(source: str | Path = "quickstart", **settings: Any) -> Config:
+    """Reads a preset or a YAML file, with settings over it.
+
+    >>> config = load_config("quickstart", clients=16, algorithm={"lr": 0.02})
+    >>> config.clients, config.algorithm.name
+    (16, 'ntk-dfl')
+    >>> load_config(**{"topology.degree": 3}).topology.degree
+    3
+
+    Args:
+        source: name of a preset, or path of a YAML file.
+        **settings: by key, as in a file: a number, a text, or a mapping for a section. A key may be
+            dotted, such as `"topology.degree"`. A mapping is merged with what is below it, as with
+            `--set`.
+
+    Raises:
+        InputError: if the source cannot be read, or a setting is wrong; the message lists all of them.
+    """
+    layer: dict[str, Any] = {}
+    for key, value in settings.items():
+        *sections, last = key.split(".")
+        here = layer
+        for section in sections:
+            here = here.setdefault(section, {})
+            if not isinstance(here, dict):
+                raise InputError(f"{key} contradicts {section}, which is given as {here!r}")
+        if isinstance(value, Mapping) and isinstance(here.get(last), dict):
+            here[last] = {**here[last], **value}
+        else:
+            here[last] = dict(value) if isinstance(value, Mapping) else value
+    return parse([*presets.read_source(str(source)), layer])
+
+
+def run(
+    config: Config,
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    callbacks: Iterable[Callable[[Progress], None]] = (),
+) -> RunRecord:
+    """Runs a configuration in this process, without MPI, and returns its record.
+
+    The numbers are bit for bit those of the same configuration under `mpirun` with any number of ranks.
+
+    Args:
+        config: what to run.
+        path: of the record, `RUN.h5`; missing folders are made. Checkpoints are written beside it.
+        overwrite: replace a record that exists, with its checkpoints.
+        resume: go on with a run that exists, or begin it.
+        callbacks: each is called at the start and after every round with the progress: rounds done,
+            the evaluation, seconds.
+
+    Raises:
+        InputError: for bad input, such as a record that exists; nothing is changed then.
+        SimulationError: if the computation fails, for example because a client diverges.
+    """
+    # Imported here, because a program that only reads records should start without torch.
+    import torch
+
+    from mpi_ntkdfl import simulation
+    from mpi_ntkdfl.comm.world import SoloWorld
+
+    if overwrite and resume:
+        raise InputError("overwrite and resume exclude each other; choose one of them")
+    mode: simulation.Mode = "overwrite" if overwrite else "resume" if resume else "new"
+    listeners = list(callbacks)
+
+    def report(progress: Progress) -> None:
+        for listener in listeners:
+            listener(progress)
+
+    outputs, threads = Outputs(user_path(str(path), "path")), torch.get_num_threads()
+    try:
+        simulation.run(config, SoloWorld(), outputs, mode, report)
+    finally:
+        torch.set_num_threads(threads)  # a run sets `compute.threads`
+    return open_record(outputs.record)
+
+
+def open_record(path: str | Path) -> RunRecord:
+    """Reads the record of a run that is finished, still running, or was killed.
+
+    Args:
+        path: of the record, `RUN.h5`.
+
+    Raises:
+        InputError: if it is missing, damaged, or no record.
+    """
+    return RunRecord(user_path(str(path), "path"))
+
+
+class RunRecord:
+    """A record in memory; weights are read from its newest checkpoint when they are asked for.
+
+    Attributes:
+        path: of the record.
+        attributes: what the record says of versions, hosts and starts, as texts.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Reads the record; see `open_record`."""
+        self.path = path
+        self._run = tables.read(path)
+        self._trace = traces.trace(self._run, str(path))
+        self.attributes: dict[str, str] = dict(self._run.attributes)
+
+    def __repr__(self) -> str:
+        """The path, and how many rounds are done."""
+        done, rounds = tables.rounds_of(self._run)
+        return f"<RunRecord {self.path}: {done} of {rounds} rounds>"
+
+    @property
+    def config(self) -> Config:
+        """The configuration of the run.
+
+        Raises:
+            InputError: if it names something of a plugin that is not loaded.
+        """
+        return parse([read_yaml(self.attributes["config"], f"the configuration in {self.path}")])
+
+    def table(self) -> dict[str, np.ndarray]:
+        """One column `[row]` per metric, by the names that `plot` knows; one row per evaluated round.
+
+        `rounds` counts the rounds done. Metrics of clients are means over clients; bytes and seconds are
+        totals from the start of the run to the row.
+        """
+        return {ROUNDS.name: self._trace.rounds, **self._trace.curves}
+
+    def frame(self) -> pandas.DataFrame:
+        """The table as a data frame of pandas, which must be installed.
+
+        Raises:
+            InputError: if pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise InputError(
+                "frame needs the package pandas: install it, or use table(), which has the same columns"
+            ) from error
+        return pandas.DataFrame(self.table())
+
+    def clients(self, metric: str) -> np.ndarray:
+        """A metric that is measured on each client's own model, `[row, client]`.
+
+        Args:
+            metric: by name, such as `client-accuracy`.
+
+        Raises:
+            InputError: if the record has no such metric by client; the message lists those it has.
+        """
+        by_client = {
+            each.name
+            for each in self._run.metrics.values()
+            if each.by_client and self._run.has(each)
+        }
+        if metric not in by_client:
+            raise InputError(unknown("metric by client", metric, by_client))
+        return self._run[metric][: len(self._trace.rounds)]
+
+    def weights(self, client: int) -> dict[str, torch.Tensor]:
+        """A client's weights after the last checkpoint, as a state_dict of torch.
+
+        Args:
+            client: its number, from 0.
+
+        Raises:
+            InputError: if there is no checkpoint, or no such client.
+        """
+        from mpi_ntkdfl.storage.checkpoint import newest, state_dict
+
+        with newest(Outputs(self.path)) as checkpoint:
+            return state_dict(checkpoint, client)
+
+    def average(self) -> dict[str, torch.Tensor]:
+        """The mean of all clients' weights after the last checkpoint, as a state_dict of torch.
+
+        Raises:
+            InputError: if there is no checkpoint.
+        """
+        from mpi_ntkdfl.storage.checkpoint import newest, state_dict
+
+        with newest(Outputs(self.path)) as checkpoint:
+            return state_dict(checkpoint, None)

@@ -1,0 +1,60 @@
+"""What the launcher (mpirun, srun) says of this process, known before MPI starts; names of nodes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import Counter
+from collections.abc import Sequence
+
+_LAUNCHED_SIZE = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "PMIX_SIZE")
+_LAUNCHED_RANK = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
+
+
+def _from_environment(names: Sequence[str], default: int) -> int:
+    for name in names:
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return default
+
+
+def launched_rank() -> int:
+    """The rank the launcher gave this process, known before MPI starts; 0 without a launcher."""
+    return _from_environment(_LAUNCHED_RANK, 0)
+
+
+def launched_size() -> int:
+    """How many processes the launcher says it started; 1 without a launcher."""
+    return _from_environment(_LAUNCHED_SIZE, 1)
+
+
+def under_launcher() -> bool:
+    """Whether a launcher started this process, even as the only one."""
+    return any(name in os.environ for name in _LAUNCHED_SIZE)
+
+
+def node_names(hosts: Sequence[str], leaders: Sequence[int]) -> tuple[str, ...]:
+    """A name for the node of every rank, different for different nodes, `[rank]`.
+
+    Containers may give several nodes the same host name; the second one is called `NAME (2)`.
+
+    Args:
+        hosts: the host name that every rank sees.
+        leaders: the lowest rank on the node of every rank, as MPI tells it.
+    """
+    seen = Counter[str]()
+    names: dict[int, str] = {}
+    for rank in sorted(set(leaders)):
+        host = hosts[rank]
+        seen[host] += 1
+        names[rank] = host if seen[host] == 1 else f"{host} ({seen[host]})"
+    return tuple(names[leader] for leader in leaders)
+
+
+def not_all_started() -> str:
+    """The message of a rank that waited in vain for the others to start."""
+    return (
+        f"error: rank {launched_rank()} on {socket.gethostname()} waited in vain for all "
+        f"{launched_size()} ranks to start: one ended before, or they do not reach each other (Open "
+        "MPI: name the network by --mca btl_tcp_if_include, MPICH: by UCX_NET_DEVICES)"
+    )

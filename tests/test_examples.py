@@ -1,0 +1,55 @@
+"""Every example runs by the command in its first lines, and says what it costs and shows."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT, find_mpirun
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+QUICK = ("own_data", "kernel_spectrum")
+
+
+def head(example) -> str:
+    return ast.get_docstring(ast.parse(example.read_text()))
+
+
+def command(example) -> list[str]:
+    """The words behind `Command:`, lines that end in a backslash joined."""
+    text = head(example).split("Command:")[1].split("Cost:")[0].replace("\\\n", " ")
+    words = shlex.split(text.split("(")[0].replace("[RUN.h5]", ""))
+    assert words[0] == "python"
+    return [sys.executable, *(str(ROOT / w) if w.startswith("examples/") else w for w in words[1:])]
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        pytest.param(each, id=each.stem, marks=() if each.stem in QUICK else pytest.mark.slow)
+        for each in EXAMPLES
+    ],
+)
+def test_an_example_runs_as_its_head_says(example, tmp_path):
+    if "mpirun" in head(example).split("Cost:")[1].split("It shows:")[0] and find_mpirun() is None:
+        pytest.skip("needs mpirun")
+    if example.stem == "read_a_record":
+        pytest.importorskip("pandas")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command(example), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Warning" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_says_its_command_cost_and_purpose(example):
+    text = example.read_text()
+    assert all(f"{word}:" in head(example) for word in ("Command", "Cost", "It shows"))
+    assert 20 <= len(text.splitlines()) <= 70
