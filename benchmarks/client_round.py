@@ -1,11 +1,12 @@
-"""CPU seconds of one client's round of NTK-DFL by phase, beside the least they could take.
+"""CPU seconds of one client's round of NTK-DFL by phase, beside its floor.
 
     python benchmarks/client_round.py [--samples N ...] [--hidden WIDTH ...] [--reference N] [--floats]
 
-The floor of a phase is its necessary operations over the speed of a large matrix product, of floats or
-of bytes, measured in the same run (for the evolution: of the kernel products it spent). Inputs are random
-and the same in every run: ten classes, each its own mean image, at freshly drawn weights, where the
-evolution is stiffest. They are images of bytes, and multiplied as such where the processor can.
+The floor of a phase is the number of its necessary operations / the speed of a large matrix product, of
+floats or of bytes, measured in the same run. For the evolution these are the operations of the kernel
+products that it took. Inputs are random and the same in every run: ten classes with one mean image each.
+Weights are freshly drawn, where the evolution is stiffest. The inputs are images of bytes, and they are
+multiplied as bytes if the processor supports it.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Client:
         return best(losses)
 
     def round(self, taus: tuple[int, ...]) -> tuple[torch.Tensor, int]:
-        """Everything but the evaluation; the new weights and their tau."""
+        """Everything except the evaluation. Returns the new weights and their tau."""
         jacobian = self.jacobian()
         evolution = self.evolved(trace_kernel(jacobian, CLASSES), taus)
         candidates = self.update(jacobian, evolution)
@@ -102,7 +103,7 @@ def make(
 
 
 def plain(images: np.ndarray) -> torch.Tensor:
-    """What a network is given of `images`."""
+    """The inputs that a network gets from `images`."""
     return torch.from_numpy(LOOKS.scaling.apply(images))
 
 
@@ -168,7 +169,7 @@ def measure(
 
 
 def compare(n: int, hidden: int, lr: float) -> list[str]:
-    """Against the plain reference, one client, tau 100."""
+    """Compares with the plain reference for one client and tau 100."""
     client, *_ = make(n, hidden, lr)
     widths, taus = client.network.widths, TAUS["tau 100"]
     with torch.inference_mode():

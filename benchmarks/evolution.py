@@ -1,11 +1,11 @@
-"""CPU milliseconds of one client's evolution: compiled and by tensors, in pairs, and both errors.
+"""CPU milliseconds of one client's evolution, compiled and in tensors, with the errors of both.
 
     python benchmarks/evolution.py [--pairs N] [--saved FILE ...]
 
 The problems are neighbourhoods of images as in `client_round.py`, at freshly drawn weights, where the
-evolution is stiffest, or those in FILE: a list of (kernel, outputs, targets, lr) saved by torch. Times
-are medians over pairs in one run, in float32. The error of the update is the largest over taus,
-against an evolution in float64 at a tolerance of 1e-9.
+evolution is stiffest. With FILE they come from a list of (kernel, outputs, targets, lr) that torch
+saved. Each pair runs both versions. Times are medians over pairs of one run, in float32. The error of
+the update is the largest over taus, against an evolution in float64 at a tolerance of 1e-9.
 """
 
 from __future__ import annotations

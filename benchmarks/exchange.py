@@ -1,26 +1,26 @@
-"""Throughput of the package's exchange against bare `Neighbor_alltoallw` on the same graph and bytes.
+"""Throughput of the package's exchange compared with a bare `Neighbor_alltoallw` of the same bytes.
 
     mpirun -n 2 python benchmarks/exchange.py [--smallest BYTES] [--largest BYTES] [--repeats N]
 
-Every rank is a neighbour of every other. What is timed:
+Every rank is a neighbour of every other rank. These tasks are timed:
 
-- bare: mpi4py's blocking `Neighbor_alltoallw` out of and into buffers that exist before the clock
-  starts; the lists of counts and displacements exist as well. Nothing is packed or looked at.
-- channel: the collective alone as the package calls it, `GraphChannel.start` and `wait`, out of and into
-  the same buffers.
-- share: the whole verb `Exchange.share` by which methods send vectors, from the clients' tensor to
-  tensors by client. Planning, packing, booking, the collective, views of what arrived are inside.
-- samples: the whole verb `Exchange.samples`, in one wave: besides, what arrived and the client's own
-  data are stacked. Messages have two fields and 16 to 128 samples of 1,023 features.
-- copy: the same bytes through `memcpy`, all ranks at it. Packing costs one such copy, since the clients'
-  arrays are no send buffer. `samples` costs three: it packs, and stacks as much again twice.
+- bare: mpi4py's blocking `Neighbor_alltoallw` between buffers that exist before the clock starts. The
+  lists of counts and displacements exist as well. Nothing is packed or read.
+- channel: only the collective as the package calls it, `GraphChannel.start` and `wait`, on the same
+  buffers.
+- share: the complete `Exchange.share`, with which methods send vectors, from the clients' tensor to
+  tensors by client. It includes planning, packing, booking, the collective, and views of what arrived.
+- samples: the complete `Exchange.samples`, in one wave. In addition it stacks what arrived with the
+  client's own data. Messages have two fields and 16 to 128 samples of 1,023 features.
+- copy: a `memcpy` of the same bytes on all ranks at the same time. Packing costs one such copy, because
+  the clients' arrays are not a send buffer. `samples` costs three: it packs, and stacks twice as much.
 
-A vector or message has 2^19 bytes at most; there are as many clients a rank as that takes. All take
-turns in one process; seconds are those of the slowest rank after a barrier. Ratios above 1 mean that the
-package is faster; "floor" is bare with the copies that cannot be avoided. Ratios are of the shortest
-times, which others on the machine disturb least, with those of medians in brackets.
+A vector or message has at most 2^19 bytes, and a rank has as many clients as that needs. The tasks
+alternate in one process. Seconds are those of the slowest rank after a barrier. A ratio above 1 means
+that the package is faster. "floor" is bare with the copies that cannot be avoided. Ratios compare the
+shortest times, because other jobs disturb these least; ratios of medians are in brackets.
 
-Then latency and bytes a second of a message between two ranks, for `scaling predict`.
+The last line is the latency and the bandwidth of a message between two ranks, for `scaling predict`.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.placement import Placement
 
 FEATURES = 1023
-"""Of a sample, so that with its label it has 4,096 bytes."""
+"""Features of a sample; with its label it has 4,096 bytes."""
 MESSAGE = 2**19
-"""Bytes of a message at most, about those of 200 samples of the paper's network."""
+"""Largest number of bytes of a message, about that of 200 samples of the paper's network."""
 COPIES = {"channel": 0, "share": 1, "samples": 3}
-"""Copies of the bytes a rank sends that each task cannot do without."""
+"""Copies of the sent bytes that each task cannot avoid."""
 
 
 def prepare(comm: MPI.Intracomm, nbytes: int) -> dict[str, Callable[[], object]]:
-    """What is timed, by name, for `nbytes` to each neighbour."""
+    """The timed tasks by name, for `nbytes` to each neighbour."""
     neighbours = [rank for rank in range(comm.size) if rank != comm.rank]
     total = nbytes * len(neighbours)
     counts = [nbytes] * len(neighbours)
@@ -118,7 +118,7 @@ def seconds(comm: MPI.Intracomm, task: Callable[[], object]) -> float:
 def measured(
     comm: MPI.Intracomm, tasks: dict[str, Callable[[], object]], repeats: int
 ) -> dict[str, list[float]]:
-    """Seconds of every repetition of every task; they take turns."""
+    """Seconds of every repetition of every task; the tasks alternate."""
     times: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(repeats + 1):
         for name, task in tasks.items():
@@ -129,7 +129,7 @@ def measured(
 
 
 def row(nbytes: int, times: dict[str, list[float]]) -> str:
-    """A line of the table: shortest times and their ratios, with those of medians in brackets."""
+    """A line of the table: shortest times and their ratios, with ratios of medians in brackets."""
     least = {name: min(taken) for name, taken in times.items()}
     middle = {name: statistics.median(taken) for name, taken in times.items()}
     cells = [f"{nbytes / 1e6:.3f} MB"]
@@ -145,7 +145,7 @@ def row(nbytes: int, times: dict[str, list[float]]) -> str:
 
 
 def network(comm: MPI.Intracomm, repeats: int) -> tuple[float, float]:
-    """Latency in seconds and bytes a second of ping-pong between ranks 0 and 1, half a round trip."""
+    """Latency in seconds and bytes per second between ranks 0 and 1, from half a round trip."""
     found = {}
     for nbytes in (8, 2**24):
         buffer = np.zeros(nbytes, np.uint8)

@@ -1,13 +1,19 @@
-"""What a machine with a GPU does with the paper's experiment, in one command, as Markdown to paste.
+"""Measures the paper's experiment on a machine with a GPU, in one command; the output is Markdown.
 
     python benchmarks/gpu.py [-o TABLE.md] [--device cuda] [--small] [--synthetic] [--skip PART ...]
 
-Parts: `tests` (those that need a CUDA device), `round` (rounds of one process by phase, beside the floor:
-operations over the peak or bytes over the bandwidth measured here, whichever takes longer; phases that
-launch many small kernels are bound by neither), `experiment` (all rounds, one rank), `shared` (four
-ranks on the GPU), `scaling` (1 to 16 ranks on CPUs, as far as there are cores).
-`--small --device cpu` is for trying the script: digits, two rounds. `--synthetic` makes up a data set of
-Fashion-MNIST's size where there is none.
+The parts are:
+
+- `tests`: the tests that need a CUDA device.
+- `round`: rounds of one process by phase, beside the floor. The floor is operations / peak or bytes /
+  bandwidth, whichever takes longer; both speeds are measured here. Neither limits phases that launch many
+  small kernels.
+- `experiment`: all rounds on one rank.
+- `shared`: four ranks on the GPU.
+- `scaling`: 1 to 16 ranks on CPUs, as far as there are cores.
+
+`--small --device cpu` is for trying the script: digits, two rounds. `--synthetic` generates a data set of
+Fashion-MNIST's size if that is not installed.
 """
 
 from __future__ import annotations
@@ -62,7 +68,7 @@ class Asked(argparse.Namespace):
 
     @property
     def settings(self) -> list[str]:
-        """What is set above it."""
+        """The settings that override it."""
         return ["clients=8", "topology.degree=3", "algorithm.taus=[100]"] if self.small else []
 
 
@@ -70,13 +76,13 @@ class Asked(argparse.Namespace):
 
 
 def finished(where: torch.device) -> None:
-    """Returns once `where` has done all it was asked."""
+    """Returns when the device `where` has finished all its work."""
     if device.on_gpu(where):
         torch.cuda.synchronize(where)
 
 
 def shortest(task: Callable[[], object], where: torch.device, repetitions: int = 7) -> float:
-    """Wall-clock seconds of the fastest repetition, the first left out."""
+    """Wall-clock seconds of the fastest repetition, without the first."""
     found = []
     for _ in range(repetitions + 1):
         finished(where)
@@ -88,7 +94,7 @@ def shortest(task: Callable[[], object], where: torch.device, repetitions: int =
 
 
 def measured(where: torch.device, small: bool) -> tuple[float, float]:
-    """Operations a second of a large float32 product, bytes a second of a large copy."""
+    """Operations per second of a large float32 product, bytes per second of a large copy."""
     size, nbytes = (512, 2**24) if small else (8192, 2**31)
     a, b = (torch.rand(size, size, device=where) for _ in range(2))
     product = torch.empty_like(a)
@@ -177,7 +183,7 @@ def rounds(asked: Asked, config: Config, peak: float, bandwidth: float) -> list[
 
 
 def floor(work: Work | None, peak: float, bandwidth: float) -> tuple[float, str]:
-    """Seconds that all clients' `work` takes at least, and what it is bound by."""
+    """Least seconds that all clients' `work` takes, and what limits it."""
     if work is None:
         return 0.0, ""
     operations, passed = np.broadcast_arrays(work.operations, work.bytes)
@@ -233,7 +239,7 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 @contextmanager
 def data(asked: Asked) -> Iterator[list[str]]:
-    """Settings to run with; where data are made up, ten smooth images with noise, their folder too."""
+    """The settings of the runs; generated data are ten smooth images with noise, in a folder."""
     if not asked.synthetic:
         yield asked.settings
         return
@@ -258,7 +264,7 @@ def write_idx(path: Path, array: np.ndarray) -> None:
 
 
 def report(asked: Asked) -> Iterator[list[str]]:
-    """Pieces of Markdown, each as soon as it is known."""
+    """Pieces of Markdown, each when it is ready."""
     where = device.choose(asked.device, 0)
     device.use(where, 1)
     peak, bandwidth = measured(where, asked.small)

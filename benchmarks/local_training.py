@@ -1,9 +1,9 @@
-"""Seconds a round of DFedAvg's local training, against torch.optim.SGD a client at a time.
+"""Seconds per round of DFedAvg's local training, compared with torch.optim.SGD on one client at a time.
 
     python benchmarks/local_training.py [REPEATS]
 
-Both train the paper's network on Fashion-MNIST with the paper's settings, on one thread, in turns. The
-plain loop trains every tenth client and is scaled up. Starts no MPI.
+Both train the paper's network on Fashion-MNIST with the paper's settings, on one thread,
+alternated. The plain loop trains every tenth client, and its time is scaled up. MPI is not started.
 """
 
 import sys
@@ -56,7 +56,7 @@ def plain(f: Federation, weights: torch.Tensor, client: int) -> torch.Tensor:
 
 
 def peak() -> float:
-    """Operations a second of a large matrix product in float32."""
+    """Operations per second of a large matrix product in float32."""
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
     seconds = []
     for _ in range(20):
@@ -67,7 +67,7 @@ def peak() -> float:
 
 
 def operations(f: Federation) -> float:
-    """Of a round's matrix products in the dual form, without paddings."""
+    """Operations of a round's matrix products in the dual form, without paddings."""
     n, (features, width, classes) = f.sizes.astype(float), f.network.widths
     steps = SETTINGS.epochs * (2 * n * n * width + 6 * n * width * classes)
     return float((steps + 2 * 2 * n * features * width).sum())
@@ -80,7 +80,7 @@ def main() -> None:
     f, weights = federation()
     training = LocalTraining(f, SETTINGS.batch, SETTINGS.epochs)
     chosen = list(f.owned)[::EVERY]
-    training.descend(weights, 0, SETTINGS.sgd(0))  # computes the Gram matrices, once a run
+    training.descend(weights, 0, SETTINGS.sgd(0))  # computes the Gram matrices, once per run
     rows, peaks = [], []
     for _ in range(repeats):
         start = time.perf_counter()

@@ -1,6 +1,6 @@
-"""NTK-DFL's client round written plainly, to compare with: autograd, dense Jacobians, Dormand-Prince.
+"""A client's round of NTK-DFL in plain code, for comparison: autograd, dense Jacobians, Dormand-Prince.
 
-Nothing here is shared with the package. One output's Jacobian `[sample, param]` is held at a time.
+This file shares no code with the package. One output's Jacobian `[sample, param]` is held at a time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the benchmarks share: alternated timing, what this machine can do, a table.
+"""Shared by the benchmarks: alternated timing, the speed of this machine, a table.
 
 Seconds are CPU seconds of the process, which other processes disturb less than the wall clock.
 """
@@ -13,7 +13,7 @@ import torch
 
 
 def medians(tasks: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
-    """Median CPU seconds of each task; they take turns, so that a busy machine hurts all alike."""
+    """Median CPU seconds of each task; tasks alternate, so that a busy machine slows all equally."""
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(repetitions + 1):
         for name, task in tasks.items():
@@ -25,19 +25,19 @@ def medians(tasks: Mapping[str, Callable[[], object]], repetitions: int) -> dict
 
 
 def product_peak(size: int = 1536) -> float:
-    """Operations a second of a large float32 matrix product, the best of five."""
+    """Operations per second of a large float32 matrix product, the best of five."""
     a, b = torch.ones(size, size), torch.ones(size, size)
     return 2 * size**3 / _shortest(lambda: a @ b, 5)
 
 
 def byte_peak(size: int = 1536) -> float:
-    """Operations a second of a large product of bytes, the best of five."""
+    """Operations per second of a large product of bytes, the best of five."""
     a = torch.ones(size, size, dtype=torch.int8)
     return 2 * size**3 / _shortest(lambda: torch._int_mm(a, a), 5)
 
 
 def bandwidth(nbytes: int = 2**27) -> float:
-    """Bytes a second read and written by a copy that no cache holds, the best of five."""
+    """Bytes per second, read and written, of a copy that fits no cache; the best of five."""
     source = torch.zeros(nbytes, dtype=torch.uint8)
     target = torch.ones_like(source)
     return 2 * nbytes / _shortest(lambda: target.copy_(source), 5)

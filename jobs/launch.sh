@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# What the batch scripts share. They source it: it finds Python and the launcher that suits its MPI, sets
-# the threads, starts the ranks, and requeues a run that stopped at the time limit with a checkpoint.
+# Shared by the batch scripts, which source this file. It finds Python and the launcher that fits its MPI,
+# sets the threads, starts the ranks, and requeues a run that stopped at the time limit with a checkpoint.
 #
 # Variables, from the environment of sbatch or set in the script:
-#   PYTHON        the Python with mpi_ntkdfl; default .venv/bin/python in the submit folder, else the PATH's
+#   PYTHON        the Python with mpi_ntkdfl; default: .venv/bin/python in the submit folder, otherwise on the PATH
 #   LAUNCHER      how ranks start, without their number and places: "srun --mpi=pmix", "mpiexec"; default:
 #                 the first one that works
 #   RUNS          folder for records; must be shared by the nodes and outlive the job;
@@ -12,11 +12,11 @@
 : "${SLURM_JOB_ID:?submit this script with sbatch}"
 
 UNFINISHED=75 # exit code of a run that stopped early with a checkpoint
-SILENT=69     # exit code of ranks that waited in vain for a silent one, such as one on a lost node
+SILENT=69     # exit code of ranks that waited too long for a silent rank, such as one on a lost node
 MAX_RESTARTS=${MAX_RESTARTS:-50}
 RESTARTS=${SLURM_RESTART_COUNT:-0}
 
-# Nodes x tasks per node is what runs. Where --ntasks says something else too, Slurm takes it in silence.
+# The number of ranks is nodes x tasks per node. If --ntasks gives another number, Slurm says nothing.
 NODES=$SLURM_JOB_NUM_NODES
 RANKS=${SLURM_NTASKS:-$((NODES * ${SLURM_NTASKS_PER_NODE:-1}))}
 PER_NODE=${SLURM_NTASKS_PER_NODE:-$(((RANKS + NODES - 1) / NODES))}
@@ -28,7 +28,7 @@ elif [ -n "${SLURM_NTASKS_PER_NODE:-}" ] && [ "$RANKS" != $((NODES * PER_NODE)) 
   exit 2
 fi
 
-# The same for every start of a job, so that a requeued one finds its files.
+# This is the same for every start of a job, so that a requeued job finds its files.
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
   JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 else
@@ -39,7 +39,7 @@ RUNS=${RUNS:-${SCRATCH:-$PWD}/mpi_ntkdfl}
 RECORD=$RUNS/$SLURM_JOB_NAME-$JOB.h5
 
 export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
-# srun asks for one CPU a task unless told again.
+# srun asks for one CPU per task unless it gets the number again.
 export SRUN_CPUS_PER_TASK=$OMP_NUM_THREADS
 
 if [ -z "${PYTHON:-}" ]; then
@@ -50,8 +50,8 @@ if [ -z "${PYTHON:-}" ]; then
   }
 fi
 
-# Prints how to start ranks of the MPI that Python loads: srun where two processes started by it see each
-# other (that srun lists a kind does not tell whether it works), else the mpiexec beside Python or on the PATH.
+# Prints how to start ranks of the MPI that Python loads: srun if two processes that it starts see each other
+# (a kind that srun lists need not work), otherwise the mpiexec beside Python or on the PATH.
 # The two processes are on two nodes if the job has several, so that a node with one task is enough.
 find_launcher() {
   local offered kind mpiexec count=$((RANKS > 1 ? 2 : 1)) nodes=$((NODES > 1 && RANKS > 1 ? 2 : 1))
@@ -62,7 +62,7 @@ find_launcher() {
     # shellcheck disable=SC2086 # several words
     if grep -qw "$kind" <<<"$offered" &&
       timeout 60 srun --mpi="$kind" $shape "$PYTHON" -c "$probe" >/dev/null 2>&1; then
-      # Ranks that outlive another one by a minute wait for it in vain.
+      # A rank that still runs a minute after another one has ended would wait for it forever.
       echo "srun --mpi=$kind --cpu-bind=cores --wait=60"
       return
     fi
@@ -79,7 +79,7 @@ find_launcher() {
 LAUNCHER=${LAUNCHER:-$(find_launcher)}
 
 # placed NODES: prints LAUNCHER such that it puts PER_NODE ranks on each of NODES nodes, one node after the
-# other. srun has to be told: it ignores the job's tasks per node where the job has whole nodes.
+# other. srun needs these options: it ignores the job's tasks per node if the job has whole nodes.
 placed() {
   case $LAUNCHER in
     *srun*) echo "$LAUNCHER --nodes=$1 --ntasks-per-node=$PER_NODE --distribution=block:block" ;;
@@ -102,18 +102,18 @@ mpi_ntkdfl() {
   supervise "${launcher[@]}" -n "$RANKS" "$PYTHON" -m mpi_ntkdfl "$@"
 }
 
-# driver WORDS: runs one process of the program, which starts ranks by itself.
+# driver WORDS: runs one process of the program, which then starts the ranks.
 driver() {
   supervise "$PYTHON" -m mpi_ntkdfl "$@"
 }
 
-# supervise COMMAND: on exit code 75 the job requeues itself, any other one is returned.
+# supervise COMMAND: on exit codes 75 and 69 the job requeues itself; any other exit code is returned.
 supervise() {
   local child code=0 told="" cancelled=""
   echo "job $JOB, start $((RESTARTS + 1)): $RANKS ranks on $NODES nodes by $LAUNCHER"
   "$@" &
   child=$!
-  # --signal=B: tells this shell alone; srun and mpiexec pass it on to the ranks. SIGTERM (scancel)
+  # --signal=B: signals only this shell; srun and mpiexec pass it on to the ranks. SIGTERM (scancel)
   # goes to the ranks as well, and a second one would end them before their checkpoint.
   trap 'told=yes; kill -USR1 "$child" 2>/dev/null || true' USR1
   trap 'cancelled=yes' TERM
@@ -121,7 +121,7 @@ supervise() {
   code=0
   wait "$child" || code=$?
   trap - USR1 TERM
-  # A program that is still starting ends by the signal itself: srun tells 128 + 10, mpiexec 10.
+  # A program that is still starting is ended by the signal itself: srun returns 128 + 10, mpiexec 10.
   if [ -n "$told" ]; then
     case $code in 10 | 138) code=$UNFINISHED ;; esac
   fi

@@ -77,8 +77,13 @@ class Problem:
         return round_seconds(self.first, int(self.plan.traffic[1].sum()), machine, cores)
 
 
-def prepare(config: Config, ranks: int) -> Problem:
+def prepare(config: Config, ranks: int, going_on: bool = False) -> Problem:
     """Reads and checks everything a run with `ranks` ranks needs.
+
+    Args:
+        config: of the run.
+        ranks: R.
+        going_on: whether it goes on from a checkpoint. Then the file of starting weights may be missing.
 
     Raises:
         InputError: for anything that would stop the run later.
@@ -90,9 +95,10 @@ def prepare(config: Config, ranks: int) -> Problem:
     )
     schedule = Schedule(config.topology, config.clients, config.seed)
     network = build(config.model, dataset.shape, dataset.classes)
-    start = None
+    start = path = None
     if config.model.weights is not None:
         path = user_path(config.model.weights, "model.weights")
+    if path is not None and not (going_on and not path.exists()):
         given = read_weights(path, network.layout)
         if not torch.isfinite(given.to(getattr(torch, config.compute.dtype))).all():
             raise InputError(
@@ -195,12 +201,12 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
     way = agreed_staging(world, chosen, config.compute.gpu_aware_mpi)
     dtype = getattr(torch, config.compute.dtype)
 
-    def told() -> tuple[Network, Schedule, Scaling, np.ndarray, Placement]:
+    def told() -> tuple[Network, Schedule, Scaling, np.ndarray, Placement, bool]:
         assert problem is not None
-        p = problem
-        return p.network, p.schedule, p.dataset.scaling, p.partition.sizes, p.placement
+        p, given = problem, problem.start is not None
+        return p.network, p.schedule, p.dataset.scaling, p.partition.sizes, p.placement, given
 
-    network, schedule, scaling, sizes, placement = world.on_root(told)
+    network, schedule, scaling, sizes, placement, given = world.on_root(told)
 
     def plain(stored: np.ndarray) -> torch.Tensor:
         scaled = torch.tensor(scaling.apply(stored, config.compute.dtype))
@@ -226,7 +232,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
     tested = world.broadcast(data.test_inputs if data else None)
     test_labels = ship(world.broadcast(data.test_labels if data else None))
     start = problem.start if problem else None
-    if config.model.weights is not None:
+    if given:
         start = world.broadcast(start)
     weights = starting_weights(config, network, owned, start).to(device=chosen, dtype=dtype)
     federation = Federation(

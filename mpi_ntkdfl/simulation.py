@@ -20,6 +20,7 @@ from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.metrics import CLIENT_LOSS, LOSS
 from mpi_ntkdfl.runtime.errors import Diverged, SimulationError, locating
 from mpi_ntkdfl.runtime.stopping import SIGNALS, Budget, nothing_to_save, signalled
+from mpi_ntkdfl.storage import identity
 from mpi_ntkdfl.storage.journal import Journal
 from mpi_ntkdfl.storage.lock import locked
 from mpi_ntkdfl.storage.outputs import Outputs, refuse
@@ -93,14 +94,14 @@ def run(
         InputError: on every rank, for bad input; nothing is changed then.
         SimulationError: on the rank where the computation failed.
     """
-    problem = start = data = None
+    problem = start = contents = None
     with contextlib.ExitStack() as held:
         nothing_to_save(True)
         held.callback(nothing_to_save, False)
 
         def read() -> int | None:
             """Rounds done by a run to go on with, None for a new one."""
-            nonlocal problem, start, data
+            nonlocal problem, start, contents
             killed = held.enter_context(locked(outputs))
             refuse(outputs, replace=mode != "new")
             if mode == "resume":
@@ -110,12 +111,12 @@ def run(
                 start = held.enter_context(find_start(outputs, config))
             if start is not None and start.checkpoint.round >= config.rounds:
                 return start.checkpoint.round
-            problem = prepare(config, world.size)
-            data = problem.dataset.fingerprint()
+            problem = prepare(config, world.size, going_on=start is not None)
+            contents = identity.contents(config, problem.dataset.fingerprint())
             if start is None:
                 return None
             shares, last = problem.partition, problem.schedule.graph(start.checkpoint.round - 1)
-            start.compare((shares.offsets, shares.indices), data, last.edges)
+            start.compare((shares.offsets, shares.indices), contents, last.edges)
             return start.checkpoint.round
 
         first = world.on_root(read)
@@ -125,7 +126,7 @@ def run(
         problem = None  # every rank has its share; rank 0 needs the whole data set no longer
         simulation = Simulation(config, assembly, outputs, report)
         if first is None:
-            simulation.journal.create(assembly.shares, data, simulation.method)
+            simulation.journal.create(assembly.shares, contents, simulation.method)
         else:
             simulation.weights = simulation.journal.resume(start, simulation.method)
         return simulation.run(first)

@@ -215,8 +215,9 @@ def test_check_prints_the_plan():
 
 def test_check_of_methods_without_jacobians():
     out = answer("check", "--no-measure", "--set", "algorithm.name=fedavg", "--ranks", 4)
-    # 32 vectors of 7,510 float32 each way; 4 ranks reduce as many 64-bit integers.
-    assert re.search(r"weights +961\.3 kB protocol +240\.3 kB MPI", out)
+    # 32 vectors of 7,510 float32 each way. A reduction of as many 64-bit integers over 4 ranks sends
+    # 2 (4 - 1) times their bytes.
+    assert re.search(r"weights +961\.3 kB protocol +360\.5 kB MPI", out)
     assert re.search(r"averages +961\.3 kB protocol +0 B MPI", out)
     assert "method's own" in out
     assert "waves" not in out

@@ -119,8 +119,8 @@ def candidate(chance: random.Random) -> dict[str, Any]:
         wanted[section] = value
     if "taus" in method["properties"]:
         settings.setdefault("taus", [5])  # the default ones take long at high learning rates
-    if isinstance(threads := wanted["compute"].get("threads"), int) and 2 < threads < 100:
-        wanted["compute"]["threads"] = 2
+    if isinstance(threads := wanted["compute"].get("threads"), int) and 1 < threads < 100:
+        wanted["compute"]["threads"] = 1  # threads that share a core wait for each other
     if chance.random() < 0.9:  # what must fit other settings mostly does
         wanted["clients"] = chance.choice([4, 6, 8])
         if wanted["topology"].get("kind") in ("regular", "small-world"):

@@ -312,13 +312,20 @@ SETTINGS = {
 SHAPE = ((6, 5, 3), (5, 3, 8, 4, 6, 7))
 
 
+def small_federation() -> Federation:
+    """Clients that evolve by tensors, as on a GPU."""
+    return dataclasses.replace(make_federation(*SHAPE, torch.float32), evolution="tensor")
+
+
 def moved(federation: Federation, to: torch.device, way) -> Federation:
     """The same clients on another device."""
     samples = {
         client: Samples(own.inputs.to(to), own.labels.to(to))
         for client, own in federation.samples.items()
     }
-    return dataclasses.replace(federation, device=to, samples=samples, staging=way)
+    return dataclasses.replace(
+        federation, device=to, samples=samples, staging=way, evolution="tensor"
+    )
 
 
 def one_round(name: str, federation: Federation) -> torch.Tensor:
@@ -336,9 +343,9 @@ def one_round(name: str, federation: Federation) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_round_keeps_its_arrays_on_the_device(name):
-    here = one_round(name, make_federation(*SHAPE, torch.float32))
+    here = one_round(name, small_federation())
     with PretendGpu():
-        federation = make_federation(*SHAPE, torch.float32)
+        federation = small_federation()
         there = one_round(name, moved(federation, GPU, StagedStaging(GPU, FakeCopies())))
     assert torch.equal(here, there)
 
@@ -347,7 +354,7 @@ def test_clients_evolve_together_on_the_device():
     """The host waits for a flag a step, and for what comes out; numbers go there once."""
 
     def federation():
-        return dataclasses.replace(make_federation(*SHAPE, torch.float32), batch=6)
+        return dataclasses.replace(small_federation(), batch=6)
 
     here = one_round("ntk-dfl", federation())
     with PretendGpu() as mode:

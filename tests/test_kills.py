@@ -448,7 +448,7 @@ def test_memory_is_flat_over_200_rounds(tmp_path):
     script.write_text(MEASURED)
     launch = Launch(2, [str(script), *words(path, 200)[2:]], tmp_path / "log")
     assert launch.end(200) == 0, launch.said()
-    found = re.findall(r"rank (\d) opened (\d+) sizes \[(.*)\]", launch.said())
+    found = re.findall(r"rank (\d) opened (\d+) sizes \[([^]]*)\]", launch.said())
     assert sorted(rank for rank, *_ in found) == ["0", "1"]
     for _, opened, sizes in found:
         first, *_, last = map(int, sizes.split(","))

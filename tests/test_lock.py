@@ -139,6 +139,19 @@ def test_show_sees_a_run_of_another_host(path, monkeypatch):
     assert lock.holder(Outputs(path)) is None
 
 
+def test_a_lock_that_goes_while_one_looks_is_held_by_nobody(path, monkeypatch):
+    with lock.locked(Outputs(path)):
+        read = lock._read
+
+        def gone(name):
+            name.unlink()
+            return read(name)
+
+        monkeypatch.setattr(lock, "_read", gone)
+        assert lock.holder(Outputs(path)) is None
+        monkeypatch.undo()
+
+
 @pytest.mark.parametrize("removed", [False, True])
 def test_a_run_whose_lock_is_no_longer_its_own_stops_and_touches_nothing(path, removed):
     seen = path.with_name("seen")

@@ -58,7 +58,7 @@ def test_three_panels_by_default(tmp_path):
 @pytest.mark.parametrize("label", ["budget $5_a_b$", "_hidden", "a\\b", "<b>&", "$"])
 def test_labels_are_no_markup(tmp_path, label):
     """Of the user's own, and of those made of settings such as a path."""
-    paths = write(tmp_path / "a.h5"), write(tmp_path / "b.h5", topology__path=label)
+    paths = write(tmp_path / "a.h5"), write(tmp_path / "b.h5", model__init=label)
     for labels in ((label, "b"), ()):
         request = Request(x=("rounds",), title=label, labels=labels)
         plots.write(tmp_path / "f.svg", read(*paths), request)

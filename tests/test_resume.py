@@ -497,7 +497,9 @@ def test_damage_that_leaves_nothing_to_go_on_with(again, which):
         record.unlink()
         said = "has no record"
     elif which == "short record":
-        Record(record).resume(1, 1, "rounds: 3", {"ranks": 1})
+        with h5py.File(record) as file:
+            config_yaml = file.attrs["config"]
+        Record(record).resume(1, 1, config_yaml, {"ranks": 1})
         said = "holds 1 rounds, its checkpoint 2"
     else:
         shutil.copy(newest, record)

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 from pydantic import BaseModel
 
@@ -10,8 +11,9 @@ from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.analysis import scaling, traces
 from mpi_ntkdfl.config import kinds
 from mpi_ntkdfl.data.registered import RegisteredSettings
+from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.settings import affects
-from mpi_ntkdfl.storage import resume
+from mpi_ntkdfl.storage import identity, resume
 from mpi_ntkdfl.studies import grid
 from tests.conftest import ROOT
 
@@ -59,6 +61,35 @@ def test_every_setting_does_what_the_table_says(key):
     assert traces.apart(key) == (grouped == "apart")
     assert traces.must_agree(key) == (fair == "must agree")
     assert scaling.same_family(key) == (family == "together")
+
+
+FILES = {
+    cells[0]: cells[2:]
+    for line in (ROOT / "docs" / "design.md").read_text().splitlines()
+    if len(cells := line.strip("| ").replace("`", "").split(" | ")) == 7
+}
+
+
+def test_every_kind_of_file_has_a_row():
+    assert {*identity.FILES, "sources", "plugins"} <= set(FILES)
+
+
+@pytest.mark.parametrize("kind", identity.FILES)
+def test_every_kind_of_file_does_what_the_table_says(kind, tmp_path):
+    """The files of two runs are equal in all but the content of one kind."""
+    resumed, study, compared, scaled, _ = FILES[kind]
+    shares = np.array([0, 1, 2]), np.array([0, 1])
+    edges = np.array([[0, 1]])
+    contents = dict.fromkeys(identity.FILES, "a" * 64)
+    begun = resume.Start(None, "", shares, contents, edges, {})
+    begun.compare(shares, contents, edges)
+    other = {"partition": (np.array([0, 1, 2]), np.array([1, 0]))}.get(kind, shares)
+    with pytest.raises(InputError, match="cannot go on"):
+        begun.compare(other, contents | {kind: "b" * 64}, edges + (kind == "graph"))
+    assert resumed.startswith("refused")
+    begun.compare(shares, {k: v for k, v in contents.items() if k != "weights"}, edges)
+    assert study == "another run"
+    assert (kind in traces._PATHS) == (compared == "apart") == (scaled == "apart")
 
 
 def test_the_table_names_no_setting_that_does_not_exist():

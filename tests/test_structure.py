@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pkgutil
 import re
 import subprocess
 import sys
@@ -117,6 +118,35 @@ def test_no_global_randomness_device_literal_or_pickle(module):
     assert not re.search(r"torch\.manual_seed|\.cuda\(", text)
     assert not re.search(r"^\s*import pickle|pickle\.load|allow_pickle=True", text, re.MULTILINE)
     assert "weights_only=False" not in text
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+MADE = ("FILE.py", "mine.py")
+"""Files that a reader makes, as the pages say."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_pages_name_files_and_functions_that_exist(page):
+    """`room/file.py`, `file.py`, `room/`, `room.module.name` and `test_file.py::test_name`."""
+    text = page.read_text()
+    files = {path.relative_to(ROOT) for path in ROOT.glob("[!.]*/**/*.*")}
+    for name in re.findall(r"[\w./-]*[\w-]\.(?:py|c|sh|sbatch)\b(?!\.)", text):
+        inside = [file for file in files if f"/{file}".endswith(f"/{name.removeprefix('../')}")]
+        assert inside or name in MADE or (ROOT / name).exists(), name
+    for name in re.findall(r"`(\w[\w-]*/(?:\w+/)*)`", text):
+        assert (PACKAGE / name).is_dir() or (ROOT / name).is_dir(), name
+    for name in re.findall(r"`((?:\w+\.){2,}\w+)`", text):
+        if name.split(".")[0] in ROW:
+            pkgutil.resolve_name(f"mpi_ntkdfl.{name}")
+    for file, test in re.findall(r"(test_\w+\.py)::(\w+)", text):
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(), f"{file}::{test}"
+    for target, anchor in re.findall(r"\]\((?!https?:)([\w./-]*)#?([\w-]*)\)", text):
+        linked = (page.parent / target) if target else page
+        assert linked.exists(), target
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+            assert anchor in anchors, f"{target}#{anchor}"
 
 
 def strings(module: Path) -> list[str]:

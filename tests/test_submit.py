@@ -171,7 +171,9 @@ def test_a_line_a_node():
         rank(cores=(3,)),
     ]
     one, other = (doctor.node_line(host, hosts, ranks) for host in "ab")
-    assert one.startswith("  a: 3 ranks (0-1, 4); 1 to 2 cores a rank, 4 in all; OMP_NUM_THREADS 1")
+    assert one.startswith(
+        "  a: 3 ranks (0-1, 4); 1 to 2 cores per rank, 4 in all; OMP_NUM_THREADS 1"
+    )
     assert one.endswith("no GPU")
     assert other.endswith("2 GPUs a rank (H): 2 -> cuda:0, 3 -> cuda:1")
     assert "more ranks than cores" not in one

@@ -13,6 +13,7 @@ from mpi_ntkdfl.cli.options import read_config
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.runtime.clock import SPANS
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.storage import trace
 from mpi_ntkdfl.storage.outputs import Outputs
 
 SMALL = ("clients=4", "topology.degree=3", "partition.samples=10", "algorithm.taus=[5]")
@@ -25,7 +26,8 @@ def test_a_run_tells_when_each_rank_did_what(tmp_path):
         config = read_config("quickstart", (*traced, f"rounds={rounds}"))
         simulation.run(config, SoloWorld(), outputs, mode)
     events = json.loads(outputs.trace.read_text().rstrip(",\n") + "]")
-    assert {event["args"]["name"] for event in events if event["ph"] == "M"} == {
+    assert events[0]["args"]["run"] == trace.run_of(outputs.trace)
+    assert {event["args"]["name"] for event in events[1:] if event["ph"] == "M"} == {
         "localhost",
         "rank 0",
     }

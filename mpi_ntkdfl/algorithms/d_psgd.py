@@ -1,6 +1,7 @@
 """D-PSGD (Lian et al., "Can decentralized algorithms outperform centralized algorithms?", NeurIPS 2017).
 
-As the NTK-DFL paper runs it: one local pass of SGD between averages, where Lian et al. take one step.
+This is the version of the NTK-DFL paper: one local pass of SGD between averages. Lian et al. take one
+step.
 """
 
 from __future__ import annotations

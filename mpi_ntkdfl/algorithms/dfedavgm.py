@@ -1,6 +1,6 @@
 """DFedAvgM (Sun, Li, Wang, "Decentralized federated averaging", TPAMI 2023): DFedAvg with momentum.
 
-Their Algorithm 1 starts every round's local iteration at rest, so velocities are not carried over.
+In their Algorithm 1 velocities are zero at the start of every round, so they are not carried over.
 """
 
 from __future__ import annotations

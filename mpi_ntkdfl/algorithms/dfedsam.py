@@ -1,8 +1,9 @@
 """DFedSAM (Shi et al., "Improving the model consistency of decentralized federated learning", ICML 2023).
 
-This is DFedAvg with the local steps of sharpness-aware minimisation (SAM): the gradient is taken at the
-point nearby where the loss is about highest, w + rho g / ||g||. The adaptive variant (Kwon et al.,
-"ASAM", ICML 2021) measures distances relative to the weights: w + rho w^2 g / ||w g||, entry by entry.
+This is DFedAvg with local steps of sharpness-aware minimisation (SAM): the gradient is taken at the
+nearby point where the loss is approximately highest, w + rho g / ||g||. The adaptive variant (Kwon et
+al., "ASAM", ICML 2021) measures distances relative to the weights: w + rho w^2 g / ||w g||, entry by
+entry.
 """
 
 from __future__ import annotations

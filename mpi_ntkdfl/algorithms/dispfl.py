@@ -85,7 +85,7 @@ class Dispfl(TrainingMethod[DispflSettings]):
 
     @classmethod
     def needs(cls, settings: DispflSettings, network: Network, dtype: torch.dtype) -> Needs:
-        """Kept weights and masks to the neighbours."""
+        """Kept weights and masks go to the neighbours."""
         kept = sum(kept_entries(network.layout, settings.dense_ratio).values())
         form = masked_format(kept, network.layout.size, dtype)
         return Needs(messages=(form,), kept=lambda _: network.layout.size)

@@ -37,7 +37,7 @@ class Fedavg(TrainingMethod[FedavgSettings]):
 
     @classmethod
     def needs(cls, settings: FedavgSettings, network: Network, dtype: torch.dtype) -> Needs:
-        """Weights to the server, their mean back."""
+        """Weights go to the server, and their mean comes back."""
         return Needs(server=True, kept=cls.training_bytes(settings, network, dtype))
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:

@@ -16,8 +16,8 @@ from mpi_ntkdfl.runtime import seeds
 class LocalTraining:
     """Local steps of all clients of a rank.
 
-    A local pass goes through a client's samples in a random order of its own, in batches; the last may
-    be smaller. Orders depend on seed, client and round.
+    A local pass takes a client's samples in a random order, in batches; the last batch may be smaller.
+    Orders depend on seed, client and round.
     """
 
     def __init__(self, federation: Federation, batch: int, epochs: int) -> None:
@@ -25,8 +25,8 @@ class LocalTraining:
 
         Args:
             federation: the clients.
-            batch: samples of a step.
-            epochs: local passes of a round.
+            batch: samples per step.
+            epochs: local passes per round.
         """
         self._federation, self._epochs = federation, epochs
         own = [federation.samples[client] for client in federation.owned]
@@ -67,7 +67,7 @@ class LocalTraining:
         return self._finite(weights, trained, number)
 
     def _orders(self, number: int) -> Orders:
-        """The orders of round `number`, by a client's place among the rank's."""
+        """The orders of samples in round `number`, by a client's place among those of the rank."""
         f = self._federation
 
         def orders(place: int) -> np.ndarray:
@@ -78,7 +78,7 @@ class LocalTraining:
         return orders
 
     def _finite(self, before: torch.Tensor, trained: torch.Tensor, number: int) -> torch.Tensor:
-        """Lets clients diverge whose weights are not finite; with `continue` they keep their old ones."""
+        """Reports clients whose weights are not finite; with `continue` they keep their old weights."""
         f = self._federation
         finite = torch.isfinite(trained).all(dim=1).tolist()
         for client, old, row, fine in zip(f.owned, before, trained, finite, strict=True):

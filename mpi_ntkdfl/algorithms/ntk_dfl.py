@@ -38,7 +38,7 @@ class NtkDflSettings(NtkSettings):
 
     @classmethod
     def defaults(cls, model: ModelSettings) -> dict[str, Any]:
-        """Dense Jacobians of networks without a factored form."""
+        """Networks without a factored form have dense Jacobians by default."""
         return {} if model.factored else {"jacobian": "dense"}
 
 
@@ -88,7 +88,7 @@ class NtkDfl(Method[NtkDflSettings]):
         first = self.federation.owned.start
         rate, inputs = s.rate(number), s.selection == "network"
         hoods = exchange.neighbourhoods(w_bar, s.jacobian, inputs, taus=len(s.taus))
-        # Dense Jacobians pass by one client at a time.
+        # Dense Jacobians are used for one client at a time.
         at_once = exchange.at_once(len(s.taus)) if s.jacobian == "factored" else 1
         while together := list(islice(hoods, at_once)):
             evolved = evolve_together(together, rate, s, self.federation)

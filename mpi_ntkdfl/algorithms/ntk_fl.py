@@ -28,8 +28,8 @@ from mpi_ntkdfl.topology.schedule import participants
 class NtkFlSettings(NtkSettings):
     """Settings of NTK-FL; the NTK-DFL paper compares with 21 of 300 clients per round.
 
-    Jacobians travel in the network's factored form, or as samples where it has none: dense ones of so
-    many samples would take 13 GB.
+    Jacobians travel in the network's factored form. If it has none, the samples travel instead, because
+    dense Jacobians of so many samples would take 13 GB.
     """
 
     name: Literal["ntk-fl"] = "ntk-fl"
@@ -50,7 +50,7 @@ class NtkFl(Method[NtkFlSettings]):
 
     @classmethod
     def needs(cls, settings: NtkFlSettings, network: Network, dtype: torch.dtype) -> Needs:
-        """The network's smallest message for Jacobians to the server, weights from it."""
+        """The network's smallest message for Jacobians goes to the server, and weights come back."""
         return Needs(
             blocks=(smallest_message(network).form(network, dtype),),
             taus=len(settings.taus),

@@ -1,4 +1,4 @@
-"""What methods with candidate numbers of steps share: settings, the choice, the NTK's step, its cost."""
+"""Shared by methods with candidate numbers of steps: settings, the choice, the NTK's step, its cost."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class NtkSettings(StepSettings):
 
 
 def evolves(settings: MethodSettings) -> bool:
-    """Whether a method with these settings integrates an evolution, which the squared loss needs not."""
+    """Whether a method with these settings integrates an evolution; the squared loss needs none."""
     return isinstance(settings, NtkSettings) and settings.loss == "cross-entropy"
 
 
@@ -106,7 +106,8 @@ def ntk_step(
 ) -> tuple[torch.Tensor, int]:
     """Evolves the network with the kernel of `hood`, whose Jacobian was taken at `w` `[param]`.
 
-    Kernel, evolution, candidate weights, choice: steps 4 to 7 of NTK-DFL, and the server's of NTK-FL.
+    Kernel, evolution, candidate weights and choice are steps 4 to 7 of NTK-DFL, and the server's step of
+    NTK-FL.
 
     Args:
         hood: samples and Jacobian.
@@ -114,7 +115,7 @@ def ntk_step(
         lr: learning rate of the round.
         settings: of the method.
         federation: for the network and the clock.
-        evolved: the evolution, or why it failed, if `evolve_together` has tried it.
+        evolved: the result of `evolve_together`: the evolution, or the reason why it failed, or None.
 
     Returns:
         The new weights `[param]` and the tau they belong to.
@@ -170,9 +171,9 @@ def evolve_together(
     """Evolves several neighbourhoods at the same time, for `ntk_step`.
 
     Returns:
-        An evolution for each of `hoods`, or why it failed. None stands for those that `ntk_step` evolves
-        itself: a single one, the squared loss, which has a closed form, and all of them where the
-        compiled version evolves, which takes one client at a time.
+        An evolution for each of `hoods`, or the reason why it failed, or None if `ntk_step` evolves it
+        itself. That is so for a single one, for the squared loss, which has a closed form, and for the
+        compiled version, which evolves one client at a time.
     """
     if len(hoods) == 1 or s.loss == "squared" or federation.evolution == "compiled":
         return [None] * len(hoods)
@@ -207,8 +208,8 @@ def ntk_step_work(
 ) -> dict[str, Work]:
     """Counts kernel, evolution, update and choice of `ntk_step`, by phase.
 
-    Counts follow from the shapes of the computation; how often the evolution multiplies by its kernel
-    was fitted to runs on digits and Fashion-MNIST, and what it costs beside to its compiled version.
+    Counts follow from the shapes of the computation. How often the evolution multiplies by its kernel was
+    fitted to runs on digits and Fashion-MNIST. Its other costs were fitted to the compiled version.
 
     Args:
         settings: of the method.

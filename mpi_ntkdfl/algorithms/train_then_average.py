@@ -1,4 +1,4 @@
-"""What most baselines share: clients train on their own data, then average with their neighbours."""
+"""Shared by most baselines: clients train on their own data, then average with their neighbours."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class GossipSettings(TrainingSettings):
 
     @model_serializer(mode="wrap")
     def _leave_out_no_codec(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without a codec the section is as it was before there were codecs, and so are run names."""
+        """Leaves out an absent codec, so that names of runs are as they were before there were codecs."""
         section: dict[str, Any] = serialize(self)
         return {k: v for k, v in section.items() if k != "codec" or v is not None}
 
@@ -76,8 +76,8 @@ class TrainThenAverage(TrainingMethod[SettingsT]):
     With a codec, clients send what a round has changed, and add the average of the decoded changes, as
     Quantized DFedAvgM (Sun, Li, Wang, "Decentralized federated averaging", TPAMI 2023) does:
     `x_i + sum_j w_ij Q(z_j - x_j)` for x_i before and z_j after local training. Differences between
-    clients from earlier rounds are then not averaged again, so their weights drift apart, which those
-    of plain averages do not.
+    clients from earlier rounds are then not averaged again, so their weights drift apart. With plain
+    averages they do not.
     """
 
     def __init__(self, settings: SettingsT, federation: Federation) -> None:
@@ -88,7 +88,7 @@ class TrainThenAverage(TrainingMethod[SettingsT]):
 
     @classmethod
     def needs(cls, settings: SettingsT, network: Network, dtype: torch.dtype) -> Needs:
-        """Weights to the neighbours, or the messages of the codec."""
+        """Weights, or the messages of the codec, go to the neighbours."""
         kept = cls.training_bytes(settings, network, dtype)
         codec = settings.weights_codec(network.layout.size, dtype)
         if codec is None:

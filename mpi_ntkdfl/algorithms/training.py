@@ -1,4 +1,4 @@
-"""What methods with local training share: their settings, their steps, and what these cost."""
+"""Shared by methods with local training: their settings, their steps, and the cost of the steps."""
 
 from __future__ import annotations
 

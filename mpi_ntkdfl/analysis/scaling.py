@@ -25,6 +25,7 @@ import h5py
 import numpy as np
 
 from mpi_ntkdfl.analysis import tables
+from mpi_ntkdfl.analysis.starts import over_time
 from mpi_ntkdfl.analysis.tables import Run
 from mpi_ntkdfl.analysis.traces import apart, flattened
 from mpi_ntkdfl.metrics import BYTES, SECONDS, UNTIMED
@@ -41,6 +42,7 @@ class Point:
     Attributes:
         name: of the file.
         config: the configuration.
+        contents: what identifies data, graph file and starting weights, by name.
         central: whether the method has a server; False in records that do not tell.
         ranks: R.
         threads: of each rank.
@@ -55,6 +57,7 @@ class Point:
 
     name: str
     config: dict[str, object]
+    contents: dict[str, str]
     central: bool
     ranks: int
     threads: int
@@ -198,8 +201,8 @@ def read(path: Path) -> Point:
     """Reads a record.
 
     Raises:
-        InputError: if it is missing, damaged or no record, has no finished round, or was resumed with
-            another number of ranks.
+        InputError: if it is missing, damaged or no record, has no finished round, or was resumed on
+            another machine, such as with another number of ranks.
     """
     run = tables.read(path)
     try:
@@ -214,9 +217,14 @@ def read(path: Path) -> Point:
 
 
 def _point(run: Run, name: str, sizes: np.ndarray, edges: np.ndarray) -> Point:
-    ranks = int(run.attributes["ranks"])
-    if any(int(start["ranks"]) != ranks for start in json.loads(run.attributes["resumed"])):
-        raise InputError(f"{name} was resumed with another number of ranks; give whole runs")
+    machines = [start.machine for start in run.starts]
+    for what, values in over_time(machines).items():
+        if any(machine[what] != machines[0][what] for machine in machines):
+            raise InputError(
+                f"{name} was resumed on another machine ({what} {values}); give runs whose starts were "
+                "alike"
+            )
+    start = run.starts[0]
     skipped = 1 if run.done > 2 else 0
     seconds = run[SECONDS][skipped:]
     if not len(seconds):
@@ -225,16 +233,16 @@ def _point(run: Run, name: str, sizes: np.ndarray, edges: np.ndarray) -> Point:
     # Every rank was in every round, so NaN of a rank is no missing rank.
     timed = [phase not in UNTIMED for phase in run.time_phases]
     walls = seconds[..., timed].sum(axis=2).max(axis=1)
-    hosts = set(json.loads(run.attributes["hosts"]))
     directed = 2 * edges[: run.done].sum()
     sent = run[BYTES].sum(axis=0) / max(directed, 1)
     return Point(
         name=name,
         config=config,
+        contents=run.contents,
         central=run.attributes.get("method_central") == "1",
-        ranks=ranks,
-        threads=int(config["compute"]["threads"]),
-        cores=int(run.attributes.get("cores", 0)) * len(hosts),
+        ranks=start.ranks,
+        threads=int(start.threads),
+        cores=start.cores,
         rounds=len(seconds),
         phases=tuple(run.time_phases),
         seconds=np.median(seconds, axis=0),
@@ -247,8 +255,8 @@ def _point(run: Run, name: str, sizes: np.ndarray, edges: np.ndarray) -> Point:
 def studies(points: Iterable[Point]) -> list[Study]:
     """Every strong and every weak study the runs hold.
 
-    Runs of one family belong together (`same_family`): with the same clients to a strong study, with
-    as many clients per rank to a weak one.
+    Runs of one family belong together (`same_family`; equal data, graph file and starting weights): with
+    the same clients to a strong study, with as many clients per rank to a weak one.
 
     Raises:
         InputError: if there is none.
@@ -258,7 +266,7 @@ def studies(points: Iterable[Point]) -> list[Study]:
     for point in points:
         settings = flattened(point.config).items()
         kept = json.dumps(
-            {key: value for key, value in settings if not same_family(key)},
+            [{k: v for k, v in settings if not same_family(k)}, point.contents],
             sort_keys=True,
             default=str,
         )

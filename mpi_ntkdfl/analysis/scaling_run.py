@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import yaml
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.analysis.scaling import Kind
 from mpi_ntkdfl.config import Config
+from mpi_ntkdfl.data import sources
 from mpi_ntkdfl.runtime.errors import InputError, SimulationError
 from mpi_ntkdfl.runtime.launching import Launch
+from mpi_ntkdfl.storage import identity
 from mpi_ntkdfl.topology.placement import Placement
 
 
@@ -79,10 +82,15 @@ def run(
 
 
 def finished(record: Path, config: Config) -> bool:
-    """Whether the record holds all rounds of this configuration."""
+    """Whether the record holds all rounds of this configuration, with files of the same content."""
     if not record.exists():
         return False
     run = tables.read(record)
     done, rounds = tables.rounds_of(run)
     same = run.config == yaml.safe_load(config.to_yaml())
+    if same and "contents" in run.attributes:
+        data = run.attributes["data"]
+        if sources.content(config.dataset) is not None:
+            data = sources.load(config.dataset).fingerprint()
+        same = identity.contents(config, data) == json.loads(run.attributes["contents"])
     return same and done >= rounds

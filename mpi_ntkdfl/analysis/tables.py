@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import yaml
 
+from mpi_ntkdfl.analysis.starts import Start, starts
 from mpi_ntkdfl.metrics import (
     BYTES,
     IN_FLIGHT,
@@ -46,6 +47,7 @@ class Run:
         traffic_phases: phases of the traffic.
         time_phases: phases of the time.
         partition: fingerprint of the clients' samples, empty if the record has none.
+        edges: fingerprint of the first round's graph, empty if the record has none.
     """
 
     attributes: dict[str, str]
@@ -54,6 +56,7 @@ class Run:
     traffic_phases: list[str]
     time_phases: list[str]
     partition: str = ""
+    edges: str = ""
 
     def __getitem__(self, metric: Metric | str) -> np.ndarray:
         """The values of a metric, or those that it is reduced from.
@@ -85,6 +88,36 @@ class Run:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         parsed: dict[str, Any] = yaml.load(self.attributes["config"], Loader=loader)  # noqa: S506 - safe
         return parsed
+
+    @cached_property
+    def starts(self) -> tuple[Start, ...]:
+        """The starts that computed its rounds.
+
+        Raises:
+            Exception: of many kinds, if the record is damaged.
+        """
+        threads = self.config.get("compute", {}).get("threads")
+        return starts(self.attributes, self.done, threads)
+
+    @cached_property
+    def contents(self) -> dict[str, str]:
+        """What identifies data, graph file and starting weights, by name; absent if there is none.
+
+        A graph that stays the same is known by its edges, so neither comments nor the format of its file
+        count. Records of earlier versions do not hold the content of other files: their paths stand in.
+
+        Raises:
+            Exception: of many kinds, if the record is damaged.
+        """
+        told = json.loads(self.attributes.get("contents", "{}"))
+        kept = {"data": self.attributes.get("data", "")}
+        graph = self.config.get("topology", {})
+        if graph.get("kind") == "file":
+            moving = graph.get("dynamic") or not self.edges
+            kept["graph"] = told.get("graph", str(graph.get("path"))) if moving else self.edges
+        if path := self.config.get("model", {}).get("weights"):
+            kept["weights"] = told.get("weights", str(path))
+        return kept
 
     def has(self, metric: Metric) -> bool:
         """Whether the metric was measured: clients' own models are not with `evaluation.clients` off."""
@@ -125,7 +158,8 @@ def read(path: Path) -> Run:
                 },
                 traffic_phases=[str(phase) for phase in file["traffic"].attrs["phases"]],
                 time_phases=[str(phase) for phase in file["time"].attrs["phases"]],
-                partition=_fingerprint(file),
+                partition=_partition(file),
+                edges=_first_graph(file),
             )
     except FileNotFoundError as error:
         raise InputError(f"no record at {path}") from error
@@ -184,11 +218,25 @@ def _series(file: h5py.File, metrics: Sequence[Metric]) -> dict[str, np.ndarray]
     return {name: dataset[:rows] for name, dataset in datasets.items()}
 
 
-def _fingerprint(file: h5py.File) -> str:
-    """Hash of the partition: equal for equal samples in every client."""
+def _partition(file: h5py.File) -> str:
+    """Fingerprint of the partition: equal for equal samples in every client."""
     if "partition" not in file:
         return ""
-    parts = [sane(file, f"partition/{name}")[:] for name in ("offsets", "indices")]
+    return _fingerprint([sane(file, f"partition/{name}")[:] for name in ("offsets", "indices")])
+
+
+def _first_graph(file: h5py.File) -> str:
+    """Fingerprint of the first round's edges; empty before the first round."""
+    if "topology" not in file:
+        return ""
+    offsets = sane(file, "topology/offsets")[:2]
+    if len(offsets) < 2:
+        return ""
+    return _fingerprint([sane(file, "topology/edges")[offsets[0] : offsets[1]]])
+
+
+def _fingerprint(parts: Sequence[np.ndarray]) -> str:
+    """SHA-256 over whole numbers, as hexadecimal digits."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(np.ascontiguousarray(part, dtype=np.int64).tobytes())
@@ -231,10 +279,6 @@ def _what_ran(run: Run) -> list[str]:
     a = run.attributes
     config = run.config
     hosts = len(set(json.loads(a["hosts"])))
-    again = [
-        f"resumed after round {start['round']} by {start['ranks']} ranks, {start['created']}"
-        for start in json.loads(a.get("resumed", "[]"))
-    ]
     return [
         f"{config['algorithm']['name']} on {config['dataset']['name']}, {config['clients']} clients, "
         f"seed {config['seed']}",
@@ -243,8 +287,18 @@ def _what_ran(run: Run) -> list[str]:
         f"{a['ranks']} ranks on {hosts} host(s), {a['device']}, torch {a['torch']}, {a['mpi']}",
         f"mpi_ntkdfl {a['version']} ({_short(a['commit'])}), started {a['created']}",
         *(f"{name}: {choice}" for name, choice in json.loads(a.get("choices", "{}")).items()),
-        *again,
+        *_again(a),
     ]
+
+
+def _again(attributes: Mapping[str, str]) -> Iterator[str]:
+    """A line per later start; it says if the package's sources were others than before."""
+    sources = attributes.get("sources", "")
+    for start in json.loads(attributes.get("resumed", "[]")):
+        line = f"resumed after round {start['round']} by {start['ranks']} ranks, {start['created']}"
+        changed = start.get("sources", sources) != sources
+        sources = start.get("sources", sources)
+        yield f"{line}, with other sources ({start['commit'][:12]})" if changed else line
 
 
 def _section(section: dict[str, object]) -> str:

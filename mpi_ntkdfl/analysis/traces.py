@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mpi_ntkdfl.analysis import tables
+from mpi_ntkdfl.analysis.starts import Start, over_time
 from mpi_ntkdfl.analysis.tables import Run
 from mpi_ntkdfl.metrics import ACCURACY, Metric
 from mpi_ntkdfl.runtime.errors import InputError
@@ -23,8 +24,11 @@ from mpi_ntkdfl.runtime.looks import LineStyle
 if TYPE_CHECKING:
     from mpi_ntkdfl.runtime.settings import Effect
 
-_CONTENT_RECORDED = ("dataset", "partition")
-"""Sections whose content a record holds, so that where their files are says nothing."""
+_PATHS = {"data": "dataset.root", "graph": "topology.path", "weights": "model.weights"}
+"""The contents (`tables.Run.contents`) that keep runs apart, and the settings that say where they are.
+
+A partition does not keep runs apart, because each seed may have its own.
+"""
 
 
 def _effect(setting: str) -> Effect:
@@ -37,15 +41,12 @@ def _effect(setting: str) -> Effect:
 def apart(setting: str) -> bool:
     """Whether runs that differ in a setting are of two configurations, and not seeds of one.
 
-    All settings of `compute` keep runs apart, because seconds depend on them. A path does, unless the
-    record holds what was at the path.
+    All settings of `compute` keep runs apart, because seconds depend on them. A path does not, but the
+    content at the path does.
     """
-    section, affected = setting.partition(".")[0], _effect(setting)
-    if section == "compute":
+    if setting.startswith("compute."):
         return True
-    if affected == "place":
-        return section not in _CONTENT_RECORDED
-    return affected not in ("seed", "nothing")
+    return _effect(setting) not in ("place", "seed", "nothing")
 
 
 def minor(setting: str) -> bool:
@@ -61,8 +62,7 @@ def must_agree(setting: str) -> bool:
     """
     if setting == "evaluation.every":
         return True
-    compared = _effect(setting) in ("result", "place") and not setting.startswith("algorithm.")
-    return compared and apart(setting)
+    return _effect(setting) == "result" and not setting.startswith("algorithm.")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ class Trace:
         method_label: what figures call the method; its name in records that hold no label.
         look: of the method's lines, None in records that hold none.
         partition: fingerprint of the clients' samples.
-        machine: what seconds depend on.
+        contents: what identifies data, graph file and starting weights, by name.
+        starts: those that computed its rounds.
         rounds: rounds done, `[row]`.
         metrics: by name: those of the table, and those that only this record has.
         curves: by the metrics' names, `[row]`; absent where the record does not have the metric. NaN and
@@ -87,7 +88,8 @@ class Trace:
     method_label: str
     look: LineStyle | None
     partition: str
-    machine: dict[str, object]
+    contents: Mapping[str, str]
+    starts: tuple[Start, ...]
     rounds: np.ndarray
     metrics: Mapping[str, Metric]
     curves: Mapping[str, np.ndarray]
@@ -96,6 +98,16 @@ class Trace:
     def method(self) -> str:
         """The algorithm's name."""
         return str(self.settings["algorithm.name"])
+
+    @property
+    def machine(self) -> dict[str, str]:
+        """What seconds depend on, over all starts."""
+        return over_time([start.machine for start in self.starts])
+
+    @property
+    def code(self) -> dict[str, str]:
+        """What computed it, over all starts."""
+        return over_time([start.code for start in self.starts])
 
     @property
     def seed(self) -> object:
@@ -185,19 +197,16 @@ def _trace(run: Run, name: str) -> Trace:
     rounds = run.rounds[finished]
     if np.any(np.diff(rounds, prepend=-1) <= 0):
         raise ValueError("its rounds do not increase")
-    machine = {
-        "ranks": run.attributes["ranks"],
-        "device": run.attributes["device"],
-        "hosts": len(set(json.loads(run.attributes["hosts"]))),
-        "threads": settings.get("compute.threads"),
-    }
+    for start in run.starts:
+        dict(start.machine, **start.code)  # raises here if the record is damaged
     return Trace(
         name=name,
         settings=settings,
         method_label=run.attributes.get("method_label", str(settings["algorithm.name"])),
         look=LineStyle.from_json(look) if (look := run.attributes.get("method_look")) else None,
         partition=run.partition,
-        machine=machine,
+        contents=run.contents,
+        starts=run.starts,
         rounds=rounds,
         metrics=run.metrics,
         curves={
@@ -227,24 +236,48 @@ def grouped(traces: Sequence[Trace]) -> list[Group]:
     telling = [key for key in _differing([t.settings for t in traces], _exactly) if apart(key)]
     for each in traces:
         kept = {key: each.settings[key] for key in telling if key in each.settings}
-        by_settings.setdefault(json.dumps(kept, sort_keys=True, default=str), []).append(each)
+        alike = json.dumps([kept, each.contents], sort_keys=True, default=str)
+        by_settings.setdefault(alike, []).append(each)
     groups = list(by_settings.values())
     labels = [""] * len(groups)
     for method in dict.fromkeys(group[0].method for group in groups):
         peers = [n for n, group in enumerate(groups) if group[0].method == method]
-        for n, label in zip(peers, _labels([groups[n][0].settings for n in peers]), strict=True):
+        for n, label in zip(peers, _labels([groups[n][0] for n in peers]), strict=True):
             labels[n] = label
     return [Group(g[0].method, label, tuple(g)) for g, label in zip(groups, labels, strict=True)]
 
 
-def _labels(configurations: Sequence[dict[str, object]]) -> list[str]:
-    """What sets each of some configurations of one method apart; a single one needs no label."""
-    keys = [k for k in _differing(configurations) if apart(k)]
-    major = [key for key in keys if not minor(key)]
-    labels = [_label(settings, major) for settings in configurations]
-    if len(set(labels)) < len(labels):
-        labels = [_label(settings, keys) for settings in configurations]
+def _labels(traces: Sequence[Trace]) -> list[str]:
+    """What sets each of some configurations of one method apart; a single one needs no label.
+
+    Content is mentioned only if settings do not tell all of them apart, and small differences only if
+    content does not either.
+    """
+    content = _named_contents(traces)
+    whole = [{**trace.settings, **named} for trace, named in zip(traces, content, strict=True)]
+    keys = [k for k in _differing(whole) if k in _PATHS or apart(k)]
+    major = [key for key in keys if key not in _PATHS and not minor(key)]
+    with_content = [key for key in keys if key in _PATHS or not minor(key)]
+    labels: list[str] = []
+    for chosen in (major, with_content, keys):
+        labels = [_label(settings, chosen) for settings in whole]
+        if len(set(labels)) == len(labels):
+            break
     return labels
+
+
+def _named_contents(traces: Sequence[Trace]) -> list[dict[str, str]]:
+    """For each run the contents by names for people: the path if it tells them apart, else the hash."""
+    named: list[dict[str, str]] = [{} for _ in traces]
+    for name, setting in _PATHS.items():
+        pairs = [(trace.contents.get(name, ""), trace.settings.get(setting)) for trace in traces]
+        contents = {content for content, _ in pairs}
+        # Equal contents at two paths get the first of the paths.
+        paths = dict(reversed(pairs))
+        by_path = None not in paths.values() and len(set(paths.values())) == len(contents)
+        for each, (content, _) in zip(named, pairs, strict=True):
+            each[name] = str(paths[content]) if by_path else content[:12]
+    return named
 
 
 def _label(settings: Mapping[str, object], keys: Iterable[str]) -> str:
@@ -294,6 +327,12 @@ def warnings(groups: Sequence[Group]) -> list[str]:
     if machines := _spelled([trace.machine for trace in traces]):
         lines.append(f"seconds were not measured alike: {'; '.join(machines)}")
     for each in traces:
+        told = [start.machine for start in each.starts]
+        if changed := [f"{key} {over_time(told)[key]}" for key in _differing(told)]:
+            lines.append(f"{each.name} was resumed on another machine: {'; '.join(changed)}")
+    if codes := _spelled([{k: v or "not told" for k, v in t.code.items()} for t in traces]):
+        lines.append(f"the runs were not computed by the same code: {'; '.join(codes)}")
+    for each in traces:
         done = int(each.rounds[-1]) if len(each.rounds) else 0
         if done != each.settings["rounds"]:
             lines.append(f"{each.name} has {done} of {each.settings['rounds']} rounds")
@@ -310,6 +349,10 @@ def _unfair(groups: Sequence[Group]) -> list[str]:
     settings = [group.traces[0].settings for group in groups]
     differing = [key for key in _differing(settings) if must_agree(key)]
     reasons = _spelled([{k: each[k] for k in differing if k in each} for each in settings])
+    contents = _named_contents([group.traces[0] for group in groups])
+    if "dataset.name" in differing:  # other data, which goes without saying
+        contents = [{k: v for k, v in each.items() if k != "data"} for each in contents]
+    reasons += _spelled(contents)
     seeds = [{trace.seed for trace in group.traces} for group in groups]
     if any(each != seeds[0] for each in seeds):
         reasons.append("seeds " + " / ".join(",".join(map(str, sorted(s, key=str))) for s in seeds))

@@ -1,7 +1,7 @@
 """Batch scripts for Slurm: fills one of the scripts in `jobs/` for a run, and submits it.
 
-The scripts are usable by themselves; what is filled in here are their `#SBATCH` lines, the words of
-the run, and the file they source, so that the result stands alone.
+The scripts work by themselves. This module fills in their `#SBATCH` lines, the words of the run, and the
+file that they source, so that the result needs no other file.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Request:
     Attributes:
         name: of the job.
         words: of the run: source, `--set`, `-o`.
-        nodes: how many, with
-        ranks: MPI ranks on all of them together.
-        threads: cores a rank.
-        gpus: a node.
+        nodes: number of nodes.
+        ranks: number of MPI ranks on all nodes together.
+        threads: cores per rank.
+        gpus: GPUs per node.
         time: wall-clock limit of one start, `H:MM:SS` or `D-HH:MM:SS`.
         account: to charge, or None for the user's default.
         partition: to run in, or None for the cluster's default.
@@ -54,7 +54,7 @@ def script(template: str, request: Request) -> str:
     """The batch script of a run.
 
     Args:
-        template: `run_cpu`, `run_gpu`, or the path of a script of one's own that passes its words on.
+        template: `run_cpu`, `run_gpu`, or the path of the user's own script, which passes its words on.
         request: what to fill in.
 
     Raises:
@@ -116,7 +116,7 @@ def _read(template: str) -> str:
 
 
 def _split(text: str, template: str) -> tuple[list[str], list[str]]:
-    """Header (all before the first command, where sbatch stops reading options) and the rest."""
+    """The header (all before the first command, where sbatch stops reading options) and the rest."""
     lines = text.splitlines()
     if not lines or not lines[0].startswith("#!"):
         raise InputError(f"--template: {template} must begin with #!, like #!/usr/bin/env bash")
@@ -128,7 +128,7 @@ def _directives(request: Request) -> dict[str, str]:
     """Options of sbatch by name.
 
     Raises:
-        InputError: for ranks that do not spread evenly, or names that no cluster has.
+        InputError: for ranks that do not divide evenly among nodes, or names that no cluster has.
     """
     if request.ranks % request.nodes:
         raise InputError(
@@ -155,12 +155,12 @@ def _directives(request: Request) -> dict[str, str]:
 
 def _replaced(line: str, wanted: dict[str, str]) -> bool:
     match = _DIRECTIVE.match(line)
-    # Numbers of GPUs are the request's alone: a template's own would stay where none are asked for.
+    # Only the request gives numbers of GPUs: those of a template would stay if the request has none.
     return match is not None and (match[1] in wanted or match[1] == "gpus-per-node")
 
 
 def _require_time(time: str, header: list[str]) -> None:
-    """Refuses what is no time, or no longer than the warning the template asks Slurm for."""
+    """Refuses what is not a time, or is not longer than the warning that the template asks of Slurm."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", time, re.ASCII)
     if not match:
         raise InputError(f"--time must be H:MM:SS or D-HH:MM:SS, got {time!r}")

@@ -13,7 +13,7 @@ from mpi_ntkdfl.comm.launcher import launched_size
 from mpi_ntkdfl.comm.mpi import MpiWorld
 from mpi_ntkdfl.data import sources
 from mpi_ntkdfl.runtime import device
-from mpi_ntkdfl.runtime.launching import usable_cores
+from mpi_ntkdfl.runtime.limits import usable_cores
 
 _PACKAGES = ("torch", "mpi4py", "numpy", "h5py", "networkx", "pydantic", "scikit-learn")
 
@@ -68,7 +68,7 @@ def _evolution() -> str:
 
 
 def _described(name: str) -> str:
-    """With the GPUs that the batch system lets this rank see, since numbers count within them."""
+    """Adds the GPUs that the batch system lets this rank see, because numbers count within them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return f"{name} of {visible}" if name != str(device.HOST) and visible else name
 
@@ -106,7 +106,7 @@ def report(world: MpiWorld, ranks: Sequence[Rank]) -> str:
 
 
 def node_line(host: str, hosts: Sequence[str], ranks: Sequence[Rank]) -> str:
-    """One node in one line: its ranks, their cores and threads, its GPUs and whose they are.
+    """One node in one line: its ranks, their cores and threads, and which rank has which GPU.
 
     Args:
         host: the node.
@@ -118,7 +118,7 @@ def node_line(host: str, hosts: Sequence[str], ranks: Sequence[Rank]) -> str:
     cores = {core for rank in here for core in rank.cores}
     parts = [
         f"  {host}: {len(here)} ranks ({_runs(numbers)})",
-        f"{_span(len(rank.cores) for rank in here)} cores a rank, {len(cores)} in all"
+        f"{_span(len(rank.cores) for rank in here)} cores per rank, {len(cores)} in all"
         + (", more ranks than cores: keep compute.threads at 1" if len(here) > len(cores) else ""),
         f"OMP_NUM_THREADS {', '.join(dict.fromkeys(rank.threads for rank in here))}",
         f"compiled evolution: {', '.join(dict.fromkeys(rank.evolution for rank in here))}",
@@ -140,14 +140,14 @@ def _launcher() -> str:
 
 
 def _runs(numbers: Sequence[int]) -> str:
-    """Ascending numbers as `0-3, 8`."""
+    """Ascending numbers in the form `0-3, 8`."""
     starts = [n for n in numbers if n - 1 not in numbers]
     ends = [n for n in numbers if n + 1 not in numbers]
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
 def _span(counts: Iterable[int]) -> str:
-    """Least and greatest of `counts` as `2` or `1 to 2`."""
+    """The least and the greatest of `counts` in the form `2` or `1 to 2`."""
     found = sorted(set(counts))
     return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def failing_together(world: MpiWorld) -> Iterator[None]:
-    """Ends all ranks when one fails, with its message; lets agreed bad input pass to `main`."""
+    """Ends all ranks when one fails, with its message. Bad input on which all agree passes to `main`."""
     try:
         yield
     except InputError as error:
@@ -37,7 +37,7 @@ def failing_together(world: MpiWorld) -> Iterator[None]:
 
 @contextlib.contextmanager
 def output_may_end() -> Iterator[None]:
-    """Lets a reader of standard output go, as `head` does; what is left to say is dropped."""
+    """Allows that a reader of standard output ends, as `head` does; further output is dropped."""
     try:
         yield
         sys.stdout.flush()
@@ -56,7 +56,7 @@ def silence() -> None:
 
 
 def complain(error: BaseException, rank: int | None = None) -> None:
-    """Prints one message; a traceback only for what should not happen."""
+    """Prints one message, with a traceback only for errors of the program itself."""
     if not isinstance(error, MpiNtkdflError):
         traceback.print_exception(error)
     where = [f"rank {rank}"] if rank is not None else []

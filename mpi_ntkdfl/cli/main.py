@@ -27,10 +27,10 @@ COMMANDS = {
         "Make a Slurm batch script of a run, checked beforehand, and print or submit it.",
     ),
     "presets": ("plan", "List the presets, or print one as YAML."),
-    "show": ("records", "Tell what ran, the final numbers, the traffic, and the time by phase."),
+    "show": ("records", "Print what ran, the final numbers, the traffic, and the time by phase."),
     "compare": (
         "records",
-        "Tell which rounds, bytes and seconds runs needed to an accuracy, and where they ended.",
+        "Print the rounds, bytes and seconds that runs needed to an accuracy, and where they ended.",
     ),
     "plot": (
         "records",
@@ -40,13 +40,13 @@ COMMANDS = {
     "data": ("data", "List, download or locate data sets."),
     "doctor": (
         "run",
-        "Tell what MPI, launcher, nodes, GPUs, threads, HDF5 and data look like; works under mpirun.",
+        "Print what MPI, launcher, nodes, GPUs, threads, HDF5 and data look like; it works under mpirun.",
     ),
     "scaling": (
         "scaling",
         "Run one configuration on several numbers of ranks, report, and predict.",
     ),
-    "study": ("study", "Whole experiments: a grid of runs, and the tables and figures it ends in."),
+    "study": ("study", "Whole experiments: a grid of runs, and its tables and figures."),
 }
 """Every command: its module in this folder, and the first paragraph of its help."""
 
@@ -62,7 +62,7 @@ def main() -> NoReturn:
             error.show()
         code = error.exit_code
     except InputError as error:
-        # Before MPI starts every rank meets the same error; afterwards one has it, others `Elsewhere`.
+        # Before MPI starts, every rank has the same error; afterwards one has it, and others `Elsewhere`.
         if not isinstance(error, Elsewhere) and (error.agreed or launched_rank() == 0):
             complain(error)
         code = error.exit_code
@@ -77,10 +77,10 @@ def main() -> NoReturn:
 
 
 def _require_folder() -> None:
-    """Libraries end the process without a word to the point where the working folder is gone.
+    """Checks that the working folder exists; without it, libraries end the process without a message.
 
     Raises:
-        InputError: if it is.
+        InputError: if it does not.
     """
     try:
         Path.cwd()
@@ -109,7 +109,7 @@ class _Commands(click.Group):
             formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(context)])
 
     def invoke(self, context: click.Context) -> object:
-        """Calls a command; click would end with code 1 where a reader of the output has gone."""
+        """Calls a command; click would end with code 1 when a reader of the output has ended."""
         with output_may_end():
             return super().invoke(context)
 

@@ -30,7 +30,7 @@ PLUGIN = click.option(
 
 
 class Range(click.FloatRange):
-    """Numbers within bounds; NaN is within none."""
+    """Numbers within bounds; NaN is never within bounds."""
 
     def convert(
         self, value: Any, parameter: click.Parameter | None, context: click.Context | None

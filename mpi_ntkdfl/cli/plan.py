@@ -9,7 +9,7 @@ import click
 from mpi_ntkdfl import presets as preset_files
 from mpi_ntkdfl.cli.options import PLUGIN, SET, SOURCE, read_config
 from mpi_ntkdfl.runtime import logs, plugins
-from mpi_ntkdfl.runtime.launching import usable_cores
+from mpi_ntkdfl.runtime.limits import usable_cores
 from mpi_ntkdfl.runtime.units import readable
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option(
     "--measure/--no-measure",
     default=True,
-    help="Seconds by this machine's speed, or a nominal one.",
+    help="Predict seconds for this machine's speed, or for a nominal one.",
 )
 def check(
     source: str,
@@ -76,7 +76,7 @@ def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
     ]
     if plan.waves:
         slices = f", in slices of {plan.slices} parameters" if plan.slices else ""
-        lines.append(f"exchanges of Jacobians a round: {plan.waves} waves{slices}")
+        lines.append(f"exchanges of Jacobians per round: {plan.waves} waves{slices}")
     lines.append("bytes in round 0, all clients:")
     for phase, protocol, moved in zip(TRAFFIC_PHASES, *plan.traffic, strict=True):
         if protocol:
@@ -99,8 +99,8 @@ def _seconds_text(settings: config.Config, problem: Problem, measured: bool) -> 
     found = problem.round_seconds(machine, cores)
     speed = "as measured just now" if measured else "nominal"
     lines = [
-        f"seconds a round, predicted for CPUs that do nothing else ({speed}: "
-        f"{machine.peak / 1e9:.0f} Gflop/s, {machine.bandwidth / 1e9:.0f} GB/s a thread):"
+        f"seconds per round, predicted for CPUs without other work ({speed}: "
+        f"{machine.peak / 1e9:.0f} Gflop/s, {machine.bandwidth / 1e9:.0f} GB/s per thread):"
     ]
     lines += [f"  {phase:12}{seconds:>10.3f} s" for phase, seconds in found.items()]
     lines.append(f"  {'total':12}{sum(found.values()):>10.3f} s")

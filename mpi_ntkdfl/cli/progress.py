@@ -26,7 +26,7 @@ class Reporter(Protocol):
 
 
 def describe(progress: Progress) -> str:
-    """One line: round, accuracy of the average, mean client, chosen tau, time gone and left."""
+    """One line: round, accuracy of the average, mean client, chosen tau, time used and left."""
     parts = [round_words(progress.done, progress.rounds)]
     if progress.evaluation is not None:
         about = About(np.array([progress.done]))
@@ -46,7 +46,7 @@ def describe(progress: Progress) -> str:
 
 @contextmanager
 def reporter(quiet: bool) -> Iterator[Reporter]:
-    """The reporter that suits where standard error goes: silent, live, or lines."""
+    """The reporter for the kind of standard error: silent, live, or lines."""
     if quiet:
         yield lambda progress: None
     elif sys.stderr.isatty():

@@ -21,11 +21,13 @@ def _names(place: Place) -> str:
 @click.option(
     "--follow", is_flag=True, help="Keep watching, one line per evaluation, until the end."
 )
-@click.option("--interval", type=Range(0.1), default=2.0, help="Seconds between looks; default 2.")
+@click.option(
+    "--interval", type=Range(0.1), default=2.0, help="Seconds between two reads; default 2."
+)
 def show(record: Path, follow: bool, interval: float) -> None:
-    """Tell what ran, the final numbers, the traffic, and the time by phase.
+    """Print what ran, the final numbers, the traffic, and the time by phase.
 
-    Works on finished, running and killed runs alike.
+    It works for finished, running and killed runs.
     """
     from mpi_ntkdfl.analysis import live, tables
 
@@ -46,18 +48,18 @@ def show(record: Path, follow: bool, interval: float) -> None:
     multiple=True,
     default=(0.85,),
     show_default=True,
-    help="Accuracy of the average to reach. Repeatable.",
+    help="Target accuracy of the average. Repeatable.",
 )
 @click.option("--runs", is_flag=True, help="List every run below its configuration.")
-@click.option("--csv", "table", type=TARGET, help="Write the numbers as CSV too.")
+@click.option("--csv", "table", type=TARGET, help="Also write the numbers as CSV.")
 @OVERWRITE
 def compare(
     records: tuple[Path, ...], targets: tuple[float, ...], runs: bool, table: Path | None
 ) -> None:
-    """Tell which rounds, bytes and seconds runs needed to an accuracy, and where they ended.
+    """Print the rounds, bytes and seconds that runs needed to an accuracy, and where they ended.
 
     Runs that differ only in their seed (and partition file) become one line: mean and standard
-    deviation. Checkpoints among the files are passed over.
+    deviation. Checkpoints among the files are left out.
     """
     from mpi_ntkdfl.analysis import compare_text, tables, traces
     from mpi_ntkdfl.analysis.compare import outcomes
@@ -101,7 +103,7 @@ def compare(
 )
 @click.option("--ylim", type=float, nargs=2, metavar="LOW HIGH", help="Ends of the vertical axis.")
 @click.option("--target", type=ACCURACY_RANGE, help="Mark this accuracy.")
-@click.option("--title", help="Above the panels.")
+@click.option("--title", help="Title above the panels.")
 @click.option(
     "--label",
     "labels",
@@ -129,7 +131,7 @@ def plot(
     """Draw runs: accuracy of the average against rounds, protocol bytes and seconds.
 
     Runs that differ only in their seed (and partition file) become one line, with a band of one
-    standard deviation. Checkpoints among the files are passed over.
+    standard deviation. Checkpoints among the files are left out.
     """
     from mpi_ntkdfl.analysis import plots, tables, timeline, traces
 
@@ -157,9 +159,12 @@ def export(record: Path, client: int | None, average: bool, target: Path) -> Non
     """Write weights from a run's checkpoint as a torch state_dict."""
     from mpi_ntkdfl.analysis.files import require_suffix
     from mpi_ntkdfl.storage.checkpoint import export_weights, newest
+    from mpi_ntkdfl.storage.identity import require_record_of
 
     if (client is None) == (not average):
         raise click.UsageError("choose one of --client I and --average")
     require_suffix(target, "pt", "pth")
-    with newest(Outputs.at(record)) as checkpoint:
+    outputs = Outputs.at(record)
+    with newest(outputs) as checkpoint:
+        require_record_of(outputs, checkpoint)
         export_weights(checkpoint, client, target)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", help="The record to write.")
 @click.option("--resume", is_flag=True, help="Go on with an existing run, or start a new one.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing record and its checkpoints.")
-@click.option("-q", "--quiet", is_flag=True, help="Only warnings and the summary.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only warnings and the summary.")
 def run(
     source: str,
     overrides: tuple[str, ...] = (),
@@ -55,10 +55,10 @@ def run(
     The record goes to RUN.h5 (-o; by default named after the configuration, with a number if the
     name is taken) and the weights of all clients to RUN.ckpt.h5 beside it.
 
-    With --resume the run goes on from its newest checkpoint, with the same or another number of
-    ranks, and ends with the same bits; where there is none it starts. So one command can be submitted
-    again and again. Ctrl-C, SIGTERM, SIGUSR1, SIGHUP and output.time_limit end it after the running
-    round with a checkpoint and exit code 75; a second signal ends it at once.
+    With --resume the run goes on from its newest checkpoint, with the same or another number of ranks,
+    and ends with the same bits. If there is no checkpoint, it starts. So the same command can be
+    submitted again and again. Ctrl-C, SIGTERM, SIGUSR1, SIGHUP and output.time_limit end it after the
+    running round with a checkpoint and exit code 75; a second signal ends it at once.
     """
     if resume and overwrite:
         raise click.UsageError("choose one of --resume and --overwrite")
@@ -135,7 +135,7 @@ def _say_goodbye(outputs: Outputs, outcome: Outcome) -> None:
 
 @click.command()
 def doctor() -> None:
-    """Tell what MPI, launcher, nodes, GPUs, threads, HDF5 and data look like; works under mpirun."""
+    """Print what MPI, launcher, nodes, GPUs, threads, HDF5 and data look like; it works under mpirun."""
     from mpi_ntkdfl.cli import doctor as examination
 
     limit_start(START_LIMIT if launched_size() > 1 else None, not_all_started)

@@ -46,7 +46,7 @@ def scaling() -> None:
     type=click.Choice(["strong", "weak"]),
     default="strong",
     show_default=True,
-    help="Strong: the clients of the source on more ranks. Weak: that many clients on every rank.",
+    help="Strong: the same clients on more ranks. Weak: the same number of clients on every rank.",
 )
 @click.option(
     "--ranks", required=True, metavar="N,N,...", help="Numbers of ranks, such as 1,2,4,8."
@@ -59,10 +59,11 @@ def scaling() -> None:
     metavar="FOLDER",
     required=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="For KIND-RANKS.h5.",
+    help="Folder of the records KIND-RANKS.h5.",
 )
 @click.option(
-    "--launcher", help='Starts ranks; by default "mpirun -n {ranks}" of this environment.'
+    "--launcher",
+    help='Command that starts ranks; by default "mpirun -n {ranks}" of this environment.',
 )
 def run(
     source: str,
@@ -74,7 +75,7 @@ def run(
     folder: Path,
     launcher: str | None,
 ) -> None:
-    """Do the runs of a scaling study, one launch after the other; the same command goes on.
+    """Do the runs of a scaling study, one launch after the other; the same command resumes the study.
 
     A strong study runs the source as it is on every number of ranks. In a weak one `clients` is the
     number of clients per rank: a run on R ranks has R times as many.
@@ -104,13 +105,13 @@ def _counts(text: str) -> list[int]:
 @scaling.command()
 @_RECORDS
 @_NETWORK
-@click.option("-o", "figure", metavar="FIGURE.(pdf|png|svg)", type=TARGET, help="Draw it.")
+@click.option("-o", "figure", metavar="FIGURE.(pdf|png|svg)", type=TARGET, help="Draw the figure.")
 @click.option("--csv", "table", type=TARGET, help="Write the numbers as CSV.")
 @OVERWRITE
 def report(
     records: tuple[Path, ...], network: str, figure: Path | None, table: Path | None
 ) -> None:
-    """Speed-up, efficiencies, Amdahl's law, and the model beside what was measured."""
+    """Print speed-up, efficiencies, Amdahl's law, and the model beside the measurements."""
     from mpi_ntkdfl.analysis import scaling as analysis
     from mpi_ntkdfl.analysis import scaling_model, scaling_plot, scaling_text
 

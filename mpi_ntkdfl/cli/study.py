@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from mpi_ntkdfl.studies.grid import Study
 
 _NAME = click.argument("name", metavar="NAME_OR_YAML")
-_RANKS = click.option("--ranks", type=click.IntRange(1), default=1, help="Ranks of a run.")
+_RANKS = click.option("--ranks", type=click.IntRange(1), default=1, help="Ranks of each run.")
 
 
 def _which(command: Callable[..., None]) -> Callable[..., None]:
-    """Options that say which runs a study has; equal words mean equal runs in every command."""
+    """Options that say which runs a study has; the same options mean the same runs in every command."""
     options: list[Any] = [
         click.option(
             "--scale",
             type=click.Choice(["paper", "small"]),
             default="paper",
             show_default=True,
-            help="The paper's size, or one for a laptop.",
+            help="The size of the paper, or a size for a laptop.",
         ),
-        click.option("--seeds", type=click.IntRange(1), help="Number of seeds, from 0."),
+        click.option("--seeds", type=click.IntRange(1), help="Number of seeds; the first is 0."),
         click.option(
             "--set",
             "overrides",
@@ -59,7 +59,7 @@ def _which(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group()
 def study() -> None:
-    """Whole experiments: a grid of runs, and the tables and figures it ends in."""
+    """Whole experiments: a grid of runs, and its tables and figures."""
 
 
 @study.command("list")
@@ -88,7 +88,7 @@ def show_study(name: str) -> None:
 @click.option(
     "--measure/--no-measure",
     default=True,
-    help="Seconds by this machine's speed, or a nominal one.",
+    help="Predict seconds for this machine's speed, or for a nominal one.",
 )
 def plan(
     name: str,
@@ -101,7 +101,7 @@ def plan(
     runs: bool,
     measure: bool,
 ) -> None:
-    """Tell how many runs there are, how many are done, and what the others will take."""
+    """Print how many runs there are, how many are done, and what the others will take."""
     import torch
 
     from mpi_ntkdfl.planning.costs import NOMINAL
@@ -120,8 +120,15 @@ def plan(
 @_NAME
 @_which
 @_RANKS
-@click.option("--launcher", help='Starts a run; default "mpirun -n {ranks}", none for one rank.')
+@click.option(
+    "--launcher", help='Command that starts a run; default "mpirun -n {ranks}", none for one rank.'
+)
 @click.option("--task", metavar="I/N", default="0/1", help="Do the I-th of N shares, from 0.")
+@click.option(
+    "--fresh",
+    is_flag=True,
+    help="Do runs again that other sources of the package computed, or began.",
+)
 def run_study(
     name: str,
     scale: str,
@@ -132,13 +139,14 @@ def run_study(
     ranks: int,
     launcher: str | None,
     task: str,
+    fresh: bool,
 ) -> None:
-    """Do the runs that are not done; the same command goes on after any end.
+    """Do the runs that are not done; the same command goes on wherever it stopped.
 
-    With one rank and no launcher the runs are done in this process; else each is a process of its
-    own. Several workers may do one study at the same time: no run is done twice. For a job array, task I
-    of N does every N-th run. SIGTERM, SIGUSR1 and output.time_limit end the work with a checkpoint
-    and exit code 75; a failed run does not stop the others, but makes the exit code 1.
+    With one rank and no launcher the runs are done in this process; otherwise each run is a separate
+    process. Several workers may do one study at the same time: no run is done twice. For a job array,
+    task I of N does every N-th run. SIGTERM, SIGUSR1 and output.time_limit end the work with a
+    checkpoint and exit code 75; a failed run does not stop the others, but makes the exit code 1.
     """
     from mpi_ntkdfl.studies import execute
 
@@ -148,11 +156,16 @@ def run_study(
     plugins.load(plugin_files)
     planned = _expand(name, scale, folder, seeds, overrides)
     mine = execute.share(planned.distinct(), *_task(task))
-    tally = execute.work(planned, mine, how, click.echo)
+    tally = execute.work(planned, mine, how, click.echo, fresh)
     click.echo(
         f"{tally.done} done, {tally.before} done before, {tally.elsewhere} with other workers, "
         f"{len(tally.failed)} failed, of {len(mine)}"
     )
+    if tally.other_sources:
+        click.echo(
+            f"{tally.other_sources} of those done before were computed by other sources of the package; "
+            "--fresh does them again"
+        )
     if tally.stopped:
         click.echo("stopped early; the same command goes on")
         sys.exit(UNFINISHED)
@@ -163,7 +176,7 @@ def run_study(
 @study.command()
 @click.argument("names", metavar="NAME_OR_YAML...", nargs=-1, required=True)
 @_which
-@click.option("--html", type=TARGET, help="One page with all figures and tables as well.")
+@click.option("--html", type=TARGET, help="Also write one page with all figures and tables.")
 @OVERWRITE
 def report(
     names: tuple[str, ...],

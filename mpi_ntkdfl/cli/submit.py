@@ -15,14 +15,14 @@ from mpi_ntkdfl.runtime import logs, plugins
 @SET
 @PLUGIN
 @click.option(
-    "-o", "--output", metavar="RUN.h5", help="The record; on a file system all nodes share."
+    "-o", "--output", metavar="RUN.h5", help="The record, on a file system that all nodes share."
 )
 @click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Nodes.")
-@click.option("--ranks", type=click.IntRange(1), required=True, help="Ranks, all nodes together.")
-@click.option("--gpus", type=click.IntRange(0), default=0, help="GPUs a node; default none.")
-@click.option("--time", required=True, metavar="H:MM:SS", help="Limit of one start.")
-@click.option("--account", help="To charge.")
-@click.option("--partition", help="To run in.")
+@click.option("--ranks", type=click.IntRange(1), required=True, help="Ranks on all nodes together.")
+@click.option("--gpus", type=click.IntRange(0), default=0, help="GPUs per node; default none.")
+@click.option("--time", required=True, metavar="H:MM:SS", help="Time limit of one start.")
+@click.option("--account", help="Account to charge.")
+@click.option("--partition", help="Partition to run in.")
 @click.option(
     "--template",
     metavar="run_cpu|run_gpu|FILE",
@@ -47,8 +47,8 @@ def submit(
 ) -> None:
     """Make a Slurm batch script of a run, checked beforehand, and print or submit it.
 
-    The job ends its run with a checkpoint before the time limit, requeues itself and goes on. Cores a
-    rank are compute.threads. Relative paths are relative to where sbatch is called.
+    The job ends its run with a checkpoint before the time limit, requeues itself and goes on. The cores
+    per rank are compute.threads. Relative paths are relative to the folder in which sbatch is called.
     """
     from mpi_ntkdfl.assembly import prepare
     from mpi_ntkdfl.cli import batch_script as slurm

@@ -1,4 +1,4 @@
-"""Where commands write files: what exists is not replaced unless told, files of runs never."""
+"""Where commands write files: `--overwrite` replaces existing files, but never files of runs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class _Target(click.ParamType[Path]):
         """Checks a target before anything is computed.
 
         Raises:
-            InputError: if it exists and must not be replaced, or is no sound path.
+            InputError: if it exists and must not be replaced, or is not a usable path.
         """
         if isinstance(value, Path):
             return value

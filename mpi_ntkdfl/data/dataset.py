@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,6 +16,9 @@ from mpi_ntkdfl.runtime.errors import InputError
 
 Labels = npt.NDArray[np.int64]
 Reals = npt.NDArray[np.float64]
+
+_log = logging.getLogger(__name__)
+_said: set[str] = set()
 
 # Samples looked at together wherever a whole data set in double precision would be too much memory.
 _BLOCK = 4096
@@ -125,6 +129,20 @@ class Dataset:
                 f"{where}: the test samples must be others than the training samples, got the same "
                 f"{len(self.test_labels)} samples twice; is the test file a copy of the training file?"
             )
+        self._count_training_samples(where)
+
+    def _count_training_samples(self, where: str) -> None:
+        """Counts test samples whose inputs occur in training, and says so once per process.
+
+        Python's hash of a sample's bytes has 64 bits: the probability that a test sample of Fashion-MNIST
+        has the hash of a training sample with other values is 1e-10.
+        """
+        train = {hash(row.tobytes()) for row in self.train_inputs}
+        count = sum(hash(row.tobytes()) in train for row in self.test_inputs)
+        said = f"{where}: {count} of {len(self.test_labels)} test samples occur in training as well"
+        if count and said not in _said:
+            _said.add(said)
+            _log.warning("%s; their accuracy is that of training samples", said)
 
 
 def _check_part(

@@ -6,10 +6,13 @@ read is therefore compared with the hashes of all published files (`PUBLISHED`).
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,6 +122,16 @@ class ImageSet(Source[FolderSettings]):
         test = self._read(paths, "test")
         return Dataset(self.name, *train, *test, 10, self.scaling, shape=(1, _SIDE, _SIDE))
 
+    def content(self, settings: FolderSettings) -> str | None:
+        """None if all four files hold what was published; does not depend on their compression."""
+        digests = {}
+        for part, path in self.locate(settings).items():
+            state = path.stat()
+            digests[part] = _content_hash(path, state.st_size, state.st_mtime_ns, state.st_ino)
+        if digests == {part: hashes.sha256 for part, hashes in self.hashes.items()}:
+            return None
+        return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
     def _read(self, paths: Mapping[str, Path], which: str) -> Samples:
         images, labels = paths[f"{which}_images"], paths[f"{which}_labels"]
         pixels, classes = idx.read(images, (None, _SIDE, _SIDE)), idx.read(labels, (None,))
@@ -168,6 +181,12 @@ class ImageSet(Source[FolderSettings]):
                 f"cannot write to {folder}: {error.strerror or error}; set another folder"
             ) from error
         return folder
+
+
+@cache
+def _content_hash(path: Path, size: int, changed: int, inode: int) -> str:
+    """Hash of the decompressed content; a file is read again only if its state differs."""
+    return idx.content_hash(path)
 
 
 def _variant(folder: Path, name: str) -> Path | None:

@@ -62,6 +62,7 @@ class Registered(Source[RegisteredSettings]):
     def __init__(self, name: str, loader: Loader) -> None:
         """Remembers the loader; nothing is loaded yet."""
         self.name, self.loader = name, loader
+        self._contents: dict[str, str] = {}  # by settings
 
     def load(self, settings: RegisteredSettings) -> Dataset:
         """Calls the loader, and checks and converts what it returns."""
@@ -85,6 +86,13 @@ class Registered(Source[RegisteredSettings]):
             *sites,
             shape=train.shape[1:],
         )
+
+    def content(self, settings: RegisteredSettings) -> str:
+        """Fingerprint of the samples: which files a loader reads is not known, so it is called."""
+        key = settings.model_dump_json()
+        if key not in self._contents:
+            self._contents[key] = self.load(settings).fingerprint()
+        return self._contents[key]
 
     def _call(self, where: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
         _require_taken(where, self.loader, options)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from mpi_ntkdfl.config import DatasetSettings
 from mpi_ntkdfl.data.dataset import Dataset
+from mpi_ntkdfl.runtime import identity
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.settings import affects
 
@@ -76,6 +79,23 @@ class Source(ABC, Generic[SettingsT]):
             InputError: if a file is missing; the message lists the folders tried and the way out.
         """
         return {}
+
+    def content(self, settings: SettingsT) -> str | None:
+        """What identifies the content of the files, without reading samples where that can be avoided.
+
+        Returns:
+            None for samples that everybody has under this name; else SHA-256, by default over the bytes
+            of the files. A file is read once per process and state.
+
+        Raises:
+            InputError: if a file is missing or unreadable.
+        """
+        paths = self.locate(settings)
+        try:
+            digests = {part: identity.of_file(path) for part, path in sorted(paths.items())}
+        except OSError as error:
+            raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
+        return hashlib.sha256(json.dumps(digests).encode()).hexdigest() if digests else None
 
     @abstractmethod
     def load(self, settings: SettingsT) -> Dataset:

@@ -121,6 +121,16 @@ def locate(settings: DatasetSettings) -> dict[str, Path]:
     return paths
 
 
+def content(settings: DatasetSettings) -> str | None:
+    """What identifies the content of a data set; see `Source.content`.
+
+    Raises:
+        InputError: if a file is missing or unreadable.
+    """
+    told: str | None = DATASETS.find(settings.name).content(settings)
+    return told
+
+
 def fetch(name: str, root: str | None = None) -> Path:
     """Downloads the files of a data set that are not there yet or are damaged.
 

@@ -56,6 +56,7 @@ import torch
 
 from mpi_ntkdfl.ntk import compiled
 from mpi_ntkdfl.ntk.evolve_batch import evolve_batch
+from mpi_ntkdfl.runtime.device import HOST
 from mpi_ntkdfl.runtime.errors import InputError
 
 DEFAULT_TOLERANCE = 1e-5
@@ -125,7 +126,7 @@ def evolve(
     if loss != "cross-entropy":
         raise ValueError(f'expected loss "cross-entropy" or "squared", got {loss!r}')
     if implementation == "compiled":
-        if outputs.device.type != "cpu":
+        if outputs.device != HOST:
             raise ValueError(f"the compiled evolution is for CPUs, got arrays on {outputs.device}")
         build = compiled.find(outputs.dtype)
         if isinstance(build, str):
@@ -152,9 +153,7 @@ def choose(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple[Imple
     """
     if wanted == "tensor":
         return "tensor", "compute.evolution is tensor"
-    build = (
-        compiled.find(dtype) if device.type == "cpu" else "the compiled version is for CPUs only"
-    )
+    build = compiled.find(dtype) if device == HOST else "the compiled version is for CPUs only"
     if isinstance(build, compiled.Build):
         return "compiled", f"built for {build.level}"
     if wanted == "compiled":

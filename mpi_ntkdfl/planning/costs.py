@@ -1,7 +1,8 @@
 """What a round costs: the seconds of each client's work on a machine, and of a whole round on ranks.
 
-Methods count their own work (`Method.work`). Here are added what is common to all methods, averaging and
-evaluation, and what ranks do besides. Ranks share out clients by these costs, and `check` shows them.
+Methods count their own work (`Method.work`). This module adds what is common to all methods (averaging
+and evaluation), and what ranks do in addition. Clients are shared out to ranks by these costs, and
+`check` shows them.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def round_work(first: FirstRound) -> dict[str, Work]:
 
 
 def _server_work(first: FirstRound) -> dict[str, Work]:
-    """What a server computes in a round, for an average choice of participants."""
+    """What a server computes in a round, for a typical choice of participants."""
     gathered, nothing = np.array([first.sizes.mean() * first.needs.participants]), np.zeros(1)
     load = Load(first.network, first.dtype.itemsize, gathered, gathered, nothing)
     return first.method.server_work(first.config.algorithm, load)
@@ -104,24 +105,24 @@ def client_seconds(work: dict[str, Work], machine: Machine) -> dict[str, np.ndar
 
 
 def placement_costs(work: dict[str, Work]) -> np.ndarray:
-    """Costs by which ranks share out clients, `[client]` int64: microseconds on `NOMINAL`."""
+    """Costs by which clients are shared out to ranks, `[client]` int64: microseconds on `NOMINAL`."""
     total = sum(client_seconds(work, NOMINAL).values(), np.zeros(1))
     costs: np.ndarray = np.rint(1e6 * total).astype(np.int64)
     return costs
 
 
 def balanced(first: FirstRound) -> FirstRound:
-    """The same round with clients shared out so that ranks have about equally much to compute."""
+    """The same round, with clients shared out so that all ranks have about the same work."""
     costs = placement_costs(round_work(first))
     return replace(first, placement=Placement.balanced(costs, first.placement.ranks))
 
 
 def round_seconds(first: FirstRound, moved: int, machine: Machine, cores: int) -> dict[str, float]:
-    """Seconds of a round by phase, on the rank that has most to compute.
+    """Seconds of a round by phase, on the rank with the most work.
 
     Args:
         first: round 0.
-        moved: bytes that all ranks hand to MPI.
+        moved: bytes that all ranks give to MPI.
         machine: the speed of a thread.
         cores: of a host. All ranks are taken to share one host. If they need more cores than it has,
             they slow each other down in proportion.
@@ -149,7 +150,7 @@ def round_seconds(first: FirstRound, moved: int, machine: Machine, cores: int) -
 def measure(dtype: torch.dtype) -> Machine:
     """Measures one thread of this machine in about half a second, and takes the best of several tries.
 
-    Times are those of the processor, so other processes matter only where they take cache and memory.
+    Times are CPU times, so other processes matter only where they use the cache and the memory.
     """
     size = 1024
     a, b = (torch.ones(size, size, dtype=dtype) for _ in range(2))

@@ -56,7 +56,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Collecting:
-    """How the blocks of a round are collected: as in `Plan`; `smallest` is the least working memory."""
+    """How the blocks of a round are collected, as in `Plan`; `smallest` is the least working memory."""
 
     largest: int
     waves: int
@@ -89,7 +89,7 @@ def make_plan(first: FirstRound) -> Plan:
     if limit is not None and limit < collecting.smallest:
         raise InputError(
             f"compute.memory_limit must hold at least {whole}, {readable(collecting.smallest)}; "
-            f"got {readable(limit)}; raise it, or lower {way_out} or the samples a client"
+            f"got {readable(limit)}; raise it, or lower {way_out} or the samples per client"
         )
     allowed = max(limit or DEFAULT_LIMIT, collecting.smallest)
     working = allowed if collecting.working is None else min(allowed, collecting.working)
@@ -118,14 +118,14 @@ def _by_neighbours(first: FirstRound) -> _Collecting:
         width = slice_width(graph, sizes, work, limit)
         return _Collecting(largest, turns, width, smallest_limit(graph, sizes, None, work))
     if not needs.blocks:
-        alone = work.one_client(int(sizes.max()))
-        return _Collecting(largest, 0, 0, alone, alone)
+        least = work.one_client(int(sizes.max()))
+        return _Collecting(largest, 0, 0, least, least)
     message_bytes = needs.blocks[0].nbytes_each(sizes)
     waves = factored_waves(graph, placement, sizes, message_bytes, work, limit, at_once)
     held = 4 * neighbourhood_sums(graph, message_bytes)
     crossing = np.asarray(placement.owner(graph.edges))
     share = float(np.mean(crossing[:, 0] != crossing[:, 1])) if len(crossing) else 0.0
-    # What does not cross is made when it is needed, for one client at a time.
+    # What stays on its rank is made when it is needed, for one client at a time.
     most = max(int(held[wave.start : wave.stop].sum()) for own in waves for wave in own)
     own = int((held // 4).max()) + int(message_bytes.max())
     beside = (at_once - 1) * work.one_client(largest)
@@ -177,7 +177,7 @@ def _traffic(first: FirstRound) -> np.ndarray:
 
 
 def _server_traffic(first: FirstRound) -> np.ndarray:
-    """The same where participants send blocks to rank 0, which sends a vector to all clients."""
+    """The same if participants send blocks to rank 0, which sends a vector to all clients."""
     config, sizes, placement, needs = first.config, first.sizes, first.placement, first.needs
     asked = participants(config.clients, needs.participants, config.seed, round=0)
     found = np.zeros((2, len(TRAFFIC_PHASES)), dtype=np.int64)

@@ -30,14 +30,14 @@ def text(name: str) -> str:
 
 
 def read_source(source: str) -> list[dict[str, Any]]:
-    """Reads a preset by name, or else a YAML file by path, and the presets it builds on.
+    """Reads a preset by name, or a YAML file by path, and the presets on which it builds.
 
     Returns:
-        Layers for `config.parse`, plain mappings: what the key `base` names comes first.
+        Layers for `config.parse` as plain mappings; the preset that the key `base` names comes first.
 
     Raises:
-        InputError: if it is neither, cannot be read, is not a mapping, or has a base that is no
-            preset or leads back to itself.
+        InputError: if there is no such preset or file, if it cannot be read or is not a mapping, or if
+            its base is not a preset or leads back to itself.
     """
     layers = [_read_mapping(source)]
     seen = [source]
@@ -79,7 +79,7 @@ def read_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     """Turns `["a.b=c", ...]` into `{"a": {"b": c}}`, values read as YAML.
 
     Raises:
-        InputError: for an assignment without `=` or key, or one that contradicts another's nesting.
+        InputError: for an assignment without `=` or key, or one whose nesting contradicts another one.
     """
     layer: dict[str, Any] = {}
     for assignment in assignments:

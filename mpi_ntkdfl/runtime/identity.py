@@ -1,4 +1,4 @@
-"""Which program a rank runs: the package's sources, its commit, the libraries, the processor.
+"""Which program a rank runs: the package's sources, its commit, the libraries, the processor, the cores.
 
 The ranks of a job compare this before they read anything. Two different packages in one job exchange
 messages that mean different things, or wait for each other for ever. Two versions of a library, or two
@@ -15,6 +15,8 @@ import subprocess
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+
+from mpi_ntkdfl.runtime import limits
 
 PACKAGE = Path(__file__).resolve().parent.parent
 """The folder of this package."""
@@ -34,16 +36,26 @@ _EXTENSIONS = (
 Identity = dict[str, str]
 """What one rank runs, by name: plain text only, so that every version of the package can read it."""
 
+_OF_THE_RANK = ("sources", "cores", "core limit")
+"""Names in it that are compared in another way, or that may differ between ranks."""
+
 
 @cache
 def own() -> Identity:
-    """What this process runs: `sources`, then `python`, libraries, `processor`, `compiled`."""
+    """What this process runs: `sources`, `python`, libraries, `processor`, `compiled`, and its cores.
+
+    `cores` is a mask in hexadecimal digits: bit c is set if the process may run on core c. `core limit`
+    is the number of cores that its control groups allow, 0 for no limit.
+    """
+    mask = sum(1 << core for core in limits.usable_cores())
     return {
         "sources": sources(PACKAGE),
         "python": platform.python_version(),
         **{name: _version(name) for name in _LIBRARIES},
         "processor": processor(),
         "compiled": compiled(PACKAGE),
+        "cores": f"{mask:x}",
+        "core limit": str(limits.core_limit()),
     }
 
 
@@ -129,26 +141,65 @@ def versions(
     hosts: Sequence[str], identities: Sequence[Identity]
 ) -> dict[str, str | dict[str, list[str]]]:
     """Python, libraries and processor by name: one value, or the hosts of each value if it differs."""
-    found: dict[str, str | dict[str, list[str]]] = {}
+    by_name: dict[str, str | dict[str, list[str]]] = {}
     for name in identities[0]:
-        if name != "sources":
+        if name not in _OF_THE_RANK:
             who = _by_value(hosts, [identity[name] for identity in identities])
-            found[name] = next(iter(who)) if len(who) == 1 else who
-    return found
+            by_name[name] = next(iter(who)) if len(who) == 1 else who
+    return by_name
+
+
+def cores(hosts: Sequence[str], identities: Sequence[Identity]) -> dict[str, int]:
+    """How many cores the ranks of each host may use together.
+
+    These are the cores that at least one rank may run on, as far as control groups allow so many. Ranks
+    of one host share its control group, so the largest limit of them counts.
+    """
+    usable: dict[str, int] = {}
+    for host in dict.fromkeys(hosts):
+        own_ranks = [identities[rank] for rank, name in enumerate(hosts) if name == host]
+        mask = 0
+        for identity in own_ranks:
+            mask |= int(identity.get("cores", "0"), 16)
+        allowed = [int(identity.get("core limit", "0")) for identity in own_ranks]
+        limit = max(allowed) if all(allowed) else mask.bit_count()
+        usable[host] = min(mask.bit_count(), limit)
+    return usable
 
 
 def _by_value(hosts: Sequence[str], values: Sequence[str]) -> dict[str, list[str]]:
     """The hosts of each value, once each."""
-    found: dict[str, dict[str, None]] = {}
+    by_value: dict[str, dict[str, None]] = {}
     for host, value in zip(hosts, values, strict=True):
-        found.setdefault(value, {})[host] = None
-    return {value: list(names) for value, names in found.items()}
+        by_value.setdefault(value, {})[host] = None
+    return {value: list(names) for value, names in by_value.items()}
 
 
 def _some(names: Sequence[str], most: int = 4) -> str:
     """`n1, n2`, or the first few of many."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+# ------------------------------------------------------------------------------ the content of files
+
+
+def of_file(path: Path) -> str:
+    """SHA-256 over the bytes of a file, as hexadecimal digits.
+
+    A file whose size, time of change and inode stay the same is read once per process.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    state = path.stat()
+    return _of_file(path, state.st_size, state.st_mtime_ns, state.st_ino)
+
+
+@cache
+def _of_file(path: Path, size: int, changed: int, inode: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ---------------------------------------------------------------------------------------- the commit

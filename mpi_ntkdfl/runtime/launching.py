@@ -1,8 +1,7 @@
-"""How the program starts ranks of itself, and the cores it has for them."""
+"""How the program starts ranks of itself."""
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -131,10 +130,3 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
     except BaseException:
         process.terminate()
         raise
-
-
-def usable_cores() -> tuple[int, ...]:
-    """Numbers of the cores that this process may run on, ascending."""
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))  # macOS binds no processes

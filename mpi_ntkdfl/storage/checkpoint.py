@@ -1,7 +1,7 @@
 """The checkpoint of a run, `RUN.ckpt.h5`: all it takes to go on, by client and not by rank.
 
-    /             attributes: schema, config (YAML), layout (JSON, names and shapes of the
-                  state_dict), round, sha256
+    /             attributes: schema, run (id of the run), config (YAML), layout (JSON, names and
+                  shapes of the state_dict), round, sha256
     /params       [client, param]
     /state/NAME   [client, ...]     what the method carries beside the weights, if anything
 
@@ -56,7 +56,12 @@ class Rows:
 
 
 def write(
-    outputs: Outputs, config_yaml: str, layout: Layout, done: int, arrays: Mapping[str, Rows]
+    outputs: Outputs,
+    config_yaml: str,
+    layout: Layout,
+    done: int,
+    arrays: Mapping[str, Rows],
+    run: str = "",
 ) -> None:
     """Writes the newest checkpoint; the one before is kept.
 
@@ -67,18 +72,20 @@ def write(
         done: rounds done.
         arrays: `params`, and `state/NAME` for each array of the method; their blocks are taken in
             the order of the names.
+        run: id of the run.
 
     Raises:
         SimulationError: if it cannot be written; both older checkpoints are as before.
     """
-    header = json.dumps([SCHEMA, config_yaml, list(layout.shapes.items()), done])
-    digest = hashlib.sha256(header.encode())
+    digest = hashlib.sha256(_header(config_yaml, layout, done, run))
     with (
         replacing(outputs.checkpoint, outputs.former_checkpoint) as path,
         writing(path, "w") as file,
     ):
         file.attrs["schema"] = SCHEMA
         file.attrs["config"] = config_yaml
+        if run:
+            file.attrs["run"] = run
         file.attrs["layout"] = json.dumps(list(layout.shapes.items()))
         file.attrs["round"] = done
         for name, rows in sorted(arrays.items()):
@@ -93,6 +100,12 @@ def write(
         file.attrs["sha256"] = digest.hexdigest()
 
 
+def _header(config_yaml: str, layout: Layout, done: int, run: str) -> bytes:
+    """The attributes as the checksum covers them; checkpoints of earlier versions name no run."""
+    told = [SCHEMA, config_yaml, list(layout.shapes.items()), done, *([run] if run else [])]
+    return json.dumps(told).encode()
+
+
 def _describe(name: str, dataset: h5py.Dataset) -> bytes:
     return json.dumps([name, list(dataset.shape), dataset.dtype.str]).encode()
 
@@ -103,6 +116,7 @@ class Checkpoint:
     Attributes:
         path: of the file.
         round: rounds done.
+        run: id of the run, empty in checkpoints of earlier versions.
         config: the run's configuration, YAML.
         layout: names and shapes within a row of `params`.
         arrays: names of what it holds, `params` first.
@@ -138,6 +152,7 @@ class Checkpoint:
         self.layout = Layout(shapes)
         self.round = int(file.attrs["round"])
         self.config = str(file.attrs["config"])
+        self.run = str(file.attrs.get("run", ""))
         self.arrays = ["params", *(f"state/{name}" for name in file.get("state", ()))]
         for name in self.arrays:
             sane(file, name)
@@ -147,8 +162,7 @@ class Checkpoint:
             raise ValueError("its arrays are of different numbers of clients")
 
     def _verify(self) -> None:
-        header = [SCHEMA, self.config, list(self.layout.shapes.items()), self.round]
-        digest = hashlib.sha256(json.dumps(header).encode())
+        digest = hashlib.sha256(_header(self.config, self.layout, self.round, self.run))
         for name in self.arrays:
             dataset = self._file[name]
             digest.update(_describe(name, dataset))
@@ -180,17 +194,17 @@ def newest(outputs: Outputs) -> Iterator[Checkpoint]:
         InputError: if there is none, or none is readable.
     """
     try:
-        found = Checkpoint(outputs.checkpoint)
+        checkpoint = Checkpoint(outputs.checkpoint)
     except InputError as error:
         if not outputs.former_checkpoint.exists():
             raise
         try:
-            found = Checkpoint(outputs.former_checkpoint)
+            checkpoint = Checkpoint(outputs.former_checkpoint)
         except InputError as former:
             raise InputError(f"{error}; {former}") from error
-        _log.warning("%s; the one before, after round %d, is whole", error, found.round)
-    with contextlib.closing(found):
-        yield found
+        _log.warning("%s; the one before, after round %d, is whole", error, checkpoint.round)
+    with contextlib.closing(checkpoint):
+        yield checkpoint
 
 
 def state_dict(checkpoint: Checkpoint, client: int | None) -> dict[str, torch.Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from mpi_ntkdfl.evaluate import Evaluation
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.clock import PHASES
-from mpi_ntkdfl.storage import checkpoint, lock, whole
+from mpi_ntkdfl.storage import checkpoint, identity, lock, whole
 from mpi_ntkdfl.storage.checkpoint import Rows
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.storage.record import Record, RoundRecord, provenance
@@ -48,11 +49,12 @@ class Journal:
         self._world, self._clock = self._federation.world, self._federation.clock
         self._record = Record(outputs.record)
         self._trace: Trace | None = None
+        self._run = ""  # on rank 0, from `create` or `resume`
 
     def create(
         self,
         shares: tuple[np.ndarray, np.ndarray] | None,
-        data: str | None,
+        contents: Mapping[str, str] | None,
         method: Method[Any],
     ) -> None:
         """Begins an empty record; former outputs of that name are removed.
@@ -60,18 +62,21 @@ class Journal:
         Args:
             method: of this run; the record stores what readers need to know of it.
             shares: offsets and indices of the partition, on rank 0.
-            data: fingerprint of the data set, on rank 0.
+            contents: of the files, by the names in `identity.FILES`, on rank 0.
         """
 
         def begin() -> None:
             assert shares is not None
-            assert data is not None
+            assert contents is not None
             config, network = self._config, self._federation.network
             needs = method.needs(config.algorithm, network, self._federation.dtype)
+            self._run = identity.new_run()
             attributes = {
+                "run": self._run,
                 "config": config.to_yaml(),
                 "seed": config.seed,
-                "data": data,
+                "data": contents["data"],
+                "contents": json.dumps(dict(contents)),
                 **facts(type(method), needs),
                 **self._provenance(),
             }
@@ -88,6 +93,7 @@ class Journal:
         told = provenance(
             self._world, str(federation.device), str(torch.__version__), federation.choices
         )
+        told["threads"] = self._config.compute.threads
         if brought := plugins.loaded():
             told["plugins"] = plugins.as_json(brought)
         return told
@@ -112,26 +118,28 @@ class Journal:
                 lock.require_own(self._outputs.checkpoint)
                 start.checkpoint.path.replace(self._outputs.checkpoint)
             whole.remove_leftovers(self._outputs)
-            self._record.resume(start.checkpoint.round, every, config_yaml, self._provenance())
+            self._run = start.run or identity.new_run()
+            told = self._provenance()
+            self._record.resume(start.checkpoint.round, every, config_yaml, told, self._run)
             return start.checkpoint.arrays
 
         def rows(name: str, rank: int) -> np.ndarray:
             assert start is not None
             return start.checkpoint.rows(name, self._federation.placement.owned(rank))
 
-        found = {}
+        state = {}
         for name in self._world.on_root(begin):
             mine = self._world.scatter(partial(rows, name))
-            found[name.removeprefix("state/")] = torch.from_numpy(mine)
-        weights = found.pop("params").to(self._federation.device)
-        method.restore(found)
+            state[name.removeprefix("state/")] = torch.from_numpy(mine)
+        weights = state.pop("params").to(self._federation.device)
+        method.restore(state)
         self._begin_trace(start.checkpoint.round if start else 0)
         return weights
 
     def _begin_trace(self, done: int) -> None:
         """Begins the timeline, or goes on with it after `done` rounds, if there shall be one."""
         if self._config.output.trace:
-            self._trace = Trace(self._outputs.trace, self._world, self._clock, done)
+            self._trace = Trace(self._outputs.trace, self._world, self._clock, done, self._run)
 
     def hand_in(self, taus: list[int]) -> HandedIn:
         """Starts to bring to rank 0 what every rank knows of the round that is over.
@@ -201,6 +209,7 @@ class Journal:
                 self._federation.network.layout,
                 done,
                 {name: self._rows(array) for name, array in arrays.items()},
+                self._run,
             )
 
     def _rows(self, mine: torch.Tensor) -> Rows:

@@ -221,6 +221,7 @@ def holder(outputs: Outputs) -> str | None:
         descriptor = _open(outputs.lock, os.O_RDONLY)
     except (OSError, InputError):
         return None
+    claim = None
     try:
         claim = _read(outputs.lock)
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

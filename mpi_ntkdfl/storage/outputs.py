@@ -12,6 +12,12 @@ from pathlib import Path
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.hdf5 import SIGNATURE, reading
 
+_LONGEST_NAME = 255
+"""Bytes that Linux allows in the name of a file."""
+
+_SUFFIXES = 40
+"""Bytes that the names of a run's checkpoints, locks and temporary files have more than its record's."""
+
 _CHECKPOINTS = (".ckpt.h5", ".ckpt-1.h5")
 
 
@@ -116,6 +122,12 @@ def refuse(outputs: Outputs, replace: bool) -> None:
                 f"{outputs.record} has the name of a checkpoint: give the record's name, such as "
                 f"{record}"
             )
+    room = _LONGEST_NAME - len(os.fsencode(outputs.record.name))
+    if room < _SUFFIXES:
+        raise InputError(
+            f"-o: the name of a record may have {_LONGEST_NAME - _SUFFIXES} bytes, because a run makes "
+            f"files whose names are longer, got {_LONGEST_NAME - room}; choose a shorter name"
+        )
     try:
         for file in outputs.existing():
             if not replace and file.is_file():

@@ -5,12 +5,14 @@ while the run goes on or after it was killed, finds a whole one with every finis
 
 docs/output.md describes every dataset. What is no metric:
 
-    /            attributes: schema, config (YAML), version, commit, sources (sha256 of the package's
-                 sources), versions (JSON: Python, libraries, processor; by host where they differ),
-                 created, seed, ranks, hosts, cores, mpi, torch, device, choices (JSON) of the first
-                 start; data (sha256); resumed (JSON, later starts); method_label, method_look (JSON,
-                 see runtime/looks.py; absent if it has none), method_central (1 if the method has a
-                 server)
+    /            attributes: schema, run (id of the run), config (YAML), seed, data (sha256), contents
+                 (JSON, sha256 by the names in storage/identity.py); version, commit, sources (sha256
+                 of the package's sources), versions (JSON: Python, libraries, processor; by host where
+                 they differ), created, ranks, hosts, cores (of the first host), host_cores (JSON, of
+                 all hosts), threads, memory (of rank 0), mpi, torch, device, choices (JSON), plugins
+                 (JSON) of the first start; resumed (JSON, the same of later starts, and round);
+                 method_label, method_look (JSON, see runtime/looks.py; absent if it has none),
+                 method_central (1 if the method has a server)
     /traffic     attribute phases
     /time        attribute phases
     /topology    edges [edge, 2], offsets [round + 1]      round k: edges[offsets[k]:offsets[k+1]]
@@ -21,7 +23,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +49,7 @@ from mpi_ntkdfl.metrics import (
     Metric,
     recorded,
 )
-from mpi_ntkdfl.runtime import identity
+from mpi_ntkdfl.runtime import identity, limits
 from mpi_ntkdfl.runtime.clock import PHASES
 from mpi_ntkdfl.runtime.hdf5 import sane, writing
 from mpi_ntkdfl.storage.schema import describe, metrics_of
@@ -101,7 +102,11 @@ class RoundRecord:
 def provenance(
     world: World, device: str, torch: str, choices: Mapping[str, str]
 ) -> dict[str, str | int]:
-    """Where, with which versions and in which ways of computing a run starts: attributes of a record."""
+    """Where, with which versions and in which ways of computing a run starts: attributes of a record.
+
+    Cores and memory are those that the run may use, by affinity and control groups.
+    """
+    cores = identity.cores(world.hosts, [i or {} for i in world.identities])
     return {
         "version": __version__,
         "commit": identity.commit(),
@@ -110,7 +115,9 @@ def provenance(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "ranks": world.size,
         "hosts": json.dumps(world.hosts),
-        "cores": os.cpu_count() or 0,  # of rank 0's host
+        "cores": cores[world.hosts[0]],
+        "host_cores": json.dumps(cores),
+        "memory": limits.memory(),
         "mpi": world.library,
         "torch": torch,
         "device": device,
@@ -135,7 +142,8 @@ class Record:
         """Makes the file with empty datasets, replacing one that is there.
 
         Args:
-            attributes: of the root: `config`, `seed`, `data` and those of `provenance`.
+            attributes: of the root: `run`, `config`, `seed`, `data`, `contents` and those of
+                `provenance`.
             clients: M.
             ranks: R.
             partition: offsets `[client + 1]` and indices.
@@ -151,7 +159,12 @@ class Record:
                 file.create_dataset(f"partition/{name}", data=values, **_CHECKED)
 
     def resume(
-        self, done: int, every: int, config_yaml: str, start: Mapping[str, str | int]
+        self,
+        done: int,
+        every: int,
+        config_yaml: str,
+        start: Mapping[str, str | int],
+        run: str = "",
     ) -> None:
         """Cuts what is beyond `done` rounds, and notes another start.
 
@@ -160,6 +173,7 @@ class Record:
             every: rounds between evaluations. A row between, from a run that was to end there, goes.
             config_yaml: the configuration the run goes on with.
             start: its `provenance`.
+            run: id of the run, for records of earlier versions, which have none.
 
         Raises:
             SimulationError: if it cannot be written.
@@ -183,6 +197,8 @@ class Record:
             offsets.resize(done + 1, axis=0)
             file["topology/edges"].resize(int(offsets[done]), axis=0)
             file.attrs["config"] = config_yaml
+            if run and "run" not in file.attrs:
+                file.attrs["run"] = run
             starts = [*json.loads(file.attrs["resumed"]), {"round": done, **start}]
             file.attrs["resumed"] = json.dumps(starts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,10 +13,12 @@ import h5py
 import numpy as np
 
 from mpi_ntkdfl.config import Config, effect, parse
+from mpi_ntkdfl.runtime import identity as own_identity
 from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.hdf5 import reading
 from mpi_ntkdfl.runtime.yaml_text import read_yaml
+from mpi_ntkdfl.storage import identity, trace
 from mpi_ntkdfl.storage.checkpoint import Checkpoint, newest
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.storage.record import last_choices, read_all
@@ -33,15 +36,17 @@ class Start:
 
     Attributes:
         checkpoint: open and verified.
+        run: id of the run; empty if an earlier version wrote its files.
         partition: offsets and indices of the recorded partition.
-        data: fingerprint of the recorded data set.
+        contents: of the files, as recorded, by the names in `identity.FILES`.
         edges: of the last finished round's graph, `[edge, 2]`.
         choices: which ways of computing the last start took, by the name of the choice.
     """
 
     checkpoint: Checkpoint
+    run: str
     partition: tuple[np.ndarray, np.ndarray]
-    data: str
+    contents: Mapping[str, str]
     edges: np.ndarray
     choices: Mapping[str, str]
 
@@ -68,13 +73,17 @@ class Start:
                 )
 
     def compare(
-        self, partition: tuple[np.ndarray, np.ndarray], data: str, edges: np.ndarray
+        self,
+        partition: tuple[np.ndarray, np.ndarray],
+        contents: Mapping[str, str],
+        edges: np.ndarray,
     ) -> None:
         """Holds what was read and drawn anew to what is recorded.
 
         Args:
             partition: offsets and indices.
-            data: fingerprint of the data set.
+            contents: of the files. The file of starting weights may be missing, because the checkpoint
+                holds all weights.
             edges: of the last finished round's graph.
 
         Raises:
@@ -82,7 +91,7 @@ class Start:
         """
         differing = {
             "the partition": not all(map(np.array_equal, self.partition, partition)),
-            "the data set": self.data != data,
+            "the data set": self.contents["data"] != contents["data"],
             "the graph of the last round": not np.array_equal(self.edges, edges),
         }
         for what, differs in differing.items():
@@ -91,6 +100,13 @@ class Start:
                     f"cannot go on: {what} is not the recorded one; have files changed, or the "
                     "versions of numpy and networkx that drew it?"
                 )
+        former, now = (each.get("weights") for each in (self.contents, contents))
+        if former and now and former != now:
+            raise InputError(
+                "cannot go on: the file of model.weights is not the one that the run began with "
+                f"(SHA-256 was {former[:12]}, is {now[:12]}); {_WAY_OUT}, or move that file away, since "
+                "a run that goes on does not need it"
+            )
 
 
 def finished_without_weights(outputs: Outputs, config: Config, killed: bool) -> int | None:
@@ -138,7 +154,13 @@ def find_start(outputs: Outputs, config: Config) -> Iterator[Start | None]:
         yield None
         return
     with newest(outputs) as checkpoint:
-        _refuse_changes(checkpoint.config, config, checkpoint.round)
+        former = _refuse_changes(checkpoint.config, config, checkpoint.round)
+        if (former.model.weights is None) != (config.model.weights is None):
+            old, new = former.model.weights, config.model.weights
+            raise InputError(
+                f"cannot go on with a changed configuration: model.weights was {old}, is {new}; "
+                f"{_WAY_OUT}"
+            )
         yield _read_start(outputs, checkpoint, config.rounds)
 
 
@@ -147,16 +169,13 @@ def _read_start(outputs: Outputs, checkpoint: Checkpoint, wanted: int) -> Start:
     done = checkpoint.round
     with _open_record(outputs) as file:
         read_all(file)
+        _require_one_run(outputs, checkpoint, file)
         planned = read_yaml(str(file.attrs["config"]), "the recorded configuration")["rounds"]
         if wanted == done != planned:  # its last row may be missing, if not every round has one
             raise InputError(
                 f"{done} rounds of {planned} are done already: rounds may change only to more than that"
             )
-        if str(file.attrs.get("plugins", "[]")) != plugins.as_json(plugins.loaded()):
-            _log.warning(
-                "the plugins are not the files that the run was started with (their hashes differ): "
-                "the rounds to come may be computed in another way"
-            )
+        _warn_of_other_code(file, done)
         offsets = file["topology/offsets"][:]
         rounds = len(offsets) - 1
         if rounds < done:
@@ -166,10 +185,55 @@ def _read_start(outputs: Outputs, checkpoint: Checkpoint, wanted: int) -> Start:
             )
         return Start(
             checkpoint,
+            identity.run_of(file),
             (file["partition/offsets"][:], file["partition/indices"][:]),
-            str(file.attrs["data"]),
+            identity.recorded(file),
             file["topology/edges"][offsets[done - 1] : offsets[done]],
             last_choices(file),
+        )
+
+
+def _require_one_run(outputs: Outputs, checkpoint: Checkpoint, file: h5py.File) -> None:
+    """Refuses a record, a checkpoint and a timeline that are of two runs.
+
+    Raises:
+        InputError: naming the two files.
+    """
+    record = identity.run_of(file)
+    identity.require_one_run(outputs, record, checkpoint.run, checkpoint.path)
+    identity.require_one_run(outputs, record, trace.run_of(outputs.trace), outputs.trace)
+    # Files of earlier versions have no id. Their configurations tell as well, up to what may change.
+    first, second = (
+        parse([read_yaml(text, "the recorded configuration")])
+        for text in (str(file.attrs["config"]), checkpoint.config)
+    )
+    changes = differences(first.model_dump(mode="json"), second.model_dump(mode="json"))
+    if wrong := [key for key in changes if not may_change(key, first)]:
+        raise InputError(
+            f"{outputs.record} and {checkpoint.path} are of two runs, so they do not belong together: "
+            f"they differ in {', '.join(wrong)}; put the files of one run back, or give --overwrite to "
+            "start again"
+        )
+
+
+def _warn_of_other_code(file: h5py.File, done: int) -> None:
+    """Says if the last start ran other sources of the package, or other plugins.
+
+    The record names the code of every start, with the number of rounds that were done before.
+    """
+    last = [dict(file.attrs), *json.loads(file.attrs["resumed"])][-1]
+    former, now = str(last.get("sources", "")), own_identity.own()["sources"]
+    if former and former != now:
+        _log.warning(
+            "the package's sources are not those of the last start (SHA-256 was %s, is %s): the rounds "
+            "after round %d may be computed in another way",
+            *(former[:12], now[:12], done),
+        )
+    if str(last.get("plugins", "[]")) != plugins.as_json(plugins.loaded()):
+        _log.warning(
+            "the plugins are not the files of the last start (their hashes differ): the rounds after "
+            "round %d may be computed in another way",
+            done,
         )
 
 
@@ -231,11 +295,11 @@ def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], above: str = ""
 ) -> dict[str, tuple[Any, Any]]:
     """Settings that differ, as `section.key`: (old, new)."""
-    found: dict[str, tuple[Any, Any]] = {}
+    changed: dict[str, tuple[Any, Any]] = {}
     for key in dict.fromkeys([*old, *new]):
         one, other, where = old.get(key), new.get(key), f"{above}{key}"
         if isinstance(one, Mapping) and isinstance(other, Mapping):
-            found |= differences(one, other, f"{where}.")
+            changed |= differences(one, other, f"{where}.")
         elif one != other:
-            found[where] = one, other
-    return found
+            changed[where] = one, other
+    return changed

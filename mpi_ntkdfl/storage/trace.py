@@ -19,11 +19,14 @@ from mpi_ntkdfl.runtime.clock import IN_FLIGHT, PHASES, SPANS, Clock
 from mpi_ntkdfl.runtime.errors import SimulationError
 from mpi_ntkdfl.storage.outputs import unwritable
 
+_RUN = "mpi_ntkdfl_run"
+"""Name of the event that holds the run's id; viewers pass over it."""
+
 
 class Trace:
     """Writes the timeline; all ranks call the same methods together, and rank 0 writes."""
 
-    def __init__(self, path: Path, world: World, clock: Clock, done: int) -> None:
+    def __init__(self, path: Path, world: World, clock: Clock, done: int, run: str = "") -> None:
         """Begins the file, or goes on with it.
 
         Args:
@@ -31,6 +34,7 @@ class Trace:
             world: the ranks.
             clock: of this rank; from now on it keeps spans.
             done: rounds done before; what the file holds of later rounds is removed.
+            run: id of the run, on rank 0.
 
         Raises:
             SimulationError: if the file cannot be written.
@@ -41,7 +45,8 @@ class Trace:
         if world.rank == 0:
             kept = list(_of_rounds(path, done)) if done else []
             self._after = max((_end(event) for event in kept), default=0.0)
-            self._write("w", [*kept, *self._names()])
+            named: dict[str, object] = {"ph": "M", "pid": 0, "tid": 0, "name": _RUN}
+            self._write("w", [{**named, "args": {"run": run}}, *kept, *self._names()])
         clock.keep_spans()
         # Clocks of hosts differ. All begin to count when all are here, up to a latency of the network.
         world.total(np.zeros(1, np.int64))
@@ -92,6 +97,17 @@ class Trace:
                 file.writelines(json.dumps(event) + ",\n" for event in events)
         except OSError as error:
             raise SimulationError(unwritable(self._path, error)) from error
+
+
+def run_of(path: Path) -> str:
+    """The id of the run that a timeline is of; empty if the file is missing or does not tell."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            first = [file.readline() for _ in range(2)][1]
+        event = json.loads(first.rstrip(",\n"))
+        return str(event["args"]["run"]) if event["name"] == _RUN else ""
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
 
 
 def _of_rounds(path: Path, done: int) -> Iterator[dict[str, object]]:

@@ -16,9 +16,10 @@ from mpi_ntkdfl.runtime.errors import InputError, MpiNtkdflError
 from mpi_ntkdfl.runtime.launching import Launch, launcher_words
 from mpi_ntkdfl.runtime.stopping import signalled
 from mpi_ntkdfl.runtime.units import duration
+from mpi_ntkdfl.storage import whole
 from mpi_ntkdfl.storage.lock import InUse, holder, locked
 from mpi_ntkdfl.storage.outputs import Outputs
-from mpi_ntkdfl.studies.grid import Study, StudyRun, is_done
+from mpi_ntkdfl.studies.grid import Study, StudyRun, has_other_sources, is_done
 
 
 def launch(template: str | None, ranks: int) -> Launch | None:
@@ -39,6 +40,7 @@ class Tally:
     Attributes:
         done: finished now.
         before: finished before.
+        other_sources: of those, the ones that other sources of the package computed.
         elsewhere: another worker is at them.
         failed: what went wrong, by the run's label.
         stopped: whether a signal or the time limit ended the work.
@@ -46,6 +48,7 @@ class Tally:
 
     done: int = 0
     before: int = 0
+    other_sources: int = 0
     elsewhere: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     stopped: bool = False
@@ -63,7 +66,11 @@ def share(runs: Sequence[StudyRun], task: int, tasks: int) -> list[StudyRun]:
 
 
 def work(
-    study: Study, runs: Sequence[StudyRun], how: Launch | None, say: Callable[[str], None]
+    study: Study,
+    runs: Sequence[StudyRun],
+    how: Launch | None,
+    say: Callable[[str], None],
+    fresh: bool = False,
 ) -> Tally:
     """Does those of `runs` that are not done and nobody is at; a failed run does not stop the others.
 
@@ -72,18 +79,21 @@ def work(
         runs: to do, in order.
         how: to start them, None in this process.
         say: gets one line per run.
+        fresh: do runs again that other sources of the package computed, or began.
     """
     tally, weights = Tally(), study.definition.needs_weights
     for place, run in enumerate(runs, 1):
         if signalled():
             tally.stopped = True
             return tally
-        if is_done(run, weights):
+        other = has_other_sources(run.outputs)
+        if is_done(run, weights) and not (other and fresh):
             tally.before += 1
+            tally.other_sources += other
             continue
         where, start = f"[{place}/{len(runs)}] {run.label} ({run.key})", time.monotonic()
         try:
-            finished = _claimed(run, weights, how)
+            finished = _claimed(run, weights, how, fresh)
         except InUse:
             tally.elsewhere += 1
             say(f"{where}: another worker is at it")
@@ -101,8 +111,8 @@ def work(
     return tally
 
 
-def _claimed(run: StudyRun, weights: bool, how: Launch | None) -> bool:
-    """Claims a run and does it; whether it is finished.
+def _claimed(run: StudyRun, weights: bool, how: Launch | None, fresh: bool) -> bool:
+    """Claims a run and does it, from its beginning if `fresh` asks for that; whether it is finished.
 
     Raises:
         InUse: if another worker has it, or the run of a worker that was killed is still going on.
@@ -113,6 +123,9 @@ def _claimed(run: StudyRun, weights: bool, how: Launch | None) -> bool:
         if who := holder(outputs):
             raise InUse(f"{outputs.record} is held by {who}")
     with locked(claim):
+        if fresh and has_other_sources(run.outputs):
+            with locked(run.outputs):
+                whole.remove(run.outputs)
         if is_done(run, weights):
             return True
         if how is None:

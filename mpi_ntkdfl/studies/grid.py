@@ -1,11 +1,16 @@
-"""From a study to its runs. A run is known by its configuration, whichever study asks for it."""
+"""From a study to its runs.
+
+A run is known by its settings and the content of its files, whichever study asks for it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +20,16 @@ import h5py
 from mpi_ntkdfl.config import Config, effect, parse
 from mpi_ntkdfl.metrics import SECONDS
 from mpi_ntkdfl.presets import read_overrides, read_source
+from mpi_ntkdfl.runtime import identity as package
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.storage import identity
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.studies.definition import Definition, ScaleName, Variant, called, read
+
+_log = logging.getLogger(__name__)
+
+_CONTENT_DIGITS = 8
+"""Hexadecimal digits for the content of files, among runs of the same settings."""
 
 _DIGITS = 16
 """Hexadecimal digits of a run's name: 64 bits, so that no two of a million runs share it."""
@@ -41,7 +53,7 @@ class StudyRun:
 
     @property
     def key(self) -> str:
-        """Hash of its configuration, the name of its files."""
+        """Hash of its configuration and of the content of its files: the name of what it writes."""
         return self.outputs.record.stem
 
     @property
@@ -81,10 +93,10 @@ class Study:
 
 
 def key(config: Config) -> str:
-    """Hash of everything a run's result depends on, beyond the last bits.
+    """Hash of all settings that a run's result depends on, beyond the last bits.
 
-    Paths count, because what is at a path is not known before the run. Only the folder of a data set
-    does not: the data set is known by its name, and the folder differs between machines.
+    Paths count, except the folder of a data set, which differs between machines. The content of files is
+    not in it; see `run_name`.
     """
     settings: dict[str, Any] = {}
     for section, value in config.model_dump(mode="json").items():
@@ -101,6 +113,35 @@ def key(config: Config) -> str:
 def counts(setting: str, config: Config | None = None) -> bool:
     """Whether two runs of a study that differ in this setting are two runs."""
     return setting != "dataset.root" and effect(setting, config) not in ("rounding", "nothing")
+
+
+def run_name(config: Config, folder: Path) -> str:
+    """The name of a run's files: `key`, and for files of the user's own a hash of their content.
+
+    With another content under the same path it is another run, and the former one stays. Where a file is
+    missing, as on a machine that only draws, the one run of this key in the folder is taken.
+
+    Args:
+        config: of the run.
+        folder: of the runs.
+    """
+    settings, contents = key(config), identity.before_reading(config)
+    if not contents:
+        return settings
+    if all(contents.values()):
+        text = json.dumps(contents, sort_keys=True)
+        return f"{settings}-{hashlib.sha256(text.encode()).hexdigest()[:_CONTENT_DIGITS]}"
+    named = re.compile(rf"{settings}(-[0-9a-f]{{{_CONTENT_DIGITS}}})?\.h5")
+    runs = [
+        path.stem for path in sorted(folder.glob(f"{settings}*.h5")) if named.fullmatch(path.name)
+    ]
+    if len(runs) > 1:
+        missing = ", ".join(identity.FILES[name] for name, digest in contents.items() if not digest)
+        _log.warning(
+            "the file of %s is missing, and %d runs of this configuration had different ones: %s",
+            *(missing, len(runs), ", ".join(runs)),
+        )
+    return runs[0] if len(runs) == 1 else settings
 
 
 def expand(
@@ -139,7 +180,7 @@ def expand(
         top = [*size.by_seed[seed : seed + 1], above, {"seed": seed}]
         for cell in every:
             config = _configure(cell, scale, layers, top)
-            outputs = Outputs(folder / "runs" / f"{key(config)}.h5")
+            outputs = Outputs(folder / "runs" / f"{run_name(config, folder / 'runs')}.h5")
             runs.append(StudyRun(len(runs), tuple(cell), config, outputs))
     return Study(called(source), definition, scale, count, folder, tuple(runs))
 
@@ -180,7 +221,21 @@ def is_done(run: StudyRun, weights: bool) -> bool:
     return not weights or rounds_kept(run.outputs) >= rounds
 
 
-def _read(path: Path, what: Any) -> int:
+def has_other_sources(outputs: Outputs) -> bool:
+    """Whether a start of a run used other sources of the package than this process.
+
+    False if there is no readable record, or it is of an earlier version that recorded no sources.
+    """
+    own = package.own()["sources"]
+
+    def other(file: h5py.File) -> bool:
+        starts = [dict(file.attrs), *json.loads(file.attrs["resumed"])]
+        return any(str(start.get("sources", own)) != own for start in starts)
+
+    return bool(_read(outputs.record, other))
+
+
+def _read(path: Path, what: Callable[[h5py.File], int]) -> int:
     try:
         with h5py.File(path, "r", locking=False) as file:
             return int(what(file))

@@ -37,7 +37,7 @@ class Report:
 
     @property
     def text(self) -> str:
-        """Title, tables, published numbers, and what is missing."""
+        """Title, tables, published numbers, what is missing, and what other code computed."""
         definition = self.study.definition
         head = [
             f"{self.study.name}, scale {self.study.scale}: {definition.title}",
@@ -45,8 +45,9 @@ class Report:
         ]
         blocks = ["\n".join(head), compare_text.text(self.outcomes)]
         blocks += ["\n".join(published_text(d.figure)) for d in self.drawings if d.figure.published]
-        if missing := self.results.missing_text():
-            blocks.append("\n".join(missing))
+        for notes in (self.results.missing_text(), self.results.other_sources_text()):
+            if notes:
+                blocks.append("\n".join(notes))
         return "\n\n".join(blocks)
 
 

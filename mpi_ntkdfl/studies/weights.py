@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +19,9 @@ from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.model.networks import build
 from mpi_ntkdfl.ntk.kernel import trace_kernel
 from mpi_ntkdfl.runtime import seeds
+from mpi_ntkdfl.runtime.paths import user_path
 from mpi_ntkdfl.storage.checkpoint import Checkpoint
+from mpi_ntkdfl.storage.identity import require_record_of
 from mpi_ntkdfl.studies.collect import Cell, Finished
 
 _NUMBERS = 30
@@ -58,7 +59,7 @@ def _open(finished: Finished, data: Dataset) -> _Run:
     """Reads what a finished run left.
 
     Raises:
-        InputError: if its checkpoint is damaged.
+        InputError: if its checkpoint is damaged, or that of another run.
     """
     run = finished.run
     network = build(run.config.model, data.shape, data.classes)
@@ -67,11 +68,12 @@ def _open(finished: Finished, data: Dataset) -> _Run:
         return torch.from_numpy(checkpoint.rows("params", range(checkpoint.clients)))
 
     with contextlib.closing(Checkpoint(run.outputs.checkpoint)) as checkpoint:
-        params = everyone(checkpoint)
+        require_record_of(run.outputs, checkpoint)
+        owner, params = checkpoint.run, everyone(checkpoint)
     former = None
     if run.outputs.former_checkpoint.exists():
         with contextlib.closing(Checkpoint(run.outputs.former_checkpoint)) as checkpoint:
-            if checkpoint.round == run.config.rounds - 1:
+            if checkpoint.round == run.config.rounds - 1 and checkpoint.run == owner:
                 former = everyone(checkpoint)
     return _Run(run.config, network, data, params, former)
 
@@ -88,7 +90,7 @@ def selection(cell: Cell) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         Numbers of clients averaged `[number]`, and for every order (best, random, worst first) the
         accuracy on the other half, `[seed, number]`.
     """
-    found: dict[str, list[np.ndarray]] = {}
+    by_order: dict[str, list[np.ndarray]] = {}
     numbers = np.zeros(0, dtype=np.int64)
     for finished, run in _runs(cell):
         halves = _halves(run, finished.run.config.seed)
@@ -98,8 +100,8 @@ def selection(cell: Cell) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         shuffled = seeds.generator(finished.run.config.seed, "selection order").permutation(clients)
         orders = {"best first": ranked, "random": shuffled, "worst first": ranked[::-1]}
         for name, order in orders.items():
-            found.setdefault(name, []).append(_of_first(run, order, numbers, halves[1]))
-    return numbers, {name: np.array(each) for name, each in found.items()}
+            by_order.setdefault(name, []).append(_of_first(run, order, numbers, halves[1]))
+    return numbers, {name: np.array(each) for name, each in by_order.items()}
 
 
 def _halves(run: _Run, seed: int) -> tuple[Samples, Samples]:
@@ -121,13 +123,13 @@ def _accuracy(run: _Run, params: torch.Tensor, samples: Samples) -> float:
 def _of_first(run: _Run, order: np.ndarray, numbers: np.ndarray, samples: Samples) -> np.ndarray:
     """Accuracy of the average of the first n clients of `order`, for every n of `numbers`."""
     total = torch.zeros(run.network.layout.size, dtype=torch.float64)
-    found, taken = [], 0
+    accuracies, taken = [], 0
     for number in numbers.tolist():
         for client in order[taken:number].tolist():
             total += run.params[client]
         taken = number
-        found.append(_accuracy(run, (total / number).to(run.params.dtype), samples))
-    return np.array(found)
+        accuracies.append(_accuracy(run, (total / number).to(run.params.dtype), samples))
+    return np.array(accuracies)
 
 
 # --------------------------------------------------------------------------- change of the kernel
@@ -155,7 +157,11 @@ def drift(cell: Cell) -> Mapping[str, np.ndarray]:
         )
         given = None
         if config.model.weights is not None:
-            given = read_weights(Path(config.model.weights), run.network.layout).double().numpy()
+            given = (
+                read_weights(user_path(config.model.weights, "model.weights"), run.network.layout)
+                .double()
+                .numpy()
+            )
         start = starting_weights(config, run.network, clients, given).to(run.params.dtype)
         own = [shares.indices[shares.offsets[c] : shares.offsets[c + 1]] for c in clients]
         data = [run.samples(run.data.train_inputs[i], run.data.train_labels[i]) for i in own]

@@ -245,9 +245,29 @@ def read_graph(path: str, clients: int) -> Graph:
             f"topology.path must name a readable UTF-8 file, got {path!r} ({reason}); "
             "give an edge list or a .graphml file"
         ) from error
+    _refuse_other_formats(text, path)
     if path.lower().endswith((".graphml", ".xml")):
         return Graph.from_pairs(clients, _graphml_pairs(text, path, clients))
     return Graph.from_pairs(clients, _edge_list_pairs(text, path, clients))
+
+
+_OTHERS = {
+    "GML": r"\s*((#|Creator|Version)[^\n]*\n\s*)*graph\s*\[",
+    "Pajek": r"\s*(%[^\n]*\n\s*)*\*(Vertices|Network)\b",
+    "DOT": r"\s*(strict\s+)?(di)?graph\b[^\[\n]*\{",
+    "JSON": r"\s*[{\[]",
+}
+"""How files of formats begin that are not read."""
+
+
+def _refuse_other_formats(text: str, path: str) -> None:
+    """Refuses a format that is not read, by its name, before its words are taken for edges."""
+    for name, begin in _OTHERS.items():
+        if re.match(begin, text[:4096], re.IGNORECASE):
+            raise InputError(
+                f"{path} is a {name} file; edge lists (one pair of clients per line) and GraphML "
+                "(.graphml, .xml) are read: convert it, for example by networkx.write_graphml"
+            )
 
 
 def _edge_list_pairs(text: str, path: str, clients: int) -> list[tuple[int, int]]:

@@ -188,4 +188,4 @@ def test_32_tasks(desk):
     job = desk.submit("-o", "out", "--ntasks-per-node=32", "jobs/doctor.sbatch")
     said = desk.finish(job, "out", limit=500)
     assert "32 processes started, 32 ranks see each other" in said
-    assert re.search(r"^  \S+: 32 ranks \(0-31\); .*cores a rank", said, re.MULTILINE)
+    assert re.search(r"^  \S+: 32 ranks \(0-31\); .*cores per rank", said, re.MULTILINE)

@@ -1,0 +1,94 @@
+"""The starts of a run: where, and with which code, its rounds were computed.
+
+A run that was resumed has several starts. What its record says of the first one holds for the first
+rounds only, so whoever says something of a machine or of code looks at all of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a run that computed at least one round.
+
+    Attributes:
+        done: rounds that were done before it.
+        told: what it says of itself, as text, by the names of the record's attributes.
+        threads: of each rank.
+    """
+
+    done: int
+    told: Mapping[str, str]
+    threads: str
+
+    @property
+    def ranks(self) -> int:
+        """R."""
+        return int(self.told["ranks"])
+
+    @property
+    def hosts(self) -> int:
+        """Number of hosts."""
+        return len(set(json.loads(self.told["hosts"])))
+
+    @property
+    def cores(self) -> int:
+        """Cores that its ranks might use, of all hosts together; 0 if the record does not tell."""
+        if by_host := json.loads(self.told.get("host_cores", "{}")):
+            return sum(by_host.values())
+        return int(self.told.get("cores", 0)) * self.hosts
+
+    @property
+    def machine(self) -> dict[str, str]:
+        """What seconds depend on."""
+        return {
+            "ranks": str(self.ranks),
+            "device": self.told["device"],
+            "hosts": str(self.hosts),
+            "threads": self.threads,
+            "cores": str(self.cores),
+        }
+
+    @property
+    def code(self) -> dict[str, str]:
+        """What computed: SHA-256 of the package's sources and of plugins; empty text if not recorded."""
+        brought = json.loads(self.told.get("plugins", "[]"))
+        files = ", ".join(f"{each['name']} {each['sha256'][:12]}" for each in brought)
+        return {"sources": self.told.get("sources", "")[:12], "plugins": files}
+
+
+def starts(attributes: Mapping[str, object], done: int, threads: object) -> tuple[Start, ...]:
+    """The starts of a run that computed rounds, in order; the last one if none has done a round.
+
+    Args:
+        attributes: of the record.
+        done: rounds in the record.
+        threads: of the configuration, for starts that do not tell theirs.
+
+    Raises:
+        Exception: of many kinds, if the record is damaged.
+    """
+    every = [dict(attributes), *json.loads(str(attributes.get("resumed", "[]")))]
+    begins = [int(each.get("round", 0)) if place else 0 for place, each in enumerate(every)]
+    ends = [*begins[1:], done]
+    described = []
+    for told, begin, end in zip(every, begins, ends, strict=True):
+        texts = {str(key): str(value) for key, value in told.items()}
+        threads_told = texts.get("threads", str(threads))
+        described.append((begin < end, Start(begin, texts, threads_told)))
+    computed = [start for worked, start in described if worked]
+    return tuple(computed or [described[-1][1]])
+
+
+def over_time(values: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """By name the values of all starts, such as `2, then 3`; one value where it never changed."""
+    joined = {}
+    for name in dict.fromkeys(name for each in values for name in each):
+        several = [each.get(name, "") for each in values]
+        changes = [v for place, v in enumerate(several) if not place or v != several[place - 1]]
+        joined[name] = ", then ".join(changes)
+    return joined
