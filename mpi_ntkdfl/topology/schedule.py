@@ -57,7 +57,8 @@ class Schedule:
         key = round if self._settings.dynamic else 0
         if self._last is None or self._last[0] != key:
             self._last = key, self._draw(key)
-            if not self._warned:
+            # Only rank 0 warns, and to look costs as much as to draw.
+            if not self._warned and _log.isEnabledFor(logging.WARNING):
                 self._warned = self._warn_if_disconnected(self._last[1], round)
         return self._last[1]
 
