@@ -462,7 +462,7 @@ def bad_runs(tmp_path):
     yield [*sets(), "-o", old], "old.h5 exists; choose another -o, give --resume"
     yield [*sets(), "-o", tmp_path / "w.pt" / "run.h5"], "cannot write"
     yield [*sets(), "-o", "/proc/x.h5"], "cannot write /proc/x.h5"
-    yield [*sets(), "-o", tmp_path, "--overwrite"], "exists"
+    yield [*sets(), "-o", tmp_path, "--overwrite"], "is no file"
     yield ["--junk"], "No such option"
 
 
@@ -529,7 +529,8 @@ def test_launcher_of_another_mpi(tmp_path):
 # ---------------------------------------------------------------------------------------- real runs
 
 ATTRIBUTES = """
-schema config version commit sources versions created seed ranks hosts cores mpi torch device data resumed
+schema run config version commit sources versions created seed ranks hosts cores host_cores threads memory
+mpi torch device choices data contents resumed method_label method_look method_central
 """
 
 
@@ -619,7 +620,7 @@ def test_run_show_export_and_overwrite(tmp_path, simulate):
     assert answer("export", path, "--client", 5, weights) == ""
     state = torch.load(weights, weights_only=True)
     assert np.array_equal(MLP(QUICKSTART).layout.flatten(state).numpy(), params[5])
-    assert answer("export", path, "--average", weights) == ""
+    assert answer("export", path, "--average", weights, "--overwrite") == ""
     average = MLP(QUICKSTART).layout.flatten(torch.load(weights, weights_only=True)).numpy()
     assert np.allclose(average, params.astype(float).mean(axis=0), atol=1e-7)
 

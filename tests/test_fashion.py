@@ -42,7 +42,7 @@ def problem(tmp_path_factory):
 
 
 def export(record, target, *which):
-    words = ["export", record, *which, target]
+    words = ["export", record, *which, target, "--overwrite"]
     assert CliRunner().invoke(cli, [str(word) for word in words]).exit_code == 0
 
 
