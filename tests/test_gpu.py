@@ -418,8 +418,8 @@ def test_ranks_with_pretended_gpus_get_the_bits_of_the_cpu(mpirun, tmp_path):
         lines = []
         for name, more in CASES.items():
             records[kind, name] = tmp_path / f"{kind}-{name}.h5"
-            sets = ("clients=6", "topology.degree=3", "rounds=2", f"compute.device={kind}")
-            sets = (*sets, f"algorithm.name={name}", *more)
+            sets = ("clients=6", "topology.degree=3", "rounds=2", "compute.evolution=tensor")
+            sets = (*sets, f"compute.device={kind}", f"algorithm.name={name}", *more)
             if kind == "cpu":
                 sets = tuple(each for each in sets if "gpu_aware" not in each)
             words = [word for each in sets for word in ("--set", each)]
