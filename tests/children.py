@@ -80,6 +80,9 @@ class Child:
             try:
                 signal.signal(signal.SIGALRM, signal.SIG_DFL)
                 signal.alarm(limit)
+                # `nohup` and the background of a script let these be ignored.
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                signal.signal(signal.SIGHUP, signal.SIG_DFL)
                 for number, file in enumerate(self._files, start=1):
                     os.dup2(file.fileno(), number)
                 sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
