@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from mpi_ntkdfl.model.mlp import MLP
 from mpi_ntkdfl.storage.outputs import Outputs
 from tests.children import (
+    assert_refused,
     bits,
     command,
     files,
@@ -123,6 +125,16 @@ def test_damaged_outputs_are_gone_on_with_or_refused(tmp_path, stopped, names, h
         assert bits(path) == whole
     else:
         assert bits(path)["params"] == whole["params"]
+
+
+@pytest.mark.parametrize("group", ["time", "traffic"])
+def test_a_record_with_an_unknown_phase_is_refused(tmp_path, stopped, group):
+    restore(tmp_path, stopped[0])
+    path = tmp_path / "run.h5"
+    with h5py.File(path, "r+") as file:
+        names = file[group].attrs["phases"].tolist()
+        file[group].attrs["phases"] = [*names[:-1], "othep"]
+    assert_refused(run(path, "--resume"), "unknown phases", "othep")
 
 
 def save_partition(path):

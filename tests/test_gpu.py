@@ -86,8 +86,8 @@ def test_a_rank_makes_its_gpu_the_current_one_and_leaves_tf32_off(monkeypatch):
     assert len(current) == 1
 
 
-# The choice, the parser's pattern, and MPI's name for a kind of memory.
-NAMING = {"device.py", "config.py", "gpu_aware.py"}
+# The choice, MPI's name for a kind of memory, and the control group of cores.
+NAMING = {"device.py", "gpu_aware.py", "limits.py"}
 
 
 def test_one_module_names_devices():

@@ -209,12 +209,15 @@ def test_the_plan_is_what_the_ledger_books(records, case):
 
 
 PEAK = """
-import atexit, re
+import re, sys
 from pathlib import Path
 from mpi_ntkdfl.cli.main import main
-peak = lambda: re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]
-atexit.register(lambda: print("peak", peak(), flush=True))
-main()
+try:
+    main()
+finally:  # before MPI ends: a launcher may lose what is written later
+    found = re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())
+    sys.stdout.write(f"peak {found[1]}\\n")
+    sys.stdout.flush()
 """
 
 

@@ -270,8 +270,9 @@ def read_all(file: h5py.File) -> None:
             sane(file, metric.dataset)[...]
     for name in ("topology/edges", "topology/offsets"):
         sane(file, name)[...]
-    for group in _PHASES:
-        file[group].attrs["phases"]
+    for group, known in _PHASES.items():
+        if unknown := set(file[group].attrs["phases"].tolist()) - set(known):
+            raise ValueError(f"/{group} has unknown phases: {sorted(unknown)}")
 
 
 def _of(file: h5py.File, metric: Metric) -> h5py.Dataset:
