@@ -383,7 +383,9 @@ OTHER_WORDS = [
     *("--ranks", "2", "-1", "0", "--client", "--average", "--junk", "-x", "--", "-", "", ".", "/"),
     *("run.h5", "run.ckpt.h5", "none.h5", "w.pt", "no/w.pt", "-h", "\udce9", "\n", "x" * 300),
 ]
-LOCAL_NAMES = st.text(st.characters(exclude_characters="/\0"), max_size=4)
+LOCAL_NAMES = st.text(
+    st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), max_size=4
+)
 """Words that may name a file to write, so nothing outside the working folder."""
 
 
