@@ -114,3 +114,8 @@ def test_layer_inputs_must_fit():
     network = MLP((5, 4, 3))
     with pytest.raises(ValueError, match=r"expected layer inputs of widths \(5, 4\)"):
         FactoredJacobian(network, torch.zeros(network.layout.size), [torch.zeros(2, 5)])
+
+
+def test_an_unknown_loss_is_refused():
+    with pytest.raises(ValueError, match="cross-entropy, squared, not 'hinge'"):
+        loss_value(torch.zeros(3, 2), torch.tensor([0, 1, 1]), "hinge")

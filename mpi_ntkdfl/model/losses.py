@@ -8,7 +8,7 @@ the identity.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -28,12 +28,18 @@ def loss_value(outputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> torch
 
 
 def sample_losses(outputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> torch.Tensor:
-    """What each sample adds to N times the loss, `[..., sample]`."""
+    """What each sample adds to N times the loss, `[..., sample]`.
+
+    Raises:
+        ValueError: if there is no such loss.
+    """
     if loss == "cross-entropy":
         # Ten times faster than torch's function where the samples are the last axis in memory.
         places = labels.long().expand(outputs.shape[:-1])[..., None]
         right = outputs.gather(-1, places)[..., 0]
         return torch.logsumexp(outputs, -1) - right
+    if loss != "squared":
+        raise ValueError(f"the losses are {', '.join(get_args(Loss))}, not {loss!r}")
     targets = one_hot(labels, outputs.shape[-1], outputs.dtype)
     return 0.5 * (outputs - targets).square().sum(-1)
 
