@@ -101,7 +101,7 @@ def run(
         for listener in listeners:
             listener(progress)
 
-    outputs, threads = Outputs(user_path(str(path), "path")), torch.get_num_threads()
+    outputs, threads = Outputs.at(user_path(str(path), "path")), torch.get_num_threads()
     try:
         simulation.run(config, SoloWorld(), outputs, mode, report)
     finally:
@@ -197,20 +197,23 @@ class RunRecord:
             client: its number, from 0.
 
         Raises:
-            InputError: if there is no checkpoint, or no such client.
+            InputError: if there is no checkpoint, it is of another run, or there is no such client.
         """
-        from mpi_ntkdfl.storage.checkpoint import newest, state_dict
-
-        with newest(Outputs(self.path)) as checkpoint:
-            return state_dict(checkpoint, client)
+        return self._state_dict(client)
 
     def average(self) -> dict[str, torch.Tensor]:
         """The mean of all clients' weights after the last checkpoint, as a state_dict of torch.
 
         Raises:
-            InputError: if there is no checkpoint.
+            InputError: if there is no checkpoint, or it is of another run.
         """
-        from mpi_ntkdfl.storage.checkpoint import newest, state_dict
+        return self._state_dict(None)
 
-        with newest(Outputs(self.path)) as checkpoint:
-            return state_dict(checkpoint, None)
+    def _state_dict(self, client: int | None) -> dict[str, torch.Tensor]:
+        from mpi_ntkdfl.storage.checkpoint import newest, state_dict
+        from mpi_ntkdfl.storage.identity import require_record_of
+
+        outputs = Outputs.at(self.path)
+        with newest(outputs) as checkpoint:
+            require_record_of(outputs, checkpoint)
+            return state_dict(checkpoint, client)

@@ -89,6 +89,16 @@ def test_weights_are_state_dicts(record):
         record.weights(6)
 
 
+def test_a_link_stands_for_the_run_that_it_names(record, tmp_path):
+    link = tmp_path / "link.h5"
+    link.symlink_to(record.path)
+    linked = nd.open_record(link).average()
+    for name, tensor in record.average().items():
+        assert torch.equal(tensor, linked[name])
+    nd.run(record.config, link, resume=True)
+    assert link.is_symlink()
+
+
 def test_a_record_is_opened_with_its_configuration(record):
     again = nd.open_record(record.path)
     assert again.config == record.config

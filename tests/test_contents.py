@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import mpi_ntkdfl as nd
 from mpi_ntkdfl import config, simulation
 from mpi_ntkdfl.analysis import tables, traces
 from mpi_ntkdfl.comm.world import SoloWorld
@@ -43,7 +44,7 @@ def ring(path, clients=4):
     return {"topology": {"kind": "file", "path": str(path)}}
 
 
-def test_files_of_two_runs_are_refused_by_resume_and_export(tmp_path):
+def test_files_of_two_runs_are_refused_by_whoever_reads_both(tmp_path):
     first, second = tmp_path / "a.h5", tmp_path / "b.h5"
     for path in (first, second):
         run(path, output={"trace": True})
@@ -60,6 +61,9 @@ def test_files_of_two_runs_are_refused_by_resume_and_export(tmp_path):
     with pytest.raises(InputError, match=r"a\.ckpt\.h5 \(run .* of two runs"):
         run(first, "resume", rounds=2)
     assert "of two runs" in complaint("export", first, tmp_path / "w.pt", "--average")
+    for weights in (nd.open_record(first).average, lambda: nd.open_record(first).weights(0)):
+        with pytest.raises(InputError, match="of two runs"):
+            weights()
     assert first.read_bytes() == before
 
 
