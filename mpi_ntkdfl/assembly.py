@@ -220,7 +220,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
     choices = {"byte products": by_bytes}
     evolution: Implementation = "tensor"
     if evolves(config.algorithm):
-        evolution, reason = _evolution(config, world, chosen)
+        evolution, reason = _evolution(config, world, chosen, dtype)
         choices["evolution"] = f"{evolution}: {reason}"
     owned = placement.owned(world.rank)
     cuts = np.cumsum(sizes[owned.start : owned.stop])[:-1]
@@ -285,7 +285,9 @@ def _levels(
     return Levels.of_bytes(*grid), str(choice)
 
 
-def _evolution(config: Config, world: World, chosen: torch.device) -> tuple[Implementation, str]:
+def _evolution(
+    config: Config, world: World, chosen: torch.device, dtype: torch.dtype
+) -> tuple[Implementation, str]:
     """What evolves outputs, the compiled version only if every rank takes it; and the reason.
 
     All ranks take the same version, because clients of ranks that differ would differ in their last bits.
@@ -293,7 +295,6 @@ def _evolution(config: Config, world: World, chosen: torch.device) -> tuple[Impl
     Raises:
         InputError: if the compiled version is asked for, and a rank does not have it.
     """
-    dtype = getattr(torch, config.compute.dtype)
     evolution, reason = world.agree(lambda: choose(config.compute.evolution, chosen, dtype))
     lacking = world.largest(float(evolution == "tensor")) > 0
     if lacking and evolution == "compiled":

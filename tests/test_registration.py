@@ -31,6 +31,7 @@ from mpi_ntkdfl.metrics import METRICS, Metric
 from mpi_ntkdfl.model.networks import FACTORIES
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.looks import LineStyle
+from tests.conftest import MANY
 from tests.test_cli import answer, complaint
 
 # ------------------------------------------------------------------------------- a user's file
@@ -152,18 +153,7 @@ def register():
 
 # ------------------------------------------------------------------------------------- the tests
 
-PROGRAM = """
-import json, sys
-from tests.test_registration import register
-register()
-from mpi_ntkdfl.cli.main import main
-for line in json.loads(sys.argv[1]):
-    sys.argv[1:] = line
-    try:
-        main()
-    except SystemExit as ended:
-        assert not ended.code, line
-"""
+PROGRAM = "from tests.test_registration import register\nregister()\n" + MANY
 
 SMALL = ("clients=6", "topology.degree=3", "partition.samples=20")
 CODED = "algorithm={name: dfedavg, epochs: 1, codec: {weights: {name: some-entries, share: 0.2}}}"

@@ -15,7 +15,7 @@ from mpi_ntkdfl.algorithms.work import Work
 from mpi_ntkdfl.config import MethodSettings
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.federation.neighbourhood import Neighbourhood
-from mpi_ntkdfl.model.losses import one_hot
+from mpi_ntkdfl.model.losses import Loss, one_hot
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.ntk.evolve import Evolution, evolve
 from mpi_ntkdfl.ntk.evolve_batch import evolve_batch
@@ -45,7 +45,7 @@ class StepSettings(MethodSettings):
         Field(strict=False, min_length=1, max_length=1000),
         a_list("[100, 200]"),
     ] = (100, 200, 400, 600, 800)
-    loss: Literal["cross-entropy", "squared"] = "cross-entropy"
+    loss: Loss = "cross-entropy"
 
     @field_validator("taus")
     @classmethod

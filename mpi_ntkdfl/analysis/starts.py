@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mpi_ntkdfl.storage.schema import starts_of
+
 
 @dataclass(frozen=True)
 class Start:
@@ -72,7 +74,7 @@ def starts(attributes: Mapping[str, object], done: int, threads: object) -> tupl
     Raises:
         Exception: of many kinds, if the record is damaged.
     """
-    every = [dict(attributes), *json.loads(str(attributes.get("resumed", "[]")))]
+    every = starts_of({"resumed": "[]", **attributes})
     begins = [int(each.get("round", 0)) if place else 0 for place, each in enumerate(every)]
     ends = [*begins[1:], done]
     described = []

@@ -59,8 +59,6 @@ def presets(name: str | None) -> None:
 
 
 def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
-    import torch
-
     from mpi_ntkdfl.algorithms.steps import evolves
     from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
     from mpi_ntkdfl.ntk.evolve import choose
@@ -85,8 +83,7 @@ def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
     lines.append(f"  {'total':12}{readable(protocol):>10} protocol{readable(moved):>10} MPI")
     if evolves(settings.algorithm):
         chosen = device.choose(settings.compute.device, 0)
-        dtype = getattr(torch, settings.compute.dtype)
-        evolution, reason = choose(settings.compute.evolution, chosen, dtype)
+        evolution, reason = choose(settings.compute.evolution, chosen, problem.first.dtype)
         lines.append(f"evolution on this machine: {evolution}, {reason}")
     lines.append("memory of the largest rank:")
     lines += [f"  {purpose:22}{readable(count):>10}" for purpose, count in plan.memory.items()]

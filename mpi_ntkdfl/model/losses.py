@@ -8,7 +8,7 @@ the identity.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
@@ -20,6 +20,24 @@ Loss = Literal["cross-entropy", "squared"]
 def one_hot(labels: torch.Tensor, classes: int, dtype: torch.dtype) -> torch.Tensor:
     """Targets Y `[sample, output]` of integer `labels` `[sample]`."""
     return torch.nn.functional.one_hot(labels.long(), classes).to(dtype)
+
+
+def unknown_loss(loss: str) -> ValueError:
+    """The exception for a loss that does not exist."""
+    return ValueError(f'expected loss "cross-entropy" or "squared", got {loss!r}')
+
+
+def prediction(outputs: torch.Tensor, loss: Loss) -> torch.Tensor:
+    """What is compared with the targets, of `outputs` `[..., output]`: their softmax, or themselves.
+
+    Raises:
+        ValueError: if there is no such loss.
+    """
+    if loss == "cross-entropy":
+        return outputs.softmax(-1)
+    if loss != "squared":
+        raise unknown_loss(loss)
+    return outputs
 
 
 def loss_value(outputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> torch.Tensor:
@@ -39,7 +57,7 @@ def sample_losses(outputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> to
         right = outputs.gather(-1, places)[..., 0]
         return torch.logsumexp(outputs, -1) - right
     if loss != "squared":
-        raise ValueError(f"the losses are {', '.join(get_args(Loss))}, not {loss!r}")
+        raise unknown_loss(loss)
     targets = one_hot(labels, outputs.shape[-1], outputs.dtype)
     return 0.5 * (outputs - targets).square().sum(-1)
 

@@ -54,6 +54,7 @@ from typing import Literal
 
 import torch
 
+from mpi_ntkdfl.model.losses import unknown_loss
 from mpi_ntkdfl.ntk import compiled
 from mpi_ntkdfl.ntk.evolve_batch import evolve_batch
 from mpi_ntkdfl.runtime.device import HOST
@@ -124,7 +125,7 @@ def evolve(
     if loss == "squared":
         return _evolve_squared(kernel, outputs, targets, lr, marks)
     if loss != "cross-entropy":
-        raise ValueError(f'expected loss "cross-entropy" or "squared", got {loss!r}')
+        raise unknown_loss(loss)
     if implementation == "compiled":
         if outputs.device != HOST:
             raise ValueError(f"the compiled evolution is for CPUs, got arrays on {outputs.device}")

@@ -52,7 +52,7 @@ from mpi_ntkdfl.metrics import (
 from mpi_ntkdfl.runtime import identity, limits
 from mpi_ntkdfl.runtime.clock import PHASES
 from mpi_ntkdfl.runtime.hdf5 import sane, writing
-from mpi_ntkdfl.storage.schema import describe, metrics_of
+from mpi_ntkdfl.storage.schema import describe, metrics_of, starts_of
 from mpi_ntkdfl.storage.whole import replacing
 
 SCHEMA = 2
@@ -254,8 +254,8 @@ class Record:
 
 def last_choices(file: h5py.File) -> dict[str, str]:
     """The ways of computing that the last start of a run took; empty in records without them."""
-    starts = [dict(file.attrs), *json.loads(file.attrs["resumed"])]
-    return {str(k): str(v) for k, v in json.loads(starts[-1].get("choices", "{}")).items()}
+    last = starts_of(file.attrs)[-1]
+    return {str(k): str(v) for k, v in json.loads(last.get("choices", "{}")).items()}
 
 
 def read_all(file: h5py.File) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from mpi_ntkdfl.storage import identity, trace
 from mpi_ntkdfl.storage.checkpoint import Checkpoint, newest
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.storage.record import last_choices, read_all
+from mpi_ntkdfl.storage.schema import starts_of
 
 _log = logging.getLogger(__name__)
 
@@ -161,16 +161,22 @@ def find_start(outputs: Outputs, config: Config) -> Iterator[Start | None]:
                 f"cannot go on with a changed configuration: model.weights was {old}, is {new}; "
                 f"{_WAY_OUT}"
             )
-        yield _read_start(outputs, checkpoint, config.rounds)
+        yield _read_start(outputs, checkpoint, former, config.rounds)
 
 
-def _read_start(outputs: Outputs, checkpoint: Checkpoint, wanted: int) -> Start:
-    """Reads what the record says of the rounds before; `wanted` is how many the run shall have."""
+def _read_start(outputs: Outputs, checkpoint: Checkpoint, former: Config, wanted: int) -> Start:
+    """Reads what the record says of the rounds before.
+
+    Args:
+        outputs: of the run.
+        checkpoint: to go on from.
+        former: its configuration.
+        wanted: how many rounds the run shall have.
+    """
     done = checkpoint.round
     with _open_record(outputs) as file:
         read_all(file)
-        _require_one_run(outputs, checkpoint, file)
-        planned = read_yaml(str(file.attrs["config"]), "the recorded configuration")["rounds"]
+        planned = _require_one_run(outputs, checkpoint, former, file).rounds
         if wanted == done != planned:  # its last row may be missing, if not every round has one
             raise InputError(
                 f"{done} rounds of {planned} are done already: rounds may change only to more than that"
@@ -193,8 +199,19 @@ def _read_start(outputs: Outputs, checkpoint: Checkpoint, wanted: int) -> Start:
         )
 
 
-def _require_one_run(outputs: Outputs, checkpoint: Checkpoint, file: h5py.File) -> None:
+def _require_one_run(
+    outputs: Outputs, checkpoint: Checkpoint, former: Config, file: h5py.File
+) -> Config:
     """Refuses a record, a checkpoint and a timeline that are of two runs.
+
+    Args:
+        outputs: of the run.
+        checkpoint: to go on from.
+        former: its configuration.
+        file: the record.
+
+    Returns:
+        The record's configuration.
 
     Raises:
         InputError: naming the two files.
@@ -203,17 +220,15 @@ def _require_one_run(outputs: Outputs, checkpoint: Checkpoint, file: h5py.File) 
     identity.require_one_run(outputs, record, checkpoint.run, checkpoint.path)
     identity.require_one_run(outputs, record, trace.run_of(outputs.trace), outputs.trace)
     # Files of earlier versions have no id. Their configurations tell as well, up to what may change.
-    first, second = (
-        parse([read_yaml(text, "the recorded configuration")])
-        for text in (str(file.attrs["config"]), checkpoint.config)
-    )
-    changes = differences(first.model_dump(mode="json"), second.model_dump(mode="json"))
-    if wrong := [key for key in changes if not may_change(key, first)]:
+    recorded = _configuration(str(file.attrs["config"]))
+    changes = differences(recorded.model_dump(mode="json"), former.model_dump(mode="json"))
+    if wrong := [key for key in changes if not may_change(key, recorded)]:
         raise InputError(
             f"{outputs.record} and {checkpoint.path} are of two runs, so they do not belong together: "
             f"they differ in {', '.join(wrong)}; put the files of one run back, or give --overwrite to "
             "start again"
         )
+    return recorded
 
 
 def _warn_of_other_code(file: h5py.File, done: int) -> None:
@@ -221,7 +236,7 @@ def _warn_of_other_code(file: h5py.File, done: int) -> None:
 
     The record names the code of every start, with the number of rounds that were done before.
     """
-    last = [dict(file.attrs), *json.loads(file.attrs["resumed"])][-1]
+    last = starts_of(file.attrs)[-1]
     former, now = str(last.get("sources", "")), own_identity.own()["sources"]
     if former and former != now:
         _log.warning(
@@ -256,6 +271,10 @@ def _open_record(outputs: Outputs) -> Iterator[h5py.File]:
         ) from error
 
 
+def _configuration(recorded: str) -> Config:
+    return parse([read_yaml(recorded, "the recorded configuration")])
+
+
 def _refuse_changes(recorded: str, config: Config, done: int) -> Config:
     """Compares configurations; says what changed.
 
@@ -265,7 +284,7 @@ def _refuse_changes(recorded: str, config: Config, done: int) -> Config:
     Raises:
         InputError: if anything changed that the result depends on, or `rounds` fell below `done`.
     """
-    former = parse([read_yaml(recorded, "the recorded configuration")])
+    former = _configuration(recorded)
     changes = differences(former.model_dump(mode="json"), config.model_dump(mode="json"))
     refused = {k: v for k, v in changes.items() if not may_change(k, config)}
     if refused:

@@ -1,13 +1,30 @@
-"""How a record says which metrics it holds. Loads no torch, so that commands that read start at once."""
+"""How a record says which metrics and starts it holds. Loads no torch, so that commands start at once."""
 
 from __future__ import annotations
 
-from typing import cast, get_args
+import json
+from collections.abc import Mapping
+from typing import Any, cast, get_args
 
 import h5py
 
 from mpi_ntkdfl.metrics import recorded
 from mpi_ntkdfl.runtime.metric import Axes, Metric
+
+
+def starts_of(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What every start of a run says of itself, the first one first.
+
+    The first start's attributes are those of the record. Later ones also have `round`, the rounds
+    that were done before.
+
+    Args:
+        attributes: of the record.
+
+    Raises:
+        Exception: of many kinds, over a damaged file.
+    """
+    return [dict(attributes), *json.loads(str(attributes["resumed"]))]
 
 
 def metrics_of(file: h5py.File) -> list[Metric]:

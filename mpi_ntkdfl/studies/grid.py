@@ -24,6 +24,7 @@ from mpi_ntkdfl.runtime import identity as package
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.storage import identity
 from mpi_ntkdfl.storage.outputs import Outputs
+from mpi_ntkdfl.storage.schema import starts_of
 from mpi_ntkdfl.studies.definition import Definition, ScaleName, Variant, called, read
 
 _log = logging.getLogger(__name__)
@@ -229,8 +230,7 @@ def has_other_sources(outputs: Outputs) -> bool:
     own = package.own()["sources"]
 
     def other(file: h5py.File) -> bool:
-        starts = [dict(file.attrs), *json.loads(file.attrs["resumed"])]
-        return any(str(start.get("sources", own)) != own for start in starts)
+        return any(str(start.get("sources", own)) != own for start in starts_of(file.attrs))
 
     return bool(_read(outputs.record, other))
 

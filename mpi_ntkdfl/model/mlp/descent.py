@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from mpi_ntkdfl.model.jacobian import symmetric_product
-from mpi_ntkdfl.model.losses import Loss, one_hot
+from mpi_ntkdfl.model.losses import Loss, one_hot, prediction
 from mpi_ntkdfl.model.mlp.stack import Stack
 from mpi_ntkdfl.model.params import aligned
 
@@ -87,7 +87,7 @@ def _step(
     for weight, bias in layers:
         kept.append(here.relu())
         here = torch.nn.functional.linear(kept[-1], weight, bias)
-    delta = (here.softmax(1) if loss == "cross-entropy" else here) - targets
+    delta = prediction(here, loss) - targets
     for (weight, bias), below in zip(reversed(layers), reversed(kept), strict=True):
         back = (delta @ weight).mul_(below > 0)
         weight.addmm_(delta.T, below, alpha=-rate)
