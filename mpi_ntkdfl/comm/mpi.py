@@ -1,4 +1,4 @@
-"""The MPI world. With `neighbours.py` the only place that touches mpi4py.
+"""The MPI world. With the two channels the only place that touches mpi4py.
 
 The communicator is passed in by the command line and nothing below it knows `COMM_WORLD`. Arrays and
 tensors travel as buffers; only small control objects (configuration, error texts) are pickled, and
