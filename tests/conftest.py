@@ -23,6 +23,7 @@ from mpi_ntkdfl.model.mlp import MLP
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.ntk import compiled
 from mpi_ntkdfl.runtime.clock import Clock
+from mpi_ntkdfl.runtime.stopping import SIGNALS
 from mpi_ntkdfl.topology.placement import Placement
 
 # Examples are timed by nobody: machines are shared and noisy.
@@ -30,11 +31,32 @@ hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 # Threads that wait for each other make small operations slower by orders of magnitude.
 torch.set_num_threads(1)
-# `nohup` and the background of a script let these be ignored, which every program started from here
-# would inherit. A handler is not inherited.
-for _number in (signal.SIGINT, signal.SIGHUP):
-    if signal.getsignal(_number) == signal.SIG_IGN:
-        signal.signal(_number, lambda *_: None)
+_HANDLERS = {number: signal.getsignal(number) for number in SIGNALS}
+
+
+def pytest_runtest_setup() -> None:
+    """Programs that a fixture starts do not inherit ignored signals."""
+    _heed_signals()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """Programs that a test starts do not inherit ignored signals."""
+    _heed_signals()
+
+
+def _heed_signals() -> None:
+    """Undoes that signals are ignored.
+
+    `nohup` and the background of a script let some be ignored, and so does a command that a test ran
+    in this process to its end. Every program that is started would inherit it. A handler is not
+    inherited.
+    """
+    for number, handler in _HANDLERS.items():
+        if signal.getsignal(number) == signal.SIG_IGN:
+            ignored = handler == signal.SIG_IGN
+            signal.signal(number, (lambda *_: None) if ignored else handler)
+
 
 ROOT = Path(__file__).resolve().parent.parent
 
