@@ -1,1 +1,1 @@
-"""What everything else stands on: errors, seeds, logs, clock, devices, signals, launching."""
+"""What all other folders build on: errors, seeds, logs, clock, devices, signals, launching."""

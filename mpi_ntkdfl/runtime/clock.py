@@ -1,6 +1,7 @@
-"""Wall-clock time by phase, exclusive: time spent in an inner phase does not count for the outer.
+"""Wall-clock time by phase, and the time of exchanges in flight.
 
-And the time of exchanges in flight, which pass beneath other phases.
+The time of a phase is exclusive: time spent in an inner phase does not count for the outer phase.
+Exchanges in flight overlap with other phases, so their time is measured separately.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ PHASES = (
     "record",
     "other",
 )
-"""What some of the phases are: `graph` draws the graph of the round. `connect` finds the neighbouring
-ranks and opens the channel to them. `exchange` writes, sends and waits for messages. `gather` brings to
-rank 0 what the record stores. `agree` decides whether to stop, and waits for the slowest rank. `record`
-writes files."""
+"""The phases whose names need an explanation: `graph` draws the graph of the round. `connect` finds the
+neighbouring ranks and opens the channel to them. `exchange` writes, sends and waits for messages.
+`gather` brings to rank 0 what the record stores. `agree` decides whether to stop, and waits for the
+slowest rank. `record` writes files."""
 
 COORDINATING = ("graph", "connect", "exchange", "gather", "agree", "other")
-"""Phases in which a rank mostly waits for others, or does what does not serve the method."""
+"""Phases in which a rank mostly waits for others, or does work that is not part of the method."""
 
 
 IN_FLIGHT, WAIT = "in flight", "wait"
@@ -43,7 +44,7 @@ SPANS = (*PHASES, IN_FLIGHT, WAIT)
 class Clock:
     """Accumulates seconds by phase for one rank; `lap` reads and resets them.
 
-    Those of exchanges in flight are kept apart, and read by `lap_flights`.
+    The seconds of exchanges in flight are kept separately; `lap_flights` reads them.
     """
 
     def __init__(self) -> None:
@@ -56,13 +57,14 @@ class Clock:
         self._starts: list[float] = []
 
     def keep_spans(self) -> None:
-        """From now on keeps when each phase and each exchange began and ended, for `lap_spans`."""
+        """From now on records when each phase and each exchange begins and ends, for `lap_spans`."""
         self._spans = []
 
     def lap_spans(self) -> np.ndarray:
-        """What ended since the last lap, `[span, 3]`: kind, begin and end in seconds of `perf_counter`.
+        """The spans that ended since the last lap, `[span, 3]`: kind, begin and end.
 
-        A kind is a place in `SPANS`. Spans of phases hold those of inner phases.
+        The kind is an index into `SPANS`. Begin and end are in seconds of `perf_counter`. The span of a
+        phase includes the spans of its inner phases.
         """
         spans, self._spans = self._spans or [], []
         return np.array(spans, dtype=np.float64).reshape(-1, 3)
@@ -77,14 +79,14 @@ class Clock:
         return _Block(self, phase)
 
     def enter(self, phase: str) -> None:
-        """Charges what follows to `phase`."""
+        """Charges the time from now on to `phase`."""
         self._charge()
         self._stack.append(phase)
         if self._spans is not None:
             self._starts.append(self._since)
 
     def leave(self) -> None:
-        """Charges what follows to the phase before."""
+        """Charges the time from now on to the phase that was active before."""
         self._charge()
         phase = self._stack.pop()
         if self._spans is not None and self._starts:
@@ -98,7 +100,12 @@ class Clock:
         return seconds
 
     def book_flight(self, flown: float, waited: float) -> None:
-        """Adds an exchange that was `flown` seconds in flight, of which it was `waited` for."""
+        """Adds an exchange that was in flight for `flown` seconds.
+
+        Args:
+            flown: seconds in flight.
+            waited: those of these seconds in which the rank did nothing but wait for the exchange.
+        """
         self._flown += flown
         self._waited += waited
         if self._spans is not None:
@@ -107,14 +114,14 @@ class Clock:
             self._spans.append((SPANS.index(WAIT), now - waited, now))
 
     def lap_flights(self) -> tuple[float, float]:
-        """Seconds in flight and seconds waited of all exchanges since the last lap."""
-        found = self._flown, self._waited
+        """Seconds in flight and seconds of waiting, summed over all exchanges since the last lap."""
+        flown_and_waited = self._flown, self._waited
         self._flown = self._waited = 0.0
-        return found
+        return flown_and_waited
 
 
 class _Block:
-    """A phase as a context manager: a fraction of the cost of one made from a generator."""
+    """A phase as a context manager; it costs a fraction of one that is made from a generator."""
 
     __slots__ = ("_clock", "_phase")
 

@@ -1,8 +1,8 @@
 """Exceptions that carry a message for the user and the exit code of the program.
 
-Two kinds matter to whoever starts a job: the input was wrong (`InputError`, exit code 2: mend it and
-submit again) and the computation went wrong (`SimulationError`, exit code 1). Every message says the
-rule, what came, and the way out.
+Two kinds matter to whoever starts a job. `InputError` (exit code 2) says that the input was wrong:
+correct it and submit the job again. `SimulationError` (exit code 1) says that the computation failed.
+Every message names the rule, the value that broke it, and the way out.
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ from contextlib import contextmanager
 
 
 class MpiNtkdflError(Exception):
-    """Root of the package's own exceptions; shown to the user without a traceback."""
+    """Base class of the package's own exceptions; the user sees them without a traceback."""
 
     exit_code = 1
 
 
 class InputError(MpiNtkdflError):
-    """The configuration, a file or the command line asks for something that cannot be."""
+    """The configuration, a file or the command line asks for something impossible."""
 
     exit_code = 2
     agreed = False
-    """Whether every rank knows of it and stops by itself; set by whoever made them agree."""
+    """Whether every rank knows of this error and stops by itself. The code that made the ranks agree
+    sets it."""
 
 
 class Elsewhere(InputError):
-    """Bad input that another rank reports; this one only has to stop."""
+    """Bad input that another rank reports; this rank only has to stop."""
 
     agreed = True
 
@@ -41,10 +42,10 @@ class Diverged(SimulationError):
 
 @contextmanager
 def locating(**where: object) -> Iterator[None]:
-    """Adds `key value` notes to any exception that passes, such as the client and the round.
+    """Adds notes `key value`, such as the client and the round, to any exception raised in the block.
 
-    The program's outermost handler prints them after the message, so that a failure deep in the
-    mathematics, which knows neither, is still reported with both.
+    The program's outermost handler prints the notes after the message. So a failure deep in the
+    mathematics is reported with the client and the round, although that code knows neither.
     """
     try:
         yield

@@ -1,8 +1,8 @@
-"""How HDF5 files are written and read, so that neither full disks nor damaged files bring HDF5 down.
+"""How HDF5 files are written and read, so that neither full disks nor damaged files crash HDF5.
 
-HDF5 keeps what it could not write, tries again when the program ends, and crashes over it. So its
-writes go through `_Patient`, which takes everything and reports the first failure afterwards. And it
-loops over some damages in heaps, so `reading` looks at those first.
+If HDF5 cannot write some data, it keeps them, tries again when the program ends, and crashes. So its
+writes go through `_Patient`, which accepts all data and reports the first failure afterwards. Some
+kinds of damage in heaps send HDF5 into an endless loop, so `reading` checks the heaps first.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 """The first bytes of an HDF5 file."""
 
 _LIBVER = ("v110", "latest")
-"""The file format of HDF5 1.10: the oldest in which all metadata carry checksums, so that damage is
-noticed where the library could otherwise crash."""
+"""The file format of HDF5 1.10. It is the oldest format in which all metadata have checksums, so that
+the library notices damage that could otherwise crash it."""
 
 
 class _Patient(io.FileIO):
-    """A file whose writes never fail: the first error is kept, and what follows is dropped."""
+    """A file whose writes never fail: it keeps the first error and drops all later data."""
 
     error: OSError | None = None
 
@@ -53,7 +53,7 @@ class _Patient(io.FileIO):
         return size or 0
 
     def readinto(self, buffer: Any) -> int:
-        """Fills `buffer`; what was dropped reads as zeros."""
+        """Fills `buffer`; dropped data read as zeros."""
         whole = memoryview(buffer).cast("B")
         count = super().readinto(whole) or 0
         if self.error is not None:
@@ -64,11 +64,11 @@ class _Patient(io.FileIO):
 
 @contextlib.contextmanager
 def writing(path: Path, mode: str) -> Iterator[h5py.File]:
-    """Opens an HDF5 file to write; what cannot be written is an error once it is closed.
+    """Opens an HDF5 file for writing; an error of a write is raised when the file is closed.
 
     Args:
-        path: of the file.
-        mode: `w` to make it, `r+` to change it.
+        path: path of the file.
+        mode: `w` to create it, `r+` to change it.
 
     Raises:
         OSError: if anything could not be written.
@@ -85,10 +85,10 @@ def writing(path: Path, mode: str) -> Iterator[h5py.File]:
 
 
 def reading(path: Path) -> h5py.File:
-    """Opens an HDF5 file to read, after a look at what makes the library loop or crash if damaged.
+    """Opens an HDF5 file for reading, after checking the parts whose damage makes the library fail.
 
     Raises:
-        OSError: if the file is missing, or damaged as far as can be told at once.
+        OSError: if the file is missing, or if it is damaged and this can be seen when it is opened.
     """
     import h5py
 
@@ -99,12 +99,13 @@ def reading(path: Path) -> h5py.File:
 
 
 def sane(file: h5py.File, name: str) -> h5py.Dataset:
-    """A dataset that fits into its file.
+    """A dataset whose size is at most that of its file.
 
-    They are not compressed; a damaged shape could ask for any amount of memory.
+    Datasets are not compressed, so a larger one is damaged: a damaged shape could ask for any amount of
+    memory.
 
     Raises:
-        ValueError: if it does not fit.
+        ValueError: if the dataset is larger than the file.
     """
     if file[name].nbytes > file.id.get_filesize():
         raise ValueError(f"{name} is larger than the file")
@@ -114,17 +115,17 @@ def sane(file: h5py.File, name: str) -> h5py.Dataset:
 _HEAP = b"GCOL\x01\0\0\0"
 _HEAP_HEADER = 16
 _OBJECT_HEADER = struct.Struct("<HH4sQ")
-"""Index (0: what is left of the heap), references, padding, size."""
+"""Index (0 for the free rest of the heap), references, padding, size."""
 
 
 def _sound_heaps(raw: BinaryIO) -> bool:
-    """Whether the chain of objects fits every global heap of a file.
+    """Whether in every global heap of a file the chain of objects fits the heap.
 
-    Attributes that are text lie in global heaps, the only metadata that HDF5 1.10 keeps without a
-    checksum. Their format: HDF5 File Format Specification 3.0, III.E.
+    Text attributes are stored in global heaps. These are the only metadata that HDF5 1.10 keeps without
+    a checksum. The HDF5 File Format Specification 3.0, III.E, describes their format.
     """
     if not os.fstat(raw.fileno()).st_size:
-        return True  # what else is wrong with it the library says
+        return True  # the library itself refuses an empty file
     with mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
         start = data.find(_HEAP)
         while start >= 0:

@@ -1,8 +1,8 @@
 """Which program a rank runs: the package's sources, its commit, the libraries, the processor, the cores.
 
-The ranks of a job compare this before they read anything. Two different packages in one job exchange
-messages that mean different things, or wait for each other for ever. Two versions of a library, or two
-kinds of processor, compute the same numbers with other roundings.
+The ranks of a job compare this before they read anything. If the ranks run different packages, they
+exchange messages that mean different things, or wait for each other for ever. Two versions of a
+library, or two kinds of processor, round the same numbers differently.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SOURCES = (".py", ".c", ".yaml")
 
 _LIBRARIES = ("torch", "numpy", "mpi4py", "h5py")
 
-# Extensions of the instruction set for which the mathematical libraries have code of their own.
+# Extensions of the instruction set for which the mathematical libraries have special code.
 _EXTENSIONS = (
     *("sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "amx_tile"),
     *("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
@@ -65,7 +65,8 @@ def sources(package: Path) -> str:
     files: dict[str, Path] = {}
     for folder, inner, names in os.walk(package):
         if Path(folder) == package and "jobs" in inner:
-            inner.remove("jobs")  # batch scripts; a link in a clone, a folder in an installation
+            # It holds batch scripts. In a clone it is a link, in an installation it is a folder.
+            inner.remove("jobs")
         paths = [Path(folder, name) for name in names if name.endswith(_SOURCES)]
         files |= {path.relative_to(package).as_posix(): path for path in paths}
     for name, path in sorted(files.items()):
@@ -76,7 +77,10 @@ def sources(package: Path) -> str:
 
 
 def compiled(package: Path) -> str:
-    """First digits of the SHA-256 of each compiled file in `package`; its source may be another."""
+    """First digits of the SHA-256 of each compiled file in `package`.
+
+    The hash of the sources is not enough, because a file may have been compiled from other sources.
+    """
     files = sorted(path for end in ("so", "pyd") for path in package.rglob(f"*.{end}"))
     return " ".join(hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in files) or "none"
 
@@ -85,16 +89,17 @@ def processor(described: Path = Path("/proc/cpuinfo")) -> str:
     """Architecture, maker and extensions of the instruction set of this processor.
 
     Args:
-        described: the kernel's description of the processors; without it the architecture is all.
+        described: the kernel's description of the processors; without it the result is only the
+            architecture.
     """
     try:
         lines = described.read_text().splitlines()
     except OSError:
         lines = []
-    # The first processor stands for all.
-    told = {key.strip(): value for key, _, value in (s.partition(":") for s in reversed(lines))}
-    flags = set((told.get("flags") or told.get("Features") or "").split())
-    maker = (told.get("vendor_id") or told.get("CPU implementer") or "").strip()
+    # In reversed order, so that the entries of the first processor remain.
+    entries = {key.strip(): value for key, _, value in (s.partition(":") for s in reversed(lines))}
+    flags = set((entries.get("flags") or entries.get("Features") or "").split())
+    maker = (entries.get("vendor_id") or entries.get("CPU implementer") or "").strip()
     words = (platform.machine(), maker, *(name for name in _EXTENSIONS if name in flags))
     return " ".join(word for word in words if word)
 
@@ -113,8 +118,8 @@ def refusal(hosts: Sequence[str], identities: Sequence[Identity | None]) -> str 
     """Why these ranks cannot work together, or None.
 
     Args:
-        hosts: of every rank.
-        identities: of every rank; None for a rank whose package is too old to tell.
+        hosts: the host name of every rank.
+        identities: the identity of every rank; None for a rank whose package is too old to send one.
     """
     packages = [f"sources {it['sources'][:12]}" if it else "an older version" for it in identities]
     who = _by_value(hosts, packages)
@@ -168,7 +173,7 @@ def cores(hosts: Sequence[str], identities: Sequence[Identity]) -> dict[str, int
 
 
 def _by_value(hosts: Sequence[str], values: Sequence[str]) -> dict[str, list[str]]:
-    """The hosts of each value, once each."""
+    """The hosts of each value; each host is listed once."""
     by_value: dict[str, dict[str, None]] = {}
     for host, value in zip(hosts, values, strict=True):
         by_value.setdefault(value, {})[host] = None
@@ -176,7 +181,7 @@ def _by_value(hosts: Sequence[str], values: Sequence[str]) -> dict[str, list[str
 
 
 def _some(names: Sequence[str], most: int = 4) -> str:
-    """`n1, n2`, or the first few of many."""
+    """`n1, n2`, or only the first few names if there are many."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
@@ -190,7 +195,7 @@ def of_file(path: Path) -> str:
     A file whose size, time of change and inode stay the same is read once per process.
 
     Raises:
-        OSError: if it cannot be read.
+        OSError: if the file cannot be read.
     """
     state = path.stat()
     return _of_file(path, state.st_size, state.st_mtime_ns, state.st_ino)
@@ -209,8 +214,8 @@ def commit(package: Path = PACKAGE) -> str:
     """Commit of the source tree that `package` lies in.
 
     Returns:
-        The commit's 40 digits; its first 12 and `-dirty` if files of the package differ from it;
-        `unknown` for an installed package, or where git does not answer.
+        The commit's 40 digits; its first 12 digits and `-dirty` if files of the package differ from the
+        commit; `unknown` for an installed package, or if git does not answer.
     """
     if not (package.parent / ".git").exists():
         return "unknown"
@@ -221,9 +226,9 @@ def commit(package: Path = PACKAGE) -> str:
 
 
 def _git(folder: Path, *words: str) -> str | None:
-    """What `git WORDS` says in `folder`, or None.
+    """The output of `git WORDS` in `folder`, or None if it fails.
 
-    Variables such as GIT_DIR name a repository of the user's, not that of the package.
+    Variables such as GIT_DIR are removed, since they would name another repository of the user.
     """
     variables = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     try:

@@ -1,8 +1,8 @@
-"""What this process may use of its machine: cores and memory, by affinity and control groups.
+"""How many cores and how much memory of its machine this process may use.
 
-A batch system or a container gives a process less than the machine has. The limits of control groups are
-described in the Linux kernel's documentation, "Control Group v2" (`cpu.max`, `memory.max`) and "CFS
-Bandwidth Control" and "Memory Resource Controller" for version 1.
+A batch system or a container gives a process less than the machine has, by affinity and control groups.
+The Linux kernel's documentation describes the limits of control groups: "Control Group v2" (`cpu.max`,
+`memory.max`), and for version 1 "CFS Bandwidth Control" and "Memory Resource Controller".
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ def usable_cores() -> tuple[int, ...]:
 
 
 def core_limit(groups: Path = _GROUPS, mine: Path = _MINE) -> int:
-    """Cores that the control groups of this process allow, a part of one counted as one; 0: no limit.
+    """Number of cores that the control groups of this process allow; 0 if there is no limit.
+
+    A fraction of a core counts as a whole core.
 
     Args:
         groups: where control groups are mounted.
@@ -42,7 +44,7 @@ def core_limit(groups: Path = _GROUPS, mine: Path = _MINE) -> int:
 
 
 def memory(groups: Path = _GROUPS, mine: Path = _MINE) -> int:
-    """Bytes of memory that this process may use: those of the machine, or its control groups' limit.
+    """Bytes of memory that this process may use: the machine's memory, or a lower limit of its groups.
 
     Args:
         groups: where control groups are mounted.
@@ -50,15 +52,15 @@ def memory(groups: Path = _GROUPS, mine: Path = _MINE) -> int:
     """
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for folder in _folders(groups, mine, "memory"):
-        said = (_first(folder / name) for name in ("memory.max", "memory.limit_in_bytes"))
-        limits += [int(each) for each in said if each.isdecimal()]
+        texts = (_first(folder / name) for name in ("memory.max", "memory.limit_in_bytes"))
+        limits += [int(text) for text in texts if text.isdecimal()]
     return min(limits)
 
 
 def _folders(groups: Path, mine: Path, controller: str) -> Iterator[Path]:
     """The folders of this process's group and of all groups above it, in version 2 and version 1.
 
-    A container may see its own group as the root, so a folder that does not exist is passed over.
+    A container may see its own group as the root, so folders that do not exist are skipped.
     """
     try:
         lines = mine.read_text(encoding="utf-8").splitlines()

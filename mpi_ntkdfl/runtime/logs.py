@@ -1,4 +1,4 @@
-"""Logging under MPI: rank 0 speaks, the others only when something is wrong, and say who they are."""
+"""Logging under MPI: rank 0 logs everything; other ranks log only errors, with their rank in front."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ def set_up(rank: int, quiet: bool) -> None:
     """Sends the package's log to standard error.
 
     Args:
-        rank: of this process.
-        quiet: only warnings from rank 0 as well.
+        rank: rank of this process.
+        quiet: whether rank 0 logs only warnings and errors.
     """
     handler = logging.StreamHandler(sys.stderr)
     prefix = f"rank {rank}: " if rank else ""

@@ -1,8 +1,8 @@
 """How the lines of a method look in figures. This module needs neither torch nor matplotlib.
 
-The colours are those of Okabe and Ito (jfly.uni-koeln.de/color, 2008), which readers with the common
-kinds of colour blindness can tell apart. Their yellow is left out, because it is too pale for lines on
-paper, and two greys are added.
+The colours are those of Okabe and Ito (jfly.uni-koeln.de/color, 2008). Readers with the common kinds of
+colour blindness can tell them apart. Their yellow is left out, because it is too pale for lines on
+paper. Two greys are added.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class LineStyle:
     Attributes:
         color: `#RRGGBB`.
         dashes: lengths of dashes and gaps in turn, in line widths; empty for a solid line.
-        marker: the letter by which matplotlib calls the marker.
+        marker: the letter that names the marker in matplotlib.
         fill: which part of the marker is filled: full, none, left, bottom or top.
 
     Raises:
-        ValueError: if an attribute is none of these.
+        ValueError: if an attribute has another form.
     """
 
     color: str
@@ -38,13 +38,13 @@ class LineStyle:
     fill: str = "full"
 
     def __post_init__(self) -> None:
-        """Refuses what matplotlib would refuse later, in the middle of a figure."""
+        """Refuses values that matplotlib would refuse later, in the middle of a figure."""
         if not re.fullmatch("#[0-9A-Fa-f]{6}", self.color):
             raise ValueError(f"a colour is written #RRGGBB, got {self.color!r}")
         if len(self.dashes) % 2 or not all(length > 0 for length in self.dashes):
             raise ValueError(f"dashes and gaps come in pairs above 0, got {self.dashes}")
         if len(self.marker) != 1:
-            raise ValueError(f"a marker is one letter of matplotlib's, got {self.marker!r}")
+            raise ValueError(f"a marker is one letter as in matplotlib, got {self.marker!r}")
         if self.fill not in _FILLS:
             raise ValueError(f"fill is one of {', '.join(_FILLS)}, got {self.fill!r}")
 

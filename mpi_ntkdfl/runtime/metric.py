@@ -1,4 +1,4 @@
-"""What a metric is: a row of the table `metrics.METRICS`."""
+"""The definition of a metric: a row of the table `metrics.METRICS`."""
 
 from __future__ import annotations
 
@@ -13,24 +13,28 @@ from mpi_ntkdfl.runtime.units import readable, three_digits
 Axes = Literal[
     "row", "row,client", "round", "round,client", "round,phase", "round,rank", "round,rank,phase"
 ]
-"""Axes of a dataset. A `row` is an evaluation, a `round` a round, evaluated or not."""
+"""Axes of a dataset. A `row` is an evaluation. A `round` is any round, evaluated or not."""
 
 Place = Literal["x", "panel", "y", "mark", "target", "end", "show", "live", "progress"]
 """Where a metric appears:
 
-`x`, `y`: it may be drawn on this axis by `plot` and studies; `panel`: `plot` draws against it by default;
-`mark`: an accuracy, so `plot --target` can be marked on its axis; `target`, `end`: columns of `compare`
-up to a target accuracy, and at the last row; `show`: a column of `show`; `live`: in the lines of
-`show --follow`; `progress`: in the lines that a run prints.
+- `x`, `y`: `plot` and studies may draw it on this axis.
+- `panel`: `plot` draws curves against it by default.
+- `mark`: it is an accuracy, so `plot --target` can mark the target on its axis.
+- `target`: `compare` has a column with its value when a target accuracy is reached.
+- `end`: `compare` has a column with its value in the last row.
+- `show`: `show` has a column for it.
+- `live`: the lines of `show --follow` contain it.
+- `progress`: the lines that a run prints contain it.
 """
 
 
 @dataclass(frozen=True)
 class About:
-    """What reductions may need to know of a record beside the values.
+    """What a reduction may need to know about a record in addition to the values.
 
     Attributes:
-        rounds: rounds done at each row, `[row]`.
+        rounds: number of rounds done at each row, `[row]`.
         phases: names of the phases of the dataset, if it has that axis.
     """
 
@@ -39,7 +43,7 @@ class About:
 
 
 Reduction = Callable[[np.ndarray, About], np.ndarray]
-"""From the values of a dataset to one number per row or round."""
+"""A function from the values of a dataset to one number per row or round."""
 
 
 @dataclass(frozen=True)
@@ -47,23 +51,24 @@ class Metric:
     """One row of the table.
 
     Attributes:
-        name: by which `plot` and studies know it: lower-case letters, digits and dashes.
-        label: what it is, for axes of figures, without the unit.
-        axes: of its dataset.
-        dataset: path in the record, for a metric that is measured; empty: `metrics/NAME`.
-        source: name of the metric from whose dataset this one is reduced, if it has no dataset.
-        dtype: of the dataset: `f8` or `i8`. NaN of a count means that there is no such number.
-        unit: such as `B` or `s`; empty for a number without one.
+        name: the name that `plot` and studies use: lower-case letters, digits and dashes.
+        label: what the metric is, for axes of figures, without the unit.
+        axes: axes of its dataset.
+        dataset: path in the record, for a metric that is measured; empty for `metrics/NAME`.
+        source: name of the metric whose dataset this one is computed from, if it has no dataset itself.
+        dtype: type of the dataset: `f8` or `i8`. NaN in a count means that there is no such number.
+        unit: unit, such as `B` or `s`; empty for a number without a unit.
         log: whether its axis is logarithmic in figures.
         optional: whether records of earlier versions may lack it.
-        measure: of a metric that a user brings: from an `evaluate.View` of one model to its number. It is
-            called for each client with the axes `row,client`, once for the average with the axes `row`.
-        reduce: from the dataset to one number per row or round; None: the mean over clients, or the sum
-            over phases, whatever there is.
-        cumulative: whether the values per round are totals since the start. Others are summed.
+        measure: only for a metric that a user adds: a function from an `evaluate.View` of one model to
+            the model's number. With the axes `row,client` it is called for each client, with the axes
+            `row` once for the average.
+        reduce: a function from the dataset to one number per row or round. None for the mean over
+            clients, or the sum over phases, depending on the axes.
+        cumulative: whether the values per round are totals since the start. If not, they are summed.
         places: where it appears.
-        head: its column in tables; empty: the name.
-        column: its name in CSV files; empty: the name with `_` for `-`.
+        head: head of its column in tables; empty for the name.
+        column: its name in CSV files; empty for the name with `_` instead of `-`.
     """
 
     name: str
@@ -83,7 +88,7 @@ class Metric:
     column: str = ""
 
     def __post_init__(self) -> None:
-        """Fills in what follows from the name."""
+        """Fills in the attributes whose defaults follow from the name."""
         defaults = {
             "dataset": "" if self.source else f"metrics/{self.name}",
             "head": self.name,
@@ -91,12 +96,12 @@ class Metric:
         }
         for field, default in defaults.items():
             object.__setattr__(self, field, getattr(self, field) or default)
-        # A run may have been without the code that measures it.
+        # A record may come from a run without the user's code that measures it.
         object.__setattr__(self, "optional", self.optional or self.measure is not None)
 
     @property
     def by_round(self) -> bool:
-        """Whether its dataset has one entry per round; else it has one per evaluation."""
+        """Whether its dataset has one entry per round; otherwise it has one per evaluation."""
         return self.axes.startswith("round")
 
     @property
@@ -111,21 +116,22 @@ class Metric:
 
     @property
     def of_clients(self) -> bool:
-        """Whether it is measured on each client's own model, so only with `evaluation.clients`."""
+        """Whether it is measured on each client's own model, which happens only with
+        `evaluation.clients`."""
         return self.axes == "row,client" and not self.counts
 
     @property
     def counts(self) -> bool:
-        """Whether it is a count, which NaN can only say that there is none of."""
+        """Whether it is a count. For a count NaN only means that there is no such number."""
         return self.dtype == "i8"
 
     @property
     def title(self) -> str:
-        """The label with the unit, as on an axis; bytes have their unit at the ticks."""
+        """The label with the unit, as it stands on an axis; the unit of bytes stands at the ticks."""
         return f"{self.label} ({self.unit})" if self.unit not in ("", "B") else self.label
 
     def text(self, value: float) -> str:
-        """A value for people."""
+        """A value as text for people."""
         if self.unit == "B":
             return readable(value)
         if self.unit == "s":
@@ -138,10 +144,10 @@ class Metric:
         """One number per row, `[row]` float64: the state after `about.rounds` rounds.
 
         Args:
-            values: of its dataset, or that of its source.
-            about: the record.
+            values: values of its dataset, or of its source's dataset.
+            about: facts about the record.
         """
-        with np.errstate(invalid="ignore"):  # infinities of two signs make NaN
+        with np.errstate(invalid="ignore"):  # the sum of infinities of both signs is NaN
             if self.reduce is not None:
                 reduced = self.reduce(values, about)
             elif self.axes == "row,client":

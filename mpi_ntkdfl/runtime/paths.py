@@ -1,4 +1,4 @@
-"""One way from a path that a user wrote to a path that the program can use, or to a message."""
+"""Turns a path that a user wrote into a path that the program can use, or into a message."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _LONGEST_PATH = 4095
 def user_path(written: str | Path, what: str) -> Path:
     """Turns what a user wrote into a path: a leading `~` or `~name` becomes that home folder.
 
-    Whether a file is at that path is not looked at; a device is refused, since one such as
-    `/dev/zero` has no end.
+    The function does not check whether a file exists at that path. It refuses a device, since a device
+    such as `/dev/zero` has no end.
 
     Args:
-        written: as it came from a configuration or the command line; best as text, because
-            `Path` turns `./~name` into `~name`.
-        what: what the path is for, in the words of the user, such as `topology.path` or `-o`. It
-            begins the message.
+        written: the path as it came from a configuration or the command line. Text is better than a
+            `Path`, because `Path` turns `./~name` into `~name`.
+        what: what the path is for, as the user calls it, such as `topology.path` or `-o`. The message
+            begins with it.
 
     Returns:
         The path; relative paths stay relative to the working folder.
 
     Raises:
-        InputError: if it is empty, holds a NUL character or characters that no file name can have,
-            is too long, begins with `~` and there is no such home folder, or is a device.
+        InputError: if the path is empty, holds a NUL character or characters that no file name can
+            have, is too long, begins with `~` where there is no such home folder, or is a device.
     """
     text = str(written) if isinstance(written, Path) else written
     if not text.strip():

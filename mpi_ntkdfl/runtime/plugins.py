@@ -27,7 +27,7 @@ class Plugin:
     """Code of a user that was loaded.
 
     Attributes:
-        name: of the file without its folder, or `package version` for an entry point.
+        name: name of the file without its folder, or `package version` for an entry point.
         sha256: hash of the code, in hexadecimal.
     """
 
@@ -36,10 +36,10 @@ class Plugin:
 
 
 _PREFIX = "mpi_ntkdfl_plugin_"
-"""Of the names of modules that are plugin files."""
+"""Beginning of the module names of plugin files."""
 
 _loaded: dict[str, Plugin] = {}
-"""What this process has loaded, by module name, in order."""
+"""The plugins that this process has loaded, by module name, in order."""
 
 
 def loaded() -> list[Plugin]:
@@ -48,7 +48,7 @@ def loaded() -> list[Plugin]:
 
 
 def files() -> list[str]:
-    """Paths of the files that this process has loaded, for processes that it starts."""
+    """Paths of the plugin files that this process has loaded, to pass on to processes that it starts."""
     modules = (sys.modules[name] for name in _loaded if name.startswith(_PREFIX))
     return [str(Path(str(module.__file__)).absolute()) for module in modules]
 
@@ -62,7 +62,7 @@ def load(paths: Iterable[str | Path]) -> list[Plugin]:
     """Runs the files that the user names; a file that was loaded before does not run again.
 
     Args:
-        paths: of Python files.
+        paths: paths of Python files.
 
     Returns:
         One plugin per path, in order.
@@ -79,7 +79,8 @@ def _load_file(path: Path) -> Plugin:
     except OSError as error:
         raise InputError(f"--plugin: {path} cannot be read: {error.strerror or error}") from error
     digest = hashlib.sha256(content).hexdigest()
-    # The same on all ranks, because objects of the plugin's classes travel between ranks by name.
+    # The module name must be the same on all ranks, because pickled objects of the plugin's classes
+    # refer to their class by its name.
     name = f"{_PREFIX}{re.sub(r'[^0-9a-zA-Z]', '_', path.stem)}_{digest[:16]}"
     if name in _loaded:
         return _loaded[name]
@@ -100,19 +101,20 @@ def failure(error: BaseException, file: str | None = None) -> str:
 
     Args:
         error: the exception.
-        file: of the user's code; the innermost line in it is named. None: the innermost line.
+        file: file of the user's code; the message names the innermost line in it. None for the
+            innermost line of all files.
     """
     reason = " ".join(str(error).split())
-    said = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+    message = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
     if isinstance(error, InputError):
-        said = reason
+        message = reason
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}: SyntaxError: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if file is None or frame.filename == file]
     if not own:
-        return f"{file}: {said}" if file else said
-    return f"{own[-1].filename}, line {own[-1].lineno}: {said}"
+        return f"{file}: {message}" if file else message
+    return f"{own[-1].filename}, line {own[-1].lineno}: {message}"
 
 
 def load_installed(
@@ -124,23 +126,23 @@ def load_installed(
     """Loads the entry point of an installed package, if there is one of that name.
 
     Args:
-        group: of entry points, such as `mpi_ntkdfl.networks`.
-        name: of the entry point.
-        entries: a registry's names; the entry point may register itself when it is loaded.
-        adopt: registers what the entry point is, if it has not registered itself.
+        group: group of entry points, such as `mpi_ntkdfl.networks`.
+        name: name of the entry point.
+        entries: names of a registry; the entry point may register itself when it is loaded.
+        adopt: registers the loaded object, if it has not registered itself.
 
     Raises:
         InputError: if loading fails, or nothing of that name is registered afterwards.
     """
-    from importlib import metadata  # takes longer to load than the rest of this module
+    from importlib import metadata  # it takes longer to load than the rest of this module
 
     for entry in metadata.entry_points(group=group, name=name):
         package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
         where = f"the entry point {name!r} of group {group} in the package {package}"
         try:
-            thing = entry.load()
+            loaded_object = entry.load()
             if name not in entries and adopt is not None:
-                adopt(name, thing)
+                adopt(name, loaded_object)
         except (Exception, SystemExit) as error:
             raise InputError(f"{where} fails: {failure(error)}") from error
         if name not in entries:
@@ -156,7 +158,7 @@ def installed_names(group: str) -> set[str]:
 
 
 def _hash_of_module(name: str) -> str:
-    """SHA-256 of a module's source, or of nothing if it has no source."""
+    """SHA-256 of a module's source, or of no bytes if it has no source."""
     file = getattr(sys.modules.get(name), "__file__", None)
     content = Path(file).read_bytes() if file and Path(file).is_file() else b""
     return hashlib.sha256(content).hexdigest()

@@ -1,4 +1,4 @@
-"""Tables of named things that a user may add to: methods, networks, data sets, codecs, metrics."""
+"""Tables of named entries that a user may extend: methods, networks, data sets, codecs, metrics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 class Registry(Mapping[str, T]):
     """Entries of one kind by name, in the order in which they were registered.
 
-    A registry is the only list of its kind: whoever needs all entries iterates over it.
+    A registry is the only list of its kind: code that needs all entries iterates over it.
     """
 
     def __init__(
@@ -26,15 +26,15 @@ class Registry(Mapping[str, T]):
 
         Args:
             kind: what an entry is, for messages, such as `method`.
-            entries: by name.
-            group: of the entry points by which other installed packages offer entries, such as
+            entries: entries by name.
+            group: group of the entry points with which other installed packages offer entries, such as
                 `mpi_ntkdfl.methods`. An entry point is loaded when its name is first asked for.
         """
         self.kind, self.group = kind, group
         self._entries = dict(entries or {})
         self.adopt: Callable[[str, Any], None] | None = None
-        """How to register what an entry point is, by its name; None if entry points register
-        themselves when they are loaded."""
+        """Function of a name and an object that registers the object of an entry point; None if entry
+        points register themselves when they are loaded."""
 
     def register(self, name: str, entry: T) -> None:
         """Adds an entry.
@@ -56,7 +56,7 @@ class Registry(Mapping[str, T]):
         """The entry of that name.
 
         Raises:
-            InputError: if there is none; the message lists all names and the closest one.
+            InputError: if there is none; the message lists all names, the closest one first.
         """
         if name not in self:
             offered = plugins.installed_names(self.group) if self.group else ()

@@ -1,7 +1,7 @@
-"""Keyed randomness: a generator is a function of (run seed, purpose, keys), never of who asks or when.
+"""Keyed randomness: a generator depends only on (run seed, purpose, keys), not on the caller or the time.
 
-No generator is shared and none is global. Drawing the partition, a client's starting weights or the
-graph of round 17 therefore gives the same values on any rank, in any order, for any number of ranks.
+No generator is shared and none is global. So the partition, a client's starting weights or the graph of
+round 17 have the same values on any rank, in any order of draws, for any number of ranks.
 """
 
 from __future__ import annotations

@@ -9,14 +9,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 Effect = Literal["result", "rounding", "extent", "place", "nothing", "seed"]
-"""What depends on a setting:
+"""What changes with a setting:
 
 - `result`: the numbers of the run.
 - `rounding`: only the last bits of the numbers.
 - `extent`: how many rounds there are or how often they are measured; the rounds that two runs share
   have equal numbers.
-- `place`: a path. The content at the path decides, not the path.
-- `nothing`: no number; for example where results are written.
+- `place`: the setting is a path. The content at the path affects the result, not the path itself.
+- `nothing`: no number of the run, for example where results are written.
 - `seed`: the random numbers; runs that differ only in the seed repeat one experiment.
 """
 
@@ -37,21 +37,21 @@ def affects(effect: Effect, **options: Any) -> Any:
     A field without this declaration affects the result.
 
     Args:
-        effect: what depends on the setting.
-        **options: of `Field`, such as `default=1, ge=1`.
+        effect: what changes with the setting.
+        **options: arguments of `Field`, such as `default=1, ge=1`.
     """
     return Field(json_schema_extra={_KEY: effect}, **options)
 
 
 def declared_effect(field: FieldInfo) -> Effect:
-    """What the field of a section declares to affect; `result` if it declares nothing."""
+    """The effect that the field of a section declares; `result` if it declares none."""
     extra = field.json_schema_extra
     effect: Any = extra.get(_KEY, "result") if isinstance(extra, dict) else "result"
     return effect  # type: ignore[no-any-return]
 
 
 def a_list(example: str) -> BeforeValidator:
-    """Refuses what is no list, in words that a user understands.
+    """Refuses a value that is not a list, with a message that a user understands.
 
     Args:
         example: a value as it is written in a configuration, such as `[100]`.
@@ -66,14 +66,14 @@ def a_list(example: str) -> BeforeValidator:
 
 
 def readable_by(parse: Callable[[Any], float], most: float, expected: str) -> BeforeValidator:
-    """Refuses a number or text that `parse` does not read as a number above 0 and up to `most`.
+    """Refuses a number or text that `parse` does not read as a number above 0 and at most `most`.
 
     The value itself stays as the user wrote it.
 
     Args:
-        parse: the number that a value stands for; 0 for what it cannot read.
+        parse: returns the number that a value stands for, or 0 if it cannot read the value.
         most: the largest number allowed.
-        expected: what is expected instead, for the message.
+        expected: what the user should have written, for the message.
     """
 
     def require(value: T) -> T:

@@ -1,10 +1,11 @@
 """When to stop early: signals, and a budget of wall-clock time.
 
-Batch systems announce a job's end by a signal (Slurm: `--signal=USR1@120`, SIGTERM), people by Ctrl-C or
-by closing the terminal. The first signal asks the run to finish its round, write a checkpoint and exit
-with `UNFINISHED`; before the first round the process ends at once. A second signal, some seconds later,
-always ends the process at once, also while the main thread waits inside a library: a thread of its own
-looks at signals. From the moment a run has said how it ended, signals are ignored.
+Batch systems announce the end of a job with a signal (Slurm: `--signal=USR1@120`, SIGTERM). People send
+one with Ctrl-C or by closing the terminal. The first signal asks the run to finish its round, write a
+checkpoint and exit with `UNFINISHED`; before the first round it ends the process at once. A second
+signal some seconds later always ends the process at once, even while the main thread waits inside a
+library, because a separate thread handles signals. After a run has reported how it ended, signals are
+ignored.
 """
 
 from __future__ import annotations
@@ -21,29 +22,29 @@ from contextlib import contextmanager
 from types import FrameType
 
 UNFINISHED = 75
-"""Exit code of a run that stopped early with a checkpoint: EX_TEMPFAIL of sysexits.h, try again."""
+"""Exit code of a run that stopped early with a checkpoint: EX_TEMPFAIL of sysexits.h, "try again"."""
 
 SILENT = 69
-"""Exit code of ranks that gave up waiting for a silent one: EX_UNAVAILABLE of sysexits.h."""
+"""Exit code of ranks that gave up waiting for a silent rank: EX_UNAVAILABLE of sysexits.h."""
 
 STARTED = time.monotonic()
-"""About when the program started: the first import of this module."""
+"""The time of the first import of this module, which is about when the program started."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
-"""Those that ask a run to stop."""
+"""The signals that ask a run to stop."""
 
 _ECHO = 3.0
-"""Seconds in which another signal is the same one: a batch system may signal the ranks and the
-launcher, which passes it on."""
+"""Seconds after a signal in which another one counts as its copy. A batch system may send a signal to
+the ranks and to the launcher, which passes it on to the ranks."""
 
 _ECHO_OF_KEYS = 0.5
-"""The same for Ctrl-C, which people press twice within seconds and mean it."""
+"""The same for Ctrl-C. It is shorter, because a user who presses Ctrl-C twice wants a second signal."""
 
 _GLANCE = 1.0
-"""Seconds between looks whether the launcher is still there."""
+"""Seconds between two checks whether the launcher still exists."""
 
 _LATER = 0.3
-"""Seconds by which other ranks let the first one speak."""
+"""Seconds that other ranks wait before they end, so that the first rank can write the message."""
 
 _seen: list[tuple[int, float]] = []
 _starting = False
@@ -52,7 +53,7 @@ _cleanups: list[Callable[[], None]] = []
 
 
 class _Watcher(threading.Thread):
-    """Reads the numbers of signals as they come, and keeps the time limit of the start."""
+    """Reads the numbers of signals when they arrive, and enforces the time limit of the start."""
 
     def __init__(self) -> None:
         super().__init__(name="signals", daemon=True)
@@ -71,7 +72,7 @@ class _Watcher(threading.Thread):
         os.write(self._wakeup, b"\0")
 
     def limit(self, seconds: float | None, late: Callable[[], str] = str) -> None:
-        """Ends the process with `SILENT` and the words of `late` after some seconds; None: never."""
+        """Ends the process with `SILENT` and the message of `late` after `seconds`; None for never."""
         self._deadline = None if seconds is None else time.monotonic() + seconds
         self._late = late
         os.write(self._wakeup, b"\0")
@@ -93,7 +94,7 @@ class _Watcher(threading.Thread):
                 end_now(SILENT, self._late())
 
     def _look_at(self, number: int) -> None:
-        if signal.getsignal(number) is not _remember:  # ignored by now
+        if signal.getsignal(number) is not _remember:  # the signal is ignored by now
             return
         now = time.monotonic()
         name = signal.Signals(number).name
@@ -113,24 +114,26 @@ _watcher: _Watcher | None = None
 
 
 def watch_signals(speaks: bool = True) -> None:
-    """From now on the first of `SIGNALS` is remembered, a later one ends the process.
+    """From now on the first of `SIGNALS` is remembered, and a later one ends the process.
 
-    SIGINT and SIGHUP stay ignored if they are, as under `nohup` or in the background of a script.
+    SIGINT and SIGHUP stay ignored if they are ignored already, as under `nohup` or for a background
+    process of a script.
 
     Args:
-        speaks: says at once what signals do; several ranks need to say it once only.
+        speaks: whether this process prints messages about signals at once. One of several ranks is
+            enough.
     """
     global _speaks
     _speaks = speaks
     _watch()
     for number in SIGNALS:
-        kept = number in (signal.SIGINT, signal.SIGHUP)
-        if not (kept and signal.getsignal(number) == signal.SIG_IGN):
+        may_be_ignored = number in (signal.SIGINT, signal.SIGHUP)
+        if not (may_be_ignored and signal.getsignal(number) == signal.SIG_IGN):
             signal.signal(number, _remember)
 
 
 def _watch() -> _Watcher:
-    """The thread that looks at signals; a forked child has none."""
+    """The thread that handles signals. A forked child does not inherit it, so it may be started anew."""
     global _watcher
     if _watcher is None or not _watcher.is_alive():
         _watcher = _Watcher()
@@ -144,7 +147,7 @@ def _remember(number: int, frame: FrameType | None) -> None:
 
 
 def ignore_signals() -> None:
-    """From now on signals change nothing: the run has said how it ended, and how it goes on."""
+    """From now on signals have no effect: the run has reported how it ended and how to continue it."""
     if _watcher is not None:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
@@ -158,23 +161,25 @@ def signalled() -> int:
 def watch_parent() -> None:
     """From now on the end of the process that started this one counts as SIGTERM.
 
-    For ranks: they go on when the part of the launcher on their host has died, and nobody would know.
+    Ranks use this. Without it they would go on unnoticed after the part of the launcher on their host
+    has died.
     """
     _watch().watch_parent()
 
 
 def nothing_to_save(starting: bool) -> None:
-    """Says whether a signal may end the process at once, because no round has begun."""
+    """Sets whether a signal may end the process at once, because no round has begun."""
     global _starting
     _starting = starting
 
 
 def limit_start(seconds: float | None, late: Callable[[], str] = str) -> None:
-    """Gives the start of the ranks a limit; None takes it away.
+    """Sets a time limit for the start of the ranks.
 
     Args:
-        seconds: from now. Then the process ends with exit code `SILENT`.
-        late: gives the message.
+        seconds: seconds from now after which the process ends with exit code `SILENT`; None removes
+            the limit.
+        late: returns the message.
     """
     if seconds is not None or _watcher is not None:
         _watch().limit(seconds, late)
@@ -182,7 +187,7 @@ def limit_start(seconds: float | None, late: Callable[[], str] = str) -> None:
 
 @contextmanager
 def cleaning(cleanup: Callable[[], None]) -> Iterator[None]:
-    """Within the block, `cleanup` is called before the process is ended at once."""
+    """Within the block, `end_now` calls `cleanup` before it ends the process."""
     _cleanups.append(cleanup)
     try:
         yield
@@ -191,9 +196,9 @@ def cleaning(cleanup: Callable[[], None]) -> Iterator[None]:
 
 
 def end_now(code: int, message: str) -> None:
-    """Ends the process from any thread, whatever the main thread is in; does not return."""
+    """Ends the process from any thread, whatever the main thread is doing; does not return."""
     if not _speaks:
-        time.sleep(_LATER)  # the launcher may have ended this rank by then
+        time.sleep(_LATER)  # the launcher may end this rank in that time
     if message:
         _say(message)
     for cleanup in reversed(_cleanups):
@@ -213,22 +218,22 @@ class Budget:
     """Wall-clock time of a run on one rank."""
 
     _MARGIN = 1.25
-    """The next round may take this much longer than the longest of the last ones."""
+    """Factor by which the next round may take longer than the longest of the last three."""
 
     def __init__(self, limit: float | None) -> None:
-        """Takes the seconds the program may run from its start; None for no limit."""
+        """Takes the number of seconds that the program may run from its start; None for no limit."""
         self._limit = limit
         self._rounds: list[float] = []
         self._lap = time.monotonic()
 
     def round_done(self) -> None:
-        """Notes that a round, with all that is written after it, is over."""
+        """Notes that a round is over, together with all writing after it."""
         now = time.monotonic()
         self._rounds = [*self._rounds[-2:], now - self._lap]
         self._lap = now
 
     def spent(self) -> bool:
-        """Whether another round would not fit."""
+        """Whether the time that is left is too short for another round."""
         if self._limit is None:
             return False
         coming = self._MARGIN * max(self._rounds, default=0.0)

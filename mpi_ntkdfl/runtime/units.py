@@ -1,4 +1,4 @@
-"""Sizes and times, as people read and write them."""
+"""Sizes and times in the form that people read and write."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from decimal import Decimal
 
 
 def readable(nbytes: float) -> str:
-    """Bytes with a decimal unit: 1.5 MB."""
+    """A number of bytes with a decimal unit, such as 1.5 MB."""
     if not math.isfinite(nbytes):
         return f"{nbytes} B"
     for unit in ("B", "kB", "MB", "GB"):
@@ -28,12 +28,12 @@ def duration(seconds: float) -> str:
 
 
 def round_words(done: int, rounds: int) -> str:
-    """How far a run is: round  3/20."""
+    """How many rounds of a run are done, such as `round  3/20`."""
     return f"round {done:>{len(str(rounds))}}/{rounds}"
 
 
 def three_digits(seconds: float) -> str:
-    """Three digits at least, and no exponent: 0.123, 1.23, 12.3, 1234."""
+    """A number with at least three digits and without an exponent: 0.123, 1.23, 12.3, 1234."""
     digits = 0
     if 0 < seconds < math.inf:
         digits = min(max(2 - math.floor(math.log10(seconds)), 0), 3)
@@ -45,7 +45,7 @@ _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
 def parse_bytes(size: float | str) -> int:
-    """Bytes that a number, or a text such as "2GB" or "512MiB", stands for; 0 for anything else."""
+    """The bytes that a number or a text such as "2GB" or "512MiB" stands for; 0 for anything else."""
     if not isinstance(size, str):
         return size if isinstance(size, int) else 0
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMG]i?B)?\s*", size, re.IGNORECASE)
@@ -53,7 +53,7 @@ def parse_bytes(size: float | str) -> int:
 
 
 def parse_seconds(time: float | str) -> float:
-    """Seconds that a number, or a text such as "90m" or "2-12:00:00", stands for; 0 for anything else."""
+    """The seconds that a number or a text such as "90m" or "2-12:00:00" stands for; 0 for other text."""
     if isinstance(time, int | float):
         return time
     if match := re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*(s|m|min|h|d)\s*", time):

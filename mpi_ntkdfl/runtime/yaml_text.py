@@ -1,10 +1,10 @@
-"""YAML as people write it: one reader and one writer for configurations, presets and studies.
+"""The reader and the writer of YAML for configurations, presets and studies.
 
-PyYAML follows YAML 1.1. Some of its rules surprise people, so the reader here differs in these:
+PyYAML follows YAML 1.1. Some of its rules surprise people, so this reader differs from it as follows:
 
-- `1e-3` is a number (1.1 demands a dot and a sign).
+- `1e-3` is a number (YAML 1.1 requires a dot and a sign).
 - `010` is ten, not the octal eight; `08` is eight, not text.
-- `1:30` is text, not ninety (1.1 has numbers of base 60).
+- `1:30` is text, not ninety (YAML 1.1 has numbers of base 60).
 - The key `on` is the text "on", not true.
 """
 
@@ -31,10 +31,10 @@ _NUMBERS = {
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the numbers above that refuses aliases, keys given twice and huge integers."""
+    """A SafeLoader with the numbers above. It refuses aliases, repeated keys and huge integers."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        # A few lines of aliases of aliases can stand for more than any memory holds.
+        # A few lines with aliases of aliases can expand to more data than any memory holds.
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, "aliases are not supported", mark)
@@ -45,7 +45,7 @@ class _Loader(yaml.SafeLoader):
         digits = text.lstrip("+-")
         base = {"0b": 2, "0x": 16}.get(digits[:2], 10)
         number = int(text, base)
-        # Hexadecimal digits beyond a few thousand make integers that Python refuses to print.
+        # Python refuses to print integers with more than a few thousand digits.
         if abs(number) >= 2**63:
             raise yaml.constructor.ConstructorError(
                 None, None, "an integer must be below 2^63", node.start_mark
@@ -70,7 +70,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes text which any reader, this one or one of YAML 1.1, takes for a number."""
+    """A SafeDumper that quotes any text that this reader or one of YAML 1.1 would take for a number."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -89,18 +89,20 @@ def read_yaml(text: str, what: str) -> Any:
 
     Args:
         text: the YAML.
-        what: names it in the message.
+        what: name of the text in the message.
 
     Raises:
-        InputError: if `text` is no valid YAML.
+        InputError: if `text` is not valid YAML.
     """
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except Exception as error:  # PyYAML lets others escape, such as KeyError from `!!bool x`
+    except (
+        Exception
+    ) as error:  # PyYAML also raises errors of Python, such as KeyError for `!!bool x`
         problem = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{what} is not valid YAML: {problem}") from error
 
 
 def write_yaml(settings: Any) -> str:
-    """Plain settings as YAML that `read_yaml` reads back, in the order of their keys."""
+    """Plain settings as YAML text that `read_yaml` reads back; keys stay in their order."""
     return yaml.dump(settings, Dumper=_Dumper, sort_keys=False)
