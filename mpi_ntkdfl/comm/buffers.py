@@ -1,10 +1,10 @@
 """Memory for messages that is used again.
 
-Memory fresh from the system costs a page fault for every 4 KB on first touch, and MPI libraries that
-copy from process to process (CMA) fault inside the copy: measured, 0.3 instead of 0.7 GB/s with MPICH
-between two processes. The C library hands blocks above 32 MB back to the system whenever they are
-freed. So blocks that carried a message are kept for the next one. A block is free again once no tensor
-looks into it any more, whoever holds the last view.
+New memory from the system costs one page fault per 4 KB when it is first touched. With MPI libraries
+that copy from process to process (CMA) these faults happen inside the copy: 0.3 instead of 0.7 GB/s were
+measured with MPICH between two processes. The C library returns blocks above 32 MB to the system
+whenever they are freed. So blocks that carried a message are kept for the next message. A block is free
+again when no tensor views it any more.
 """
 
 from __future__ import annotations
@@ -17,36 +17,44 @@ import torch
 from mpi_ntkdfl.model.params import ALIGNMENT
 
 _KEPT = 4
-"""Free blocks that are kept: what one wave sends and receives, and the next."""
+"""Number of free blocks that are kept: one to send and one to receive, for two waves."""
 
 _SMALL = 2**19
-"""Bytes up to which the C library's memory is as good: it keeps such blocks once it has seen larger ones,
-and answers in half the time that lending takes."""
+"""Bytes up to which the memory of the C library is as good. The library keeps such blocks after it has
+freed larger ones, and it allocates in half the time that lending a block takes."""
 
 
 class _Loan(weakref.ref[np.ndarray]):
-    """A block of memory, and the array that looks into it; the block is free once that is gone."""
+    """A weak reference to the array that views a block of memory.
+
+    The block is free when this array does not exist any more.
+    """
 
     __slots__ = ("block",)
     block: np.ndarray
 
 
 class Buffers:
-    """Lends host memory; what was lent comes back by itself."""
+    """Lends host memory; a block returns by itself when nothing views it any more."""
 
     def __init__(self) -> None:
         """Starts without a block."""
-        # By id, because arrays and references to them cannot be hashed.
+        # The keys are ids, because arrays and references to them cannot be hashed.
         self._free: dict[int, np.ndarray] = {}
         self._loans: dict[int, _Loan] = {}
 
     def empty(self, nbytes: int) -> torch.Tensor:
-        """`[nbytes]` uint8, not initialised, on a cache line. Its views may outlive it."""
+        """Memory `[nbytes]` uint8, not initialised, aligned to a cache line.
+
+        Views of the tensor may outlive the tensor itself.
+        """
         most = 4 * (nbytes + ALIGNMENT)
         fitting = [block for block in self._free.values() if nbytes <= len(block) <= most]
         block = min(fitting, key=len) if fitting else _block(nbytes + nbytes // 8)
         self._free.pop(id(block), None)
-        # An array object of its own, held by the tensor, so that its end, not the block's, is noticed.
+        # The tensor holds a new array object that views the block. When this array is freed, the block
+        # can be lent again. A weak reference to the block itself would not notice that, because
+        # `loan.block` keeps the block alive.
         lent = block[:nbytes]
         loan = _Loan(lent, self._take_back)
         loan.block = block
@@ -61,7 +69,7 @@ class Buffers:
 
 
 def _block(nbytes: int) -> np.ndarray:
-    """Fresh memory `[nbytes]` uint8 that starts on a cache line."""
+    """New memory `[nbytes]` uint8 that starts on a cache line."""
     whole = np.empty(nbytes + ALIGNMENT, dtype=np.uint8)
     start = -whole.ctypes.data % ALIGNMENT
     return whole[start : start + nbytes]
@@ -71,7 +79,7 @@ _OF_THIS_RANK = Buffers()
 
 
 def host_bytes(nbytes: int) -> torch.Tensor:
-    """Memory for a message, `[nbytes]` uint8, not initialised, on a cache line."""
+    """Memory for a message, `[nbytes]` uint8, not initialised, aligned to a cache line."""
     if nbytes <= _SMALL:
         return torch.empty(nbytes, dtype=torch.uint8)
     return _OF_THIS_RANK.empty(nbytes)

@@ -1,4 +1,4 @@
-"""A started exchange that notes how long it was in flight, and how long it was waited for."""
+"""A started exchange that measures how long it was in flight, and how long the rank waited for it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from mpi_ntkdfl.runtime.clock import Clock
 class Flight:
     """See `Pending`.
 
-    It is in flight from its construction until a poke or a wait first finds it complete. What of that
-    was not waited for was hidden beneath computation; messages may have arrived, or stood still for want
-    of a poke, long before that is noticed, so it bounds the time that sending would have cost from above.
+    The exchange is in flight from its construction until `poke` or `wait` first sees that it is complete.
+    The part of this time in which the rank did not wait overlapped with computation. This part is an
+    upper bound of the time that overlapping saved: the messages may have arrived long before a call of
+    `poke` noticed it, or they may have made no progress because nobody called `poke`.
     """
 
     def __init__(self, pending: Pending, clock: Clock) -> None:
-        """Takes off.
+        """Starts to measure.
 
         Args:
-            pending: just started.
+            pending: an exchange that was started just now.
             clock: books the seconds.
         """
         self._pending, self._clock = pending, clock
@@ -30,13 +31,13 @@ class Flight:
         self._landed = False
 
     def poke(self) -> bool:
-        """Lets the message-passing library make progress; returns at once whether all is there."""
+        """Lets the MPI library make progress; returns at once whether the exchange is complete."""
         if not self._landed and self._pending.poke():
             self._land(waited=0.0)
         return self._landed
 
     def wait(self) -> torch.Tensor:
-        """Blocks until done; returns the received bytes, `[bytes]` uint8."""
+        """Blocks until the exchange is complete; returns the received bytes, `[bytes]` uint8."""
         before = perf_counter()
         received = self._pending.wait()
         if not self._landed:

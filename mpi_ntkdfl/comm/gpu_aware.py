@@ -1,7 +1,7 @@
-"""Whether MPI takes the memory of a GPU: what the library says, and whether it does.
+"""Whether MPI accepts buffers in the memory of a GPU: what the library says, and what a trial shows.
 
-A library without CUDA support that is handed such memory crashes, so it is asked first and tried
-before anything is computed.
+A library without CUDA support crashes if it gets such a buffer. So the library is asked first, and a
+trial message is sent before anything is computed.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from mpi_ntkdfl.runtime.device import on_gpu
 from mpi_ntkdfl.runtime.errors import InputError
 
 _TRIAL = 2**20
-"""Bytes of the trial's messages: more than libraries send along with a message's envelope."""
+"""Bytes of a trial message: more than libraries send together with the envelope of a message."""
 
 
 def says_cuda_aware(mpi: Any) -> bool | None:
-    """Whether the MPI library says that it takes CUDA memory; None if it says nothing about it.
+    """Whether the MPI library says that it accepts CUDA memory; None if it says nothing about it.
 
-    Open MPI and MPICH answer `MPIX_Query_cuda_support`. MPI 4.1 has the info key
-    `mpi_memory_alloc_kinds`, but a library may keep quiet there about what nobody asked for.
+    Open MPI and MPICH have the function `MPIX_Query_cuda_support`. MPI 4.1 has the info key
+    `mpi_memory_alloc_kinds`, but a library may list there only the kinds that the user asked for.
 
     Args:
         mpi: the module `mpi4py.MPI`, initialised.
     """
-    # Symbols of libraries that the extension module was linked with are found through it.
+    # The extension module was linked with the MPI library, so this also finds the library's symbols.
     query = getattr(ctypes.CDLL(mpi.__file__), "MPIX_Query_cuda_support", None)
     if query is not None:
         query.restype = ctypes.c_int
@@ -41,10 +41,10 @@ def says_cuda_aware(mpi: Any) -> bool | None:
 
 
 def require_cuda_aware(world: World, device: torch.device) -> None:
-    """Checks that MPI can be handed memory of `device`, as far as that can be asked.
+    """Checks whether MPI accepts memory of `device`, as far as the library says so.
 
     Raises:
-        InputError: if `device` is no GPU, or the library does not say that it takes CUDA memory.
+        InputError: if `device` is not a GPU, or the library does not say that it accepts CUDA memory.
     """
     if not on_gpu(device):
         raise InputError(
@@ -61,10 +61,12 @@ def require_cuda_aware(world: World, device: torch.device) -> None:
 
 
 def try_out(world: World, way: Staging) -> None:
-    """Sends buffers of the device round, by the very call that messages take; all ranks take part.
+    """Sends trial messages to the two neighbours in a ring of all ranks; all ranks take part.
+
+    The buffers are on the device, and the call is the one that sends all other messages as well.
 
     Raises:
-        InputError: on every rank, if other bytes arrived on any.
+        InputError: on every rank, if the bytes that arrived on any rank are not those that were sent.
     """
     others = sorted({(world.rank + step) % world.size for step in (-1, 1)} - {world.rank})
     send = torch.cat([way.space(0), *(_pattern(world.rank, other, way) for other in others)])
@@ -79,7 +81,7 @@ def try_out(world: World, way: Staging) -> None:
         for part, other in zip(received.view(-1, _TRIAL), others, strict=True):
             if not torch.equal(part, _pattern(other, world.rank, way)):
                 raise InputError(
-                    f"compute.gpu_aware_mpi: {world.library} says that it takes CUDA memory, but a "
+                    f"compute.gpu_aware_mpi: {world.library} says that it accepts CUDA memory, but a "
                     f"trial message from rank {other} arrived changed: use false (host staging)"
                 )
 
@@ -97,11 +99,11 @@ def agreed_staging(world: World, device: torch.device, gpu_aware: bool) -> Stagi
 
     Args:
         world: the ranks.
-        device: of this rank.
-        gpu_aware: whether MPI is to take memory of the GPU.
+        device: device of this rank.
+        gpu_aware: whether MPI shall get buffers in the memory of the GPU.
 
     Raises:
-        InputError: on every rank, if it is to and cannot on any.
+        InputError: on every rank, if `gpu_aware` is set and MPI on any rank does not support it.
     """
     if gpu_aware:
         world.agree(lambda: require_cuda_aware(world, device))

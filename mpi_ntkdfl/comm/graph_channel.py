@@ -1,9 +1,9 @@
 """Neighbourhood collectives on a distributed-graph communicator.
 
-One nonblocking `Ineighbor_alltoallw` moves everything a rank has for its neighbours. Alltoallw, not
-alltoallv, because its displacements are in bytes and wide enough for buffers above 2 GiB on both Open
-MPI and MPICH; its counts are 32 bit, so messages are counted in units of 64 bytes, which allows 137 GB a
-neighbour and leaves every array in a message on a cache line.
+One nonblocking `Ineighbor_alltoallw` sends all messages of a rank to its neighbours. Alltoallw is used
+rather than alltoallv, because its displacements are in bytes and wide enough for buffers above 2 GiB on
+both Open MPI and MPICH. Its counts have 32 bits, so messages are counted in units of 64 bytes. This
+allows 137 GB per neighbour, and every array in a message starts on a cache line.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mpi_ntkdfl.model.params import ALIGNMENT as UNIT
 
 
 class GraphChannel:
-    """See `Channel`. Holds a communicator, so `close` it: MPI libraries allow about 2,000."""
+    """See `Channel`. It holds a communicator, so `close` it: MPI libraries allow about 2,000 of them."""
 
     def __init__(self, comm: Any, neighbours: Sequence[int]) -> None:
         """Opens the channel; all ranks of `comm` take part.
@@ -31,7 +31,8 @@ class GraphChannel:
             neighbours: other ranks, ascending; the relation is symmetric.
         """
         self.neighbours = tuple(int(rank) for rank in neighbours)
-        # reorder=True hangs on some Open MPI releases, and ranks are bound to devices already.
+        # reorder=True hangs with some Open MPI releases. It would not help either, because ranks are
+        # already bound to devices.
         self._graph = comm.Create_dist_graph_adjacent(
             self.neighbours, self.neighbours, reorder=False
         )
@@ -50,9 +51,9 @@ class GraphChannel:
         Raises:
             ValueError: if a size is no multiple of 64, or the sizes do not fit the neighbours.
         """
-        known = self._layouts
-        leaving = known.get(send_bytes) or self._layout(send_bytes)
-        coming = known.get(receive_bytes) or self._layout(receive_bytes)
+        layouts = self._layouts
+        leaving = layouts.get(send_bytes) or self._layout(send_bytes)
+        coming = layouts.get(receive_bytes) or self._layout(receive_bytes)
         mark()
         request = self._graph.Ineighbor_alltoallw(
             [_memory(send), *leaving], [_memory(room), *coming]
@@ -62,7 +63,7 @@ class GraphChannel:
     def _layout(self, sizes: tuple[int, ...]) -> list[Any]:
         """Counts, displacements and types of a buffer with `sizes` bytes for each neighbour.
 
-        Kept, since rounds on one graph exchange the same sizes again.
+        The layout is kept, because later rounds on the same graph use the same sizes.
         """
         require_sizes(sizes, self.neighbours)
         displacements = list(accumulate(sizes, initial=0))[:-1]
@@ -77,10 +78,10 @@ class GraphChannel:
 
 
 def require_sizes(sizes: Sequence[int], neighbours: Sequence[int]) -> None:
-    """Refuses sizes that are no multiples of 64 bytes, or are not one per neighbour.
+    """Checks that there is one size per neighbour, and that all are multiples of 64 bytes.
 
     Raises:
-        ValueError: if they do not fit.
+        ValueError: if not.
     """
     if len(sizes) != len(neighbours) or any(size % UNIT for size in sizes):
         raise ValueError(
@@ -90,12 +91,15 @@ def require_sizes(sizes: Sequence[int], neighbours: Sequence[int]) -> None:
 
 
 def _memory(buffer: torch.Tensor) -> Any:
-    """Where `buffer` lies, as mpi4py takes it; cheaper than its array, and keeps nothing alive."""
+    """The memory of `buffer` in the form that mpi4py accepts.
+
+    This is cheaper than an array of `buffer`. It does not keep the memory alive.
+    """
     return MPI.buffer.fromaddress(buffer.data_ptr(), buffer.numel())
 
 
 class _Started:
-    """A request together with the buffers it needs alive."""
+    """A request together with its buffers, which must stay alive until it is complete."""
 
     __slots__ = ("_received", "_request", "_send")
 

@@ -1,4 +1,4 @@
-"""What the launcher (mpirun, srun) says of this process, known before MPI starts; names of nodes."""
+"""What the environment says about the launcher (mpirun, srun) before MPI starts, and names of nodes."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ def _from_environment(names: Sequence[str], default: int) -> int:
 
 
 def launched_rank() -> int:
-    """The rank the launcher gave this process, known before MPI starts; 0 without a launcher."""
+    """The rank that the launcher gave to this process; 0 without a launcher."""
     return _from_environment(_LAUNCHED_RANK, 0)
 
 
 def launched_size() -> int:
-    """How many processes the launcher says it started; 1 without a launcher."""
+    """The number of processes that the launcher says it started; 1 without a launcher."""
     return _from_environment(_LAUNCHED_SIZE, 1)
 
 
 def under_launcher() -> bool:
-    """Whether a launcher started this process, even as the only one."""
+    """Whether a launcher started this process, also if it started only this one."""
     return any(name in os.environ for name in _LAUNCHED_SIZE)
 
 
 def node_names(hosts: Sequence[str], leaders: Sequence[int]) -> tuple[str, ...]:
-    """A name for the node of every rank, different for different nodes, `[rank]`.
+    """A name for the node of every rank, `[rank]`. Different nodes have different names.
 
     Containers may give several nodes the same host name; the second one is called `NAME (2)`.
 
     Args:
         hosts: the host name that every rank sees.
-        leaders: the lowest rank on the node of every rank, as MPI tells it.
+        leaders: for every rank, the lowest rank on its node as MPI reports it.
     """
     seen = Counter[str]()
     names: dict[int, str] = {}
@@ -52,9 +52,9 @@ def node_names(hosts: Sequence[str], leaders: Sequence[int]) -> tuple[str, ...]:
 
 
 def not_all_started() -> str:
-    """The message of a rank that waited in vain for the others to start."""
+    """The message of a rank that waited in vain for the other ranks to start."""
     return (
         f"error: rank {launched_rank()} on {socket.gethostname()} waited in vain for all "
-        f"{launched_size()} ranks to start: one ended before, or they do not reach each other (Open "
-        "MPI: name the network by --mca btl_tcp_if_include, MPICH: by UCX_NET_DEVICES)"
+        f"{launched_size()} ranks to start: a rank ended early, or the ranks cannot reach each other "
+        "(name the network: Open MPI with --mca btl_tcp_if_include, MPICH with UCX_NET_DEVICES)"
     )

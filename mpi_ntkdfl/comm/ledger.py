@@ -1,4 +1,4 @@
-"""What a round sent: protocol bytes (what real clients would send) and MPI bytes (what ranks moved)."""
+"""The traffic of a round: protocol bytes (what real clients would send), MPI bytes (what ranks sent)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ send them, so their protocol bytes are 0."""
 class Ledger:
     """Bytes by phase of the current round, on one rank.
 
-    Protocol bytes follow from the graph and from messages' sizes, and only rank 0 books them. MPI bytes
-    are booked by the rank that sends. Sums over ranks are therefore totals of the whole job.
+    Protocol bytes follow from the graph and the sizes of the messages, and only rank 0 books them. The
+    sending rank books MPI bytes. Sums over ranks are therefore totals of the whole job.
     """
 
     def __init__(self) -> None:
@@ -33,29 +33,30 @@ class Ledger:
         """Adds bytes that nodes (the clients and a server) would send to each other.
 
         Args:
-            phase: of the messages.
-            through: bytes into plus bytes out of each node, `[client + 1]`; the last is the server.
-                Every byte leaves one node and enters another, so the sum is twice the traffic.
+            phase: phase of the messages.
+            through: bytes that each node receives plus bytes that it sends, `[client + 1]`; the last
+                node is the server. Every byte is sent by one node and received by another, so the sum
+                is twice the traffic.
         """
         self._bytes[0, TRAFFIC_PHASES.index(phase)] += int(through.sum()) // 2
         self._through = self._through + through
 
     def book_mpi(self, phase: str, count: int) -> None:
-        """Adds `count` bytes that this rank hands to MPI for other ranks."""
+        """Adds `count` bytes that this rank sends to other ranks by MPI."""
         self._bytes[1, TRAFFIC_PHASES.index(phase)] += count
 
     @property
     def busiest(self) -> int:
-        """Protocol bytes into plus out of the busiest node since the last lap; on rank 0."""
+        """Protocol bytes received plus sent by the busiest node since the last lap; valid on rank 0."""
         return int(self._through.max())
 
     @property
     def booked(self) -> np.ndarray:
-        """`[2, phase]` int64: protocol and MPI bytes since the last lap, which goes on."""
+        """`[2, phase]` int64: protocol and MPI bytes since the last lap; does not reset them."""
         return self._bytes
 
     def lap(self) -> np.ndarray:
-        """`[2, phase]` int64: protocol and MPI bytes since the last lap."""
+        """`[2, phase]` int64: protocol and MPI bytes since the last lap; resets them."""
         booked, self._bytes = self._bytes, np.zeros_like(self._bytes)
         self._through = np.zeros(1, dtype=np.int64)
         return booked

@@ -1,7 +1,7 @@
-"""The layout of messages: named arrays of `[samples, ...]`, each on its own cache line.
+"""The layout of messages: named arrays of `[samples, ...]`, each starting on its own cache line.
 
-Both sides know every client's number of samples, so they know every message's length and layout
-without asking, and nothing but payload travels.
+Sender and receiver know the number of samples of every client. So they know the length and the layout of
+every message without asking, and a message holds only payload.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Field:
     """One array of a message.
 
     Attributes:
-        phase: the ledger's phase it is booked under.
+        phase: the phase of the ledger under which it is booked.
         trailing: its shape after the sample axis.
         dtype: its element type.
     """
@@ -41,40 +41,40 @@ class Field:
 
     @cached_property
     def row_bytes(self) -> int:
-        """Payload bytes of a sample."""
+        """Payload bytes per sample."""
         return math.prod(self.trailing) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class MessageFormat:
-    """The fields of a message by name, in the order they travel."""
+    """The fields of a message by name, in their order in the message."""
 
     fields: Mapping[str, Field]
 
     def nbytes(self, samples: int) -> int:
-        """Bytes of the message as it travels, padding included."""
+        """Bytes of the message including its padding."""
         return sum([padded(samples * field.row_bytes) for field in self.fields.values()])
 
     def nbytes_each(self, sizes: np.ndarray) -> np.ndarray:
-        """Bytes of the message of each client, given their samples `sizes` `[client]`."""
+        """Bytes of the message of each client, `[client]`, given the numbers of samples `sizes`."""
         lines = [-(-sizes * field.row_bytes // ALIGNMENT) for field in self.fields.values()]
         each: np.ndarray = ALIGNMENT * np.sum(lines, axis=0)
         return each
 
     def by_phase(self, samples: int, travelling: bool) -> dict[str, int]:
-        """Bytes by ledger phase: as MPI moves them (`travelling`) or payload alone."""
-        found: dict[str, int] = {}
+        """Bytes by phase of the ledger: with padding as sent by MPI (`travelling`), or only payload."""
+        totals: dict[str, int] = {}
         for field in self.fields.values():
             count = samples * field.row_bytes
-            found[field.phase] = found.get(field.phase, 0) + (
+            totals[field.phase] = totals.get(field.phase, 0) + (
                 padded(count) if travelling else count
             )
-        return found
+        return totals
 
     def write(
         self, buffer: torch.Tensor, start: int, samples: int, arrays: Mapping[str, torch.Tensor]
     ) -> int:
-        """Copies `arrays` into `buffer` `[bytes]` from byte `start`; returns where the message ends."""
+        """Copies `arrays` into `buffer` `[bytes]` from byte `start`; returns the end of the message."""
         views, stop = self._views(buffer, start, samples)
         for name, view in views.items():
             view.copy_(arrays[name])
@@ -91,7 +91,7 @@ class MessageFormat:
         views = {}
         for name, field in self.fields.items():
             count = samples * field.row_bytes
-            # `narrow` is half the cost of a slice, which counts where messages are small.
+            # `narrow` costs half of a slice, which matters for small messages.
             flat = buffer.narrow(0, start, count).view(field.dtype)
             views[name] = flat.view(samples, *field.trailing)
             start += padded(count)

@@ -1,7 +1,9 @@
-"""The MPI world. With the two channels the only place that touches mpi4py.
+"""The MPI world: all ranks of a communicator.
 
-The communicator is passed in by the command line and nothing below it knows `COMM_WORLD`. Arrays and
-tensors travel as buffers; only small control objects (configuration, error texts) are pickled, and
+Only this module and the two channels use mpi4py.
+
+Only `open_world` uses `COMM_WORLD`; all other code gets its communicator from the caller. Arrays and
+tensors are sent as buffers. Only small control objects (configuration, error texts) are pickled, and
 only between the ranks of one job.
 """
 
@@ -36,16 +38,16 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _CHUNK = 2**30
-"""Bytes a point-to-point message or broadcast moves at once: counts must stay below 2^31."""
+"""Bytes that one point-to-point message or broadcast moves at most: counts must stay below 2^31."""
 
 _NAP = 0.01
-"""Seconds between looks at whether rank 0 is done."""
+"""Seconds between two tests whether rank 0 is done."""
 
 _LAST_WORDS = 0.5
-"""Seconds for a rank's last message to reach whoever started the job."""
+"""Seconds that the last line a rank has printed gets to reach the user before the job is aborted."""
 
 _PATIENCE = 30.0
-"""Seconds after which a rank says that it still waits for the first words of the others."""
+"""Seconds after which a rank reports that it still waits for the first message of the others."""
 
 _SHARED_NAMES = ("docker", "virbr", "br-", "lxc", "podman", "cni")
 """Beginnings of names of network interfaces whose addresses are often the same on several hosts."""
@@ -55,8 +57,8 @@ def open_world() -> MpiWorld:
     """Initialises MPI and returns the world of all ranks.
 
     Raises:
-        InputError: if no MPI library can be loaded, or if the launcher belongs to another MPI than
-            the library, so that it started unconnected single processes.
+        InputError: if no MPI library can be loaded, or if the launcher and the library belong to
+            different MPIs, so that the launcher started unconnected single processes.
     """
     try:
         MPI = _initialised()
@@ -82,7 +84,7 @@ def _initialised() -> Any:
     """The module `mpi4py.MPI`, with MPI initialised.
 
     mpi4py would hold Python's global lock while MPI waits for all ranks, so neither signals nor the
-    time limit of the start could end the process. Calls by ctypes give the lock back.
+    time limit of the start could end the process. A call through ctypes releases the lock.
     """
     import mpi4py
 
@@ -105,7 +107,7 @@ class MpiWorld:
         """Takes the communicator to use.
 
         Args:
-            comm: an mpi4py intracommunicator; it stays the caller's.
+            comm: an mpi4py intracommunicator; the caller frees it.
         """
         from mpi4py import MPI
 
@@ -115,25 +117,25 @@ class MpiWorld:
         self.size: int = comm.size
         self.library = _library(MPI)
         self.round = 0
-        # The first words between ranks stay as they are from version to version, a host's name and a
-        # mapping of plain text, so that ranks with different packages still understand each other.
+        # The first message between ranks must have the same form in all versions of the package: the
+        # host name and a mapping of plain text. So ranks with different packages understand each other.
         with _impatient(self):
-            told = comm.allgather((socket.gethostname(), identity.own()))
-        # An older version says only its host's name.
-        self._identities = tuple(each[1] if isinstance(each, tuple) else None for each in told)
-        hosts = [each[0] if isinstance(each, tuple) else str(each) for each in told]
+            greetings = comm.allgather((socket.gethostname(), identity.own()))
+        # An older version of the package sends only its host name.
+        self._identities = tuple(each[1] if isinstance(each, tuple) else None for each in greetings)
+        hosts = [each[0] if isinstance(each, tuple) else str(each) for each in greetings]
         self._refusal = identity.refusal(hosts, self._identities)
         self.hosts, self.local_rank = self._nodes(hosts)
 
     @property
     def identities(self) -> tuple[Identity | None, ...]:
-        """What every rank runs; see `World`."""
+        """The program that every rank runs; see `World`."""
         return self._identities
 
     def _nodes(self, hosts: list[str]) -> tuple[tuple[str, ...], int]:
-        """The node of every rank by name, and this rank's number on its own."""
+        """The name of every rank's node, and this rank's number on its own node."""
         if self._refusal is not None:
-            # Another package may not take part in what follows.
+            # A rank with another version of the package may not call the collectives below.
             return tuple(hosts), hosts[: self.rank].count(hosts[self.rank])
         node = self.comm.Split_type(self._mpi.COMM_TYPE_SHARED)
         leader, number = node.bcast(self.rank), node.rank
@@ -144,31 +146,31 @@ class MpiWorld:
         """Makes sure that all ranks run the same sources; warns of other differences on rank 0.
 
         Raises:
-            InputError: on every rank if they do not; one of them has the message.
+            InputError: on every rank if the sources differ; only one rank's error has the message.
         """
         if self._refusal is None:
             if self.rank == 0:
-                known = [each for each in self.identities if each]
-                for line in identity.warnings(self.hosts, known):
+                identities = [each for each in self.identities if each]
+                for line in identity.warnings(self.hosts, identities):
                     _log.warning(line)
             return
         understand = [rank for rank, each in enumerate(self.identities) if each]
         if self.rank != understand[0]:
             raise Elsewhere
         failure = InputError(self._refusal)
-        # Ranks of an older version know nothing of it: they have to be ended.
+        # Ranks with an older version do not know of the failure, so they have to be aborted.
         failure.agreed = len(understand) == self.size
         raise failure
 
     @cached_property
     def cuda_aware(self) -> bool | None:
-        """What the library says; see `World`."""
+        """Whether the library says that it accepts CUDA memory; see `World`."""
         from mpi_ntkdfl.comm.gpu_aware import says_cuda_aware
 
         return says_cuda_aware(self._mpi)
 
     def on_root(self, task: Callable[[], T]) -> T:
-        """Runs `task` on rank 0 and returns its small result everywhere."""
+        """Runs `task` on rank 0 and returns its small result on every rank."""
         result, failure = None, None
         if self.rank == 0:
             try:
@@ -183,10 +185,10 @@ class MpiWorld:
         return result  # type: ignore[no-any-return]
 
     def _wait_for_root(self) -> None:
-        """Returns once rank 0 got here, sleeping meanwhile.
+        """Waits until rank 0 makes this call too, and sleeps meanwhile.
 
-        Blocking MPI calls spin. Where ranks outnumber cores, those that wait would take the cores
-        from rank 0 while it reads the data, and from ranks that are still loading libraries.
+        Blocking MPI calls use a core while they wait. With more ranks than cores, waiting ranks would
+        take the cores from rank 0 while it reads the data, and from ranks that still load libraries.
         """
         self._sleep_until(self.comm.Ibcast([np.zeros(1, np.uint8), self._mpi.BYTE]))
 
@@ -196,7 +198,7 @@ class MpiWorld:
             time.sleep(_NAP)
 
     def agree(self, task: Callable[[], T]) -> T:
-        """Runs `task` everywhere; if it is bad input on any rank, it is on all."""
+        """Runs `task` on every rank; if it raises InputError on any rank, it does so on all."""
         result, failure = None, None
         try:
             result = task()
@@ -251,7 +253,9 @@ class MpiWorld:
     def total(self, array: np.ndarray) -> np.ndarray:
         """Integer sum over ranks."""
         if not np.issubdtype(array.dtype, np.integer):
-            raise TypeError(f"sums over ranks are exact, so integers only; got {array.dtype}")
+            raise TypeError(
+                f"sums over ranks must be exact, so they need integers; got {array.dtype}"
+            )
         summed = np.empty_like(array)
         mark()
         self.comm.Allreduce(np.ascontiguousarray(array), summed, op=self._mpi.SUM)
@@ -260,9 +264,9 @@ class MpiWorld:
     def largest(self, value: float) -> float:
         """Maximum over ranks."""
         mark()
-        most = np.empty(1)
-        self.comm.Allreduce(np.array([value], dtype=np.float64), most, op=self._mpi.MAX)
-        return float(most[0])
+        largest = np.empty(1)
+        self.comm.Allreduce(np.array([value], dtype=np.float64), largest, op=self._mpi.MAX)
+        return float(largest[0])
 
     def hand_in(self, array: np.ndarray, lengths: Sequence[int]) -> Callable[[], list[np.ndarray]]:
         """Starts one nonblocking gather."""
@@ -278,7 +282,7 @@ class MpiWorld:
         return finish
 
     def channel(self, neighbours: Sequence[int], lasting: bool = True) -> Channel:
-        """Opens a distributed-graph communicator with `neighbours`, or one for single messages."""
+        """Opens a channel on a distributed-graph communicator, or one for single messages."""
         if lasting:
             from mpi_ntkdfl.comm.graph_channel import GraphChannel
 
@@ -289,12 +293,15 @@ class MpiWorld:
 
     @cached_property
     def _for_messages(self) -> Any:
-        """A communicator of all ranks for channels that do not last; made together, when first needed."""
+        """A communicator of all ranks for channels that do not last.
+
+        It is created when it is first needed; all ranks take part.
+        """
         return self.comm.Dup()
 
     @contextlib.contextmanager
     def watched(self, patience: float | None, limit: float | None) -> Iterator[None]:
-        """Watches over the ranks; see `World`. They leave the block together."""
+        """Watches the ranks; see `World`. All ranks leave the block together."""
         if self.size == 1 or (patience is None and limit is None):
             limit_start(None)
             yield
@@ -314,8 +321,8 @@ class MpiWorld:
             dog.start()
         if not reached.all():
             _log.warning(
-                "%d ranks do not reach rank 0 over UDP, the first is rank %d on %s: nobody notices if "
-                "they fall silent",
+                "%d ranks cannot reach rank 0 over UDP, the first of them is rank %d on %s: if such a "
+                "rank stops or dies, the watchdog does not notice it",
                 *(int((reached == 0).sum()), int(reached.argmin()), self.hosts[reached.argmin()]),
             )
         limit_start(None)
@@ -327,17 +334,17 @@ class MpiWorld:
 
     def abort(self, code: int) -> None:
         """Ends all ranks; does not return."""
-        # A launcher that is told to end the job may not forward what it has not read by then.
+        # When a launcher is told to end the job, it may drop output that it has not read yet.
         time.sleep(_LAST_WORDS)
         self.comm.Abort(code)
 
 
 @contextlib.contextmanager
 def _impatient(world: MpiWorld) -> Iterator[None]:
-    """Says so, and what it may be, if what is inside takes long.
+    """Logs a message with likely causes if the code in the block takes long.
 
-    Where several hosts have an interface with the same address, as Docker's, Open MPI may try to reach
-    the others there, and waits for ever.
+    If several hosts have an interface with the same address, such as Docker's, Open MPI may try to reach
+    the other hosts by it, and waits for ever.
     """
     timer = threading.Timer(_PATIENCE, lambda: _log.error("%s", _complaint(world)))
     timer.daemon = True
@@ -353,13 +360,13 @@ def _complaint(world: MpiWorld) -> str:
     interfaces = Path("/sys/class/net")
     names = sorted(each.name for each in interfaces.iterdir()) if interfaces.exists() else []
     doubtful = [name for name in names if name.startswith(_SHARED_NAMES)]
-    found = f" (here: {', '.join(doubtful)})" if doubtful else ""
+    listed = f" (this host has: {', '.join(doubtful)})" if doubtful else ""
     return (
         f"rank {world.rank} on {socket.gethostname()} has waited {_PATIENCE:.0f} s for the first message "
         f"of the other ranks by {world.library}: a rank may not have started, or MPI uses a network "
-        f"that does not connect the hosts, such as docker0 with one address on all of them{found}. Name "
-        "the network: mpirun --mca btl_tcp_if_include 10.0.0.0/8 for Open MPI, UCX_NET_DEVICES=eth0 for "
-        "MPICH with UCX"
+        "that does not connect the hosts, such as docker0, which has the same address on all hosts"
+        f"{listed}. Name the network: mpirun --mca btl_tcp_if_include 10.0.0.0/8 for Open MPI, "
+        "UCX_NET_DEVICES=eth0 for MPICH with UCX"
     )
 
 

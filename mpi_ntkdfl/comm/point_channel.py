@@ -1,8 +1,8 @@
-"""Exchanges with neighbours as single messages, for a set of neighbours that lasts for one round.
+"""Exchanges with neighbours as single messages, for a set of neighbours that is used in one round only.
 
-To open a distributed-graph communicator takes some ten latencies of the network, because all ranks have
-to agree on it. Where every round has another graph that is more than the round's messages take. These
-messages travel on one communicator for the whole run, and opening a channel sends nothing.
+Opening a distributed-graph communicator takes about ten latencies of the network, because all ranks have
+to agree on it. If every round has a new graph, this takes longer than the messages of the round. The
+channels here use one communicator for the whole run, and opening a channel sends nothing.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class PointChannel:
         """Opens the channel; sends nothing.
 
         Args:
-            comm: mpi4py communicator of the ranks, for such channels only. All ranks start exchanges
+            comm: mpi4py communicator of the ranks that only such channels use. All ranks start exchanges
                 in the same order, so messages between two ranks arrive in the order that both expect.
             neighbours: other ranks, ascending; the relation is symmetric.
         """
         self.neighbours = tuple(int(rank) for rank in neighbours)
         self._comm = comm
-        # Counts are 32 bit; in units of 64 bytes they allow messages of 137 GB.
+        # Counts have 32 bits; in units of 64 bytes they allow messages of 137 GB.
         self._unit = MPI.BYTE.Create_contiguous(UNIT).Commit()
 
     def start(
@@ -52,7 +52,7 @@ class PointChannel:
         return _Started([*coming, *self._each(self._comm.Isend, send, send_bytes)], send, room)
 
     def _each(self, call: Any, buffer: torch.Tensor, sizes: tuple[int, ...]) -> list[Any]:
-        """A request for the part of `buffer` of every neighbour that has one."""
+        """Requests for the parts of `buffer`: one per neighbour whose part is not empty."""
         require_sizes(sizes, self.neighbours)
         requests, address = [], buffer.data_ptr()
         for rank, size in zip(self.neighbours, sizes, strict=True):
@@ -63,12 +63,12 @@ class PointChannel:
         return requests
 
     def close(self) -> None:
-        """Frees the type of the messages; the communicator stays."""
+        """Frees the datatype of the messages; the communicator is kept."""
         self._unit.Free()
 
 
 class _Started:
-    """Requests together with the buffers they need alive."""
+    """Requests together with their buffers, which must stay alive until all are complete."""
 
     __slots__ = ("_received", "_requests", "_send")
 

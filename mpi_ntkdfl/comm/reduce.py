@@ -1,13 +1,14 @@
-"""A mean over all clients whose bits depend on nothing but the values.
+"""A mean over all clients whose bits depend only on the values.
 
-Floating-point addition rounds, so a sum over ranks depends on who adds what first. Integers do not:
-every number is scaled by a power of two, rounded once to a 64-bit integer, and integers are summed,
-in any order and by any tree. The scale leaves 52 bits below the largest magnitude for up to 1,024
-clients (one bit less for every doubling; likewise for shares), so the mean of float32 numbers is
-exact to about 2e-16 of the largest of them, and cheaper than gathering all clients on one rank.
+Floating-point addition rounds, so a floating-point sum over ranks depends on the order of the additions.
+The addition of integers does not round. So every number is scaled by a power of two and rounded once to
+a 64-bit integer, and these integers are summed in any order and by any tree. The scale leaves 52 bits
+below the largest magnitude for up to 1,024 clients (one bit less for every doubling of the clients or of
+the sum of the shares). So the mean of float32 numbers has an error of about 2e-16 of the largest number.
+This is also cheaper than gathering the vectors of all clients on one rank.
 
-Integers know neither NaN nor infinity. Where there are any, further reductions tell every rank which
-entries have them; otherwise these cost nothing.
+Integers represent neither NaN nor infinity. If there are such values, further reductions tell every rank
+which entries have them. If there are none, these reductions do not take place.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from mpi_ntkdfl.comm.world import World
 def reduced_bytes(params: int, ranks: int) -> int:
     """Bytes that a rank sends for the mean of vectors of `params` numbers.
 
-    Each rank sums a share of the entries: it sends the others their shares, then its sums to all others.
+    Each rank sums its part of the entries: it sends the other ranks their parts, and then its sums to
+    all other ranks.
     """
     return 2 * 8 * params * (ranks - 1) // ranks
 
@@ -36,13 +38,13 @@ def exact_mean(
 
     Args:
         world: the ranks.
-        rows: this rank's clients' vectors, `[owned, param]`.
-        total: what the shares of all clients of all ranks add up to.
-        shares: how much each of `rows` counts, None for 1 each.
+        rows: vectors of this rank's clients, `[owned, param]`.
+        total: sum of the shares of all clients of all ranks.
+        shares: weight of each of `rows`, an integer; None for 1 each.
 
     Returns:
-        `[param]`, of the rows' dtype and device: NaN where any row is NaN or infinities of both signs
-        meet, else the infinity that a row has, else the mean.
+        `[param]`, of the rows' dtype and device. An entry is NaN if it is NaN in any row or if it has
+        infinities of both signs; otherwise it is the infinity if a row has one; otherwise the mean.
     """
     largest = world.largest(_magnitude(rows))
     special: np.ndarray | None = None
@@ -50,7 +52,8 @@ def exact_mean(
         special = _special_entries(world, rows)
         rows = torch.where(torch.isfinite(rows), rows, 0)
         largest = world.largest(_magnitude(rows))
-    # 2^62 leaves the sign and one bit; shares that add up to `total` of at most 2^exponent fit below.
+    # An int64 has a sign and 63 bits. The largest magnitude is below 2^frexp[1] and the shares sum to at
+    # most 2^ceil(log2 total), so the scaled sum stays below 2^62; one bit is left for rounding.
     exponent = 62 - math.ceil(math.log2(total)) - math.frexp(largest)[1]
     own = _scaled_sum(rows, shares or [1] * len(rows), exponent)
     summed = world.total(own.cpu().numpy())
@@ -67,7 +70,7 @@ def _magnitude(rows: torch.Tensor) -> float:
 
 
 def _special_entries(world: World, rows: torch.Tensor) -> np.ndarray:
-    """`[param]` float64: NaN or an infinity where the mean is none of finite numbers, else 0."""
+    """`[param]` float64: the mean of the entries that have NaN or infinities, and 0 for all others."""
     kinds = (torch.isnan(rows), torch.isposinf(rows), torch.isneginf(rows))
     counts = torch.stack([kind.sum(dim=0) for kind in kinds])
     nan, positive, negative = world.total(counts.cpu().numpy()) > 0
@@ -78,7 +81,7 @@ def _special_entries(world: World, rows: torch.Tensor) -> np.ndarray:
 def _scaled_sum(rows: torch.Tensor, shares: Iterable[int], exponent: int) -> torch.Tensor:
     """`sum_i shares_i round(2^exponent rows_i)`, `[param]` int64, on the rows' device."""
     total = torch.zeros(rows.shape[1], dtype=torch.int64, device=rows.device)
-    # In two steps, because 2^exponent by itself may be beyond what a float64 holds.
+    # The factor is applied in two steps, because 2^exponent may be too large for a float64.
     first, second = 2.0 ** (exponent // 2), 2.0 ** (exponent - exponent // 2)
     for row, share in zip(rows, shares, strict=True):
         scaled = row.to(torch.float64, copy=True).mul_(first).mul_(second).round_()

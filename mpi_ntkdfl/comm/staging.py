@@ -1,13 +1,14 @@
-"""How messages get from where a rank computes to where MPI takes them, and back.
+"""How messages move between the memory in which a rank computes and the memory that MPI reads and writes.
 
-On a CPU they are written and read where MPI finds them. On a GPU all messages of an exchange are written
-into one buffer there, which crosses to pinned host memory in one copy, and what arrives crosses back in
-one; both on a stream of their own, so that arriving messages need not wait for kernels under way. An MPI
-that knows CUDA takes buffers of the GPU as they are.
+On a CPU both are the same memory. On a GPU all messages of an exchange are written into one buffer on the
+GPU, and one copy moves this buffer to pinned host memory. One copy moves received messages back. Both
+copies run on a separate stream, so that received messages need not wait for kernels that still run. An
+MPI library with CUDA support gets the buffers on the GPU themselves.
 
-A copy that the host does not wait for reads and writes memory later. Memory allocated on a stream is safe
-for whatever that stream does; where another one touches it, either the host waits before it lets go of
-it, or the allocator is told (`record_stream`). Pinned memory needs neither: torch notes its copies.
+If the host does not wait for a copy, the copy reads and writes memory later. Memory that was allocated on
+a stream is safe to use on that stream. If another stream uses it, either the host waits before it frees
+the memory, or the allocator is told (`record_stream`). Pinned memory needs neither, because torch keeps
+track of the copies from and to it.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from mpi_ntkdfl.runtime.device import on_gpu
 
 
 class Staging(Protocol):
-    """A rank's way of handing messages to MPI. All buffers are `[bytes]` uint8.
+    """How a rank passes messages to MPI and takes them from it. All buffers are `[bytes]` uint8.
 
-    An exchange calls `space`, writes the messages there, and calls `depart`, `room`, `settle` in this
-    order before MPI starts; and `arrive` once MPI is done.
+    An exchange calls `space` and writes the messages there. Then it calls `depart`, `room` and `settle`,
+    in this order, and starts MPI. When MPI is done it calls `arrive`.
     """
 
     def space(self, nbytes: int) -> torch.Tensor:
-        """Memory to write messages to, not initialised, on the device."""
+        """Memory on the device to write messages to, not initialised."""
         ...
 
     def depart(self, written: torch.Tensor) -> torch.Tensor:
-        """Starts moving what was `written`; returns what MPI will be handed."""
+        """Starts to move the `written` messages; returns the buffer that MPI sends."""
         ...
 
     def room(self, nbytes: int) -> torch.Tensor:
@@ -40,16 +41,16 @@ class Staging(Protocol):
         ...
 
     def settle(self) -> None:
-        """Waits until MPI may touch what `depart` and `room` returned."""
+        """Waits until MPI may use the buffers that `depart` and `room` returned."""
         ...
 
     def arrive(self, received: torch.Tensor) -> torch.Tensor:
-        """What MPI `received`, on the device; whatever the device is asked from now on sees it."""
+        """The bytes that MPI `received`, on the device, ready for operations that start from now on."""
         ...
 
 
 class DirectStaging:
-    """On a CPU: no copy at all."""
+    """On a CPU: nothing is copied."""
 
     def space(self, nbytes: int) -> torch.Tensor:
         """Host memory."""
@@ -64,7 +65,7 @@ class DirectStaging:
         return host_bytes(nbytes)
 
     def settle(self) -> None:
-        """Nothing to wait for."""
+        """There is nothing to wait for."""
 
     def arrive(self, received: torch.Tensor) -> torch.Tensor:
         """The same memory."""
@@ -72,14 +73,14 @@ class DirectStaging:
 
 
 class CopyStream(Protocol):
-    """Copies between host and device beside what the device computes."""
+    """Copies between host and device while the device computes."""
 
     def pinned(self, nbytes: int) -> torch.Tensor:
-        """Host memory that the device reaches without the host's help, `[nbytes]` uint8."""
+        """Host memory that the device accesses without the host, `[nbytes]` uint8."""
         ...
 
     def to_host(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Starts a copy, after all that the device was asked before."""
+        """Starts a copy that runs after all earlier operations of the device."""
         ...
 
     def wait(self) -> None:
@@ -87,34 +88,37 @@ class CopyStream(Protocol):
         ...
 
     def to_device(self, source: torch.Tensor) -> torch.Tensor:
-        """Starts a copy; whatever the device is asked from now on waits for it, the host does not."""
+        """Starts a copy; later operations of the device wait for it, but the host does not."""
         ...
 
 
 class CudaCopyStream:
-    """Copies on a CUDA stream of their own. See `CopyStream`."""
+    """Copies on a separate CUDA stream. See `CopyStream`."""
 
     def __init__(self, device: torch.device) -> None:
         """Opens a stream on `device`."""
         self._device, self._copies = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def pinned(self, nbytes: int) -> torch.Tensor:
-        """Page-locked memory, which torch keeps and lends again."""
+        """Page-locked memory; torch keeps it and uses it again."""
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
     def to_host(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """After the kernels that write `source`."""
+        """Starts a copy that runs after the kernels that write `source`."""
         self._copies.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._copies):
             target.copy_(source, non_blocking=True)
         source.record_stream(self._copies)
 
     def wait(self) -> None:
-        """An event's wait, so that later copies would not delay it."""
+        """Waits for an event and not for the stream, so that later copies do not delay it."""
         self._copies.record_event().synchronize()
 
     def to_device(self, source: torch.Tensor) -> torch.Tensor:
-        """Into memory of the copying stream: that of the computing one would wait for its kernels."""
+        """Starts a copy into memory of the copying stream.
+
+        Memory of the computing stream would be available only after the kernels of that stream.
+        """
         computing = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._copies):
             target = torch.empty(source.shape, dtype=source.dtype, device=self._device)
@@ -136,7 +140,7 @@ class StagedStaging:
         return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
 
     def depart(self, written: torch.Tensor) -> torch.Tensor:
-        """Pinned memory, on its way to being filled."""
+        """Pinned memory, which a started copy fills."""
         target = self._copies.pinned(len(written))
         self._copies.to_host(written, target)
         return target
@@ -150,12 +154,12 @@ class StagedStaging:
         self._copies.wait()
 
     def arrive(self, received: torch.Tensor) -> torch.Tensor:
-        """A copy on the device, under way."""
+        """Memory on the device, which a started copy fills."""
         return self._copies.to_device(received)
 
 
 class GpuAwareStaging:
-    """On a GPU with an MPI that takes its memory: no copy at all."""
+    """On a GPU with an MPI that accepts its memory: nothing is copied."""
 
     def __init__(self, device: torch.device) -> None:
         """Messages stay on `device`."""
@@ -170,11 +174,11 @@ class GpuAwareStaging:
         return written
 
     def room(self, nbytes: int) -> torch.Tensor:
-        """Memory of the device; kernels under way may still use what lay there before."""
+        """Memory of the device; kernels that still run may use the old content."""
         return self.space(nbytes)
 
     def settle(self) -> None:
-        """Waits for all kernels: MPI knows nothing of torch's streams."""
+        """Waits for all kernels, because MPI does not know torch's streams."""
         torch.cuda.current_stream(self._device).synchronize()
 
     def arrive(self, received: torch.Tensor) -> torch.Tensor:
@@ -183,7 +187,7 @@ class GpuAwareStaging:
 
 
 def staging(device: torch.device, gpu_aware: bool) -> Staging:
-    """The way for a rank that computes on `device`; `gpu_aware`: if MPI takes a GPU's memory."""
+    """The staging of a rank that computes on `device`; `gpu_aware` says whether MPI takes GPU memory."""
     if not on_gpu(device):
         return DirectStaging()
     return GpuAwareStaging(device) if gpu_aware else StagedStaging(device, CudaCopyStream(device))

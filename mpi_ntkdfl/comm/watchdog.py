@@ -1,12 +1,14 @@
-"""A watchdog: no rank waits forever for one that is stopped, dead or silent.
+"""A watchdog: no rank waits forever for a rank that is stopped, dead or silent.
 
-In every rank a thread sends a few bytes per second at most, by UDP, to a thread of rank 0, which
-answers. Nothing of this passes through MPI or the main thread. So a rank that computes, reads or waits
-for long still beats, and a process that is stopped or a node that is gone does not. Rank 0 ends the
-job when a rank is silent for `patience` seconds; the others end when rank 0 is silent. Beats also tell
-for how long a rank has made no progress; if no rank makes any for that time, the job ends as well.
+In every rank a thread sends small packets, called beats, by UDP to a thread of rank 0, which answers
+them. A rank sends at most a few bytes per second. Neither MPI nor the main thread takes part. So a rank
+that computes, reads or waits for long still sends beats, but a stopped process or a lost node does not.
+Rank 0 ends the job when a rank is silent for `patience` seconds; the other ranks end when rank 0 is
+silent. A beat also says for how long its rank has made no progress. If no rank has made progress for
+`patience` seconds, the job ends as well.
 
-Times are differences on one host's own clock. A host that was suspended as a whole starts to count anew.
+All times are differences on the clock of one host. A host that was suspended as a whole starts to count
+anew.
 """
 
 from __future__ import annotations
@@ -29,16 +31,16 @@ from typing import Any, Protocol
 from mpi_ntkdfl.runtime.stopping import SILENT, STARTED, UNFINISHED, end_now
 
 _PACKET = struct.Struct("<16sBHIqd?")
-"""Token, kind, number of the address, rank, round, seconds without progress, whether the rank waits."""
+"""Token, kind, index of the address, rank, round, seconds without progress, whether the rank waits."""
 
 _BEAT, _ANSWER, _END = range(3)
 
 _TOKEN = 16
 _HELLO = 5.0
-"""Seconds in which a rank must reach rank 0 at the start to be watched."""
+"""Seconds in which a rank must reach rank 0 at the start; otherwise it is not watched."""
 
 _SHORT = 30.0
-"""Seconds of silence that are enough once `output.time_limit` is over."""
+"""Seconds of silence after which the job ends once `output.time_limit` is over."""
 
 _SIOCGIFADDR = 0x8915
 _COMM = str(Path(__file__).parent)
@@ -47,7 +49,7 @@ _steps = 0
 
 
 def mark() -> None:
-    """Notes that the main thread has begun another message; costs some ten nanoseconds."""
+    """Notes that the main thread has started another message; costs some ten nanoseconds."""
     global _steps
     _steps += 1
 
@@ -57,10 +59,10 @@ class Meeting:
     """Where rank 0 listens.
 
     Attributes:
-        token: of this job; packets without it are dropped.
+        token: random bytes of this job; packets without them are dropped.
         host: name of rank 0's host.
-        addresses: of that host, IPv4.
-        port: of the socket.
+        addresses: IPv4 addresses of that host.
+        port: port of the socket.
     """
 
     token: bytes
@@ -69,14 +71,14 @@ class Meeting:
     port: int
 
     def candidates(self) -> list[tuple[str, int]]:
-        """Addresses that another host may reach, the likeliest first."""
+        """Addresses at which another host may reach rank 0, the most likely ones first."""
         resolved: list[str] = []
         with contextlib.suppress(OSError):
             resolved = [
                 str(each[4][0]) for each in socket.getaddrinfo(self.host, None, socket.AF_INET)
             ]
-        found = sorted(dict.fromkeys([*self.addresses, *resolved]), key=_is_loopback)
-        return [(address, self.port) for address in found]
+        addresses = sorted(dict.fromkeys([*self.addresses, *resolved]), key=_is_loopback)
+        return [(address, self.port) for address in addresses]
 
 
 def _is_loopback(address: str) -> bool:
@@ -84,7 +86,7 @@ def _is_loopback(address: str) -> bool:
 
 
 class Watched(Protocol):
-    """What the watchdog asks of a world."""
+    """The attributes of a world that the watchdog uses."""
 
     rank: int
     hosts: tuple[str, ...]
@@ -92,7 +94,7 @@ class Watched(Protocol):
 
 
 class _Progress:
-    """For how long the main thread has neither moved nor computed."""
+    """Measures for how long the main thread has made no progress: neither moved on nor computed."""
 
     def __init__(self) -> None:
         self._position: object = None
@@ -101,14 +103,14 @@ class _Progress:
         self._clock = time.pthread_getcpuclockid(threading.main_thread().ident or 0)
 
     def look(self, done: int) -> tuple[float, bool]:
-        """Seconds without progress, and whether the main thread is in a message."""
+        """Seconds without progress, and whether the main thread waits in a call of this folder."""
         frame = sys._current_frames().get(threading.main_thread().ident or 0)
         waits = frame is not None and frame.f_code.co_filename.startswith(_COMM)
         position = (*_place(frame), _steps, done)
         now = time.monotonic()
         computed = time.clock_gettime(self._clock)
         busy = computed - self._computed > 0.01 * (now - self._looked)
-        # Waiting in MPI takes a processor, so there only the position counts.
+        # Waiting in MPI also takes processor time, so there only the position counts.
         if position != self._position or (busy and not waits) or _debugged(frame):
             self._since = now
         self._position, self._computed, self._looked = position, computed, now
@@ -120,7 +122,7 @@ def _place(frame: FrameType | None) -> tuple[object, ...]:
 
 
 def _debugged(frame: FrameType | None) -> bool:
-    """Whether somebody sits at Python's debugger."""
+    """Whether the main thread is in Python's debugger."""
     while frame is not None:
         if frame.f_globals.get("__name__") == "pdb":
             return True
@@ -130,7 +132,7 @@ def _debugged(frame: FrameType | None) -> bool:
 
 @dataclass
 class _Peer:
-    """What rank 0 knows of a rank."""
+    """What rank 0 knows about another rank."""
 
     heard: float
     address: tuple[str, int] | None = None
@@ -140,15 +142,16 @@ class _Peer:
 
 
 class Watchdog:
-    """One rank's thread; `Leader` and `Follower` say what it does."""
+    """The thread of one rank; `Leader` and `Follower` define what it does."""
 
     def __init__(self, world: Watched, patience: float, limit: float | None) -> None:
-        """Begins nothing yet.
+        """Opens a socket; `start` starts the thread.
 
         Args:
             world: the ranks.
             patience: seconds of silence that end the job; may be infinite.
-            limit: seconds from the program's start after which `_SHORT` is enough, or None.
+            limit: seconds from the program's start after which `_SHORT` seconds of silence are enough;
+                None for never.
         """
         self._world, self._patience = world, patience
         self._over = math.inf if limit is None else STARTED + limit
@@ -159,7 +162,7 @@ class Watchdog:
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 
     def start(self) -> None:
-        """Begins to watch."""
+        """Starts the thread."""
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def close(self) -> None:
@@ -172,7 +175,7 @@ class Watchdog:
             while not self._ended.is_set():
                 self._talk(looked + self.interval)
                 now = time.monotonic()
-                if now - looked > 4 * self.interval + 1:  # this process was stopped itself
+                if now - looked > 4 * self.interval + 1:  # this process itself was stopped
                     self._forgive(now)
                 looked = now
                 over = now > self._over
@@ -193,7 +196,7 @@ class Watchdog:
             self.socket.settimeout(left)
             try:
                 data, sender = self.socket.recvfrom(_PACKET.size)
-            except OSError:  # none in time, or a host told that it does not listen
+            except OSError:  # no packet in time, or a host answered that it does not listen
                 if until - time.monotonic() > 0:
                     time.sleep(min(0.01, self.interval))
                 continue
@@ -204,7 +207,7 @@ class Watchdog:
     token = b""
 
     def greet(self) -> bool:
-        """Looks whether rank 0 answers."""
+        """Checks whether rank 0 answers."""
         return True
 
     def _named(self, rank: int) -> str:
@@ -212,7 +215,7 @@ class Watchdog:
 
 
 class Leader(Watchdog):
-    """Rank 0's: hears all ranks and judges."""
+    """The watchdog of rank 0: it receives the beats of all ranks and decides whether the job ends."""
 
     def __init__(self, world: Watched, patience: float, limit: float | None) -> None:
         """Opens the socket; see `Watchdog`."""
@@ -224,12 +227,12 @@ class Leader(Watchdog):
         self._watched: set[int] = set()
 
     def meeting(self) -> Meeting:
-        """What followers need."""
+        """Token and addresses that the followers need."""
         port = self.socket.getsockname()[1]
         return Meeting(self.token, socket.gethostname(), tuple(_own_addresses()), port)
 
     def watch_over(self, ranks: Iterable[int]) -> None:
-        """From now on judges these ranks, which reached it."""
+        """From now on watches these ranks, which have reached rank 0."""
         self._forgive(time.monotonic())
         self._watched = set(ranks)
 
@@ -278,12 +281,12 @@ class Leader(Watchdog):
 
 
 class Follower(Watchdog):
-    """Every other rank's: tells rank 0 that it lives, and listens whether rank 0 does."""
+    """The watchdog of every other rank: it sends beats to rank 0 and checks that rank 0 answers."""
 
     def __init__(
         self, world: Watched, patience: float, limit: float | None, meeting: Meeting
     ) -> None:
-        """See `Watchdog`; `meeting` is rank 0's."""
+        """See `Watchdog`; `meeting` comes from rank 0."""
         super().__init__(world, patience, limit)
         self.token = meeting.token
         self._candidates = meeting.candidates()
@@ -291,7 +294,7 @@ class Follower(Watchdog):
         self._heard = time.monotonic()
 
     def greet(self) -> bool:
-        """Looks for an address at which rank 0 answers; whether there is one."""
+        """Looks for an address at which rank 0 answers; returns whether there is one."""
         deadline = time.monotonic() + _HELLO
         while self._number is None and time.monotonic() < deadline:
             for number in range(len(self._candidates)):
@@ -322,7 +325,7 @@ class Follower(Watchdog):
         self._heard = now
 
     def _judge(self, now: float, patience: float, over: bool) -> None:
-        # Rank 0 must have the time to judge first.
+        # Rank 0 gets the time to decide first.
         if now - self._heard > patience + 2 * self.interval:
             what = f"nothing was heard of {self._named(0)} for {patience:.0f} s"
             time.sleep(min(1.0, 0.02 * self._world.rank))
@@ -339,11 +342,11 @@ def _ending(what: str, done: int, over: bool) -> str:
 
 def _own_addresses() -> list[str]:
     """IPv4 addresses of this host's network interfaces."""
-    found = []
+    addresses = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             request = struct.pack("256s", name.encode()[:15])
-            with contextlib.suppress(OSError):  # an interface without one
+            with contextlib.suppress(OSError):  # the interface has no address
                 answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
-                found.append(socket.inet_ntoa(answer[20:24]))
-    return found
+                addresses.append(socket.inet_ntoa(answer[20:24]))
+    return addresses

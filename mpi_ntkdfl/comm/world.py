@@ -1,8 +1,7 @@
-"""What the simulator asks of a set of ranks, and the twin that is a single process.
+"""The interface between the simulator and message passing, and its implementation for one process.
 
-`World` and `Channel` are the whole surface between the simulator and message passing: `mpi.py` has the
-MPI implementation, `SoloWorld` the in-process one that tests and analyses use. Code above this folder
-has no branch on "parallel or not".
+`World` and `Channel` are the whole interface. `mpi.py` implements it with MPI. `SoloWorld` implements it
+inside one process, for tests and analyses. Code outside this folder has no branch on "parallel or not".
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ class Pending(Protocol):
     """A started exchange."""
 
     def poke(self) -> bool:
-        """Lets the message-passing library make progress; returns at once whether all is there."""
+        """Lets the MPI library make progress; returns at once whether the exchange is complete."""
         ...
 
     def wait(self) -> torch.Tensor:
-        """Blocks until done; returns the received bytes, `[bytes]` uint8."""
+        """Blocks until the exchange is complete; returns the received bytes, `[bytes]` uint8."""
         ...
 
 
@@ -46,10 +45,10 @@ class Channel(Protocol):
         receive_bytes: tuple[int, ...],
         room: torch.Tensor,
     ) -> Pending:
-        """Starts one exchange; all ranks of the world take part, in the same order.
+        """Starts one exchange; all ranks of the world take part and start exchanges in the same order.
 
         Args:
-            send: `[sum(send_bytes)]` uint8, the parts for each neighbour one after another.
+            send: `[sum(send_bytes)]` uint8, the parts for all neighbours one after another.
             send_bytes: bytes for each neighbour, multiples of 64.
             receive_bytes: bytes from each neighbour, multiples of 64.
             room: `[sum(receive_bytes)]` uint8 to receive into.
@@ -57,7 +56,7 @@ class Channel(Protocol):
         ...
 
     def close(self) -> None:
-        """Frees what the channel holds; all ranks take part."""
+        """Frees the resources of the channel; all ranks take part."""
         ...
 
 
@@ -67,28 +66,29 @@ class World(Protocol):
     rank: int
     size: int
     hosts: tuple[str, ...]
-    """The node of every rank, by name; different nodes have different names."""
+    """Name of the node of every rank, `[rank]`; different nodes have different names."""
     local_rank: int
-    """Number of this rank among those of its node."""
+    """Number of this rank among the ranks of its node."""
     library: str
+    """Name and version of the MPI library."""
     round: int
-    """Which one goes on, for messages."""
+    """Number of the current round, for messages."""
 
     @property
     def identities(self) -> tuple[Identity | None, ...]:
-        """What every rank runs, `[rank]`; None for one whose package is too old to tell."""
+        """The program that every rank runs, `[rank]`; None if a rank's package is too old to say it."""
         ...
 
     @property
     def cuda_aware(self) -> bool | None:
-        """Whether the library says that it takes memory of a GPU; None if it does not say."""
+        """Whether the library says that it accepts memory of a GPU; None if it says nothing."""
         ...
 
     def on_root(self, task: Callable[[], T]) -> T:
         """Runs `task` on rank 0 and returns its (small) result on every rank.
 
         Raises:
-            InputError: on every rank if `task` raised it on rank 0; only rank 0's carries the message.
+            InputError: on every rank if `task` raised it on rank 0; only rank 0's error has the message.
         """
         ...
 
@@ -96,7 +96,8 @@ class World(Protocol):
         """Runs `task` on every rank; returns each rank's own result.
 
         Raises:
-            InputError: on every rank if any raised it; only the first such rank's has the message.
+            InputError: on every rank if any rank raised it; only the error of the first such rank has
+                the message.
         """
         ...
 
@@ -109,11 +110,14 @@ class World(Protocol):
         ...
 
     def collect(self, array: np.ndarray) -> Iterator[np.ndarray]:
-        """On rank 0 yields every rank's array in rank order, one in memory at a time; else nothing."""
+        """Yields every rank's array on rank 0, in rank order; yields nothing on other ranks.
+
+        Rank 0 holds one array at a time.
+        """
         ...
 
     def total(self, array: np.ndarray) -> np.ndarray:
-        """Sum over ranks, on every rank; integers only, so that no order of addition shows."""
+        """Sum over ranks, on every rank; only of integers, whose sum is the same in any order."""
         ...
 
     def largest(self, value: float) -> float:
@@ -124,11 +128,12 @@ class World(Protocol):
         """Starts to bring every rank's `array` to rank 0; all ranks take part.
 
         Args:
-            array: `[number]` int64 of this rank; must stay as it is until the end.
-            lengths: numbers of every rank, `[rank]`.
+            array: `[number]` int64 of this rank; it must not change until the transfer has ended.
+            lengths: length of every rank's array, `[rank]`.
 
         Returns:
-            A function that waits for the end, and returns every rank's array on rank 0, else nothing.
+            A function that waits until the transfer has ended. On rank 0 it returns every rank's array,
+            on other ranks an empty list.
         """
         ...
 
@@ -137,18 +142,19 @@ class World(Protocol):
 
         Args:
             neighbours: other ranks, ascending; the relation is symmetric.
-            lasting: whether it serves many rounds, so that opening may cost more than an exchange.
+            lasting: whether it is used for many rounds, so that opening may cost more than an exchange.
         """
         ...
 
     def watched(
         self, patience: float | None, limit: float | None
     ) -> contextlib.AbstractContextManager[None]:
-        """Within the block, ends all ranks if one falls silent; all ranks take part.
+        """Within the block, ends all ranks if one of them is silent for long; all ranks take part.
 
         Args:
-            patience: seconds without a word from a rank; None for no end.
-            limit: seconds from the program's start after which half a minute is enough, or None.
+            patience: seconds of silence that end the job; None for no limit.
+            limit: seconds from the program's start after which half a minute of silence is enough; None
+                for never.
         """
         ...
 
@@ -158,7 +164,7 @@ class _Done:
         return True
 
     def wait(self) -> torch.Tensor:
-        import torch  # so that commands that look at records start without it
+        import torch  # imported here, so that commands that look at records start without torch
 
         return torch.empty(0, dtype=torch.uint8)
 
@@ -175,7 +181,7 @@ class SoloChannel:
         receive_bytes: tuple[int, ...],
         room: torch.Tensor,
     ) -> Pending:
-        """Nothing to do."""
+        """Returns an exchange that is complete and received nothing."""
         return _Done()
 
     def close(self) -> None:
@@ -183,7 +189,7 @@ class SoloChannel:
 
 
 class SoloWorld:
-    """One process that owns every client: no MPI, same verbs."""
+    """One process that owns every client. It has the same methods as other worlds and needs no MPI."""
 
     rank = 0
     size = 1
@@ -195,7 +201,7 @@ class SoloWorld:
 
     @property
     def identities(self) -> tuple[Identity | None, ...]:
-        """What this process runs."""
+        """The program that this process runs."""
         return (identity.own(),) * self.size
 
     def on_root(self, task: Callable[[], T]) -> T:
@@ -232,11 +238,11 @@ class SoloWorld:
         return lambda: [array]
 
     def channel(self, neighbours: Sequence[int], lasting: bool = True) -> Channel:
-        """A channel with nobody."""
+        """A channel without neighbours."""
         return SoloChannel()
 
     def watched(
         self, patience: float | None, limit: float | None
     ) -> contextlib.AbstractContextManager[None]:
-        """Nobody to wait for."""
+        """There is no other rank to watch."""
         return contextlib.nullcontext()

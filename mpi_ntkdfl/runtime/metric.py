@@ -116,8 +116,7 @@ class Metric:
 
     @property
     def of_clients(self) -> bool:
-        """Whether it is measured on each client's own model, which happens only with
-        `evaluation.clients`."""
+        """Whether it is measured on each client's own model: only if `evaluation.clients` is set."""
         return self.axes == "row,client" and not self.counts
 
     @property
