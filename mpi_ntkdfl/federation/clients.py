@@ -1,4 +1,4 @@
-"""The clients of a run on one rank, and everything they compute with."""
+"""The clients of a run on one rank, and everything with which they compute."""
 
 from __future__ import annotations
 
@@ -29,28 +29,32 @@ class Samples:
 
 @dataclass(frozen=True)
 class Federation:
-    """The clients, where they live, and what they compute with; the same for a whole run.
+    """The clients, their placement on ranks, and what they compute with. It is constant during a run.
 
     Attributes:
         world: the ranks.
         placement: which rank owns which client.
         network: the model of every client.
-        samples: data of the clients this rank owns, by client id.
-        sizes: samples of every client, `[client]`.
-        device: where this rank computes.
+        samples: data of the clients that this rank owns, by client id.
+        sizes: number of samples of every client, `[client]`.
+        device: device on which this rank computes.
         dtype: floating-point type of weights and data.
         memory_limit: working memory of a rank in bytes, None for the default.
-        seed: the run's, for randomness keyed by purpose, client and round.
+        seed: seed of the run, for random numbers keyed by purpose, client and round.
         ledger: books the traffic.
         clock: books the time.
-        on_divergence: whether the run stops when a client diverges, or goes on without its step.
-        batch: how many clients this rank evolves together; None for as many as fit into `batch_bytes`.
-        batch_bytes: memory for clients that are evolved together; 0 evolves one at a time.
-        staging: how messages travel between the device and MPI.
-        levels: on which all inputs lie, if they do and computing by them pays on the device.
-        evolution: what evolves outputs under the cross-entropy loss, the same on all ranks.
-        choices: which of two ways of computing the run takes, and why, by the name of the choice; the
-            same on all ranks, except for the wording of a reason.
+        on_divergence: `stop` ends the run when a client diverges; `continue` goes on without the step
+            of this client.
+        batch: number of clients that this rank evolves together. With None, as many clients are evolved
+            together as fit into `batch_bytes`.
+        batch_bytes: bytes of memory for clients that are evolved together; 0 evolves one at a time.
+        staging: how messages move between the device and MPI.
+        levels: the levels on which all inputs lie; None if they do not, or if computing with levels
+            brings no gain on the device.
+        evolution: the implementation that evolves outputs under the cross-entropy loss; the same on all
+            ranks.
+        choices: by the name of each choice between two ways of computing, the way that the run takes
+            and the reason. The ways are the same on all ranks; the wording of a reason may differ.
     """
 
     world: World

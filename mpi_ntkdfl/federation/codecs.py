@@ -1,7 +1,8 @@
-"""Codecs: how a vector is written into a message, so that clients send fewer bytes.
+"""Codecs: ways to write a vector into a message, so that clients send fewer bytes.
 
-A codec is lossy in general: what a receiver decodes is close to the vector, not equal to it. Methods
-hand a `Coding` (a codec with the state of a rank's clients) to `Exchange.share` or `Exchange.average`.
+A codec is lossy in general: the vector that a receiver decodes is close to the original vector, but not
+equal to it. Methods pass a `Coding` (a codec with the state of a rank's clients) to `Exchange.share` or
+`Exchange.average`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Codec(ABC, Generic[SettingsT]):
 
     Attributes:
         Settings: the class of the codec's settings, a subclass of `CodecSettings`.
-        settings: those of this run.
+        settings: the settings of this run.
         params: number of entries of a vector.
         dtype: element type of a vector.
     """
@@ -56,20 +57,20 @@ class Codec(ABC, Generic[SettingsT]):
     def format(self) -> Mapping[str, ArrayFormat]:
         """Shape and element type of each array of a message, by name.
 
-        They must not depend on the vector: every rank computes them to know how many bytes arrive.
+        They must not depend on the vector: every rank computes them to know how many bytes it receives.
         """
 
     @abstractmethod
     def encode(
         self, vector: torch.Tensor, rng: np.random.Generator, state: Mapping[str, torch.Tensor]
     ) -> Arrays:
-        """The message of one client, once per round.
+        """The message of one client; called once per round.
 
         Args:
-            vector: what the client says, `[param]`. It must not be changed.
-            rng: random numbers of this client, round and phase; the same on any number of ranks.
-            state: of this client, as `state` describes it. Changes made in place are kept for the
-                next round.
+            vector: the vector that the client sends, `[param]`. It must not be changed.
+            rng: generator for this client, round and phase; the same on any number of ranks.
+            state: state of this client, with the arrays of the method `state`. Changes made in place
+                are kept for the next round.
 
         Returns:
             Arrays as `format` describes them.
@@ -79,7 +80,7 @@ class Codec(ABC, Generic[SettingsT]):
     def decode(self, message: Arrays) -> torch.Tensor:
         """The vector `[param]` that a receiver reads from a message.
 
-        It depends on the message only. Every receiver calls it, and the sender does as well.
+        It must depend only on the message. Every receiver calls it, and the sender as well.
         """
 
     def protocol_bytes(self, message: Arrays) -> int:
@@ -87,16 +88,16 @@ class Codec(ABC, Generic[SettingsT]):
         return sum(array.numel() * array.element_size() for array in message.values())
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What the codec remembers of one client from round to round, as it is before the first round.
+        """The arrays that the codec keeps per client from round to round, as before the first round.
 
         An example is the error that earlier messages have left (error feedback). Checkpoints store
-        it, so that resumed runs continue with the same bits. The default remembers nothing.
+        these arrays, so that resumed runs continue with the same bits. The default keeps nothing.
         """
         return {}
 
 
 CODECS: Registry[type[Codec[Any]]] = Registry("codec")
-"""All codecs by the name under which configurations call them."""
+"""All codecs, by the names that configurations use."""
 
 
 def register_codec(name: str, codec_class: type[Codec[Any]]) -> None:
@@ -123,7 +124,7 @@ def register_codec(name: str, codec_class: type[Codec[Any]]) -> None:
 
 
 class CodecChoice(Section):
-    """Which codec clients use, by phase; null sends vectors as they are."""
+    """The codec that clients use in each phase; null sends vectors as they are."""
 
     weights: SerializeAsAny[CodecSettings] | None = None
 
@@ -145,7 +146,7 @@ def message_format(codec: Codec[Any], phase: str) -> MessageFormat:
 
 
 class Coding:
-    """A codec at work for the clients of a rank: it keeps what the codec remembers of each of them."""
+    """A codec in use for the clients of a rank, together with the codec's state of each client."""
 
     def __init__(self, codec: Codec[Any], federation: Federation) -> None:
         """Starts with the state before the first round."""
@@ -163,12 +164,12 @@ class Coding:
         """The messages of this rank's clients, by client id.
 
         Args:
-            vectors: of these clients, `[owned, param]`.
-            phase: of the ledger.
-            number: of the round.
+            vectors: vectors of these clients, `[owned, param]`.
+            phase: phase of the ledger.
+            number: number of the round.
 
         Returns:
-            Messages of one row each: arrays `[1, ...]`.
+            Messages with one row each: arrays `[1, ...]`.
         """
         messages: dict[int, Arrays] = {}
         for row, client in enumerate(self._federation.owned):
@@ -187,23 +188,23 @@ class Coding:
         return self._codec.protocol_bytes({name: array[0] for name, array in message.items()})
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What the codec remembers, by name: arrays `[owned, ...]`. See `Method.state`."""
+        """The state of the codec by name: arrays `[owned, ...]`. See `Method.state`."""
         return dict(self._state)
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Takes back what `state` returned, for the clients of this rank."""
+        """Sets the state that `state` returned, for the clients of this rank."""
         self._state = {name: state[name].to(array) for name, array in self._state.items()}
 
 
 class Decoded(Mapping[int, torch.Tensor]):
-    """Vectors `[param]` by client id, decoded when they are read: messages take less memory."""
+    """Vectors `[param]` by client id, decoded when they are read, because messages need less memory."""
 
     def __init__(self, messages: Mapping[int, Arrays], codec: Coding) -> None:
         """Keeps the messages.
 
         Args:
-            messages: of one row each, by client id.
-            codec: that has written them.
+            messages: messages with one row each, by client id.
+            codec: the codec that has written them.
         """
         self._messages, self._codec = messages, codec
 
@@ -221,7 +222,7 @@ class Decoded(Mapping[int, torch.Tensor]):
 
 
 class QuantizeSettings(CodecSettings):
-    """`levels`: how many values an entry of a message can take."""
+    """Settings of `Quantize`; `levels` is the number of values that an entry of a message can have."""
 
     levels: int = Bounded(ge=2, le=256)
 
@@ -229,14 +230,14 @@ class QuantizeSettings(CodecSettings):
 class Quantize(Codec[QuantizeSettings]):
     """Rounds to equally spaced values between the least and the largest entry of a vector.
 
-    A message has one byte per entry. Protocol bytes are those of an ideal entropy code: a real client
-    would compress the codes, of which a few are much more frequent than the others.
+    A message has one byte per entry. Its protocol bytes are those of an ideal entropy code, because a
+    real client would compress the codes: a few codes are much more frequent than the others.
     """
 
     Settings = QuantizeSettings
 
     def format(self) -> dict[str, ArrayFormat]:
-        """A code for every entry; the lowest value, and the step between two values."""
+        """One code per entry, and as the scale the lowest value and the step between two values."""
         return {"codes": ((self.params,), torch.uint8), "scale": ((2,), self.dtype)}
 
     def encode(
@@ -249,12 +250,12 @@ class Quantize(Codec[QuantizeSettings]):
         return {"codes": codes.to(torch.uint8), "scale": torch.stack([low, step])}
 
     def decode(self, message: Arrays) -> torch.Tensor:
-        """The values, in float64."""
+        """The decoded vector, in float64."""
         low, step = message["scale"].double()
         return message["codes"].double().mul_(step).add_(low)
 
     def protocol_bytes(self, message: Arrays) -> int:
-        """The entropy of the codes times their number, and the scale."""
+        """The entropy of the codes times the number of codes, plus the bytes of the scale."""
         counts = np.bincount(message["codes"].cpu().numpy())
         shares = counts[counts > 0] / counts.sum()
         bits = int(counts.sum()) * -float(shares @ np.log2(shares))

@@ -1,4 +1,4 @@
-"""Dense Jacobians: every entry travels, in slices of parameters, once per use."""
+"""Dense Jacobians: every entry is sent, in slices of parameters, once for each use."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def neighbourhoods(
 
     Args:
         exchange: the round's messages.
-        at: where each client of a neighbourhood linearises, `[param]` by client id.
-        work: sizes of what the caller does with a neighbourhood.
+        at: the parameters `[param]` at which each client linearises, by client id.
+        work: sizes that decide how much memory the caller needs for a neighbourhood.
         inputs: whether raw inputs are sent as well.
 
     Yields:
-        Own clients in id order.
+        The neighbourhoods of the own clients in id order.
     """
     f, graph = exchange.federation, exchange.graph
     heading = dense_heading(f.network, f.dtype, inputs)
@@ -51,7 +51,7 @@ def neighbourhoods(
 
 
 class StreamedNeighbourhood:
-    """A neighbourhood whose dense Jacobian passes by in slices, twice. See `Neighbourhood`."""
+    """A neighbourhood whose dense Jacobian is received in slices, once per use. See `Neighbourhood`."""
 
     def __init__(self, client: int, parts: list[Arrays], stream: _Stream, inputs: bool) -> None:
         self.client = client
@@ -70,14 +70,18 @@ class StreamedNeighbourhood:
         return total.div_(self.outputs.shape[1])
 
     def transposed_product(self, residuals: torch.Tensor) -> torch.Tensor:
-        """`sum_c J_c^T R_c`, `[tau, param]`, slice after slice."""
+        """`sum_c J_c^T R_c`, `[tau, param]`, computed slice by slice."""
         return torch.cat(
             [part.transposed_product(residuals) for part in self._stream.slices()], dim=1
         )
 
 
 class _Stream:
-    """Passes of dense slices in which every rank serves every other, whether it has a client or not."""
+    """Passes through the dense slices.
+
+    In each pass every rank sends its slices to the ranks that need them, even if it has no client of its
+    own in this turn.
+    """
 
     PASSES = 2
 
@@ -89,7 +93,7 @@ class _Stream:
         self._passes = 0
 
     def heading(self, pair: Pair) -> Arrays:
-        """What own client j sends client i ahead of the slices."""
+        """The message that the own client j sends to client i before the slices."""
         f = self._exchange.federation
         samples = f.samples[pair[1]]
         with f.clock("jacobian"):
@@ -97,22 +101,25 @@ class _Stream:
         return {"inputs": samples.inputs, "outputs": outputs, "labels": samples.labels}
 
     def slices(self) -> Iterator[DenseJacobian]:
-        """One pass: the rank's client's Jacobian, a range of parameters at a time."""
+        """One pass: the Jacobian of this rank's client, a range of parameters at a time."""
         if self._passes == self.PASSES:
-            raise RuntimeError(f"a neighbourhood's Jacobian can be passed {self.PASSES} times only")
+            raise RuntimeError(f"a neighbourhood's Jacobian is sent only {self.PASSES} times")
         self._passes += 1
         size = self._exchange.federation.network.layout.size
         for start in range(0, size, self._width):
             yield from self._one_slice(start, min(start + self._width, size))
 
     def complete(self) -> None:
-        """Takes part in the passes that this rank's own client did not ask for."""
+        """Takes part in the passes that this rank's own client did not use."""
         while self._passes < self.PASSES:
             for _ in self.slices():
                 pass
 
     def _jacobian(self, pair: Pair) -> Jacobian:
-        """Own client j's Jacobian at client i's average; kept, since every slice is cut from it."""
+        """The Jacobian of the own client j at client i's average.
+
+        It is kept, because every slice is cut from it.
+        """
         if pair not in self._jacobians:
             f = self._exchange.federation
             params, inputs = aligned(self._at[pair[0]]), f.samples[pair[1]].inputs

@@ -1,8 +1,9 @@
-"""What a method can do with messages: share vectors, average, see neighbours' Jacobians, ask a server.
+"""What methods do with messages: share vectors, average, collect neighbours' Jacobians, ask a server.
 
-A method sees an `Exchange`, never a rank. Clients on the same rank exchange by reference. A vector that
-several clients of a rank need crosses to this rank once. On any placement a client combines what it
-received in ascending client id, so that its bits do not depend on the number of ranks.
+A method uses an `Exchange` and knows nothing about ranks. Clients on the same rank exchange by reference.
+A vector that several clients of another rank need is sent to that rank once. With any placement, a client
+combines the received vectors in ascending order of client ids, so its bits do not depend on the number
+of ranks.
 """
 
 from __future__ import annotations
@@ -41,15 +42,15 @@ JacobianKind = Literal["factored", "dense"]
 
 
 class Exchange:
-    """The messages of one graph. A context manager: leaving it frees its communicator."""
+    """The messages of one graph. It is a context manager that frees its communicator at the end."""
 
     def __init__(self, federation: Federation, graph: Graph, lasting: bool = True) -> None:
         """Opens the exchange; all ranks take part.
 
         Args:
             federation: the clients.
-            graph: who is whose neighbour.
-            lasting: whether the graph holds for many rounds.
+            graph: the communication graph.
+            lasting: whether the graph is used for many rounds.
         """
         self.federation = federation
         self.graph = graph
@@ -68,7 +69,7 @@ class Exchange:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # After a failure on one rank the others will not take part in a collective free.
+        # After a failure on one rank the other ranks do not take part in a collective free.
         if error is None:
             self.close()
 
@@ -84,22 +85,22 @@ class Exchange:
         """Every client sends its vector to its neighbours.
 
         Args:
-            vectors: this rank's clients' vectors in id order, `[owned, param]`.
-            phase: under which the ledger books the messages.
+            vectors: vectors of this rank's clients in id order, `[owned, param]`.
+            phase: phase under which the ledger books the messages.
             codec: writes the vectors into smaller messages; None sends them as they are.
-            number: of the round, from which a codec's random numbers follow.
+            number: number of the round, which determines a codec's random numbers.
 
         Returns:
             Vectors `[param]` of the rank's own clients and of all their neighbours, by client id.
-            With a codec these are what a receiver decodes, for a rank's own clients as well.
+            With a codec these are the decoded vectors, also for the rank's own clients.
         """
         if codec is not None:
             return self._share_coded(vectors, phase, codec, number)
         form = MessageFormat({"vector": Field(phase, (vectors.shape[1],), vectors.dtype)})
         own = zip(self.federation.owned, vectors, strict=True)
         self.book_vectors(form)
-        known = self.share_messages(form, {client: {"vector": row[None]} for client, row in own})
-        return {client: message["vector"][0] for client, message in known.items()}
+        messages = self.share_messages(form, {client: {"vector": row[None]} for client, row in own})
+        return {client: message["vector"][0] for client, message in messages.items()}
 
     def _share_coded(
         self, vectors: torch.Tensor, phase: str, codec: Coding, number: int
@@ -115,32 +116,32 @@ class Exchange:
     def share_messages(
         self, form: MessageFormat, messages: Mapping[int, Arrays]
     ) -> dict[int, Arrays]:
-        """Every client sends its neighbours one message; the caller books its protocol bytes.
+        """Every client sends one message to its neighbours; the caller books the protocol bytes.
 
         Args:
-            form: layout of a message, of one row each.
+            form: layout of a message; every message has one row.
             messages: arrays `[1, ...]` of this rank's clients, by client id.
 
         Returns:
             Messages of the rank's own clients and of all their neighbours, by client id.
         """
         f, channel = self.federation, self._channel
-        known = dict(messages)
+        by_client = dict(messages)
         with f.clock("exchange"):
             leaving, coming = self._crossing.leaving, self._crossing.coming
             each, outgoing = form.nbytes(1), Outgoing(f.ledger, f.staging)
             for clients in leaving:
                 for client in clients:
-                    outgoing.add(form, 1, partial(known.__getitem__, client))
+                    outgoing.add(form, 1, partial(by_client.__getitem__, client))
             pending = outgoing.start(
                 channel, [len(c) * each for c in leaving], [len(c) * each for c in coming]
             )
             received, start = f.staging.arrive(Flight(pending, f.clock).wait()), 0
             for clients in coming:
                 for client in clients:
-                    known[client] = form.read(received, start, 1)
+                    by_client[client] = form.read(received, start, 1)
                     start += each
-        return known
+        return by_client
 
     def average(
         self,
@@ -149,18 +150,18 @@ class Exchange:
         codec: Coding | None = None,
         number: int = 0,
     ) -> torch.Tensor:
-        """Each client averages its own and its neighbours' vectors, in client-id order in float64.
+        """Each client averages its own and its neighbours' vectors, in float64 and in client-id order.
 
         Args:
-            vectors: of this rank's clients, `[owned, param]`.
-            kind: equal weights, or in proportion to the clients' samples.
+            vectors: vectors of this rank's clients, `[owned, param]`.
+            kind: `plain` for equal weights, `samples` for weights in proportion to the clients' samples.
             codec: as for `share`.
             number: as for `share`.
 
         Returns:
             The averages of this rank's clients, `[owned, param]`.
         """
-        known = self.share(vectors, "weights", codec, number)
+        shared = self.share(vectors, "weights", codec, number)
         mixing = weights(kind, self.graph, self.federation.sizes)
         averages = torch.empty_like(vectors)
         with self.federation.clock("update"):
@@ -169,14 +170,14 @@ class Exchange:
                 for other, weight in zip(
                     self.graph.closed(client).tolist(), mixing.of(client).tolist(), strict=True
                 ):
-                    total.add_(known[other], alpha=weight)
+                    total.add_(shared[other], alpha=weight)
                 averages[row] = total
         return averages
 
     def server_average(
         self, vectors: torch.Tensor, kind: Literal["plain", "samples"] = "plain"
     ) -> torch.Tensor:
-        """Every client sends its vector to a server and gets the mean back. See `server.average`."""
+        """Every client sends its vector to a server and receives the mean. See `server.average`."""
         return server.average(self, vectors, kind)
 
     def ask_server(
@@ -185,13 +186,13 @@ class Exchange:
         participants: np.ndarray,
         answer: Callable[[Neighbourhood], tuple[torch.Tensor, int]],
     ) -> tuple[torch.Tensor, int]:
-        """Participants tell a server their Jacobians; all get its answer. See `server.ask`."""
+        """Participants send their Jacobians to a server; all clients get its answer. See `server.ask`."""
         return server.ask(self, w, participants, answer)
 
     # ----------------------------------------------------------------------- samples, Jacobians
 
     def at_once(self, taus: int) -> int:
-        """How many neighbourhoods a rank evolves together; `taus` as for `neighbourhoods`."""
+        """The number of neighbourhoods that a rank evolves together; `taus` as for `neighbourhoods`."""
         f = self.federation
         work = WorkingSet(f.network, taus, f.dtype.itemsize)
         one_client = work.one_client(largest_neighbourhood(self.graph, f.sizes))
@@ -203,7 +204,7 @@ class Exchange:
         Every rank must exhaust the iterator, as with `neighbourhoods`.
 
         Args:
-            taus: number of weight vectors the caller will hold at once.
+            taus: number of weight vectors that the caller holds at once.
 
         Yields:
             This rank's clients in id order, with their stacked samples in client-id order.
@@ -222,20 +223,20 @@ class Exchange:
     def neighbourhoods(
         self, w_bar: torch.Tensor, kind: JacobianKind, inputs: bool, taus: int
     ) -> Iterator[Neighbourhood]:
-        """Sends the averages back, and collects the neighbours' Jacobians at them.
+        """Sends each client's average to its neighbours, and collects their Jacobians at this average.
 
-        Every rank must exhaust the iterator: the messages of the next clients travel while the
-        caller works on these.
+        Every rank must exhaust the iterator: the messages for the next clients are on their way while
+        the caller works on the current ones.
 
         Args:
             w_bar: averages of this rank's clients, `[owned, param]`.
             kind: `factored` sends the network's factored form, `dense` every entry of the Jacobian.
-            inputs: whether the neighbours' raw inputs are wanted. A factored form holds them
-                anyway; with dense Jacobians they are sent as well.
-            taus: number of residuals the caller will multiply by at once.
+            inputs: whether the neighbours' raw inputs are needed. A factored form always contains them;
+                with dense Jacobians they are sent in addition.
+            taus: number of residuals by which the caller multiplies at once.
 
         Yields:
-            This rank's clients in id order.
+            The neighbourhoods of this rank's clients in id order.
         """
         at = self.share(w_bar, "averages")
         f = self.federation
@@ -262,13 +263,15 @@ class Exchange:
     def _in_waves(
         self, form: MessageFormat, work: WorkingSet, make: Callable[[Pair], Arrays], at_once: int
     ) -> Iterator[tuple[int, list[Arrays]]]:
-        """Collects `make(i, j)` for own clients i from their closed neighbourhoods, within memory.
+        """Collects the messages `make(i, j)` of closed neighbourhoods for the own clients i.
+
+        The clients are processed in waves, so that a rank keeps to its working memory.
 
         Args:
-            form: layout of a message, by the samples of j.
-            work: sizes of what the caller does with a client's messages.
-            make: the message of own client j for client i.
-            at_once: clients the caller computes together.
+            form: layout of a message; its number of rows is the number of samples of j.
+            work: sizes that decide how much memory the caller needs for a client's messages.
+            make: returns the message of the own client j for client i.
+            at_once: number of clients that the caller processes together.
 
         Yields:
             Own clients in id order, each with its messages in id order.
@@ -292,12 +295,12 @@ class Exchange:
     def transfer(
         self, form: MessageFormat, targets: list[range], make: Callable[[Pair], Arrays]
     ) -> Transfer:
-        """Starts sending `make(i, j)` for the targets i of every rank and the clients j of this one.
+        """Starts to send `make(i, j)` for the targets i of every rank and the clients j of this rank.
 
         Args:
-            form: layout of a message, by the samples of j.
-            targets: for each rank the clients that collect in this exchange.
-            make: the message of own client j for client i.
+            form: layout of a message; its number of rows is the number of samples of j.
+            targets: for each rank the clients that collect messages in this exchange.
+            make: returns the message of the own client j for client i.
         """
         f, channel = self.federation, self._channel
         sizes = f.sizes
@@ -318,11 +321,11 @@ class Exchange:
     # ---------------------------------------------------------------------------------- the ledger
 
     def book_vectors(self, form: MessageFormat) -> None:
-        """Books a message of one row from every client to each of its neighbours."""
+        """Books a message with one row from every client to each of its neighbours."""
         self._book_rows(form, self._vectors_through)
 
     def book_samples(self, form: MessageFormat) -> None:
-        """Books a message of a row a sample from every client to each of its neighbours."""
+        """Books a message with one row per sample from every client to each of its neighbours."""
         self._book_rows(form, self._samples_through)
 
     def _book_rows(self, form: MessageFormat, through: np.ndarray) -> None:
@@ -334,7 +337,10 @@ class Exchange:
         self.book_protocol(phase, self._through(counts))
 
     def _through(self, counts: np.ndarray) -> np.ndarray:
-        """In plus out of each node, `[client + 1]`, if client i sends `counts[i]` to each neighbour."""
+        """What each node sends plus what it receives, `[client + 1]`.
+
+        Client i sends `counts[i]` to each of its neighbours. The last node, the server, has 0.
+        """
         sent, received = self.graph.degrees * counts, neighbourhood_sums(self.graph, counts)
         return np.append(sent + received, 0)
 
@@ -347,13 +353,18 @@ class Exchange:
         return self._through(self.federation.sizes)
 
     def book_protocol(self, phase: str, through: np.ndarray) -> None:
-        """Books payload once for the whole job: bytes in plus out of each node, `[client + 1]`."""
+        """Books payload once for the whole job.
+
+        Args:
+            phase: phase of the ledger.
+            through: bytes that each node sends plus bytes that it receives, `[client + 1]`.
+        """
         if self.rank == 0:
             self.federation.ledger.book_protocol(phase, through)
 
 
 def mean_over_clients(federation: Federation, vectors: torch.Tensor) -> torch.Tensor:
-    """Mean `[param]` over all clients of `vectors` `[owned, param]`; booked as a statistic."""
+    """Mean `[param]` over all clients of `vectors` `[owned, param]`; its bytes count as statistics."""
     if federation.world.size > 1:
         sent = reduced_bytes(vectors.shape[1], federation.world.size)
         federation.ledger.book_mpi("statistics", sent)

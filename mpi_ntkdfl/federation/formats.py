@@ -1,4 +1,4 @@
-"""Layouts of the messages that clients send about their samples."""
+"""Layouts of the messages in which clients send their samples or Jacobians."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def required_form(network: Network) -> FactoredForm:
 
 
 def dense_heading(network: Network, dtype: torch.dtype, inputs: bool) -> MessageFormat:
-    """What goes ahead of the slices of a dense Jacobian: outputs, labels, and inputs if wanted."""
+    """The message before the slices of a dense Jacobian: outputs, labels, and inputs if wanted."""
     raw = _inputs(network, dtype) if inputs else {}
     return MessageFormat({**raw, **_results(network, dtype)})
 

@@ -1,8 +1,8 @@
-"""Jacobians that travel in one message: what a client sends, and what the receiver makes of it.
+"""Jacobians in one message: what a client sends, and how the receiver computes the Jacobian from it.
 
-The receiver knows the parameters at which the Jacobian is wanted. So it is enough to send the network's
-factored form, where it has one, or the samples themselves, with which the receiver computes the
-Jacobian of any network.
+The receiver knows the parameters at which the Jacobian is needed. So it is enough to send the factored
+form of the network, if it has one. Otherwise the samples themselves are enough: with them the receiver
+can compute the Jacobian of any network.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from mpi_ntkdfl.model.network import Network
 
 
 class JacobianMessage(Protocol):
-    """A way to tell a Jacobian."""
+    """A way to send a Jacobian."""
 
     def form(self, network: Network, dtype: torch.dtype) -> MessageFormat:
         """Layout of the message."""
         ...
 
     def make(self, federation: Federation, params: torch.Tensor, source: int) -> Arrays:
-        """The message of own client `source` about its Jacobian at `params` `[param]`."""
+        """The message of the own client `source` about its Jacobian at `params` `[param]`."""
         ...
 
     def receive(
         self, federation: Federation, params: torch.Tensor, client: int, parts: Sequence[Arrays]
     ) -> HeldNeighbourhood:
-        """The neighbourhood of `client` that sent `parts`, at `params` `[param]`."""
+        """The neighbourhood of `client` at `params` `[param]` from the messages `parts`."""
         ...
 
 
@@ -43,11 +43,15 @@ class FactoredMessage:
     """The network's factored form, outputs and labels."""
 
     def form(self, network: Network, dtype: torch.dtype) -> MessageFormat:
-        """Layout of the message; raises InputError for a network without a factored form."""
+        """Layout of the message.
+
+        Raises:
+            InputError: for a network without a factored form.
+        """
         return factored_format(network, dtype)
 
     def make(self, federation: Federation, params: torch.Tensor, source: int) -> Arrays:
-        """One forward pass."""
+        """Computes the factored form by one forward pass."""
         samples = federation.samples[source]
         with federation.clock("jacobian"):
             arrays, outputs = required_form(federation.network).arrays(params, samples.inputs)

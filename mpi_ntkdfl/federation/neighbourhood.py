@@ -1,4 +1,4 @@
-"""Samples that several clients sent to one place, stacked, with their Jacobian as an operator."""
+"""The stacked samples that several clients sent to one receiver, with their Jacobian as an operator."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from mpi_ntkdfl.ntk.kernel import trace_kernel
 
 
 class Neighbourhood(Protocol):
-    """What a client's closed neighbourhood sent it, or participants a server, in client-id order.
+    """What a client received from its closed neighbourhood, or a server from the participants.
 
-    `kernel` and `transposed_product` may be asked for once each, in this order.
+    Samples are in client-id order. `kernel` and `transposed_product` may be called once each, in this
+    order.
 
     Attributes:
-        client: whose it is; a server counts as one more client.
-        outputs: of the network on all N samples, where it is linearised, `[sample, output]`.
+        client: id of the receiver; a server has the id after the last client.
+        outputs: outputs of the network on all N samples at the point of linearisation,
+            `[sample, output]`.
         labels: `[sample]` int64.
-        inputs: raw inputs `[sample, *shape]`, None unless asked for.
+        inputs: raw inputs `[sample, *shape]`, or None if the method did not ask for them.
     """
 
     client: int
@@ -39,12 +41,12 @@ class Neighbourhood(Protocol):
 
 
 def stacked(parts: Sequence[Arrays], name: str) -> torch.Tensor:
-    """The arrays `name` of all `parts`, `[sample, ...]` each, one after another."""
+    """The arrays `name` of all `parts`, each `[sample, ...]`, concatenated along the samples."""
     return torch.cat([part[name] for part in parts])
 
 
 class HeldNeighbourhood:
-    """A neighbourhood whose Jacobian is in memory, as an operator. See `Neighbourhood`."""
+    """A neighbourhood whose Jacobian is an operator in memory. See `Neighbourhood`."""
 
     def __init__(
         self,

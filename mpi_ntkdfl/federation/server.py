@@ -1,4 +1,4 @@
-"""What clients say to a server and it to them, for methods that have one; the graph is not used."""
+"""Messages between clients and a server, for methods that have a server; the graph is not used."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from mpi_ntkdfl.federation.exchange import Exchange
 
 Answer = Callable[[Neighbourhood], tuple[torch.Tensor, int]]
-"""New weights `[param]` and a number that follow from the participants' stacked samples."""
+"""A function from the participants' stacked samples to new weights `[param]` and a number."""
 
 
 def average(
     exchange: Exchange, vectors: torch.Tensor, kind: Literal["plain", "samples"]
 ) -> torch.Tensor:
-    """Every client sends its vector to a server and gets the mean of all back.
+    """Every client sends its vector to a server and receives the mean of all vectors.
 
     Args:
         exchange: the round's messages.
-        vectors: `[owned, param]`.
-        kind: equal weights, or in proportion to the clients' samples.
+        vectors: vectors of this rank's clients, `[owned, param]`.
+        kind: `plain` for equal weights, `samples` for weights in proportion to the clients' samples.
 
     Returns:
         The mean, `[param]`, the same on every rank.
@@ -53,17 +53,17 @@ def average(
 def ask(
     exchange: Exchange, w: torch.Tensor, participants: np.ndarray, answer: Answer
 ) -> tuple[torch.Tensor, int]:
-    """Participants tell a server their Jacobians at `w`; its answer goes to all clients.
+    """Participants send their Jacobians at `w` to a server, and its answer is sent to all clients.
 
-    They send the network's smallest message for Jacobians. The server reaches everybody, whatever the
-    graph. It lives on rank 0; ranks that wait for it sleep.
+    The participants send the network's smallest message for Jacobians. The server is connected to all
+    clients, whatever the graph is. It runs on rank 0; ranks that wait for it sleep.
 
     Args:
         exchange: the round's messages.
         w: weights that all clients hold, `[param]`.
         participants: client ids, ascending.
-        answer: new weights `[param]` and a number (such as tau) that follow from the stacked samples
-            of the participants; called on the server only.
+        answer: computes new weights `[param]` and a number (such as tau) from the stacked samples of the
+            participants; it is called only on the server.
 
     Returns:
         The answer, on every rank.
@@ -98,7 +98,7 @@ def ask(
 def _collected(
     f: Federation, form: MessageFormat, clients: np.ndarray, make: Callable[[int], Arrays]
 ) -> list[Arrays]:
-    """Messages `make(client)` of `clients`, in id order, on rank 0; elsewhere none."""
+    """The messages `make(client)` of `clients` in id order on rank 0; an empty list on other ranks."""
     owners = np.asarray(f.placement.owner(clients))
     outgoing = Outgoing(f.ledger, f.staging)
     if f.world.rank:
@@ -118,7 +118,7 @@ def _collected(
 
 
 def _book(exchange: Exchange, form: MessageFormat, clients: np.ndarray, rows: np.ndarray) -> None:
-    """Books a message of `rows` `[client]` rows between each of `clients` and the server."""
+    """Books a message with `rows[client]` rows between each of `clients` and the server."""
     through = np.zeros(exchange.graph.clients + 1, dtype=np.int64)
     through[clients] = rows[clients]
     through[-1] = through.sum()

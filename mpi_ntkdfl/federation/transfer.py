@@ -1,4 +1,4 @@
-"""Messages on their way: written into one buffer on this side, read where they lie on the other."""
+"""Messages in transfer: the sender writes them into one buffer, the receiver reads them in its buffer."""
 
 from __future__ import annotations
 
@@ -19,19 +19,24 @@ Pair = tuple[int, int]
 
 
 class Outgoing:
-    """Messages on their way into one buffer."""
+    """Messages to be written into one buffer."""
 
     def __init__(self, ledger: Ledger, staging: Staging) -> None:
-        """Starts empty; the ledger books what leaves, by way of `staging`."""
+        """Starts without a message.
+
+        Args:
+            ledger: books the bytes that are sent.
+            staging: provides the buffers.
+        """
         self._ledger, self._staging = ledger, staging
         self._messages: list[tuple[MessageFormat, int, Callable[[], Arrays]]] = []
 
     def add(self, form: MessageFormat, samples: int, make: Callable[[], Arrays]) -> None:
-        """Adds a message of `samples` samples, made when it is written."""
+        """Adds a message of `samples` samples; `make` is called when the message is written."""
         self._messages.append((form, samples, make))
 
     def start(self, channel: Channel, send_bytes: list[int], receive_bytes: list[int]) -> Pending:
-        """Writes all messages and hands the buffer to the channel."""
+        """Writes all messages and starts to send the buffer on the channel."""
         send = self._staging.depart(self.pack())
         room = self._staging.room(sum(receive_bytes))
         self._staging.settle()
@@ -56,12 +61,12 @@ class Transfer:
 
     Attributes:
         pending: the started exchange.
-        coming: pairs of the messages in the received buffer, in their order there.
-        form: their layout.
-        sizes: samples of each client, `[client]`.
-        make: the message of own client j for client i.
-        staging: brings what is received to the device.
-        clock: books the waiting.
+        coming: pairs of the messages in the received buffer, in the order of the buffer.
+        form: layout of the messages.
+        sizes: number of samples of each client, `[client]`.
+        make: returns the message of the own client j for client i.
+        staging: moves the received buffer to the device.
+        clock: books the time of waiting.
     """
 
     pending: Pending
@@ -73,22 +78,22 @@ class Transfer:
     clock: Clock
 
     def poke(self) -> None:
-        """Lets the message-passing library make progress."""
+        """Lets the MPI library make progress."""
         self.pending.poke()
 
     def finish(self) -> Callable[[int, int], Arrays]:
         """Waits; returns a function of (i, j) that reads a received message or makes a local one."""
         with self.clock("exchange"):
             buffer, position = self.staging.arrive(self.pending.wait()), 0
-        found: dict[Pair, tuple[int, int]] = {}
+        places: dict[Pair, tuple[int, int]] = {}
         for pair in self.coming:
             samples = int(self.sizes[pair[1]])
-            found[pair] = position, samples
+            places[pair] = position, samples
             position += self.form.nbytes(samples)
 
         def message(i: int, j: int) -> Arrays:
-            if (i, j) not in found:
+            if (i, j) not in places:
                 return self.make((i, j))
-            return self.form.read(buffer, *found[i, j])
+            return self.form.read(buffer, *places[i, j])
 
         return message

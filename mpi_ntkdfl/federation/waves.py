@@ -1,8 +1,9 @@
-"""How a rank works through its clients within its memory: waves, and slices of dense Jacobians.
+"""How a rank keeps to its working memory: waves of clients, and slices of dense Jacobians.
 
-A rank's working memory is what it holds beyond its clients' data and weights: messages, stacked
-Jacobians, kernels, evolutions. `compute.memory_limit` bounds it. Every rank computes everybody's waves
-from the graph and the sample counts, so senders know what receivers ask for.
+The working memory of a rank is everything that it holds in addition to the data and weights of its
+clients: messages, stacked Jacobians, kernels, evolutions. `compute.memory_limit` bounds it. Every rank
+computes the waves of all ranks from the graph and the numbers of samples, so senders know what receivers
+need.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ DEFAULT_LIMIT = 256 * 2**20
 """Working memory of a rank in bytes when the user sets no limit."""
 
 _EVOLUTION_COPIES = 60
-"""Arrays `[sample, output]` an evolution holds at most (stages, sums, outputs)."""
+"""Number of arrays `[sample, output]` that an evolution holds at most (stages, sums, outputs)."""
 
 _MOST_AT_ONCE = 512
-"""Clients computed together at most: all take as many steps as the slowest of them."""
+"""Number of clients that are computed together at most: all take as many steps as the slowest one."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,10 @@ class WorkingSet:
         return self.network.layout.size
 
     def one_client(self, samples: int) -> int:
-        """Bytes to process one client with N = `samples` in its neighbourhood.
+        """Bytes to process one client with N = `samples` samples in its neighbourhood.
 
-        What the network needs for its Jacobian, three kernels, the evolution, and the candidate
-        weights with their products.
+        They are the sum of the network's memory for its Jacobian, three kernels, the evolution, and the
+        candidate weights with their products.
         """
         kernels = 3 * samples * samples
         evolution = (_EVOLUTION_COPIES + 2 * self.taus) * samples * self.outputs
@@ -62,7 +63,7 @@ class WorkingSet:
 
 
 def neighbourhood_sums(graph: Graph, values: np.ndarray) -> np.ndarray:
-    """For each client the sum of `values` `[client]` over its neighbours (itself not included)."""
+    """For each client the sum of `values` `[client]` over its neighbours, without itself."""
     first, second = graph.edges.T
     return np.bincount(first, values[second], graph.clients).astype(np.int64) + np.bincount(
         second, values[first], graph.clients
@@ -70,7 +71,7 @@ def neighbourhood_sums(graph: Graph, values: np.ndarray) -> np.ndarray:
 
 
 def largest_neighbourhood(graph: Graph, sizes: np.ndarray) -> int:
-    """Samples of the largest closed neighbourhood, given each client's `sizes` `[client]`."""
+    """Number of samples of the largest closed neighbourhood, given the `sizes` `[client]`."""
     return int((neighbourhood_sums(graph, sizes) + sizes).max())
 
 
@@ -87,18 +88,19 @@ def factored_waves(
 
     Args:
         graph: the round's graph.
-        placement: who owns whom.
-        sizes: samples of each client, `[client]`.
-        message_bytes: bytes of a Jacobian's message from each client, `[client]`.
+        placement: which rank owns which client.
+        sizes: number of samples of each client, `[client]`.
+        message_bytes: bytes of the message with the Jacobian of each client, `[client]`.
         work: sizes of the computation.
         limit: working memory of a rank in bytes, None for the default.
-        at_once: clients a rank computes together.
+        at_once: number of clients that a rank computes together.
 
     Returns:
-        For each rank its waves, ranges of client ids; all ranks have equally many, the last ones
-        possibly empty, because every rank takes part in every exchange.
+        For each rank its waves, which are ranges of client ids. All ranks have the same number of waves,
+        because every rank takes part in every exchange; the last waves of a rank may be empty.
     """
-    # A wave's messages are held while the next wave's arrive, and sent messages weigh about as much.
+    # The messages of one wave are held while those of the next wave arrive. Sent messages need about as
+    # much memory as received ones.
     held = 4 * neighbourhood_sums(graph, message_bytes)
     one_client = work.one_client(largest_neighbourhood(graph, sizes))
     room = DEFAULT_LIMIT - one_client if limit is None else limit - at_once * one_client
@@ -108,20 +110,23 @@ def factored_waves(
 
 
 def clients_at_once(wanted: int | None, memory: int, limit: int | None, one_client: int) -> int:
-    """How many clients a rank computes together.
+    """The number of clients that a rank computes together.
 
     Args:
-        wanted: by the user.
-        memory: bytes to fill if nobody wanted a number; 0 for one client.
-        limit: working memory of a rank, of which half is for messages; None for no limit.
-        one_client: bytes of one.
+        wanted: the number that the user wants, or None.
+        memory: bytes to fill if the user wants no number; 0 for one client.
+        limit: working memory of a rank in bytes, of which half is for messages; None for no limit.
+        one_client: bytes per client.
     """
     memory = memory if limit is None else min(memory, limit // 2)
     return wanted or min(max(memory // one_client, 1), _MOST_AT_ONCE)
 
 
 def cut(clients: range, held: np.ndarray, room: int) -> list[range]:
-    """Consecutive ranges of `clients` whose `held` `[client]` add up to `room` at most, or singles."""
+    """Cuts `clients` into consecutive ranges whose sum of `held` `[client]` is at most `room`.
+
+    A client with more than `room` gets a range of its own.
+    """
     cuts, start, filled = [], clients.start, 0
     for client in clients:
         if client > start and filled + held[client] > room:
@@ -132,13 +137,13 @@ def cut(clients: range, held: np.ndarray, room: int) -> list[range]:
 
 
 def slice_width(graph: Graph, sizes: np.ndarray, work: WorkingSet, limit: int | None) -> int:
-    """Parameters a slice of the dense Jacobians may have.
+    """The number of parameters in a slice of the dense Jacobians.
 
-    It follows from the graph and the limit alone, never from the ranks, because sums over slices
-    round differently for another width.
+    It depends only on the graph and the limit, never on the ranks, because sums over slices round
+    differently for another width.
     """
     samples = largest_neighbourhood(graph, sizes)
-    # Received, sent, stacked, and the product's flattened copy.
+    # There are four copies: received, sent, stacked, and flattened for the product.
     column = 4 * samples * work.outputs * work.itemsize
     fixed = work.one_client(samples)
     room = (max(DEFAULT_LIMIT, 2 * fixed) if limit is None else limit) - fixed
@@ -148,13 +153,13 @@ def slice_width(graph: Graph, sizes: np.ndarray, work: WorkingSet, limit: int | 
 def smallest_limit(
     graph: Graph, sizes: np.ndarray, message_bytes: np.ndarray | None, work: WorkingSet
 ) -> int:
-    """Working memory in bytes below which not even one client a wave fits.
+    """The working memory in bytes that one client per wave needs.
 
     Args:
         graph: the round's graph.
-        sizes: samples of each client, `[client]`.
-        message_bytes: bytes of a factored Jacobian's message from each client, `[client]`; None for
-            dense Jacobians, which can be cut down to one parameter a slice.
+        sizes: number of samples of each client, `[client]`.
+        message_bytes: bytes of the message with the factored Jacobian of each client, `[client]`; None
+            for dense Jacobians, whose slices can be as small as one parameter.
         work: sizes of the computation.
     """
     samples = largest_neighbourhood(graph, sizes)
