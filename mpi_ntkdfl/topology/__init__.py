@@ -1,1 +1,1 @@
-"""Who talks to whom each round, and which rank owns whom. No MPI."""
+"""Which clients communicate in each round, and which rank owns which clients. This folder uses no MPI."""

@@ -1,7 +1,7 @@
-"""Communication graphs: their representation, the ways to draw one, and how fast they mix.
+"""Communication graphs: their representation, the ways to draw or read one, and their components.
 
-Clients are the integers 0 to M-1. A graph is undirected and simple. Equal settings and an equally
-seeded generator give an equal graph, whatever rank or process draws it.
+Clients are the integers 0 to M-1. A graph is undirected and simple. Equal settings and a generator with
+the same seed give the same graph on every rank and in every process.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """Undirected simple graph of the clients 0 to M-1; `from_pairs` brings any pairs into its form.
+    """Undirected simple graph of the clients 0 to M-1; `from_pairs` builds one from any pairs.
 
     Attributes:
         clients: number M of clients, >= 1.
         edges: [E, 2] int64, each row i < j, rows unique and in lexicographic order; read-only.
 
     Raises:
-        ValueError: if `edges` is not of that form.
+        ValueError: if `edges` does not have this form.
     """
 
     clients: int
@@ -63,18 +63,18 @@ class Graph:
             and (np.diff(low * self.clients + high) > 0).all()
         ):
             raise ValueError(
-                f"edges must be sorted unique rows i < j of clients 0 to {self.clients - 1}, got "
-                "others; use Graph.from_pairs"
+                f"edges must be sorted unique rows i < j of clients 0 to {self.clients - 1}, but the "
+                "given ones are not; use Graph.from_pairs"
             )
         edges.flags.writeable = False
         object.__setattr__(self, "edges", edges)
 
     @classmethod
     def from_pairs(cls, clients: int, pairs: npt.ArrayLike) -> Graph:
-        """Builds the graph from pairs [K, 2] in any order and direction, repeats allowed.
+        """Builds the graph from pairs [K, 2] in any order and direction; pairs may be repeated.
 
         Raises:
-            ValueError: for a pair of a client with itself or a client that does not exist.
+            ValueError: if a pair joins a client with itself, or a client does not exist.
         """
         given = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
         if given.size and (given.min() < 0 or given.max() >= clients):
@@ -94,8 +94,8 @@ class Graph:
         offsets = np.zeros(self.clients + 1, dtype=np.int64)
         np.cumsum(below + 1 + above, out=offsets[1:])
         members = np.empty(offsets[-1], dtype=np.int64)
-        # Of each client: its lower neighbours, itself, its higher neighbours. The edges are in the order
-        # of their lower ends already, so only one half needs a sort.
+        # For each client come its lower neighbours, itself, and its higher neighbours. The edges are
+        # already sorted by their lower ends, so only the lower neighbours need a sort.
         starts, edge = offsets[:-1], np.arange(len(low), dtype=np.int64)
         keys = high * self.clients + low
         keys.sort()
@@ -114,12 +114,12 @@ class Graph:
 
     @property
     def members(self) -> Integers:
-        """[M+2E]: the closed neighbourhoods of all clients one after the other, each ascending."""
+        """[M+2E]: the closed neighbourhoods of all clients, one after another; each is ascending."""
         return self._closed[1]
 
     @cached_property
     def degrees(self) -> Integers:
-        """[M] number of neighbours, the client itself not counted."""
+        """[M] number of neighbours of each client, without the client itself."""
         degrees: Integers = np.diff(self.offsets) - 1
         return degrees
 
@@ -134,12 +134,13 @@ class Graph:
 def draw(settings: Topology, clients: int, generator: np.random.Generator) -> Graph:
     """Draws one graph.
 
-    Kinds of fixed shape (ring, complete, star, grid, file) use the generator only if dynamic, to
-    seat the clients anew. Random kinds take an integer seed from the generator. All but regular ones
-    hand it to networkx, so they stay the same only across networkx versions that draw alike.
+    Kinds with a fixed shape (ring, complete, star, grid, file) use the generator only if they are
+    dynamic, to permute the clients. Random kinds take an integer seed from the generator. All random
+    kinds but the regular graph pass this seed to networkx, so their graphs depend on how the version of
+    networkx draws.
 
     Args:
-        settings: which kind, already validated against `clients` by `Config`.
+        settings: the kind of graph and its parameters; `Config` has validated them for `clients`.
         clients: number M of clients.
         generator: source of all randomness.
 
@@ -153,7 +154,7 @@ def draw(settings: Topology, clients: int, generator: np.random.Generator) -> Gr
 
 
 def fixed_shape(settings: Topology, clients: int) -> Graph | None:
-    """The graph of a kind that leaves only the seating to chance; None for the random kinds.
+    """The graph of a kind with a fixed shape, before clients are permuted; None for the random kinds.
 
     Raises:
         InputError: if a graph file cannot be used.
@@ -175,7 +176,7 @@ def fixed_shape(settings: Topology, clients: int) -> Graph | None:
 
 
 def reseat(shape: Graph, generator: np.random.Generator) -> Graph:
-    """The same shape with the clients' places permuted at random."""
+    """The same graph with randomly permuted clients."""
     return Graph.from_pairs(shape.clients, generator.permutation(shape.clients)[shape.edges])
 
 
@@ -184,7 +185,7 @@ def _complete(clients: int) -> Graph:
 
 
 def _grid(clients: int) -> Graph:
-    """Full rows x columns grid, row by row; a prime number of clients leaves only a path."""
+    """A full grid of rows x columns, numbered row by row; a prime number of clients gives a path."""
     rows = next(r for r in range(math.isqrt(clients), 0, -1) if clients % r == 0)
     seats = np.arange(clients, dtype=np.int64).reshape(rows, -1)
     across = np.stack([seats[:, :-1].ravel(), seats[:, 1:].ravel()], axis=1)
@@ -195,7 +196,7 @@ def _grid(clients: int) -> Graph:
 def _draw_random(settings: Topology, clients: int, seed: int) -> Graph:
     if isinstance(settings, RegularTopology):
         return _random_regular(settings.degree, clients, seed)
-    import networkx as nx  # takes as long to load as numpy; regular graphs do without it
+    import networkx as nx  # it takes as long to load as numpy, and regular graphs do not need it
 
     match settings:
         case ErdosRenyiTopology(p=p):
@@ -211,27 +212,28 @@ def _draw_random(settings: Topology, clients: int, seed: int) -> Graph:
 
 
 def _random_regular(degree: int, clients: int, seed: int) -> Graph:
-    # Pairing starts over when stuck, which near the complete graph is practically always. The missing
-    # edges form a regular graph as well, and a sparse one.
+    # Pairing starts again when it cannot continue, and near the complete graph this happens practically
+    # always. So dense graphs are drawn by their missing edges, which form a sparse regular graph.
     by_complement = 2 * degree > clients - 1
-    sought = clients - 1 - degree if by_complement else degree
-    edges = random_regular(sought, clients, seed)
+    drawn_degree = clients - 1 - degree if by_complement else degree
+    edges = random_regular(drawn_degree, clients, seed)
     if not by_complement:
         return Graph(clients, edges)
-    wanted = np.triu(np.ones((clients, clients), dtype=bool), 1)
-    wanted[edges[:, 0], edges[:, 1]] = False
-    return Graph(clients, np.argwhere(wanted))
+    present = np.triu(np.ones((clients, clients), dtype=bool), 1)
+    present[edges[:, 0], edges[:, 1]] = False
+    return Graph(clients, np.argwhere(present))
 
 
 # ------------------------------------------------------------------------------------------- files
 
 
 def read_graph(path: str, clients: int) -> Graph:
-    """Reads a graph of the clients 0 to M-1; clients the file leaves out have no neighbours.
+    """Reads a graph of the clients 0 to M-1; clients that the file does not name have no neighbours.
 
-    A name ending in .graphml or .xml holds GraphML, without a DOCTYPE; if directed, with every edge
-    in both directions. Any other file is an edge list: one undirected edge "i j" a line, "#" starts
-    a comment. Repeated edges count once, attributes such as weights in GraphML are ignored.
+    A file whose name ends in .graphml or .xml must hold GraphML without a DOCTYPE. A directed GraphML
+    graph must have every edge in both directions. Any other file is an edge list with one undirected
+    edge "i j" per line, where "#" starts a comment. Repeated edges count once. Attributes such as
+    weights in GraphML are ignored.
 
     Raises:
         InputError: if the file cannot be read, is malformed, or has a self-loop or a node that is
@@ -257,16 +259,16 @@ _OTHERS = {
     "DOT": r"\s*(strict\s+)?(di)?graph\b[^\[\n]*\{",
     "JSON": r"\s*[{\[]",
 }
-"""How files of formats begin that are not read."""
+"""Patterns of the beginning of files in formats that are not supported."""
 
 
 def _refuse_other_formats(text: str, path: str) -> None:
-    """Refuses a format that is not read, by its name, before its words are taken for edges."""
+    """Refuses a file in a format that is not supported, before its words are taken for edges."""
     for name, begin in _OTHERS.items():
         if re.match(begin, text[:4096], re.IGNORECASE):
             raise InputError(
-                f"{path} is a {name} file; edge lists (one pair of clients per line) and GraphML "
-                "(.graphml, .xml) are read: convert it, for example by networkx.write_graphml"
+                f"{path} is a {name} file; only edge lists (one pair of clients per line) and GraphML "
+                "(.graphml, .xml) can be read: convert it, for example with networkx.write_graphml"
             )
 
 
@@ -280,7 +282,7 @@ def _edge_list_pairs(text: str, path: str, clients: int) -> list[tuple[int, int]
         elif words:
             raise InputError(
                 f'{where}: an edge must be two clients "i j", got {line.strip()[:60]!r}; '
-                "give one edge a line and no weights"
+                "give one edge per line and no weights"
             )
     return pairs
 
@@ -291,9 +293,9 @@ def _graphml_pairs(text: str, path: str, clients: int) -> list[tuple[int, int]]:
         _client(name, clients, f"{path}, node {name[:40]!r}")
     pairs = [_edge(a, b, clients, f"{path}, edge {a!r} to {b!r}") for a, b in parsed.edges()]
     if parsed.is_directed():
-        known = set(pairs)
+        directed = set(pairs)
         for a, b in pairs:
-            if (b, a) not in known:
+            if (b, a) not in directed:
                 raise InputError(
                     f"{path}: a directed graph must have every edge both ways, got {a} to {b} "
                     'without its reverse; add it or set edgedefault="undirected"'
@@ -304,20 +306,20 @@ def _graphml_pairs(text: str, path: str, clients: int) -> list[tuple[int, int]]:
 def _parse_graphml(text: str, path: str) -> networkx.Graph[Any]:
     import networkx as nx
 
-    # Entities can expand to gigabytes or read other files; GraphML has no need of them.
+    # Entities can expand to gigabytes or read other files, and GraphML does not need them.
     if re.search(r"<!\s*(DOCTYPE|ENTITY)", text, re.IGNORECASE):
         raise InputError(
             f"{path}: GraphML must not declare a DOCTYPE or ENTITY, got one; remove the declaration"
         )
-    # networkx reads the first of several graphs, and only the outermost of nested ones.
+    # networkx would read only the first of several graphs, and only the outermost of nested graphs.
     graphs = len(re.findall(r"<(?:[\w.-]+:)?graph[\s/>]", text))
     if graphs != 1:
         raise InputError(f"{path} must hold one GraphML graph, got {graphs}; keep one of them")
-    # The reader meets odd documents with whatever its own code happens to raise.
-    odd = (nx.NetworkXError, SyntaxError, LookupError, ValueError, TypeError, AttributeError)
+    # For malformed documents networkx raises whatever its code meets first.
+    failures = (nx.NetworkXError, SyntaxError, LookupError, ValueError, TypeError, AttributeError)
     try:
         return nx.parse_graphml(text)
-    except odd as error:
+    except failures as error:
         problem = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
             f"{path} must be valid GraphML, got: {problem}; mend it or give an edge list"
@@ -335,7 +337,7 @@ def _edge(source: str, target: str, clients: int, where: str) -> tuple[int, int]
 
 
 def _client(word: str, clients: int, where: str) -> int:
-    # A single spelling for each client: "01" could otherwise be a second node 1 in GraphML.
+    # Each client has only one spelling; otherwise "01" could be a second node 1 in GraphML.
     if not re.fullmatch(r"0|[1-9][0-9]{0,17}", word) or int(word) >= clients:
         raise InputError(
             f"{where}: a node must be an integer from 0 to {clients - 1}, got {word[:40]!r}; "
@@ -348,7 +350,7 @@ def _client(word: str, clients: int, where: str) -> int:
 
 
 def components(graph: Graph) -> int:
-    """Number of connected components, isolated clients counted."""
+    """Number of connected components; every isolated client counts as one."""
     roots = np.arange(graph.clients, dtype=np.int64)
     low, high = graph.edges.T
     while True:

@@ -17,7 +17,7 @@ class Weights:
     """Averaging weights of all clients.
 
     Attributes:
-        graph: the graph they belong to.
+        graph: the graph to which they belong.
         values: [M+2E] float64, aligned with `graph.members`.
     """
 
@@ -25,7 +25,7 @@ class Weights:
     values: Floats
 
     def of(self, client: int) -> Floats:
-        """Weights [degree+1] of `graph.closed(client)`, in its order; they sum to 1."""
+        """Weights [degree+1] of the clients in `graph.closed(client)`, in this order; they sum to 1."""
         return self.values[self.graph.offsets[client] : self.graph.offsets[client + 1]]
 
 
@@ -37,11 +37,11 @@ def weights(
     Args:
         kind: "plain" for w_ij = 1 / |N_i|, "samples" for w_ij = n_j / sum of n_k over N_i.
         graph: the round's graph.
-        sizes: [M] samples n_j of each client, >= 0; only "samples" needs them.
+        sizes: [M] number of samples n_j of each client, >= 0; only needed for "samples".
 
     Raises:
         InputError: if a client and all its neighbours have no samples.
-        ValueError: for another kind, or sizes that are not one a client.
+        ValueError: for another kind, or if there is not one size per client.
     """
     if kind == "plain":
         parts = np.ones(len(graph.members))
@@ -49,7 +49,7 @@ def weights(
         parts = _checked_sizes(sizes, graph.clients)[graph.members]
     else:
         raise ValueError(f'weights must be "plain" or "samples", got {kind!r}')
-    # Closed neighbourhoods are never empty, so reduceat sums exactly one each.
+    # reduceat is right here, because no closed neighbourhood is empty.
     totals = np.add.reduceat(parts, graph.offsets[:-1])
     if not totals.all():
         raise InputError(

@@ -1,7 +1,8 @@
-"""Which rank owns which client, and what crosses from rank to rank along a graph.
+"""Which rank owns which client, and which clients' messages two ranks exchange on a graph.
 
-Everything follows from (graph, placement): sender and receiver derive equal lists without talking.
-A rank's cost is proportional to the edges of its own clients, once the graph's rows are built.
+Everything follows from the graph and the placement, so sender and receiver compute the same lists without
+communication. The time that a rank needs is proportional to the number of edges of its own clients, once
+the neighbourhoods of the graph are built.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ class Placement:
     Attributes:
         clients: number M of clients.
         ranks: number R of ranks, 1 <= R <= M.
-        cuts: first client of each rank but rank 0, ascending; None for equal shares, the first M % R
-            ranks owning one more than the others. `balanced` finds them from costs.
+        cuts: first client of each rank except rank 0, ascending. None for equal shares, where the first
+            M % R ranks own one client more than the others. `balanced` computes cuts from costs.
 
     Raises:
         InputError: if there are more ranks than clients.
-        ValueError: if there is no rank, or the cuts leave one without a client.
+        ValueError: if there is no rank, or the cuts leave a rank without a client.
     """
 
     clients: int
@@ -40,19 +41,20 @@ class Placement:
     def balanced(cls, costs: Integers, ranks: int) -> Placement:
         """The placement whose most loaded rank has the least load that contiguous shares allow.
 
-        Exact: the least largest load by bisection (Pinar, Aykanat, "Fast optimal load balancing
-        algorithms for 1D partitioning", J. Parallel Distrib. Comput. 64, 2004). Of the placements
-        that reach it, each rank in turn takes its part of what is left as nearly as it may.
+        This least possible load is exact; it is computed by bisection (Pinar, Aykanat, "Fast optimal
+        load balancing algorithms for 1D partitioning", J. Parallel Distrib. Comput. 64, 2004). Several
+        placements can reach it. Among these, the ranks are filled in order, and the load of each rank is
+        as near as possible to an equal part of the load that is left.
 
         Args:
-            costs: of each client, `[client]` non-negative integers; equal ones give equal shares.
+            costs: cost of each client, `[client]` non-negative integers; equal costs give equal shares.
             ranks: number R of ranks.
 
         Raises:
             InputError: if there are more ranks than clients.
         """
         equal = cls(len(costs), ranks)
-        # A client is never free, so that clients without cost are dealt out as well.
+        # Every client costs at least 1, so that clients without cost are distributed as well.
         sums = np.concatenate([[0], np.cumsum(np.maximum(costs, 1), dtype=np.int64)])
         low, high = -(-int(sums[-1]) // ranks), int(sums[-1])
         while low < high:
@@ -62,7 +64,7 @@ class Placement:
             else:
                 high = middle
         earliest = _last_starts(sums, ranks, high)
-        assert earliest is not None  # one rank may own all that it must
+        assert earliest is not None  # the bisection ends at a load with which the clients fit
         cuts, start = [], 0
         for rank in range(1, ranks):
             left = int(sums[-1] - sums[start])
@@ -89,7 +91,7 @@ class Placement:
 
     @cached_property
     def offsets(self) -> Integers:
-        """[R+1] int64: rank r owns the clients from `offsets[r]` up to, not including, the next."""
+        """[R+1] int64: rank r owns the clients from `offsets[r]` to `offsets[r + 1] - 1`."""
         if self.cuts is None:
             share, extra = divmod(self.clients, self.ranks)
             rank = np.arange(self.ranks + 1, dtype=np.int64)
@@ -108,16 +110,18 @@ class Placement:
     @overload
     def owner(self, client: Integers) -> Integers: ...
     def owner(self, client: int | Integers) -> int | Integers:
-        """The rank that owns a client, 0 to M-1; for an array of clients, an array of its shape."""
+        """The rank that owns a client from 0 to M-1; for an array of clients, an array of ranks."""
         ranks: Integers = np.searchsorted(self.offsets, client, side="right") - 1
         return ranks if isinstance(client, np.ndarray) else int(ranks)
 
 
 def _last_starts(sums: Integers, ranks: int, most: int) -> list[int] | None:
-    """The earliest first client of each rank if ranks own at most `most` each, filled from the end.
+    """The earliest first client of each rank, if the load of every rank is at most `most`.
+
+    Ranks are filled from the last one.
 
     Args:
-        sums: cost of all clients before each one, `[client + 1]`, strictly ascending.
+        sums: cost of all clients before each client, `[client + 1]`, strictly ascending.
         ranks: number R of ranks, at most as many as clients.
         most: the largest load allowed.
 
@@ -126,7 +130,7 @@ def _last_starts(sums: Integers, ranks: int, most: int) -> list[int] | None:
     """
     starts, stop = [], len(sums) - 1
     for rank in range(ranks - 1, -1, -1):
-        # Each rank before this one needs a client.
+        # Each rank before this one needs at least one client.
         start = max(int(np.searchsorted(sums, sums[stop] - most)), rank)
         if start >= stop:
             return None
@@ -136,15 +140,15 @@ def _last_starts(sums: Integers, ranks: int, most: int) -> list[int] | None:
 
 
 def neighbour_ranks(graph: Graph, placement: Placement, rank: int) -> Integers:
-    """Other ranks that share an edge with `rank`, ascending; a symmetric relation."""
+    """The other ranks that share an edge with `rank`, ascending; the relation is symmetric."""
     _, others = _own_edges(graph, placement, rank)
-    found = np.unique(placement.owner(others))
-    others_only: Integers = found[found != rank]
-    return others_only
+    owners = np.unique(placement.owner(others))
+    other_ranks: Integers = owners[owners != rank]
+    return other_ranks
 
 
 def send_clients(graph: Graph, placement: Placement, rank: int, to: int) -> Integers:
-    """Clients of `rank` with a neighbour on the other rank `to`, ascending: each crosses once."""
+    """Clients of `rank` with a neighbour on the other rank `to`, ascending; each is listed once."""
     own, others = _own_edges(graph, placement, rank)
     return np.unique(own[_owned_by(others, placement, to)])
 
@@ -152,18 +156,19 @@ def send_clients(graph: Graph, placement: Placement, rank: int, to: int) -> Inte
 def receive_clients(graph: Graph, placement: Placement, rank: int, source: int) -> Integers:
     """Clients of the other rank `source` with a neighbour on `rank`, ascending.
 
-    Equals `send_clients(graph, placement, source, rank)`, derived from the edges of `rank` instead.
+    The result equals `send_clients(graph, placement, source, rank)`, but it is computed from the edges of
+    `rank`.
     """
     _, others = _own_edges(graph, placement, rank)
     return np.unique(others[_owned_by(others, placement, source)])
 
 
 def pairs(graph: Graph, placement: Placement, source_rank: int, target_rank: int) -> Integers:
-    """Directed edges from the clients of one rank to those of another, or of the same, rank.
+    """Directed edges from the clients of one rank to the clients of another rank, or of the same rank.
 
     Returns:
-        [K, 2] int64, sorted rows (target client i, source client j): i of `target_rank`, j of
-        `source_rank`, {i, j} an edge. A client's pair with itself is never among them.
+        [K, 2] int64, sorted rows (target client i, source client j), where i is on `target_rank`, j is on
+        `source_rank`, and {i, j} is an edge. A client is never paired with itself.
     """
     targets, sources = _own_edges(graph, placement, target_rank)
     kept = _owned_by(sources, placement, source_rank)
@@ -171,7 +176,7 @@ def pairs(graph: Graph, placement: Placement, source_rank: int, target_rank: int
 
 
 def _own_edges(graph: Graph, placement: Placement, rank: int) -> tuple[Integers, Integers]:
-    """Clients of `rank` [K] and their neighbours [K], sorted by both, loops left out."""
+    """Clients of `rank` [K] and their neighbours [K], sorted by both, without the clients themselves."""
     owned = placement.owned(rank)
     starts = graph.offsets[owned.start : owned.stop + 1]
     others = graph.members[starts[0] : starts[-1]]

@@ -1,4 +1,4 @@
-"""Which graph holds, and who takes part, in which round: from the seed and the round's number alone."""
+"""The graph and the participants of each round; they depend only on the seed and the round's number."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def participants(clients: int, wanted: int, seed: int, round: int) -> Integers:
             f"algorithm.clients_per_round must be at most clients, got {wanted} of {clients}"
         )
     drawn = seeds.generator(seed, "participants", round).choice(clients, wanted, replace=False)
-    found: Integers = np.sort(drawn).astype(np.int64)
-    return found
+    ascending: Integers = np.sort(drawn).astype(np.int64)
+    return ascending
 
 
 class Schedule:
-    """The graphs of a run, in any order of rounds; a static run has the same graph object in all.
+    """The graphs of a run, for rounds in any order; a static run has the same graph object in all rounds.
 
     Args:
-        settings: which kind of graph, and whether it is dynamic, that is, drawn anew every round.
+        settings: the kind of graph, and whether it is dynamic, that is, drawn anew in every round.
         clients: number M of clients.
         seed: the run's seed.
 
     Raises:
-        InputError: if a graph file cannot be used; it is read here, once.
+        InputError: if a graph file cannot be used; the file is read only once, here.
     """
 
     def __init__(self, settings: Topology, clients: int, seed: int) -> None:
@@ -50,14 +50,14 @@ class Schedule:
         self._warned = False
 
     def graph(self, round: int) -> Graph:
-        """The graph of a round, >= 0; that of the last call is kept.
+        """The graph of a round >= 0; the graph of the last call is kept.
 
-        Logs one warning a run, at the first disconnected graph.
+        Logs one warning per run, at the first disconnected graph.
         """
         key = round if self._settings.dynamic else 0
         if self._last is None or self._last[0] != key:
             self._last = key, self._draw(key)
-            # Only rank 0 warns, and to look costs as much as to draw.
+            # Only rank 0 warns. The check takes as long as drawing the graph, so others leave it out.
             if not self._warned and _log.isEnabledFor(logging.WARNING):
                 self._warned = self._warn_if_disconnected(self._last[1], round)
         return self._last[1]
@@ -66,7 +66,7 @@ class Schedule:
         generator = seeds.generator(self._seed, "graph", key)
         if self._shape is None:
             return draw(self._settings, self._clients, generator)
-        # `draw` would read a graph file again, and it may have changed since the run began.
+        # `draw` would read a graph file again, which may have changed since the start of the run.
         return reseat(self._shape, generator) if self._settings.dynamic else self._shape
 
     def _warn_if_disconnected(self, graph: Graph, round: int) -> bool:

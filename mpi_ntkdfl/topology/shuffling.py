@@ -1,7 +1,7 @@
-"""The shuffle of Python's `random.Random`, made of arrays: the same order for the same state.
+"""The shuffle of Python's `random.Random` with arrays: the same state gives the same order.
 
-Graphs are drawn with Python's generator, so that they stay those of networkx. For 500,000 values its
-shuffle takes 0.19 s, more than all other steps of a draw together.
+Graphs are drawn with Python's generator, so that they stay the same as those of networkx. For 500,000
+values its shuffle takes 0.19 s, which is more than all other steps of drawing a graph together.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ _WORDS = 624
 
 
 def shuffled(generator: random.Random, values: Integers) -> Integers:
-    """What `generator.shuffle` would make of `values` `[n]`, n < 2^32; the generator moves on alike."""
+    """The order of `values` `[n]`, n < 2^32, after `generator.shuffle`.
+
+    The generator has the same state afterwards as after its own shuffle.
+    """
     if len(values) <= _FEW:
         order = values.tolist()
         generator.shuffle(order)
@@ -37,7 +40,7 @@ def shuffled(generator: random.Random, values: Integers) -> Integers:
 
 
 def _twister(state: tuple[int, ...]) -> np.random.MT19937:
-    """The same generator in numpy."""
+    """The generator with this state in numpy."""
     twister = np.random.MT19937(0)
     key = np.array(state[:_WORDS], dtype=np.uint32)
     twister.state = {"bit_generator": "MT19937", "state": {"key": key, "pos": state[_WORDS]}}
@@ -45,19 +48,20 @@ def _twister(state: tuple[int, ...]) -> np.random.MT19937:
 
 
 def _picks(twister: np.random.MT19937, count: int) -> tuple[Integers, int]:
-    """For each place from the last down to 1, the place 0 to itself with which it is exchanged.
+    """For each place i from the last down to 1, the place from 0 to i with which it is exchanged.
 
-    A pick for place i takes as many bits as i + 1 has, and another word while they exceed i.
+    A pick for place i is made of as many random bits as the number i + 1 has. While it exceeds i, the
+    next word is taken.
 
     Returns:
-        The picks `[count - 1]`, and how many 32-bit words of the generator they took.
+        The picks `[count - 1]`, and the number of 32-bit words of the generator that were used.
     """
     words = np.zeros(0, dtype=np.int64)
     pieces, used, place = [], 0, count - 1
     while place >= 1:
         bits = (place + 1).bit_length()
         wanted = place - max(1, 2 ** (bits - 1) - 1) + 1
-        looked_at = wanted + wanted // 2 + 64  # three of four candidates are accepted
+        looked_at = wanted + wanted // 2 + 64  # on average three of four candidates are accepted
         while len(words) < looked_at:
             more = twister.random_raw(2 * count).astype(np.int64)
             words = np.concatenate([words, more])
@@ -70,10 +74,11 @@ def _picks(twister: np.random.MT19937, count: int) -> tuple[Integers, int]:
 
 
 def _accepted(candidates: Integers, place: int) -> npt.NDArray[np.bool_]:
-    """Which candidates become picks, where `place` sinks by one with every pick.
+    """Which candidates become picks, where `place` decreases by one with every pick.
 
-    Whether one is accepted depends only on those before it. So at least the first one that was wrong is
-    put right in each pass, and what no pass changes is right. It takes about ten passes.
+    Whether a candidate is accepted depends only on the candidates before it. So each pass corrects at
+    least the first wrong decision, and the result is right when a pass changes nothing. This takes about
+    ten passes.
     """
     accepted = candidates <= place
     while True:
@@ -84,24 +89,25 @@ def _accepted(candidates: Integers, place: int) -> npt.NDArray[np.bool_]:
 
 
 def _exchanged(values: Integers, picks: Integers) -> Integers:
-    """The values after place n - 1, n - 2, ... 1 was exchanged with its pick, without a loop over them.
+    """The values after the places n - 1, n - 2, ... 1 were exchanged with their picks, without a loop.
 
-    The value that stands at place i when its turn comes was put there by the lowest place above i that
-    had picked i, and was that place's own value at its turn; so chains of such places lead to the value.
+    Consider the value at place i at the time when place i is exchanged. The lowest place above i that had
+    picked i has put it there, and at its own exchange that place held this value. So a chain of such
+    places leads to the value's original place.
     """
     count = len(values)
     places = np.arange(count, dtype=np.int64)
     picked = np.concatenate([[0], picks[::-1]])  # by place; 0 takes itself at the end
-    # In the order of what was picked, and then of who picked it.
+    # The keys are sorted by the picked place, and then by the place that picked it.
     bits = count.bit_length()
     keys = (picked << bits) | places
     keys.sort()
     what, who = keys >> bits, keys & (2**bits - 1)
     same = what[1:] == what[:-1]
-    # The next place above each that picked the same; -1 for none.
+    # For each place, the next higher place that picked the same place; -1 for none.
     later = np.full(count, -1, dtype=np.int64)
     later[who[:-1][same]] = who[1:][same]
-    # The lowest place above each that picked the place itself; -1 for none.
+    # For each place, the lowest place that picked it; -1 for none.
     first = np.full(count, -1, dtype=np.int64)
     starts = np.concatenate([[True], ~same])
     first[what[starts]] = who[starts]
