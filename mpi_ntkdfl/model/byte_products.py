@@ -1,9 +1,9 @@
-"""Whether matrices of bytes are multiplied as bytes: only where that is exact and faster.
+"""Whether matrices of bytes are multiplied as bytes: only if this is exact and faster.
 
-A fast path must be taken because it is faster, not because it works. `torch._int_mm` is exact on many
-processors, but it is fast only where the processor has instructions for products of bytes (VNNI).
-On processors with AVX2 and without VNNI (Zen 3, Haswell to Skylake) it takes 25 times as long as the
-product of the same matrices in float32.
+`torch._int_mm` is exact on many processors, but it is fast only on processors with instructions for
+products of bytes (VNNI). On processors with AVX2 and without VNNI (Zen 3, Haswell to Skylake) it takes
+25 times as long as the product of the same matrices in float32. So it is not enough that the function
+works: its time counts as well.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from mpi_ntkdfl.model.levels import multiplies_bytes
 from mpi_ntkdfl.runtime.errors import InputError
 
 _SLOWEST = 2.0
-"""Ratio of the times of bytes and floats above which bytes are refused. Measured ratios are 0.3 to 0.5
-with VNNI and 25 without, so that noise in the measurement cannot decide."""
+"""Bytes are not used if their products take longer than those of floats by more than this factor. The
+measured factors are 0.3 to 0.5 with VNNI and 25 without, so noise in the measurement cannot decide."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of two ways of computing, and why.
+    """The choice between two ways of computing, and its reason.
 
     Attributes:
         taken: whether the faster way is taken.
@@ -47,7 +47,7 @@ def choose(wanted: str) -> Choice:
         wanted: `compute.byte_products`: auto, on or off.
 
     Raises:
-        InputError: if `on` is wanted and the products are not exact here.
+        InputError: if `on` is wanted and the products are not exact on this processor.
     """
     if wanted == "off":
         return Choice(False, "compute.byte_products is off")
@@ -75,10 +75,10 @@ def measured() -> Choice:
 
 
 def has_vnni() -> bool:
-    """Whether the processor has VNNI instructions, as torch or else Linux says."""
-    told: Callable[[], bool] | None = getattr(torch.cpu, "_is_vnni_supported", None)
-    if told is not None:
-        return bool(told())
+    """Whether the processor has VNNI instructions, according to torch or, if it cannot say, to Linux."""
+    ask_torch: Callable[[], bool] | None = getattr(torch.cpu, "_is_vnni_supported", None)
+    if ask_torch is not None:
+        return bool(ask_torch())
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -87,7 +87,10 @@ def has_vnni() -> bool:
 
 
 def time_ratio() -> float:
-    """Time of a product of bytes over that of the same product of floats; the best of five tries."""
+    """Time of a product of bytes divided by the time of the same product of floats.
+
+    Each time is the best of five tries.
+    """
     numbers = (torch.arange(256 * 784) * 7919 % 256 - 128).view(256, 784)
     small, real = numbers.to(torch.int8), numbers.float()
     return _best(lambda: torch._int_mm(small, small.T)) / _best(lambda: real @ real.T)

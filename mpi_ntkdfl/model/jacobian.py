@@ -1,12 +1,12 @@
-r"""Jacobians as operators, of any network.
+r"""Jacobians of any network as operators.
 
 For a client's network `f(x; w)` and samples `x_1..x_n` the Jacobian is `J [sample, output, param]`.
-The methods never need its entries one by one, but only two things:
+The methods do not need its single entries, but only two operations:
 
 * the trace-Gram `sum_c J_c J_c^T [sample, sample]`, which is the kernel times the number of outputs;
 * the transposed product `sum_c J_c^T R_c [param]` with residuals `R [sample, output]`.
 
-`dense` cuts the entries themselves, a range of parameters at a time, for messages that carry them.
+`dense` returns the entries for a range of parameters; dense messages consist of them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import torch
 from mpi_ntkdfl.model.params import aligned
 from mpi_ntkdfl.runtime.device import on_gpu
 
-# Rows of a tile of a symmetric matrix, at least.
+# The least number of rows of a tile of a symmetric matrix.
 _TILE = 128
 
 
 class Operator(Protocol):
-    """What the kernel and the update need of a Jacobian over N samples."""
+    """The operations of a Jacobian over N samples that the kernel and the update need."""
 
     def trace_gram(self) -> torch.Tensor:
         """`sum_c J_c J_c^T`, `[sample, sample]`."""
@@ -41,7 +41,7 @@ class Jacobian(Operator, Protocol):
 
     @property
     def outputs(self) -> torch.Tensor:
-        """Outputs of the network where it is linearised, `[sample, output]`."""
+        """Outputs of the network at the point of linearisation, `[sample, output]`."""
         ...
 
     def dense(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
@@ -54,15 +54,16 @@ def symmetric_matrix(
 ) -> torch.Tensor:
     """A symmetric matrix `[sample, sample]` from the tiles of its lower triangle.
 
-    On CPU this takes little more than half of the work of the whole, and what is done to a tile stays
-    in the cache. The tiling depends on the number of samples only, so the bits do as well.
+    On a CPU this takes little more than half of the work for the whole matrix, and a tile stays in the
+    cache for all operations on it. The tiles depend only on the number of samples. So the bits of the
+    result do not depend on anything else, such as the rank.
 
     Args:
         samples: N.
-        block: gives the entries of a range of rows and a range of columns.
-        like: any tensor of the type and device.
+        block: returns the entries for a range of rows and a range of columns.
+        like: any tensor with the type and device of the matrix.
     """
-    # A GPU takes the whole in less time than it takes to be told of the tiles.
+    # A GPU computes the whole matrix in less time than it takes to launch the kernels of all tiles.
     tiles = 1 if on_gpu(like.device) else max(samples // _TILE, 1)
     matrix = torch.empty(samples, samples, dtype=like.dtype, device=like.device)
     for start, stop in pairwise(samples * tile // tiles for tile in range(tiles + 1)):
@@ -77,10 +78,10 @@ def symmetric_product(a: torch.Tensor) -> torch.Tensor:
 
 
 class DenseJacobian:
-    """Entries of a Jacobian, `[sample, output, param]`; all parameters or a range of them.
+    """Entries of a Jacobian, `[sample, output, param]`, for all parameters or a range of them.
 
-    Sums over ranges add up: the trace-Gram of the whole is the sum of those of its ranges, the
-    transposed product their concatenation.
+    The trace-Gram of the whole Jacobian is the sum of the trace-Grams of all ranges. Its transposed
+    product is the concatenation of those of all ranges.
     """
 
     def __init__(self, entries: torch.Tensor) -> None:

@@ -1,8 +1,9 @@
-"""Inputs that lie on 256 equally spaced levels, as pixels do, and products with them.
+"""Inputs that lie on 256 equally spaced levels, such as pixels, and products with them.
 
-A level is a byte, and so is each of the three digits of a number in 24 bits of fixed point. Products of
-bytes are summed exactly, so that no tiling, alignment or library shows in their bits, and on processors
-that multiply bytes the Gram matrix takes a quarter of the time, a product with weights three quarters.
+A level is a byte. A weight is rounded to 24 bits of fixed point, which are three digits of one byte each.
+Products of bytes are summed exactly, so the bits of the result do not depend on tiles, alignment or the
+library. On processors with instructions for products of bytes, the Gram matrix takes a quarter of the
+time, and a product with weights takes three quarters.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from functools import cache, cached_property
 import numpy as np
 import torch
 
-# Three bytes of which each counts from -128.
+# The largest number of three digits that go from -128 to 127, and 128 at each of the three digits.
 _LARGEST, _MIDDLES = 0x7F0000, 0x808080
 
 LEAST_FEATURES = 256
-"""With fewer, finding levels and digits costs what the products gain."""
+"""With fewer features, the time to compute levels and digits is as long as the time that is gained."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Levels:
     """Inputs `x = (q + offset) step` with integers q in -128..127.
 
     Attributes:
-        offset: one for all features.
-        step: likewise.
+        offset: the same for all features.
+        step: the same for all features.
     """
 
     offset: float
@@ -34,7 +35,7 @@ class Levels:
 
     @classmethod
     def of_bytes(cls, offset: float, step: float) -> Levels:
-        """Those of inputs `(byte + offset) step`."""
+        """The levels of inputs `(byte + offset) step`."""
         return cls(offset + 128, step)
 
     def take(self, stored: np.ndarray) -> LevelInputs:
@@ -42,14 +43,14 @@ class Levels:
         return LevelInputs(self, torch.from_numpy((stored ^ 0x80).view(np.int8)))
 
     def find(self, inputs: torch.Tensor) -> LevelInputs:
-        """`inputs` `[sample, feature]`, all on these levels but for rounding, by their numbers."""
-        # Which is far less than half a step.
+        """The level numbers of `inputs` `[sample, feature]`, which lie on these levels up to rounding."""
+        # Rounding errors are far smaller than half a step.
         numbers = inputs.mul(1 / self.step).sub_(self.offset).round_().to(torch.int8)
         return LevelInputs(self, numbers)
 
 
 class PlainWeights:
-    """A matrix as it is, to multiply plain inputs."""
+    """A matrix that multiplies plain inputs."""
 
     def __init__(self, matrix: torch.Tensor) -> None:
         """Keeps `matrix` `[row, feature]`."""
@@ -62,17 +63,20 @@ class PlainWeights:
 
 
 class FixedPoint:
-    """A matrix to multiply inputs on levels, each entry rounded to 24 bits of the largest in its row."""
+    """A matrix that multiplies inputs on levels.
+
+    Each entry is rounded to 24 bits relative to the largest entry in its row.
+    """
 
     def __init__(self, matrix: torch.Tensor) -> None:
         """Rounds `matrix` `[row, feature]`, float32, on a little-endian CPU."""
         rows, columns = matrix.shape
-        # A row of zeros must not divide by zero, nor by what overflows.
+        # For a row of zeros the division must neither be by zero nor overflow.
         largest = matrix.abs().amax(1, keepdim=True).clamp_(min=2.0**-100)
         self.unit = largest / _LARGEST
         whole = (matrix * (_LARGEST / largest)).round_().to(torch.int32)
         self.sums = whole.sum(1, keepdim=True)
-        # The bytes of n + sum 128 * 256^k are the digits of n plus 128 each.
+        # The bytes of n + sum_k 128 * 256^k are the digits of n, each plus 128.
         digits = whole.add_(_MIDDLES).bitwise_xor_(_MIDDLES).view(torch.int8)
         self.digits = digits.view(rows, columns, 4)[..., :3].permute(2, 0, 1).reshape(-1, columns)
 
@@ -82,19 +86,19 @@ class FixedPoint:
         products = torch._int_mm(self.digits, inputs.numbers.T)
         low, middle, high = products.view(3, -1, len(inputs))
         scale = self.unit * inputs.levels.step
-        found: torch.Tensor = high.float().mul_(256).add_(middle).mul_(256).add_(low).mul_(scale)
-        return found.add_((scale.double() * inputs.levels.offset * self.sums).float())
+        product: torch.Tensor = high.float().mul_(256).add_(middle).mul_(256).add_(low).mul_(scale)
+        return product.add_((scale.double() * inputs.levels.offset * self.sums).float())
 
 
 @dataclass(frozen=True)
 class LevelInputs:
-    """Inputs `[sample, feature]` on levels, float32, for CPUs where `multiplies_bytes`.
+    """Inputs `[sample, feature]` on levels, for float32 on CPUs with `multiplies_bytes()`.
 
-    They have fewer than 2^17 features, with which sums would overflow.
+    There must be fewer than 2^17 features, because sums over more features can overflow.
 
     Attributes:
-        levels: where they lie.
-        numbers: which they have, `[sample, feature]` int8.
+        levels: the levels on which the inputs lie.
+        numbers: number q of the level of each input, `[sample, feature]` int8.
     """
 
     levels: Levels
@@ -109,10 +113,10 @@ class LevelInputs:
         return LevelInputs(self.levels, self.numbers[samples])
 
     def gram(self, rows: slice, columns: slice) -> torch.Tensor:
-        """A block of `x x^T + 1`, the last for the constant input of a bias."""
+        """A block of `x x^T + 1`; the 1 is for the constant input of a bias."""
         products = torch._int_mm(self.numbers[rows], self.numbers[columns].T)
-        found = products.float().mul_(self.levels.step**2).add_(self._halves[rows, None])
-        return found.add_(self._halves[columns])
+        block = products.float().mul_(self.levels.step**2).add_(self._halves[rows, None])
+        return block.add_(self._halves[columns])
 
     @cached_property
     def _halves(self) -> torch.Tensor:
@@ -124,20 +128,20 @@ class LevelInputs:
 
 
 Inputs = torch.Tensor | LevelInputs
-"""What a network is given, `[sample, feature]`."""
+"""Inputs of a network, `[sample, feature]`."""
 
 
 def prepared(matrix: torch.Tensor, like: Inputs) -> PlainWeights | FixedPoint:
-    """`matrix` `[row, feature]` in the form that multiplies inputs of the kind of `like`."""
+    """`matrix` `[row, feature]` in the form that multiplies inputs of the same kind as `like`."""
     return FixedPoint(matrix) if isinstance(like, LevelInputs) else PlainWeights(matrix)
 
 
 @cache
 def multiplies_bytes() -> bool:
-    """Whether torch multiplies matrices of bytes on this CPU, and exactly.
+    """Whether torch can multiply matrices of bytes exactly on this CPU.
 
-    Tried, not looked up: the function is one of torch's internal ones, and without the processor's
-    VNNI instructions its library sums pairs of products in 16 bits, which the largest of them overflow.
+    The function tries it out, for two reasons: `torch._int_mm` is internal to torch, and without VNNI
+    instructions its library sums pairs of products in 16 bits, so that the largest products overflow.
     """
     for rows, columns, depth in ((1, 1, 64), (33, 70, 784), (128, 300, 1024)):
         cycle = torch.arange(columns * depth) * 7919 % 256 - 128
@@ -146,9 +150,9 @@ def multiplies_bytes() -> bool:
         a = b.new_full((rows, depth), -128)
         a[rows // 2] = b[columns // 2]
         try:
-            found = torch._int_mm(a, b.T)
+            product = torch._int_mm(a, b.T)
         except (AttributeError, RuntimeError):
             return False
-        if not torch.equal(found.double(), a.double() @ b.double().T):
+        if not torch.equal(product.double(), a.double() @ b.double().T):
             return False
     return True

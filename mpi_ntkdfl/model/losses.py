@@ -1,8 +1,8 @@
 """Losses on network outputs, and their gradients with respect to the outputs.
 
-Cross-entropy: `L = mean_n -log softmax(f_n)[y_n]`. Squared: `L = mean_n 1/2 ||f_n - Y_n||^2`. Both have
-the output gradient `(prediction(f) - Y) / N` that NTK evolution follows, with prediction = softmax or
-the identity.
+Cross-entropy: `L = mean_n -log softmax(f_n)[y_n]`. Squared: `L = mean_n 1/2 ||f_n - Y_n||^2`. For both,
+the gradient with respect to the outputs is `(prediction(f) - Y) / N`, where the prediction is the softmax
+or the identity. NTK evolution follows this gradient.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def loss_value(outputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> torch
 
 
 def sample_losses(outputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> torch.Tensor:
-    """What each sample adds to N times the loss, `[..., sample]`.
+    """The losses of the single samples, `[..., sample]`; their mean is the loss.
 
     Raises:
         ValueError: if there is no such loss.
     """
     if loss == "cross-entropy":
-        # Ten times faster than torch's function where the samples are the last axis in memory.
+        # This is ten times faster than torch's function if the samples are the last axis in memory.
         places = labels.long().expand(outputs.shape[:-1])[..., None]
         right = outputs.gather(-1, places)[..., 0]
         return torch.logsumexp(outputs, -1) - right
@@ -63,18 +63,18 @@ def sample_losses(outputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> to
 
 
 def correct(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Samples of each class whose largest output is at their label, `[..., class]` integers.
+    """Number of samples of each class whose largest output is at their label, `[..., class]` integers.
 
     Args:
         outputs: `[..., sample, output]`.
         labels: `[sample]`.
     """
-    # The indices of max, since argmax is slow where the samples are the last axis in memory.
+    # `max` is used, since `argmax` is slow if the samples are the last axis in memory.
     hits = outputs.max(-1).indices == labels
-    # On a GPU bincount would wait for the numbers.
+    # `bincount` is not used, since on a GPU the host would have to wait for its result.
     shape = (*outputs.shape[:-2], outputs.shape[-1])
-    found = torch.zeros(shape, dtype=torch.int64, device=outputs.device)
-    return found.scatter_add_(-1, labels.long().expand(hits.shape), hits.long())
+    counts = torch.zeros(shape, dtype=torch.int64, device=outputs.device)
+    return counts.scatter_add_(-1, labels.long().expand(hits.shape), hits.long())
 
 
 def loss_gradient(
@@ -88,12 +88,12 @@ def loss_gradient(
     """Gradient `[P]` of the loss at `params` `[P]`, by one backward pass over all samples.
 
     Args:
-        outputs: the network: from parameters and inputs to outputs `[sample, output]`.
-        params: where.
-        inputs: of the samples, `[sample, *shape]`.
-        labels: of the samples, integers.
-        loss: which one.
-        shares: what each sample counts, `[sample]`; None for 1 / N.
+        outputs: the network, a function from parameters and inputs to outputs `[sample, output]`.
+        params: the parameters at which the gradient is taken.
+        inputs: inputs of the samples, `[sample, *shape]`.
+        labels: labels of the samples, integers `[sample]`.
+        loss: the name of the loss.
+        shares: weight of each sample's loss, `[sample]`; None for 1 / N.
     """
     with torch.inference_mode(False):
         point = params.clone().requires_grad_()

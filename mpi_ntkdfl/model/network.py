@@ -1,7 +1,7 @@
-"""What the rest of the package sees of a network: a function of one flat parameter vector.
+"""The interface of networks to the rest of the package: functions of one flat parameter vector.
 
-Axes of the whole package: inputs `[sample, *shape]`, outputs `[sample, output]`, parameters `[P]`,
-Jacobians `[sample, output, param]`.
+The whole package uses these axes: inputs `[sample, *shape]`, outputs `[sample, output]`, parameters
+`[P]`, Jacobians `[sample, output, param]`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from mpi_ntkdfl.model.work import NetworkWork
 
 
 class FactoredForm(Protocol):
-    """A small message from which whoever knows the parameters rebuilds the exact Jacobian."""
+    """A small message from which a receiver that knows the parameters rebuilds the exact Jacobian."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """The message's arrays by name, in their order: the shape of one sample's part of each."""
+        """The shape of one sample's part of each array, by the array's name, in their order."""
         ...
 
     def arrays(
@@ -35,7 +35,7 @@ class FactoredForm(Protocol):
         ...
 
     def inputs(self, arrays: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The raw inputs `[sample, *shape]`, which the message holds as well."""
+        """The raw inputs `[sample, *shape]`, which the message contains as well."""
         ...
 
     def rebuild(
@@ -44,18 +44,18 @@ class FactoredForm(Protocol):
         arrays: Mapping[str, torch.Tensor],
         levels: Levels | None,
     ) -> Jacobian:
-        """The Jacobian at `params` `[P]` of the samples that `arrays` tell of.
+        """The Jacobian at `params` `[P]` of the samples from which `arrays` were computed.
 
         Args:
-            params: where the senders computed the arrays.
-            arrays: of one sender, or of several, stacked.
-            levels: on which all inputs lie, if they do.
+            params: the parameters with which the senders computed the arrays.
+            arrays: the arrays of one sender, or the stacked arrays of several senders.
+            levels: the levels on which all inputs lie; None if they do not.
         """
         ...
 
 
 class Network(Protocol):
-    """A network whose samples do not see each other."""
+    """A network in which the outputs of a sample depend only on that sample."""
 
     @property
     def layout(self) -> Layout:
@@ -74,25 +74,25 @@ class Network(Protocol):
 
     @property
     def factored(self) -> FactoredForm | None:
-        """Its small exact message for Jacobians; None for a network that has none."""
+        """The small exact message for Jacobians; None for a network that has none."""
         ...
 
     @property
     def on_levels(self) -> bool:
-        """Whether `functions` takes inputs on levels, which are faster (model/levels.py)."""
+        """Whether `functions` accepts inputs on levels, which are faster (model/levels.py)."""
         ...
 
     @property
     def work(self) -> NetworkWork:
-        """What its computations take, for planning."""
+        """The amount of work of its computations, for planning."""
         ...
 
     def describe(self) -> str:
-        """The network in a few words, for people."""
+        """A short description of the network, for people."""
         ...
 
     def initial(self, generator: np.random.Generator) -> np.ndarray:
-        """Starting parameters `[P]` float64, a function of what `generator` draws."""
+        """Starting parameters `[P]` float64; they depend only on the numbers that `generator` draws."""
         ...
 
     def outputs(self, params: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
@@ -100,14 +100,16 @@ class Network(Protocol):
         ...
 
     def functions(self, params: torch.Tensor, like: Inputs) -> Callable[[Inputs], torch.Tensor]:
-        """What several parameter vectors make of the same inputs, for use on many of them.
+        """A function that computes the outputs for several parameter vectors on the same inputs.
+
+        The function can be called for many batches of inputs.
 
         Args:
             params: `[network, P]`.
-            like: inputs of the kind to come.
+            like: inputs of the same kind as those with which the function will be called.
 
         Returns:
-            From inputs `[sample, *shape]` to outputs `[network, sample, output]`.
+            A function from inputs `[sample, *shape]` to outputs `[network, sample, output]`.
         """
         ...
 
@@ -122,11 +124,11 @@ class Network(Protocol):
         """Gradient `[P]` of the loss at `params` `[P]`.
 
         Args:
-            params: where.
-            inputs: of the samples, `[sample, *shape]`.
-            labels: of the samples, integers `[sample]`.
-            loss: which one.
-            shares: what each sample counts, `[sample]`; None for 1 / N.
+            params: the parameters at which the gradient is taken.
+            inputs: inputs of the samples, `[sample, *shape]`.
+            labels: labels of the samples, integers `[sample]`.
+            loss: the name of the loss.
+            shares: weight of each sample's loss, `[sample]`; None for 1 / N.
         """
         ...
 
@@ -135,12 +137,12 @@ class Network(Protocol):
         ...
 
     def trainer(self, data: Sequence[Data], batch: int, epochs: int) -> Trainer:
-        """What takes the local steps of several clients; made once for a run.
+        """An object that takes the local steps of several clients; it is made once per run.
 
         Args:
             data: inputs and labels of each client.
-            batch: samples of a step.
-            epochs: passes of a round through each client's samples.
+            batch: number of samples per step.
+            epochs: number of passes per round through each client's samples.
         """
         ...
 
@@ -156,12 +158,12 @@ class Network(Protocol):
         """Full-batch gradient descent on the mean loss of all samples.
 
         Args:
-            params: where to start, `[P]`.
+            params: the starting point, `[P]`.
             inputs: `[sample, *shape]`.
             labels: `[sample]` integers.
             lr: learning rate.
-            taus: numbers of steps after which the parameters are wanted, ascending.
-            loss: which one.
+            taus: numbers of steps after which the parameters are returned, ascending.
+            loss: the name of the loss.
 
         Returns:
             The parameters after each of `taus`, `[tau, P]`.
@@ -169,13 +171,13 @@ class Network(Protocol):
         ...
 
     def memory(self, samples: int) -> int:
-        """Numbers it holds at most for the kernel and the update of N = `samples` samples.
+        """The most numbers that it holds for the kernel and the update of N = `samples` samples.
 
-        These are the samples themselves and what its Jacobian needs; kernels, evolutions and
-        candidate parameters are not among them.
+        They include the samples themselves and everything that the Jacobian needs, but no kernels,
+        evolutions and candidate parameters.
         """
         ...
 
     def training_memory(self, samples: int, batch: int, epochs: int) -> int:
-        """Numbers that a `trainer` keeps from round to round for a client with `samples` samples."""
+        """How many numbers a `trainer` keeps from round to round for a client with `samples` samples."""
         ...

@@ -1,6 +1,6 @@
-"""All networks, by the names under which configurations call them.
+"""All networks, by the names that configurations use.
 
-This module imports no torch, so that settings can be read without it.
+This module does not import torch, so that settings can be read without it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mpi_ntkdfl.model.network import Network
 
 Factory = Callable[..., "torch.nn.Module"]
-"""`factory(shape, classes, **options)`: a module for samples of that shape with that many outputs."""
+"""`factory(shape, classes, **options)` returns a module for samples of that shape."""
 
 FACTORIES: Registry[Factory] = Registry("network", group="mpi_ntkdfl.networks")
 """Networks that users registered, for `model: {name: plugin, network: NAME}`."""
@@ -34,7 +34,7 @@ class NetworkKind(ABC):
     """A kind of network.
 
     Attributes:
-        Settings: the class of the `model:` section that the kind understands.
+        Settings: the class of the settings in the `model:` section of this kind.
     """
 
     Settings: ClassVar[type[ModelSettings]]
@@ -46,7 +46,7 @@ class NetworkKind(ABC):
 
         Args:
             settings: an instance of `Settings`.
-            shape: of one sample, as the data set holds it.
+            shape: shape of one sample in the data set.
             classes: C.
 
         Raises:
@@ -55,7 +55,7 @@ class NetworkKind(ABC):
 
 
 class MlpSettings(ModelSettings):
-    """A multilayer perceptron with ReLU; `hidden` are the widths between features and outputs."""
+    """A multilayer perceptron with ReLU; `hidden` lists the widths between features and outputs."""
 
     factored = True
 
@@ -74,14 +74,14 @@ class Mlp(NetworkKind):
 
     @classmethod
     def build(cls, settings: MlpSettings, shape: tuple[int, ...], classes: int) -> Network:
-        """As many inputs and outputs as the data set has, and the hidden widths between them."""
+        """An MLP with the data set's features and classes, and the hidden widths between them."""
         from mpi_ntkdfl.model.mlp import MLP
 
         return MLP((math.prod(shape), *settings.hidden, classes))
 
 
 class PluginSettings(ModelSettings):
-    """A network that the user registered: `network` is its name, `options` go to its factory."""
+    """A network that the user registered: `network` is its name, its factory gets the `options`."""
 
     name: Literal["plugin"] = "plugin"
     network: str
@@ -99,13 +99,13 @@ class PluginSettings(ModelSettings):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to make the module of a registered network; every rank makes its own.
+    """How to make the module of a registered network; every rank makes its own module.
 
     Attributes:
-        network: name under which it is registered.
-        shape: of one sample.
+        network: name under which the network is registered.
+        shape: shape of one sample.
         classes: C.
-        options: for the factory.
+        options: options for the factory.
     """
 
     network: str
@@ -114,10 +114,10 @@ class Recipe:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self) -> torch.nn.Module:
-        """The module.
+        """Makes the module.
 
         Raises:
-            InputError: if the factory refuses its arguments or returns something else.
+            InputError: if the factory fails or does not return a module.
         """
         import torch
 
@@ -139,7 +139,7 @@ class Recipe:
 
 
 class Plugin(NetworkKind):
-    """Any module of torch whose samples do not see each other."""
+    """Any module of torch in which the outputs of a sample depend only on that sample."""
 
     Settings = PluginSettings
 
@@ -161,7 +161,7 @@ def build(settings: ModelSettings, shape: tuple[int, ...], classes: int) -> Netw
 
     Args:
         settings: the section `model:`.
-        shape: of one sample.
+        shape: shape of one sample.
         classes: C.
 
     Raises:
@@ -173,17 +173,17 @@ def build(settings: ModelSettings, shape: tuple[int, ...], classes: int) -> Netw
 def register_network(name: str, factory: Factory) -> None:
     """Makes a network known, so that configurations can say `model: {name: plugin, network: NAME}`.
 
-    The module's samples must not see each other: a sample's outputs depend on that sample only. This
-    is checked when the network is built, as is that its Jacobians are right. A module is used in the
-    mode (training or evaluation) in which the factory returns it. Parameters that do not require a
-    gradient keep the values that the factory gives them.
+    The outputs of a sample must depend only on that sample. When the network is built, the package checks
+    this, and checks that the Jacobians are right. A module is used in the mode (training or evaluation)
+    in which the factory returns it. Parameters that do not require a gradient keep the values that the
+    factory gives them.
 
     Args:
         name: lower-case letters, digits and dashes.
-        factory: `factory(shape, classes, **options) -> torch.nn.Module`. `shape` is that of one
-            sample, such as (784,) or (1, 28, 28); the module maps inputs `[sample, *shape]` to outputs
-            before the softmax, `[sample, classes]`. It must draw its starting weights from torch's
-            own generator, which is set from the run's seed before each call.
+        factory: `factory(shape, classes, **options) -> torch.nn.Module`. `shape` is the shape of one
+            sample, such as (784,) or (1, 28, 28). The module maps inputs `[sample, *shape]` to outputs
+            before the softmax, `[sample, classes]`. The factory must draw the starting weights from
+            torch's own generator, which is seeded from the run's seed before each call.
 
     Raises:
         InputError: if the name is taken or is not well-formed, or the factory cannot be called.

@@ -12,16 +12,16 @@ import torch
 
 from mpi_ntkdfl.runtime.errors import InputError
 
-# Matrix products may round differently when an operand does not start on a cache line, so the rows
-# of a parameter matrix, whose length is no multiple of this, are copied before they are used.
+# Bytes of a cache line. Matrix products may round differently if an operand does not start on a cache
+# line. The length of a row of a parameter matrix is no multiple of this, so rows are copied before use.
 ALIGNMENT = 64
 
 
 def aligned(tensor: torch.Tensor) -> torch.Tensor:
     """Returns `tensor`, or a copy of it whose memory starts on an `ALIGNMENT`-byte boundary.
 
-    Every operand of a product whose bits must not depend on where a client's row happens to lie
-    (and so on how many clients share the rank) goes through here.
+    Every operand of a product must go through this function, if the bits of the product must not depend
+    on the address of a client's row, and so on the number of clients that share the rank.
     """
     if tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0:
         return tensor
@@ -29,16 +29,17 @@ def aligned(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def outside(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor`, or a copy of it if it was made in inference mode, as a round's tensors are.
+    """`tensor`, or a copy of it if it was made in inference mode, such as all tensors of a round.
 
-    To be called outside inference mode; autograd takes no others.
+    Autograd does not accept tensors that were made in inference mode. Call this function outside
+    inference mode.
     """
     return tensor.clone() if tensor.is_inference() else tensor
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and shapes of the tensors that make up a flat vector, in order.
+    """Names and shapes of the tensors in a flat vector, in their order.
 
     Attributes:
         shapes: shape of each tensor by name; the vector concatenates them in this order.
@@ -53,7 +54,7 @@ class Layout:
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
-        """Start of each tensor in the vector, and the end: one entry more than tensors."""
+        """Start of each tensor in the vector, and the end of the last one."""
         return (0, *accumulate(self.sizes))
 
     @property
@@ -62,10 +63,10 @@ class Layout:
         return self.offsets[-1]
 
     def unflatten(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Views of `flat` `[..., P]` by name, `[..., *shape]`.
+        """Views `[..., *shape]` into `flat` `[..., P]`, by name.
 
         Raises:
-            ValueError: if the last axis of `flat` has another length than P.
+            ValueError: if the length of the last axis of `flat` is not P.
         """
         if flat.shape[-1:] != (self.size,):
             raise ValueError(
@@ -81,7 +82,7 @@ class Layout:
         """Concatenates a state_dict into a vector `[P]`.
 
         Raises:
-            InputError: for missing or additional names, another shape, or values that are not finite.
+            InputError: for missing or unexpected names, a wrong shape, or values that are not finite.
         """
         if sorted(map(str, state)) != sorted(self.shapes):
             raise InputError(

@@ -1,4 +1,4 @@
-"""Local training: rules of descent, and what takes the steps of several clients of one network."""
+"""Local training: rules of descent, and the interface of trainers, which step for several clients."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Data = tuple[torch.Tensor, torch.Tensor]
 """A client's inputs `[sample, *shape]` and labels `[sample]`."""
 
 Orders = Callable[[int], np.ndarray]
-"""The random orders in which a client goes through its samples, `[epoch, sample]`, by its place."""
+"""A function from a client's index to the random orders of its samples, `[epoch, sample]`."""
 
 
 class Slope(Protocol):
-    """The gradient by one array of parameters, in some form."""
+    """The gradient with respect to one array of parameters, in some form."""
 
     def add_to(self, array: torch.Tensor, keep: float, times: float) -> None:
         """`array = keep * array + times * gradient`, in place."""
         ...
 
     def dense(self) -> torch.Tensor:
-        """The gradient itself, shaped as the array; the caller's to overwrite."""
+        """The gradient itself in the shape of the array; the caller may overwrite it."""
         ...
 
 
@@ -41,40 +41,40 @@ class Rule(Protocol):
         """One step, in place.
 
         Args:
-            layers: arrays `[client, ...]`, which may be padded with zeros that must stay zeros.
-            gradient: the batch's gradient at given arrays.
+            layers: arrays `[client, ...]`; they may be padded with zeros, which must stay zeros.
+            gradient: a function that returns the gradient of the batch at given arrays.
         """
         ...
 
 
 class Trainer(Protocol):
-    """Takes local steps of several clients; `weights` are `[client, P]`, as are the results.
+    """Takes the local steps of several clients; `weights` and the results are `[client, P]`.
 
-    A pass goes through a client's samples in batches, of which the last may be smaller. A client's
-    bits depend on its own samples, weights and orders only.
+    A pass goes through a client's samples in batches; the last batch may be smaller. The bits of a
+    client depend only on its own samples, weights and orders.
     """
 
     def descend(self, weights: torch.Tensor, orders: Orders, sgd: Sgd) -> torch.Tensor:
-        """A round's steps by SGD; velocities start at zero."""
+        """Takes the steps of a round by SGD; velocities start at zero."""
         ...
 
     def follow(
         self, weights: torch.Tensor, orders: Orders, rule: Callable[[Pack], Rule]
     ) -> torch.Tensor:
-        """A round's steps by any rule.
+        """Takes the steps of a round by any rule.
 
         Args:
-            weights: where to start.
-            orders: of the samples.
-            rule: makes a group's rule; it is given a function that turns an array `[client, P]` of
-                all clients into the arrays of the group's clients.
+            weights: weights at the start.
+            orders: orders of the samples.
+            rule: makes the rule of a group of clients. Its argument is a function that turns an array
+                `[client, P]` of all clients into the arrays of the group's clients.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Sgd:
-    """Stochastic gradient descent: v <- momentum v + g + weight_decay w; w <- w - lr v; v = 0 at first.
+    """Stochastic gradient descent: v <- momentum v + g + weight_decay w; w <- w - lr v; v starts at 0.
 
     Attributes:
         lr: learning rate.
@@ -91,7 +91,7 @@ class SgdRule:
     """`Sgd` on arrays of parameters. See `Rule`."""
 
     def __init__(self, sgd: Sgd) -> None:
-        """Starts without velocity."""
+        """Starts with the velocity zero."""
         self._sgd = sgd
         self._velocity: Layers = []
 

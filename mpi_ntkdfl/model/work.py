@@ -1,4 +1,4 @@
-"""What a network's computations take, for planning: operations of products, numbers moved by passes."""
+"""The work of a network's computations, for planning: operations of products, numbers moved by passes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 Count = np.ndarray
-"""One entry for each client."""
+"""An array with one entry per client."""
 
 
 class Amount(NamedTuple):
-    """Arrays `[client]`.
+    """An amount of work, in arrays `[client]`.
 
     Attributes:
-        operations: additions and multiplications of products.
-        numbers: read and written by passes over arrays that leave the caches.
-        steps: one after another; the number of calls grows with them.
+        operations: additions and multiplications of matrix products.
+        numbers: numbers read and written by passes over arrays that do not fit into the caches.
+        steps: steps that follow one another; the number of calls grows with them.
     """
 
     operations: Count
@@ -25,7 +25,7 @@ class Amount(NamedTuple):
 
 
 class NetworkWork(Protocol):
-    """Counts for one network; `samples` are `[client]`."""
+    """Counts for one network; `samples` is the number of samples `[client]`."""
 
     @property
     def features(self) -> int:
@@ -34,7 +34,7 @@ class NetworkWork(Protocol):
 
     @property
     def layers(self) -> int:
-        """Layers with weights, about; the number of calls grows with them."""
+        """About the number of layers with weights; the number of calls grows with it."""
         ...
 
     @property
@@ -44,16 +44,16 @@ class NetworkWork(Protocol):
 
     @property
     def activations(self) -> int:
-        """Numbers that a forward pass of one sample leaves, inputs and outputs included."""
+        """Numbers that a forward pass of one sample keeps, inputs and outputs included."""
         ...
 
     @property
     def widest(self) -> int:
-        """Numbers of one sample in the layer that puts out most."""
+        """Numbers that the layer with the most outputs computes per sample."""
         ...
 
     def kernel(self, samples: Count) -> Amount:
-        """The trace-Gram of `samples` samples, signals or gradients included where it needs them."""
+        """The trace-Gram of `samples` samples, with the signals or gradients that it needs."""
         ...
 
     def update(self, samples: Count, taus: int) -> Amount:
@@ -61,7 +61,7 @@ class NetworkWork(Protocol):
         ...
 
     def descent(self, samples: Count) -> Amount:
-        """A step of full-batch gradient descent."""
+        """One step of full-batch gradient descent."""
         ...
 
     def training(
@@ -70,10 +70,10 @@ class NetworkWork(Protocol):
         """A round of local training.
 
         Args:
-            samples: of each client.
-            batch: samples of a step.
-            epochs: passes through them.
-            gradients: of a step.
-            by_entry: whether the rule of descent needs the gradient's entries.
+            samples: number of samples of each client.
+            batch: number of samples per step.
+            epochs: number of passes through the samples.
+            gradients: number of gradients per step.
+            by_entry: whether the rule of descent needs the single entries of the gradient.
         """
         ...

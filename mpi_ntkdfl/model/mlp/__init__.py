@@ -1,4 +1,4 @@
-"""The multilayer perceptron with its own fast forms of everything a network does."""
+"""The multilayer perceptron, with fast special forms of all computations of a network."""
 
 from mpi_ntkdfl.model.mlp.network import MLP
 

@@ -1,8 +1,8 @@
 """The networks of several clients at once, as batched matrix products.
 
-A layer's weights and bias are one matrix `[client, out, in + 1]` that multiplies inputs with a column of
-ones behind them. All widths are padded with zeros to whole cache lines, so that every client's matrices
-start on one wherever it stands in the batch: products round differently off them.
+The weights and the bias of a layer are one matrix `[client, out, in + 1]`, and the inputs have a column
+of ones at the end. All widths are padded with zeros to whole cache lines, so that the matrices of every
+client start on a cache line. Products round differently if their operands do not start on a cache line.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from mpi_ntkdfl.model.mlp.stack import Stack
 
 LINE = 16
-"""Numbers to which widths are padded: a cache line of float32, two of float64."""
+"""Widths are padded to multiples of this: one cache line of float32, two of float64."""
 
 
 def padded(width: int) -> int:
@@ -25,7 +25,9 @@ def padded(width: int) -> int:
 
 @dataclass(frozen=True)
 class Factors:
-    """A gradient by a layer's matrices: signals^T inputs, which is seldom needed by itself.
+    """The gradient signals^T inputs with respect to a layer's matrices, kept as its two factors.
+
+    The product itself is seldom needed.
 
     Attributes:
         signals: `[client, sample, out]`.
@@ -46,9 +48,10 @@ class Factors:
 
 @dataclass(frozen=True)
 class BatchedStack:
-    """One network's function for a batch of clients with weights of their own.
+    """The function of one network for a batch of clients that have different weights.
 
-    Shapes: `in` and `out` stand for padded widths; a layer's `in` holds its inputs, a one, zeros.
+    In shapes, `in` and `out` are padded widths. The axis `in` of a layer holds its inputs, a one, and
+    zeros.
 
     Attributes:
         network: the network.
@@ -58,7 +61,7 @@ class BatchedStack:
 
     @property
     def padded_widths(self) -> tuple[int, ...]:
-        """Numbers a layer's input holds, the column of ones included, and then the outputs'."""
+        """Padded widths of all layers' inputs, with the column of ones, and of the outputs."""
         *inner, last = self.network.widths
         return (*(padded(width + 1) for width in inner), padded(last))
 
@@ -97,16 +100,17 @@ class BatchedStack:
         targets: torch.Tensor,
         shares: torch.Tensor,
     ) -> tuple[torch.Tensor, list[Factors]]:
-        """Forward from the first layer's outputs to the cross-entropy, and back to them.
+        """Computes the cross-entropy from the first layer's outputs, and its gradients back to them.
 
         Args:
-            first: what the first layer puts out, before its ReLU, `[client, sample, out]`; overwritten.
+            first: outputs of the first layer before its ReLU, `[client, sample, out]`; overwritten.
             upper: matrices of all layers but the first.
             targets: one-hot labels `[client, sample, output]`.
-            shares: what a sample's loss counts, `[client, sample, 1]`; 0 for padding.
+            shares: weight of each sample's loss, `[client, sample, 1]`; 0 for padding.
 
         Returns:
-            The loss's gradient by `first`, and the factors of those by `upper`.
+            The gradient of the loss with respect to `first`, and the factors of the gradients with
+            respect to `upper`.
         """
         here, hidden = first, []
         for layer, width in zip(upper, self.network.widths[1:], strict=False):
@@ -133,13 +137,13 @@ class BatchedStack:
         targets: torch.Tensor,
         shares: torch.Tensor,
     ) -> list[Factors]:
-        """Gradients of the cross-entropy by each of `layers`.
+        """Gradients of the cross-entropy with respect to each of `layers`.
 
         Args:
             layers: matrices `[client, out, in]`.
-            inputs: padded inputs with their ones, `[client, sample, in]`.
+            inputs: padded inputs with their column of ones, `[client, sample, in]`.
             targets: one-hot labels `[client, sample, output]`.
-            shares: what a sample's loss counts, `[client, sample, 1]`.
+            shares: weight of each sample's loss, `[client, sample, 1]`.
         """
         first = torch.bmm(inputs, layers[0].transpose(1, 2))
         signals, upper = self.backpropagate(first, layers[1:], targets, shares)

@@ -1,10 +1,10 @@
-"""Full-batch gradient descent, what NTK evolution linearises.
+"""Full-batch gradient descent, which NTK evolution linearises.
 
-The first layer's weights move within the span of the inputs X: `W_1 = W_1(0) - (lr/N) A^T X` with A the
-sum of the signals delta at its outputs Z `[sample, fan_out]` so far. So a step moves Z by
-`-(lr/N) (X X^T + 1) delta`, and the weights themselves are needed at the end only. With the Gram matrix
-computed once that is cheaper than passing through the weights as long as there are fewer samples than
-twice the features.
+The first layer's weights move within the span of the inputs X: `W_1 = W_1(0) - (lr/N) A^T X`, where A is
+the sum so far of the signals delta at the layer's outputs Z `[sample, fan_out]`. So a step moves Z by
+`-(lr/N) (X X^T + 1) delta`, and the weights themselves are needed only at the end. The Gram matrix is
+computed once. This is cheaper than passing through the weights if there are fewer samples than twice the
+number of features.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def descend(
 
     Args:
         stack: the network.
-        params: where to start, `[param]`.
+        params: the starting point, `[param]`.
         inputs: `[sample, feature]`.
         labels: `[sample]` integers.
         lr: learning rate.
-        taus: numbers of steps after which the weights are wanted, ascending.
-        loss: which one.
+        taus: numbers of steps after which the weights are returned, ascending.
+        loss: the name of the loss.
 
     Returns:
         The weights after each of `taus`, `[tau, param]`.
@@ -71,14 +71,14 @@ def _step(
     rate: float,
     loss: Loss,
 ) -> torch.Tensor:
-    """One step of all layers but the first, in place.
+    """Takes one step of all layers but the first, in place.
 
     Args:
         first: outputs of the first layer before its ReLU, `[sample, fan_out]`.
-        layers: weights and biases of the others.
+        layers: weights and biases of the other layers.
         targets: one-hot, `[sample, output]`.
-        rate: learning rate over samples.
-        loss: which one.
+        rate: learning rate divided by the number of samples.
+        loss: the name of the loss.
 
     Returns:
         The gradient of N times the loss with respect to `first`.

@@ -1,4 +1,4 @@
-"""Jacobians of a multilayer perceptron, exactly, from the structure of its layers.
+"""Exact Jacobians of a multilayer perceptron from the structure of its layers.
 
 With layer inputs `a_l [sample, fan_in]`, pre-activations `z_l = W_l a_l + b_l` and backpropagated
 signals `s_l = df_c / dz_l [sample, output, fan_out]`,
@@ -6,9 +6,9 @@ signals `s_l = df_c / dz_l [sample, output, fan_out]`,
     dJ_c / dW_l = s_lc a_l^T,     dJ_c / db_l = s_lc,
     sum_c J_c J_c^T = sum_l (a_l a_l^T + 1) * (sum_c s_lc s_lc^T).
 
-Signals follow from the layer inputs and the weights (the ReLU is open where the next layer's input is
-positive), and whoever asks a neighbour for a Jacobian at `w_bar` knows `w_bar`. So the message is the
-layer inputs: 0.7 MB for 200 samples of the paper's network, where the dense Jacobian takes 636 MB.
+The signals follow from the layer inputs and the weights (a ReLU is open if the next layer's input is
+positive). A client that needs a neighbour's Jacobian at `w_bar` knows `w_bar`. So the message consists of
+the layer inputs: 0.7 MB for 200 samples of the paper's network, whose dense Jacobian takes 636 MB.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from mpi_ntkdfl.model.params import aligned
 
 
 class LayerInputs(Protocol):
-    """What a layer is given, a `[sample, fan_in]`, in some form."""
+    """The inputs `a` of a layer, `[sample, fan_in]`, in some form."""
 
     def gram(self, rows: slice, columns: slice) -> torch.Tensor:
-        """A block of `a a^T + 1`, the last for the bias; the caller's to overwrite."""
+        """A block of `a a^T + 1`, where the 1 is for the bias; the caller may overwrite it."""
         ...
 
 
@@ -48,7 +48,7 @@ class PlainInputs:
 
 
 class FactoredJacobian:
-    """The exact Jacobian by layers: inputs of each layer and backpropagated signals. See `Jacobian`."""
+    """The exact Jacobian as the inputs and the backpropagated signals of each layer. See `Jacobian`."""
 
     def __init__(
         self,
@@ -62,8 +62,8 @@ class FactoredJacobian:
         Args:
             network: the network.
             params: `[P]`, the point of linearisation.
-            inputs: input of each layer, `[sample, fan_in]`, as `Stack.activations` keeps them.
-            levels: on which the network's own inputs lie, if they do.
+            inputs: inputs of each layer, `[sample, fan_in]`, as `Stack.activations` returns them.
+            levels: the levels on which the network's own inputs lie; None if they do not.
 
         Raises:
             ValueError: if the inputs do not fit the network's layers.
@@ -83,7 +83,7 @@ class FactoredJacobian:
         return torch.nn.functional.linear(self.inputs[-1], *last)
 
     def trace_gram(self) -> torch.Tensor:
-        """`sum_c J_c J_c^T`, `[sample, sample]`, the sum over layers."""
+        """`sum_c J_c J_c^T`, `[sample, sample]`, as a sum over layers."""
         layers: list[LayerInputs] = [PlainInputs(values) for values in self.inputs]
         if self._levels:
             layers[0] = self._levels.find(self.inputs[0])
@@ -150,7 +150,7 @@ class LayerInputsForm:
         return {f"layer{index}": each for index, each in enumerate(passed.inputs)}, passed.outputs
 
     def inputs(self, arrays: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """What the first layer is given."""
+        """The inputs of the first layer."""
         return arrays["layer0"]
 
     def rebuild(

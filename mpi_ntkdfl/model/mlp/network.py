@@ -1,4 +1,4 @@
-"""The multilayer perceptron as a network. See `Network` for what its methods promise."""
+"""The multilayer perceptron as a network. `Network` describes the methods."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class MLP(Stack):
 
     @property
     def work(self) -> StackWork:
-        """Counts by the widths."""
+        """The amount of work, computed from the widths."""
         return StackWork(self.widths)
 
     def describe(self) -> str:
@@ -52,10 +52,10 @@ class MLP(Stack):
         return " - ".join(map(str, self.widths))
 
     def initial(self, generator: np.random.Generator) -> np.ndarray:
-        """Kaiming-normal weights (deviation sqrt(2 / fan_in)) and zero biases, `[P]` float64.
+        """Kaiming-normal weights (standard deviation sqrt(2 / fan_in)) and zero biases, `[P]` float64.
 
-        The source is He et al., "Delving deep into rectifiers", ICCV 2015; the start of the
-        NTK-DFL paper.
+        The source is He et al., "Delving deep into rectifiers", ICCV 2015. The NTK-DFL paper starts
+        with these weights.
         """
         pieces = [
             generator.standard_normal(size) * math.sqrt(2 / shape[1])
@@ -97,11 +97,11 @@ class MLP(Stack):
         taus: Sequence[int],
         loss: Loss,
     ) -> torch.Tensor:
-        """Full-batch gradient descent, by the inputs' Gram matrix where it pays: `[tau, P]`."""
+        """Full-batch gradient descent, `[tau, P]`, with the Gram matrix of the inputs if it is faster."""
         return descend(self, params, inputs, labels, lr, taus, loss)
 
     def memory(self, samples: int) -> int:
-        """Two copies of the stacked layer inputs and of each layer's signals."""
+        """Two copies of the stacked layer inputs and of the signals of each layer."""
         into, deep = sum(self.widths[:-1]), sum(self.widths[1:-2])
         return 4 * samples * into + 2 * samples * self.classes * deep
 

@@ -1,4 +1,4 @@
-"""Backpropagated signals of a multilayer perceptron's layers, each in its cheapest exact form."""
+"""Backpropagated signals of the layers of a multilayer perceptron, each in its cheapest exact form."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Signals(Protocol):
     """`s_lc = df_c / dz_l` of one layer for all samples, `[sample, output, fan_out]`, in some form."""
 
     def trace_gram(self, rows: slice, columns: slice) -> torch.Tensor | int:
-        """A block of `sum_c s_c s_c^T` `[sample, sample]`, or the number it has in every entry."""
+        """A block of `sum_c s_c s_c^T` `[sample, sample]`, or one number if all entries are equal."""
         ...
 
     def contract(self, residuals: torch.Tensor) -> torch.Tensor:
@@ -31,18 +31,18 @@ class Signals(Protocol):
 
 @dataclass(frozen=True)
 class UnitSignals:
-    """Signals of the output layer, where `z` is the output itself: `s_c = e_c`.
+    """Signals of the output layer. Its `z` is the output itself, so `s_c = e_c`.
 
     Attributes:
-        outputs: their number.
-        like: any array `[sample, ...]` of the samples, for their number, type and device.
+        outputs: number of outputs.
+        like: any array `[sample, ...]`, for the number of samples, the type and the device.
     """
 
     outputs: int
     like: torch.Tensor
 
     def trace_gram(self, rows: slice, columns: slice) -> int:
-        """The number of outputs, in every entry."""
+        """The number of outputs, which all entries are equal to."""
         return self.outputs
 
     def contract(self, residuals: torch.Tensor) -> torch.Tensor:
@@ -57,10 +57,10 @@ class UnitSignals:
 
 @dataclass(frozen=True)
 class GatedSignals:
-    """Signals of the last hidden layer: the output weights, where the sample's ReLU is open.
+    """Signals of the last hidden layer: the output weights of the units whose ReLU is open.
 
     Attributes:
-        gates: 1 where open, `[sample, fan_out]`.
+        gates: 1 for an open ReLU, 0 for a closed one, `[sample, fan_out]`.
         readout: output weights, `[output, fan_out]`.
     """
 
@@ -72,7 +72,7 @@ class GatedSignals:
         return self.gates * self.readout.square().sum(0).sqrt()
 
     def trace_gram(self, rows: slice, columns: slice) -> torch.Tensor:
-        """`gates diag(sum_c readout_c^2) gates^T`: one product, not one for each output."""
+        """`gates diag(sum_c readout_c^2) gates^T`: one product instead of one per output."""
         return self._scaled[rows] @ self._scaled[columns].T
 
     def contract(self, residuals: torch.Tensor) -> torch.Tensor:
@@ -91,7 +91,7 @@ class DenseSignals:
     entries: torch.Tensor
 
     def trace_gram(self, rows: slice, columns: slice) -> torch.Tensor:
-        """One product over outputs and units together."""
+        """One product in which the sum runs over outputs and units together."""
         flat = self.entries.flatten(1)
         return flat[rows] @ flat[columns].T
 
@@ -108,7 +108,7 @@ class DenseSignals:
 def backpropagated(
     stack: Stack, params: torch.Tensor, inputs: Sequence[torch.Tensor]
 ) -> list[Signals]:
-    """Backpropagates from the outputs to every layer; returns one `Signals` per layer, first to last."""
+    """Backpropagates from the outputs to every layer; returns the `Signals` from first to last layer."""
     weights = [weight for weight, _ in stack.weights_and_biases(aligned(params))]
     outputs = stack.widths[-1]
     signals: list[Signals] = [UnitSignals(outputs, inputs[0])]

@@ -1,4 +1,4 @@
-"""The layers of a multilayer perceptron: where their weights lie, and the passes through them.
+"""The layers of a multilayer perceptron: the layout of their weights, and the passes through them.
 
 Inputs are `[sample, feature]`.
 """
@@ -17,10 +17,10 @@ from mpi_ntkdfl.model.params import Layout, aligned
 
 @dataclass(frozen=True)
 class Activations:
-    """What one forward pass leaves behind.
+    """The arrays that one forward pass keeps.
 
     Attributes:
-        inputs: input of each layer, `[sample, fan_in]`; the first is the network's own input.
+        inputs: inputs of each layer, `[sample, fan_in]`; the first are the network's own inputs.
         outputs: the network's outputs before the softmax, `[sample, output]`.
     """
 
@@ -60,7 +60,7 @@ class Stack:
         return list(zip(tensors[::2], tensors[1::2], strict=True))
 
     def activations(self, params: torch.Tensor, inputs: torch.Tensor) -> Activations:
-        """Forward pass that keeps every layer's input.
+        """A forward pass that keeps the inputs of every layer.
 
         Args:
             params: `[P]`.
@@ -75,20 +75,21 @@ class Stack:
         return Activations(kept, torch.nn.functional.linear(here, *stages[-1]))
 
     def functions(self, params: torch.Tensor, like: Inputs) -> Callable[[Inputs], torch.Tensor]:
-        """What several networks make of the same inputs. See `Network.functions`.
+        """A function that computes the outputs of several networks. See `Network.functions`.
 
-        The samples are the last axis in memory: products of that form, and the losses' sums over
-        outputs, are faster on CPU by a fifth and by ten times.
+        The samples are the last axis in memory. On a CPU this makes products faster by a fifth, and the
+        sums over outputs in the losses ten times faster.
 
         Args:
             params: `[network, P]`.
-            like: inputs of the kind to come.
+            like: inputs of the same kind as those with which the function will be called.
 
         Returns:
-            From inputs `[sample, feature]` to outputs `[network, sample, output]`, a transposed view.
+            A function from inputs `[sample, feature]` to outputs `[network, sample, output]`, which are
+            a transposed view.
         """
         (first, shift), *others = self.weights_and_biases(aligned(params))
-        # The networks' first layers are one product.
+        # One product computes the first layers of all networks.
         weights = prepared(first.reshape(-1, first.shape[2]), like)
 
         def outputs(inputs: Inputs) -> torch.Tensor:

@@ -1,16 +1,19 @@
-"""Local training of multilayer perceptrons: many clients at once, by batched products.
+"""Local training of multilayer perceptrons: many clients at once, with batched products.
 
-Steps are small, so clients go in groups through batched products. Two forms give the same steps:
+The steps of one client are small, so batched products take the steps of a group of clients. Two forms
+give the same steps:
 
-- direct: the weights themselves; any rule of descent (`Rule`).
-- dual: for SGD with momentum and weight decay. Each step adds a combination of the client's own inputs
-  to the first layer, so its weights stay W = s W(0) + A^T X with A `[sample, out]`. Its outputs on a
-  batch b are s X_b W(0)^T + (X X^T)_b A, and its step adds the backpropagated signals to the batch's
-  rows of A. With the Gram matrix X X^T kept for the whole run, a step costs n products per sample and
-  unit where the direct form has two times the number of features; W is formed at the end of the round.
+- direct: works on the weights themselves, with any rule of descent (`Rule`).
+- dual: works for SGD with momentum and weight decay. Each step adds a combination of the client's own
+  inputs to the first layer, so its weights always have the form W = s W(0) + A^T X with
+  A `[sample, out]`. Its outputs on a batch b are s X_b W(0)^T + (X X^T)_b A, and its step adds the
+  backpropagated signals to the rows of A that belong to the batch. The Gram matrix X X^T is kept for the
+  whole run. So a step costs n products per sample and unit, while the direct form costs two times the
+  number of features. W is computed at the end of the round.
 
-A client's bits depend on its own samples, weights and settings only: groups always have the same number
-of places, empty ones are filled up, and paddings follow from the client's own number of samples.
+The bits of a client depend only on its own samples, weights and settings. For this, all groups have the
+same number of places and empty places are filled, and the padding of a client depends only on its own
+number of samples.
 """
 
 from __future__ import annotations
@@ -30,14 +33,14 @@ from mpi_ntkdfl.model.training import Data, Layers, Orders, Pack, Rule, Sgd, Sgd
 from mpi_ntkdfl.runtime.device import on_gpu
 
 _PLACES = 4
-"""Clients of a group: enough to share the cost of calls, few enough for the caches of a core."""
+"""Most clients of a group: enough to share the cost of calls, few enough for the caches of a core."""
 _PLACES_CUDA = 256
 _GROUP_WORK = 16 * 10**6
-"""Multiplications of a step that make the cost of calls small by themselves."""
+"""Multiplications per step of a group. With so many, the cost of the calls is small in comparison."""
 
 
 class _DualLayer:
-    """A first layer s W(0) + A^T X under `Sgd`, by its coefficients s and A `[client * sample, out]`."""
+    """A first layer s W(0) + A^T X under `Sgd`, as its coefficients s and A `[client * sample, out]`."""
 
     def __init__(self, sgd: Sgd, start: torch.Tensor, gram: torch.Tensor) -> None:
         """Starts at W(0).
@@ -61,7 +64,10 @@ class _DualLayer:
 
     @property
     def factor(self) -> float:
-        """`scale` as the sums' type can hold it: what diverged is infinite, not an error of torch's."""
+        """`scale` within the range of the sums' type. A scale that diverged is infinite.
+
+        Without this torch would raise an error of its own for a scale that is too large.
+        """
         fits = abs(self.scale) <= torch.finfo(self.sums.dtype).max
         return self.scale if fits else math.copysign(math.inf, self.scale)
 
@@ -72,7 +78,7 @@ class _DualLayer:
         return torch.baddbmm(start, gram, self.sums, beta=self.factor)
 
     def step(self, rows: torch.Tensor, signals: torch.Tensor) -> None:
-        """Descends along X^T signals, `signals` `[client, batch, out]`."""
+        """Takes a step along X^T signals, where `signals` is `[client, batch, out]`."""
         sgd, flat = self._sgd, signals.flatten(0, 1)
         if self._velocity is None:
             if sgd.weight_decay:
@@ -95,11 +101,11 @@ class _Group:
     """Clients that take their steps together.
 
     Attributes:
-        clients: where they stand among all; at most `places`.
-        places: clients the group has room for.
-        batches: of a local pass; the same for all of them.
-        samples: rows each client's samples are padded to.
-        dual: whether they go in the dual form where the rule allows it.
+        clients: their indices among all clients; at most `places`.
+        places: number of clients for which the group has room.
+        batches: number of batches per local pass; the same for all clients of the group.
+        samples: number of rows to which each client's samples are padded.
+        dual: whether to use the dual form.
     """
 
     clients: tuple[int, ...]
@@ -110,20 +116,26 @@ class _Group:
 
 
 def dual_pays(samples: int, features: int, epochs: int) -> bool:
-    """Whether a round by SGD needs fewer products in the dual form; `samples` with their padding.
+    """Whether a round of SGD needs fewer products in the dual form.
 
-    Counted per sample and unit: outputs at W(0), the steps, and W at the end, against the steps.
+    Products are counted per sample and unit. The dual form needs those for the outputs at W(0), for the
+    steps, and for W at the end. The direct form needs only those for the steps.
+
+    Args:
+        samples: number of samples of a client, with padding.
+        features: number of features.
+        epochs: number of passes per round.
     """
     return 2 * features + epochs * samples < 2 * epochs * features
 
 
 def padded_samples(samples: int, batch: int) -> int:
-    """Rows to which a client's samples are padded: whole batches, whole cache lines."""
+    """Number of rows to which a client's samples are padded: whole batches and whole cache lines."""
     return padded(-(-samples // batch) * batch)
 
 
 def gram_numbers(features: int, samples: int, batch: int, epochs: int) -> int:
-    """Numbers of the Gram matrix that training by SGD keeps for a client with `samples` samples."""
+    """Size of the Gram matrix that training by SGD keeps for a client with `samples` samples."""
     rows = padded_samples(samples, batch)
     return rows * rows * dual_pays(rows, features, epochs)
 
@@ -137,8 +149,8 @@ class StackTrainer:
         Args:
             network: the network.
             data: inputs `[sample, feature]` and labels `[sample]` of each client.
-            batch: samples of a step.
-            epochs: local passes of a round.
+            batch: number of samples per step.
+            epochs: number of local passes per round.
         """
         self._data, self._batch, self._epochs = data, batch, epochs
         self._sizes = np.array([len(labels) for _, labels in data])
@@ -146,7 +158,7 @@ class StackTrainer:
         self._grams: dict[_Group, torch.Tensor] = {}
 
     def descend(self, weights: torch.Tensor, orders: Orders, sgd: Sgd) -> torch.Tensor:
-        """A round's steps by SGD, in the dual form where it pays; velocities start at zero."""
+        """Takes the steps of a round by SGD, in the dual form if it is cheaper; velocities start at 0."""
 
         def train(group: _Group, start: torch.Tensor) -> torch.Tensor:
             if group.dual:
@@ -158,7 +170,7 @@ class StackTrainer:
     def follow(
         self, weights: torch.Tensor, orders: Orders, rule: Callable[[Pack], Rule]
     ) -> torch.Tensor:
-        """A round's steps by any rule on the layer matrices `[client, out, in]`, in the direct form."""
+        """Takes the steps of a round by any rule in the direct form, on matrices `[client, out, in]`."""
 
         def train(group: _Group, start: torch.Tensor) -> torch.Tensor:
             def pack(rows: torch.Tensor) -> Layers:
@@ -206,7 +218,7 @@ class StackTrainer:
         train: Callable[[_Group, torch.Tensor], torch.Tensor],
         dual: bool,
     ) -> torch.Tensor:
-        """Trains group after group; clients without samples keep their weights."""
+        """Trains one group after another; clients without samples keep their weights."""
         trained = weights.clone()
         for group in self._groups(dual):
             rows = _rows(group, weights.device)
@@ -214,7 +226,7 @@ class StackTrainer:
         return trained
 
     def _groups(self, dual: bool) -> Iterator[_Group]:
-        """The clients in groups of equally many batches per pass."""
+        """Groups of clients with the same number of batches per pass."""
         features, width = self._network.network.widths[:2]
         batches = -(-self._sizes // self._batch)
         for count in np.unique(batches[batches > 0]).tolist():
@@ -230,7 +242,7 @@ class StackTrainer:
                 yield _Group(chosen, places, count, samples, in_dual)
 
     def _padded(self, group: _Group) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs with ones behind them `[client, sample, in]`, targets `[client * sample, output]`."""
+        """Inputs `[client, sample, in]` with a column of ones; targets `[client * sample, output]`."""
         widths, like = self._network.network.widths, self._data[0][0]
         inputs = like.new_zeros(group.places, group.samples, self._network.padded_widths[0])
         targets = inputs.new_zeros(group.places, group.samples, widths[-1])
@@ -242,10 +254,10 @@ class StackTrainer:
         return inputs, targets.flatten(0, 1)
 
     def _steps(self, group: _Group, orders: Orders) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Batches of a round, as rows of the group's samples, with what each sample's loss counts.
+        """The batches of a round as indices of the group's samples, with the weights of their losses.
 
-        Rows are `[client * batch]`, shares `[client, batch, 1]`. Batches that are not full are
-        filled up with samples of share 0.
+        Indices are `[client * batch]`, weights `[client, batch, 1]`. Batches that are not full are
+        filled with samples of weight 0.
         """
         like, room = self._data[0][0], group.batches * self._batch
         order = np.zeros((self._epochs, group.batches, group.places, self._batch), dtype=np.int64)
@@ -267,12 +279,12 @@ class StackTrainer:
 
 
 def _rows(group: _Group, device: torch.device) -> torch.Tensor:
-    """Where the group's clients stand among all."""
+    """The indices of the group's clients among all clients."""
     return torch.tensor(group.clients, device=device)
 
 
 def _of_group(group: _Group, rows: torch.Tensor) -> torch.Tensor:
-    """The group's places of `rows` `[client, P]`, zeros where one is empty."""
+    """The rows `[place, P]` of the group's clients in `rows` `[client, P]`; empty places are zero."""
     chosen = rows.new_zeros(group.places, rows.shape[1])
     chosen[: len(group.clients)] = rows[_rows(group, rows.device)]
     return chosen

@@ -1,4 +1,4 @@
-"""What a multilayer perceptron's computations take. See `NetworkWork`."""
+"""The work of the computations of a multilayer perceptron. See `NetworkWork`."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ class StackWork:
 
     @property
     def widest(self) -> int:
-        """The largest width behind the input."""
+        """The largest width except the input."""
         return max(self.widths[1:])
 
     def kernel(self, samples: Count) -> Amount:
-        """A product of inputs and one of signals for each layer, of which half is computed."""
+        """One product of inputs and one of signals per layer; half of each product is computed."""
         square = samples * samples
         reads = sum(self.widths[:-1]) + sum(self.widths[1:-1])
         return Amount(1.25 * square * reads, 4.0 * square * self.layers)
 
     def update(self, samples: Count, taus: int) -> Amount:
-        """Residuals through the layers' signals and inputs."""
+        """The products of residuals with the signals and inputs of the layers."""
         widths, widest = self.widths, self.widest
         back = 2 * taus * samples * (sum(widths[:-2]) + widths[-1]) * widest
         return Amount(back, taus * 6 * samples * widest)
 
     def descent(self, samples: Count) -> Amount:
-        """By the Gram matrix of the inputs, or through the weights; see descent.py."""
+        """One step with the Gram matrix of the inputs, or through the weights; see descent.py."""
         first = self.widths[1]
         step = np.minimum(samples, 2 * self.features) * 2 * samples * first
         return Amount(step, 30 * samples * first)
@@ -62,15 +62,14 @@ class StackWork:
     def training(
         self, samples: Count, batch: int, epochs: int, gradients: int, by_entry: bool
     ) -> Amount:
-        """In the dual form where it pays; see training.py."""
+        """A round in the dual form if it is cheaper; see training.py."""
         features, units = self.widths[:2]
         rows = np.array([padded_samples(int(n), batch) for n in samples], dtype=np.float64)
         dual = np.array([not by_entry and dual_pays(int(n), features, epochs) for n in rows])
         in_dual = 2 * features * rows + epochs * rows * rows
         first = np.where(dual, in_dual, 3 * epochs * rows * features)
         above = 6 * epochs * rows * (self.products - features * units)
-        touched = np.where(
-            dual, rows * units, self.products
-        )  # by a step's update of the first layer
+        # Numbers that a step changes when it updates the first layer.
+        touched = np.where(dual, rows * units, self.products)
         steps = epochs * rows / batch
         return Amount(gradients * (2 * units * first + above), 3 * steps * touched, steps)

@@ -1,4 +1,4 @@
-"""Any module of torch as a network, by torch's own derivatives."""
+"""Any module of torch as a network, with the derivatives that torch computes."""
 
 from mpi_ntkdfl.model.module.network import ModuleNetwork
 

@@ -1,6 +1,7 @@
-"""Which modules can be networks: what is refused by name, and what trying them out shows.
+"""Which modules can be networks: some are refused for their layers, the others are tried out.
 
-All tries are in float64, with parameters jittered so that branches that start at zero count too.
+All trials are in float64. Noise is added to the parameters, so that branches whose weights start at zero
+take part as well.
 """
 
 from __future__ import annotations
@@ -21,18 +22,19 @@ from mpi_ntkdfl.runtime import seeds
 from mpi_ntkdfl.runtime.errors import InputError
 
 SAMPLES, JITTER, TOLERANCE = 8, 0.1, 1e-9
-"""Samples of a try; deviation of what is added to parameters; relative error of what must be equal."""
+"""Number of samples of a trial; standard deviation of the noise on the parameters; relative error that is
+allowed for values that must be equal."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What trying out a module has shown.
+    """Facts about a module that the trials have shown.
 
     Attributes:
         products: multiplications of a forward pass of one sample.
-        activations: numbers that autograd keeps of a forward pass of one sample.
+        activations: numbers that autograd keeps from a forward pass of one sample.
         vectorised: whether torch computes gradients of several samples together.
     """
 
@@ -51,12 +53,12 @@ def examined(
 
     Args:
         make: makes the module.
-        shape: of one sample.
-        classes: outputs it must have.
-        examples: samples to try it with, `[sample, *shape]`; None for random ones.
+        shape: shape of one sample.
+        classes: number of outputs that it must have.
+        examples: samples for the trials, `[sample, *shape]`; None for random ones.
 
     Raises:
-        InputError: if it cannot be a network; the message says why and what to do.
+        InputError: if the module cannot be a network; the message says why and what to do.
     """
     module = made(make, 0)
     refuse_by_name(module)
@@ -78,10 +80,10 @@ def examined(
 
 
 def refuse_by_name(module: torch.nn.Module) -> None:
-    """Refuses what is known to be impossible.
+    """Refuses modules with layers or parameters that cannot work.
 
     Raises:
-        InputError: naming the submodule or the parameter.
+        InputError: with the name of the submodule or the parameter.
     """
     parameters = dict(module.named_parameters())
     for name, parameter in parameters.items():
@@ -98,7 +100,7 @@ def refuse_by_name(module: torch.nn.Module) -> None:
         what = f"{type(part).__name__} {name!r}".strip()
         if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
             raise _refusal(
-                f"{what} normalises over the batch, so that samples see each other",
+                f"{what} normalises over the batch, so that samples depend on each other",
                 "use GroupNorm, LayerNorm, RMSNorm or InstanceNorm, or return the module in "
                 "evaluation mode with running statistics",
             )
@@ -123,7 +125,7 @@ def _refusal(what: str, way_out: str) -> InputError:
 
 
 def _refuse_other_randomness(first: FlatModule, second: FlatModule) -> None:
-    """Every rank makes the module for itself, so the same seed must give the same module."""
+    """Refuses factories that give other modules for the same seed, since every rank makes its own."""
     own, other = first.flat(), second.flat()
     like = own[:0].double()
     constants = zip(first.constants(like).values(), second.constants(like).values(), strict=False)
@@ -152,7 +154,7 @@ def _tried(task: Callable[[], T], what: str) -> T:
 def _refuse_wrong_outputs(
     function: FlatModule, params: torch.Tensor, inputs: torch.Tensor, classes: int
 ) -> None:
-    """Refuses modules whose outputs have another shape or type, are random, or change the module."""
+    """Refuses modules whose outputs have a wrong form or are random, and modules that a pass changes."""
     before = {name: each.clone() for name, each in function.constants(params).items()}
     what = f"{inputs.dtype} inputs of shape {list(inputs.shape)}".replace("torch.", "")
     outputs: object = _tried(lambda: function(params, inputs), what)
@@ -178,7 +180,11 @@ def _refuse_wrong_outputs(
 
 
 def _refuse_mixed_samples(function: FlatModule, params: torch.Tensor, inputs: torch.Tensor) -> None:
-    """Replaces the first sample and looks at the others' outputs; then gives the last one by itself."""
+    """Refuses modules in which the outputs of a sample depend on other samples.
+
+    The first sample is replaced, and the outputs of the others must stay the same. The last sample is
+    also passed alone, and must have the same outputs.
+    """
     changed = inputs.clone()
     for other in inputs[1:]:
         if not torch.equal(other, inputs[0]):
@@ -195,7 +201,7 @@ def _refuse_mixed_samples(function: FlatModule, params: torch.Tensor, inputs: to
 
 
 def _counted(function: FlatModule, params: torch.Tensor, inputs: torch.Tensor) -> tuple[int, int]:
-    """Multiplications of a forward pass of one sample, and numbers that autograd keeps of it."""
+    """Multiplications of a forward pass of one sample, and the numbers that autograd keeps from it."""
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -217,9 +223,10 @@ def _counted(function: FlatModule, params: torch.Tensor, inputs: torch.Tensor) -
 def _right_form(
     function: FlatModule, params: torch.Tensor, inputs: torch.Tensor, classes: int
 ) -> bool:
-    """Whether the vectorised form is right; otherwise the other one must be.
+    """Whether the vectorised form gives the right Jacobian.
 
-    Kernel and transposed product come from different computations, and must agree on
+    If it does not, the form with one sample at a time must give it; otherwise the module is refused. The
+    kernel and the transposed product come from different computations, and must agree in
     `u^T K u = sum_c |J_c^T u|^2`.
     """
     reasons = []
@@ -228,7 +235,7 @@ def _right_form(
         jacobian = ModuleJacobian(function, params, inputs, classes, limits)
         try:
             error = _disagreement(jacobian, len(inputs), classes, params)
-        except Exception as failure:  # of the module, or because torch has no rule for it
+        except Exception as failure:  # the module fails, or torch has no vectorisation rule for it
             reasons.append(f"{type(failure).__name__}: {str(failure).strip().splitlines()[0]}")
             continue
         if error <= TOLERANCE:

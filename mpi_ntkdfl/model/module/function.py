@@ -11,11 +11,14 @@ import torch
 from mpi_ntkdfl.model.params import Layout
 
 Make = Callable[[], torch.nn.Module]
-"""Makes a module, with starting weights from torch's own generator."""
+"""A function that makes a module, with starting weights from torch's own generator."""
 
 
 def made(make: Make, seed: int) -> torch.nn.Module:
-    """The module that `make` makes when torch's generator starts at `seed`; the generator is restored."""
+    """The module that `make` makes when torch's generator has the seed `seed`.
+
+    The state of the generator is restored afterwards.
+    """
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return make()
@@ -24,8 +27,8 @@ def made(make: Make, seed: int) -> torch.nn.Module:
 class FlatModule:
     """A module's outputs as a function of a flat parameter vector and inputs.
 
-    Parameters that require no gradient, and buffers, are constants. They follow the vector's type and
-    device.
+    Parameters that require no gradient, and buffers, are constants. They are converted to the type and
+    device of the vector.
 
     Attributes:
         module: the module; its own parameters are never changed.
@@ -62,7 +65,7 @@ class FlatModule:
     def with_tensors(
         self, tensors: Mapping[str, torch.Tensor], like: torch.Tensor, inputs: torch.Tensor
     ) -> torch.Tensor:
-        """Outputs `[sample, output]` with parameters by name; `like` has their type and device."""
+        """Outputs `[sample, output]` with parameters by name; `like` has the same type and device."""
         state = {**self.constants(like), **tensors}
         outputs: torch.Tensor = torch.func.functional_call(self.module, state, (inputs,))
         return outputs
@@ -75,7 +78,8 @@ class FlatModule:
 def vectorised(function: Callable[..., Any], *arguments: Any, in_dims: Any = 0) -> Any:
     """`torch.func.vmap` of `function` at `arguments`.
 
-    It says nothing about operations that torch vectorises by a loop: there is nothing to be done.
+    Torch warns of operations that it vectorises by a loop. The warning is suppressed, because the user
+    cannot change that.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")

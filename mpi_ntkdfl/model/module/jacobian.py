@@ -1,7 +1,7 @@
 """The Jacobian of any module, from gradients of single outputs for single samples.
 
-Gradients `G_c [sample, param]` of output c are computed for a range of samples and contracted at once:
-`sum_c J_c J_c^T = sum_c G_c G_c^T`. Ranges are as long as the room for numbers allows.
+Gradients `G_c [sample, param]` of output c are computed for a range of samples and multiplied at once:
+`sum_c J_c J_c^T = sum_c G_c G_c^T`. The ranges are as long as the limit on numbers in memory allows.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from mpi_ntkdfl.model.params import aligned, outside
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds a computation.
+    """Limits of a computation.
 
     Attributes:
-        room: numbers of gradients it may hold at once.
-        at_once: samples that pass through the module together.
-        vectorised: whether gradients of several samples are computed together (`torch.func.vmap`), or
-            one after another, for modules that torch cannot vectorise.
+        room: how many numbers of gradients it may hold at once.
+        at_once: number of samples that pass through the module together.
+        vectorised: whether gradients of several samples are computed together (`torch.func.vmap`).
+            Otherwise they are computed one after another, for modules that torch cannot vectorise.
     """
 
     room: int
@@ -44,14 +44,14 @@ class ModuleJacobian:
         classes: int,
         limits: Limits,
     ) -> None:
-        """Keeps where it is taken; everything is computed when it is asked for.
+        """Keeps the arguments; results are computed when they are needed.
 
         Args:
             function: the module.
-            params: `[P]`.
+            params: `[P]`, the point of linearisation.
             inputs: `[sample, *shape]`.
             classes: C.
-            limits: what bounds the computation.
+            limits: limits of the computation.
         """
         with torch.inference_mode(False):
             self._params, self._inputs = outside(aligned(params)), outside(inputs)
@@ -68,7 +68,7 @@ class ModuleJacobian:
     def trace_gram(self) -> torch.Tensor:
         """`sum_c J_c J_c^T`, `[sample, sample]`."""
         size = self._function.layout.size
-        # Two blocks of rows are held, one and each of those before it, and a copy in the making.
+        # Memory holds two blocks of rows, a block and one before it, and a copy that is being made.
         blocks = chunks(self._samples, max(self._limits.room // (3 * size), 1))
         total = self._params.new_zeros(self._samples, self._samples)
         every = list(self._function.layout.shapes)
@@ -85,7 +85,7 @@ class ModuleJacobian:
     def transposed_product(self, residuals: torch.Tensor) -> torch.Tensor:
         """`sum_c J_c^T R_c` of `residuals` `[tau, sample, output]`: `[tau, param]`.
 
-        One vector-Jacobian product for each tau.
+        This takes one vector-Jacobian product per tau.
         """
         with torch.inference_mode(False), torch.enable_grad():
             residuals = outside(residuals)
@@ -114,7 +114,7 @@ class ModuleJacobian:
         return entries
 
     def _gradients(self, output: int, rows: slice, names: list[str]) -> torch.Tensor:
-        """Gradients of one output by the tensors `names`, flattened, `[row, entry]`."""
+        """Flattened gradients of one output with respect to the tensors `names`, `[row, entry]`."""
         with torch.inference_mode(False), torch.enable_grad():
             tensors = self._function.layout.unflatten(self._params.detach())
             differentiated = {name: tensors.pop(name) for name in names}

@@ -1,4 +1,4 @@
-"""Any module of torch as a network. See `Network` for what its methods promise."""
+"""Any module of torch as a network. `Network` describes the methods."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from mpi_ntkdfl.model.training import Data
 from mpi_ntkdfl.runtime.device import on_gpu
 
 ROOM = 2**25
-"""Numbers of gradients and activations a computation holds, 128 MiB in float32. A constant, because sums
-over ranges of samples round by their lengths."""
+"""How many numbers of gradients and activations a computation holds: 128 MiB in float32. It is constant,
+because the rounding of sums over ranges of samples depends on the lengths of the ranges."""
 
 _MOST_AT_ONCE = 512
 _PLACES_CUDA = 64
-"""Samples of a pass at most; clients that train together on a GPU."""
+"""The most samples of a pass; the most clients that train together on a GPU."""
 
 
 class ModuleNetwork:
-    """A network around a module whose samples do not see each other.
+    """A network around a module in which the outputs of a sample depend only on that sample.
 
-    It is built from something that makes the module, because starting weights are drawn by making it
-    anew, and because every rank makes its own.
+    It is built from a function that makes the module. Starting weights are drawn by making the module
+    anew, and every rank makes its own module.
 
     Attributes:
-        factored: None; only dense Jacobians or samples travel.
+        factored: None; clients send dense Jacobians or samples.
         on_levels: false; inputs are plain tensors.
-        shape: of one sample.
+        shape: shape of one sample.
         classes: C.
     """
 
@@ -57,12 +57,12 @@ class ModuleNetwork:
         """Makes the module and tries it out.
 
         Args:
-            make: makes the module; its weights must follow from the state of torch's generator.
-            shape: of one sample.
-            classes: C, outputs of the module.
-            label: what to call it.
-            examples: samples to try it with, `[sample, *shape]`; None for random ones.
-            room: numbers it may hold at once.
+            make: makes the module; its weights must depend only on the state of torch's generator.
+            shape: shape of one sample.
+            classes: C, the number of outputs of the module.
+            label: name of the network.
+            examples: samples for the trials, `[sample, *shape]`; None for random ones.
+            room: how many numbers it may hold at once.
 
         Raises:
             InputError: if the module cannot be a network; the message says why and what to do.
@@ -75,22 +75,22 @@ class ModuleNetwork:
         self._function = FlatModule(made(make, 0))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the module, whose class other ranks may not be able to read."""
+        """The attributes without the module, whose class other ranks may not be able to unpickle."""
         return {name: value for name, value in vars(self).items() if name != "_function"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Makes the module again."""
+        """Sets the attributes and makes the module anew."""
         vars(self).update(state)
         self._function = FlatModule(made(self._make, 0))
 
     @property
     def layout(self) -> Layout:
-        """The module's own names, without parameters that require no gradient."""
+        """The module's parameters that require a gradient, by the module's own names."""
         return self._function.layout
 
     @property
     def work(self) -> ModuleWork:
-        """Counts by a forward pass."""
+        """The amount of work, computed from a forward pass."""
         facts, layout = self._facts, self.layout
         return ModuleWork(
             features=math.prod(self.shape),
@@ -102,16 +102,16 @@ class ModuleNetwork:
         )
 
     def describe(self) -> str:
-        """Its name, and how its gradients are computed."""
+        """The name of the network, and how its gradients are computed."""
         how = "" if self._facts.vectorised else ", gradients one sample at a time"
         return f"{self._label} (module of torch{how})"
 
     def own_parameters(self) -> torch.Tensor:
-        """The values with which the module was made, `[P]` float64."""
+        """The values of the parameters when the module was made, `[P]` float64."""
         return self._function.flat()
 
     def initial(self, generator: np.random.Generator) -> np.ndarray:
-        """The module's own starting weights, made anew from a seed that `generator` draws."""
+        """The starting weights of a module that is made anew with a seed that `generator` draws."""
         module = made(self._make, int(generator.integers(2**63)))
         values: np.ndarray = FlatModule(module).flat().cpu().numpy()
         return values
@@ -121,7 +121,7 @@ class ModuleNetwork:
         return self._function(aligned(params), inputs)
 
     def functions(self, params: torch.Tensor, like: Inputs) -> Callable[[Inputs], torch.Tensor]:
-        """What several parameter vectors make of the same inputs, one after another."""
+        """A function that computes the outputs for one parameter vector after another."""
         rows = [aligned(row) for row in params]
 
         def outputs(inputs: Inputs) -> torch.Tensor:
@@ -145,7 +145,7 @@ class ModuleNetwork:
         loss: Loss,
         shares: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Gradient `[P]` of the loss, a range of samples after another."""
+        """Gradient `[P]` of the loss, computed for one range of samples after another."""
         if shares is None:
             shares = params.new_full((len(labels),), 1 / len(labels))
         total, point = torch.zeros_like(params), aligned(params)
@@ -155,7 +155,7 @@ class ModuleNetwork:
         return total
 
     def jacobian(self, params: torch.Tensor, inputs: torch.Tensor) -> ModuleJacobian:
-        """The Jacobian by gradients of single samples."""
+        """The Jacobian, from gradients of single samples."""
         return ModuleJacobian(self._function, params, inputs, self.classes, self._limits)
 
     def trainer(self, data: Sequence[Data], batch: int, epochs: int) -> ModuleTrainer:
@@ -181,11 +181,11 @@ class ModuleNetwork:
         return torch.stack(wanted)
 
     def memory(self, samples: int) -> int:
-        """The samples twice, gradients of one output, and what a pass with gradients keeps."""
+        """The samples twice, the gradients of one output, and the numbers that a pass keeps for them."""
         gradients = min(max(self._limits.room, 2 * self.layout.size), samples * self.layout.size)
         passing = 2 * min(samples, self._limits.at_once) * self._facts.activations
         return 2 * samples * math.prod(self.shape) + gradients + passing
 
     def training_memory(self, samples: int, batch: int, epochs: int) -> int:
-        """Nothing is kept."""
+        """Nothing is kept from round to round."""
         return 0

@@ -15,21 +15,23 @@ def jacobian(
 ) -> ModuleJacobian:
     """The Jacobian of a module's outputs by its parameters, as an operator.
 
-    It offers `trace_gram()` (`sum_c J_c J_c^T`, `[sample, sample]`), `transposed_product(residuals)`
-    (`[tau, sample, output]` to `[tau, param]`), `dense(start, stop)` (entries of a range of parameters,
-    `[sample, output, stop - start]`) and `outputs` `[sample, output]`. Parameters are those that require
-    a gradient, in the order of `module.named_parameters()`. Nothing is changed in the module.
+    It has `trace_gram()` (`sum_c J_c J_c^T`, `[sample, sample]`), `transposed_product(residuals)`
+    (`[tau, sample, output]` to `[tau, param]`), `dense(start, stop)` (the entries of a range of
+    parameters, `[sample, output, stop - start]`) and `outputs` `[sample, output]`. Its parameters are the
+    module's parameters that require a gradient, in the order of `module.named_parameters()`. The module
+    is not changed.
 
     Args:
-        module: maps `[sample, *shape]` to `[sample, output]`, and treats each sample by itself.
-        inputs: `[sample, *shape]`, on the module's device. Their type is that of the result; for
-            integers it is that of the module's first parameter.
+        module: maps `[sample, *shape]` to `[sample, output]`. The outputs of a sample must depend only on
+            that sample.
+        inputs: `[sample, *shape]`, on the module's device. The result has the type of the inputs; for
+            integer inputs it has the type of the module's first parameter.
         memory_limit: bytes of gradients to hold at once; None for 128 MiB in float32.
 
     Raises:
         InputError: if the module cannot be differentiated sample by sample; the message says why.
     """
-    refuse_by_name(module)  # before a pass, which would change such modules
+    refuse_by_name(module)  # before the first pass, since a pass changes some of these modules
     with torch.no_grad():
         outputs: object = module(inputs[:1])
     if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2:

@@ -1,7 +1,8 @@
 """Local training of any module.
 
-On CPU one client after another, so that a client's bits depend on nothing but itself. On a GPU groups of
-clients take their steps together (`torch.func.vmap`), where torch can vectorise the module.
+On a CPU the clients are trained one after another, so that the bits of a client do not depend on other
+clients. On a GPU groups of clients take their steps together (`torch.func.vmap`), if torch can vectorise
+the module.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mpi_ntkdfl.model.training import Data, Layers, Orders, Pack, Rule, Sgd, Sgd
 
 @dataclass(frozen=True)
 class Gradients:
-    """Gradients `[client, P]` by all parameters. See `Slope`."""
+    """Gradients `[client, P]` with respect to all parameters. See `Slope`."""
 
     entries: torch.Tensor
 
@@ -41,7 +42,7 @@ class _Batch:
     Attributes:
         inputs: `[client, sample, *shape]`.
         labels: `[client, sample]`.
-        shares: what each sample's loss counts, `[client, sample]`; 0 where a client has fewer.
+        shares: weight of each sample's loss, `[client, sample]`; 0 for samples that only fill a batch.
     """
 
     inputs: torch.Tensor
@@ -60,22 +61,22 @@ class ModuleTrainer:
         Args:
             function: the module.
             data: inputs `[sample, *shape]` and labels `[sample]` of each client.
-            batch: samples of a step.
-            epochs: local passes of a round.
-            places: clients that may take their steps together.
+            batch: number of samples per step.
+            epochs: number of local passes per round.
+            places: the most clients that take their steps together.
         """
         self._function, self._data = function, data
         self._batch, self._epochs, self._places = batch, epochs, places
         self._sizes = np.array([len(labels) for _, labels in data])
 
     def descend(self, weights: torch.Tensor, orders: Orders, sgd: Sgd) -> torch.Tensor:
-        """A round's steps by SGD; velocities start at zero."""
+        """Takes the steps of a round by SGD; velocities start at zero."""
         return self.follow(weights, orders, lambda _: SgdRule(sgd))
 
     def follow(
         self, weights: torch.Tensor, orders: Orders, rule: Callable[[Pack], Rule]
     ) -> torch.Tensor:
-        """A round's steps by any rule on one array `[client, P]` of all parameters."""
+        """Takes the steps of a round by any rule on one array `[client, P]` of all parameters."""
         trained = weights.clone()
         for group in self._groups():
             rows = torch.tensor(group, device=weights.device)
@@ -90,7 +91,7 @@ class ModuleTrainer:
         return trained
 
     def _groups(self) -> Iterator[list[int]]:
-        """Clients with equally many batches per pass, at most `places` together."""
+        """Groups of at most `places` clients with the same number of batches per pass."""
         counts = -(-self._sizes // self._batch)
         for count in np.unique(counts[counts > 0]).tolist():
             clients = np.flatnonzero(counts == count).tolist()
@@ -98,7 +99,7 @@ class ModuleTrainer:
                 yield clients[start : start + self._places]
 
     def _batches(self, group: list[int], orders: Orders) -> Iterator[_Batch]:
-        """The batches of a round; shorter ones are filled up with samples that do not count."""
+        """The batches of a round; shorter batches are filled with samples of weight 0."""
         passes = [orders(client) for client in group]
         longest = max(order.shape[1] for order in passes)
         for epoch in range(self._epochs):
@@ -113,7 +114,7 @@ class ModuleTrainer:
         shares = torch.zeros(len(group), width, dtype=torch.float64)
         for place, (client, pick) in enumerate(zip(group, picks, strict=True)):
             x, y = self._data[client]
-            # The filling must be a real sample: a module may divide by what is zero in an empty one.
+            # Batches are filled with real samples: for samples of zeros a module may divide by zero.
             filled = np.pad(pick, (0, width - len(pick)), constant_values=pick[0])
             index = torch.from_numpy(filled).to(x.device)
             inputs.append(x[index])

@@ -1,4 +1,4 @@
-"""What the computations of any module take. See `NetworkWork`."""
+"""The work of the computations of any module. See `NetworkWork`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class ModuleWork:
 
     Attributes:
         features: numbers of one sample's input.
-        layers: tensors of parameters.
+        layers: number of parameter tensors.
         products: multiplications of a forward pass of one sample.
-        activations: numbers that a forward pass of one sample leaves.
+        activations: numbers that a forward pass of one sample keeps.
         params: P.
         classes: C.
     """
@@ -31,28 +31,28 @@ class ModuleWork:
 
     @property
     def widest(self) -> int:
-        """At most all of them."""
+        """All activations, which is an upper bound."""
         return self.activations
 
     def kernel(self, samples: Count) -> Amount:
-        """A gradient for each output, and half of a product of gradients."""
+        """One gradient per output, and half of a product of gradients."""
         entries = samples * self.classes * self.params
         gradients = 6 * self.products * self.classes * samples
         return Amount(gradients + entries * samples, 4.0 * entries)
 
     def update(self, samples: Count, taus: int) -> Amount:
-        """A forward pass, and a backward pass for each tau."""
+        """One forward pass, and one backward pass per tau."""
         passes = (2 + 4 * taus) * self.products * samples
         return Amount(passes, 3.0 * taus * samples * self.activations)
 
     def descent(self, samples: Count) -> Amount:
-        """A gradient of all samples."""
+        """One gradient of all samples."""
         return Amount(6.0 * self.products * samples, 3.0 * samples * self.activations)
 
     def training(
         self, samples: Count, batch: int, epochs: int, gradients: int, by_entry: bool
     ) -> Amount:
-        """A gradient of all samples in each pass, and an update of all parameters in each step."""
+        """One gradient of all samples per pass, and one update of all parameters per step."""
         seen = epochs * samples
         moved = 3 * seen * self.activations + 3 * self.params * seen / batch
         steps = epochs * np.ceil(samples / batch)
