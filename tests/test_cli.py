@@ -294,7 +294,7 @@ def short_partition(path):
         (None, {"topology": "{{kind: file, path: {path}}}"}, "No such file"),
         (None, {"dataset": "{{name: mnist, root: {path}}}"}, "mnist needs its four IDX files"),
         (None, {"dataset": "{{name: femnist, root: {path}}}"}, "data set femnist not found in"),
-        (None, {"partition": "{{kind: writer}}"}, "needs a data set that knows its writers"),
+        (None, {"partition": "{{kind: writer}}"}, "needs a data set with writers"),
         (
             None,
             {"partition": "{{kind: shards, per_client: 1000}}"},

@@ -224,7 +224,7 @@ def test_writer_gives_each_client_its_writer() -> None:
 @pytest.mark.parametrize(
     ("writers", "clients", "message"),
     [
-        (None, 1, "knows its writers"),
+        (None, 1, "a data set with writers"),
         (np.array([0, 1, 1]), 3, "3 clients for 2 writers"),
         (np.array([0, 2, 2]), 3, "writer 1 has no"),
     ],

@@ -271,13 +271,13 @@ def test_each_file_is_compared_with_all_published_ones(
     # One file of another published set among the user's own.
     del own[part]
     write_set(tmp_path, **own)
-    with refused(f"data set mnist: .*{FILES[part]}.gz is of fashion-mnist"):
+    with refused(f"data set mnist: .*{FILES[part]}.gz belongs to fashion-mnist"):
         sources.load(dataset("mnist", tmp_path))
     # A file of the user's own among published ones.
     write_set(tmp_path, **{part: (IMAGES if "images" in part else LABELS)[::-1] // 2})
     caplog.clear()
     sources.load(dataset("fashion-mnist", tmp_path))
-    assert caplog.text.count("is not the published file; taken as your own") == 1
+    assert caplog.text.count("is not the published file; it is used as your own") == 1
     assert FILES[part] in caplog.text
 
 
@@ -290,7 +290,7 @@ def test_a_published_file_in_the_place_of_another_is_refused(tmp_path: Path) -> 
 
 def test_a_test_set_that_is_the_training_set_is_refused(tmp_path: Path) -> None:
     write_set(tmp_path, test_images=IMAGES, test_labels=LABELS)
-    with refused("the test samples must be others.*the same 12 samples twice"):
+    with refused("the test samples must differ.*the same 12 samples twice"):
         sources.load(dataset("mnist", tmp_path))
 
 
@@ -328,7 +328,7 @@ def test_real_fashion_mnist_has_the_published_hashes_and_is_no_mnist() -> None:
     for part, hashes in FASHION_MNIST.hashes.items():
         path = FASHION_MNIST.packaged / f"{FILES[part]}.gz"
         assert idx.content_hash(path) == hashes.sha256
-    with refused("data set mnist: .* is of fashion-mnist"):
+    with refused("data set mnist: .* belongs to fashion-mnist"):
         sources.load(dataset("mnist", FASHION_MNIST.packaged))
 
 

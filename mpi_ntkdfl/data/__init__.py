@@ -1,1 +1,1 @@
-"""Which samples exist, and whose they are."""
+"""The samples of data sets, and their partition among clients."""

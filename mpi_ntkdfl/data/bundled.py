@@ -1,7 +1,7 @@
 """The two data sets that come inside scikit-learn.
 
-Their tables are read from the package's folder, because `import sklearn` takes 1.4 s of the
-processor. Where a version keeps them elsewhere, scikit-learn itself is asked.
+Their tables are read from the package's folder, because `import sklearn` takes 1.4 s of processor time.
+If a version of scikit-learn keeps them elsewhere, its own function reads them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from mpi_ntkdfl.data.source import FolderSettings, Size, Source, need
 
 
 def _table(file: str, loader: str, heading: int) -> tuple[np.ndarray, np.ndarray]:
-    """A data set's values `[sample, feature]` and labels `[sample]`, both float64 or integers.
+    """Values `[sample, feature]` and labels `[sample]` of a data set, both float64 or integers.
 
     Args:
-        file: its table in scikit-learn's folder of data; the last column holds the labels.
+        file: file of its table in scikit-learn's folder of data; the last column holds the labels.
         loader: the function of `sklearn.datasets` that reads it.
-        heading: lines above the table.
+        heading: number of lines above the table.
 
     Raises:
         InputError: if scikit-learn is not installed.
@@ -37,12 +37,12 @@ def _table(file: str, loader: str, heading: int) -> tuple[np.ndarray, np.ndarray
 
 
 class _InScikitLearn(Source[FolderSettings]):
-    """A data set that needs no file of its own."""
+    """A data set that is part of scikit-learn, so that it needs no other file."""
 
     Settings = FolderSettings
     licence = "CC BY 4.0"
     bundled = True
-    way_out = "it comes inside scikit-learn, just use it"
+    way_out = "it comes inside scikit-learn and needs no download"
 
 
 class Digits(_InScikitLearn):
@@ -54,7 +54,7 @@ class Digits(_InScikitLearn):
     def load(self, settings: FolderSettings) -> Dataset:
         """Reads the set and splits it."""
         values, labels = _table("digits.csv.gz", "load_digits", heading=0)
-        # The pixels are counts 0..16, so bytes hold them exactly.
+        # The pixels are counts from 0 to 16, so bytes hold them exactly.
         train, test = split(values.astype(np.uint8), labels.astype(np.int64))
         scaling = standardise(train.inputs, divisor=16.0, per_feature=False)
         return Dataset(self.name, *train, *test, 10, scaling, shape=(1, 8, 8))

@@ -1,4 +1,4 @@
-"""Samples of a data set as arrays, how they become inputs of a network, and what makes them sound."""
+"""Samples of a data set as arrays, their conversion to inputs of a network, and checks of the samples."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ Labels = npt.NDArray[np.int64]
 Reals = npt.NDArray[np.float64]
 
 _log = logging.getLogger(__name__)
-_said: set[str] = set()
+_given_warnings: set[str] = set()
 
-# Samples looked at together wherever a whole data set in double precision would be too much memory.
+# Number of samples that are processed together, if the whole data set in double precision would take
+# too much memory.
 _BLOCK = 4096
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """From stored values to a network's inputs: (stored / divisor - mean) / deviation.
+    """The conversion of stored values to inputs of a network: (stored / divisor - mean) / deviation.
 
-    The bits are reproducible if each step is done in the working precision and rounded on its own,
-    in this order: round `divisor`, `mean` and `deviation` to the working precision, convert
-    `stored`, divide, subtract, divide. Nothing may be fused, and no division may become a
-    multiplication by a reciprocal, as GPU libraries do where the divisor is a plain number.
+    The bits are reproducible if every step is done in the working precision and rounded separately, in
+    this order: round `divisor`, `mean` and `deviation` to the working precision, convert `stored`,
+    divide, subtract, divide. Steps must not be fused. A division must not be replaced by a multiplication
+    by the reciprocal, as GPU libraries do if the divisor is a plain number.
 
     Attributes:
-        divisor: such as 255 for bytes.
+        divisor: divisor of the stored values, such as 255 for bytes.
         mean: [1] or [d] float64, one for all features or one per feature.
         deviation: [1] or [d] float64, never 0.
     """
@@ -46,7 +47,7 @@ class Scaling:
     def apply(
         self, stored: npt.NDArray[Any], dtype: npt.DTypeLike = np.float32
     ) -> npt.NDArray[Any]:
-        """Inputs [n, d] of type `dtype` from `stored` [n, d]; the reference for the order."""
+        """Inputs [n, d] of type `dtype` from `stored` [n, d]; its code defines the order of the steps."""
         inputs = stored.astype(dtype)
         inputs /= inputs.dtype.type(self.divisor)
         inputs -= self.mean.astype(dtype)
@@ -54,7 +55,7 @@ class Scaling:
         return inputs
 
     def grid(self) -> tuple[float, float] | None:
-        """(offset, step) such that inputs are (stored + offset) step; None if features differ."""
+        """(offset, step) such that inputs are (stored + offset) step; None if they differ by feature."""
         if self.mean.size > 1 or self.deviation.size > 1:
             return None
         step = 1 / (self.divisor * float(self.deviation[0]))
@@ -62,7 +63,7 @@ class Scaling:
 
 
 class Samples(NamedTuple):
-    """Samples of one part: `inputs` [n, d] as stored, `labels` [n] int64."""
+    """Samples of the training or the test part: `inputs` [n, d] as stored, `labels` [n] int64."""
 
     inputs: npt.NDArray[Any]
     labels: Labels
@@ -72,20 +73,20 @@ class Samples(NamedTuple):
 class Dataset:
     """Training and test samples.
 
-    Samples are stored flat; `shape` is their own shape, for networks that need it.
+    Samples are stored flat; `shape` is their original shape, for networks that need it.
 
     Attributes:
-        name: as in the configuration.
+        name: name of the data set in configurations.
         train_inputs: [n, d] as stored: uint8 (pictures) or float32.
         train_labels: [n] int64, in 0..classes-1.
         test_inputs: [n_test, d], of the same type.
         test_labels: [n_test] int64.
         classes: number of classes.
-        scaling: how stored values become inputs.
-        sites: [n] int64, site of each training sample (a writer, a hospital, a role), counted from 0
-            in the order of the sites' sorted names; None where the data set knows no sites.
+        scaling: how stored values are converted to inputs.
+        sites: [n] int64, site of each training sample (a writer, a hospital, a role). Sites are numbered
+            from 0 in the order of their sorted names. None for a data set without sites.
         test_sites: [n_test] int64, the same for test samples.
-        shape: of one sample, such as (1, 28, 28) (channels first) or (30,); its product is d.
+        shape: shape of one sample, such as (1, 28, 28) (channels first) or (30,); its product is d.
     """
 
     name: str
@@ -112,10 +113,10 @@ class Dataset:
         return digest.hexdigest()
 
     def check(self) -> None:
-        """Looks at all samples.
+        """Checks all samples.
 
         Raises:
-            InputError: if a part has no samples, a value is not finite, a label is no class, or the
+            InputError: if a part has no samples, a value is not finite, a label is not a class, or the
                 test samples are the training samples.
         """
         where = f"data set {self.name}"
@@ -126,23 +127,27 @@ class Dataset:
             _check_part(where, part, inputs, labels, self.classes)
         if np.array_equal(self.train_inputs, self.test_inputs):
             raise InputError(
-                f"{where}: the test samples must be others than the training samples, got the same "
+                f"{where}: the test samples must differ from the training samples, got the same "
                 f"{len(self.test_labels)} samples twice; is the test file a copy of the training file?"
             )
         self._count_training_samples(where)
 
     def _count_training_samples(self, where: str) -> None:
-        """Counts test samples whose inputs occur in training, and says so once per process.
+        """Counts test samples whose inputs are also training inputs, and warns once per process.
 
-        Python's hash of a sample's bytes has 64 bits: the probability that a test sample of Fashion-MNIST
-        has the hash of a training sample with other values is 1e-10.
+        Samples are compared by Python's hash of their bytes, which has 64 bits. The probability that any
+        test sample of Fashion-MNIST has the hash of a different training sample is 1e-10.
         """
         train = {hash(row.tobytes()) for row in self.train_inputs}
         count = sum(hash(row.tobytes()) in train for row in self.test_inputs)
-        said = f"{where}: {count} of {len(self.test_labels)} test samples occur in training as well"
-        if count and said not in _said:
-            _said.add(said)
-            _log.warning("%s; their accuracy is that of training samples", said)
+        warning = (
+            f"{where}: {count} of {len(self.test_labels)} test samples occur in training as well"
+        )
+        if count and warning not in _given_warnings:
+            _given_warnings.add(warning)
+            _log.warning(
+                "%s; the test accuracy counts them, though they are training samples", warning
+            )
 
 
 def _check_part(
@@ -168,13 +173,13 @@ def _check_part(
 
 
 def split(inputs: npt.NDArray[Any], labels: Labels) -> tuple[Samples, Samples]:
-    """Splits off a fifth of each class for the test, the same for every seed of a run.
+    """Splits off a fifth of each class as test samples.
 
-    Both parts keep the order of the original set.
+    The split does not depend on the seed of a run. Both parts keep the order of the original set.
 
     Args:
-        inputs: [n, d] of all samples.
-        labels: [n] of all samples.
+        inputs: inputs [n, d] of all samples.
+        labels: labels [n] of all samples.
 
     Returns:
         Training and test samples.
@@ -188,14 +193,14 @@ def split(inputs: npt.NDArray[Any], labels: Labels) -> tuple[Samples, Samples]:
 
 
 def standardise(inputs: npt.NDArray[Any], divisor: float, per_feature: bool) -> Scaling:
-    """Measures mean and deviation of the training inputs, in float64 and in two passes.
+    """Measures mean and standard deviation of the training inputs, in float64 and in two passes.
 
-    A feature that never changes gets deviation 1, so that its input is 0 and not 0 / 0.
+    A constant feature gets the deviation 1, so that its input is 0 and not 0 / 0.
 
     Args:
         inputs: [n, d] as stored.
-        divisor: of the stored values.
-        per_feature: one mean and deviation per feature, or one for all.
+        divisor: divisor of the stored values.
+        per_feature: whether there is one mean and deviation per feature, or one for all features.
     """
 
     def average(of: Callable[[Reals], Reals]) -> Reals:
@@ -207,6 +212,6 @@ def standardise(inputs: npt.NDArray[Any], divisor: float, per_feature: bool) -> 
 
     mean = average(lambda values: values)
     deviation = np.sqrt(average(lambda values: (values - mean) ** 2))
-    # Exactly 0 for a constant feature: sums of equal float32 values are exact in float64.
+    # For a constant feature it is exactly 0, because sums of equal float32 values are exact in float64.
     deviation[deviation == 0] = 1.0
     return Scaling(divisor, mean, deviation)

@@ -5,8 +5,8 @@ There are a training and a test file, each with one group per writer:
     /examples/<writer>/pixels   [n, 28, 28] float32 in [0, 1], white paper 1, black ink 0
     /examples/<writer>/label    [n] integer
 
-Unlike MNIST the background is the large value. The files of all 62 classes are
-`fed_emnist_train.h5` and `fed_emnist_test.h5`, those of the ten digits
+Unlike in MNIST, the background has the larger value. The files with all 62 classes are
+`fed_emnist_train.h5` and `fed_emnist_test.h5`. The files with only the ten digits are
 `fed_emnist_digitsonly_train.h5` and `fed_emnist_digitsonly_test.h5`.
 """
 
@@ -29,12 +29,12 @@ from mpi_ntkdfl.runtime.paths import user_path
 
 PIXELS = 28 * 28
 
-# File name prefix and number of classes; the first one with both files is taken.
+# Prefix of the file names, and number of classes. The first prefix with both files is used.
 VARIANTS = {"fed_emnist": 62, "fed_emnist_digitsonly": 10}
 
 
 class Femnist(Source[FolderSettings]):
-    """Federated EMNIST: characters by 3,400 writers, who are its sites (Caldas et al., LEAF)."""
+    """Federated EMNIST (Caldas et al., LEAF): characters by 3,400 writers. The writers are its sites."""
 
     name = "femnist"
     Settings = FolderSettings
@@ -42,7 +42,7 @@ class Femnist(Source[FolderSettings]):
     licence = "NIST Special Database 19, a work of the US government"
     way_out = (
         "fed_emnist_train.h5 and fed_emnist_test.h5 (or fed_emnist_digitsonly_*.h5, ten classes) "
-        "come in https://storage.googleapis.com/tff-datasets-public/fed_emnist.tar.bz2: unpack it "
+        "are in https://storage.googleapis.com/tff-datasets-public/fed_emnist.tar.bz2: unpack it "
         "and set dataset.root to the folder"
     )
 
@@ -64,7 +64,7 @@ class Femnist(Source[FolderSettings]):
         parts = train.pixels, train.labels, test.pixels, test.labels
         if not len(train.labels):
             raise InputError("data set femnist must have training samples, got none")
-        # A value that is not finite makes the scaling useless; the check of all samples names it.
+        # With a value that is not finite the scaling is useless. The check of all samples reports it.
         with np.errstate(invalid="ignore", over="ignore"):
             scaling = standardise(train.pixels, divisor=1.0, per_feature=False)
         count = classes(paths["train"])
@@ -73,12 +73,12 @@ class Femnist(Source[FolderSettings]):
 
 @dataclass(frozen=True)
 class Part:
-    """The samples of one file, writer after writer, writers in the order of their sorted names.
+    """The samples of one file, one writer after another, in the order of the writers' sorted names.
 
     Attributes:
         pixels: [n, 784] float32.
         labels: [n] int64.
-        writers: [n] int64, which writer, counted from 0 over the writers that have samples.
+        writers: [n] int64, number of the writer. Only writers with samples are counted, from 0.
     """
 
     pixels: npt.NDArray[np.float32]
@@ -96,7 +96,7 @@ def find(folder: Path) -> dict[str, Path] | None:
 
 
 def classes(path: Path) -> int:
-    """Number of classes, told by the name of the file."""
+    """Number of classes, which follows from the name of the file."""
     return VARIANTS[path.stem.rpartition("_")[0]]
 
 
@@ -111,7 +111,7 @@ def read(path: Path) -> Part:
             return _read_writers(file, path)
     except InputError:
         raise
-    except Exception as error:  # noqa: BLE001 - over a damaged file h5py raises almost anything
+    except Exception as error:  # noqa: BLE001 - h5py raises almost anything for a damaged file
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is no sound HDF5 file: {reason}; get the file again") from error
 
@@ -123,7 +123,7 @@ def _read_writers(file: h5py.File, path: Path) -> Part:
     names = sorted(examples)
     counts = [_count(examples.get(name), f"{path}: /examples/{name!r}") for name in names]
     total = sum(counts)
-    # Checked before allocating, because a damaged shape may ask for more memory than there is.
+    # This is checked before memory is allocated, because a damaged shape may need too much memory.
     if total * PIXELS > MAX_INFLATION * path.stat().st_size:
         raise InputError(f"{path}: promises {total} images, more than its size allows")
     pixels = np.empty((total, PIXELS), np.float32)
@@ -131,7 +131,7 @@ def _read_writers(file: h5py.File, path: Path) -> Part:
     stop = 0
     for name, count in zip(names, counts, strict=True):
         start, stop = stop, stop + count
-        # A value beyond float32 becomes infinite here, and is refused with all others of its kind.
+        # A value beyond float32 becomes infinite here. The check of all samples refuses it.
         with np.errstate(over="ignore"):
             pixels[start:stop] = examples[name]["pixels"][()].reshape(count, PIXELS)
         labels[start:stop] = examples[name]["label"][()]
@@ -140,7 +140,7 @@ def _read_writers(file: h5py.File, path: Path) -> Part:
 
 
 def _count(writer: Any, where: str) -> int:
-    """Number of samples of a writer, once the layout of its group is known to be right."""
+    """Checks the layout of a writer's group, and returns the writer's number of samples."""
     members = writer if isinstance(writer, h5py.Group) else {}
     pixels, label = members.get("pixels"), members.get("label")
     if not (isinstance(pixels, h5py.Dataset) and isinstance(label, h5py.Dataset)):

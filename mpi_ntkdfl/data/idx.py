@@ -1,8 +1,8 @@
 """Strict reader of IDX files, the format of MNIST and its descendants.
 
-An IDX file of bytes is the magic number `00 00 08 D`, where `D` is the number of dimensions, then
-`D` dimensions as big-endian 32-bit integers, then the values in C order, and nothing after them.
-Files whose name ends in `.gz` are decompressed on the way.
+An IDX file of bytes begins with the magic number `00 00 08 D`, where `D` is the number of dimensions.
+Then come the `D` dimensions as big-endian 32-bit integers, and then the values in C order. Nothing
+follows them. Files whose names end in `.gz` are decompressed while they are read.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from mpi_ntkdfl.runtime.errors import InputError
 
-# Deflate cannot do better than 258 bytes from 2 bits, so no honest file promises more than this
-# many times its own size.
+# Deflate encodes at most 258 bytes in 2 bits, so the content of a sound file is at most this many times
+# as large as the file.
 MAX_INFLATION = 1032
 
 _BLOCK = 1 << 20
@@ -33,7 +33,7 @@ def read(path: Path, shape: tuple[int | None, ...]) -> npt.NDArray[np.uint8]:
 
     Args:
         path: the file, gzip-compressed if its name ends in `.gz`.
-        shape: dimensions the file must have, None for one that is free.
+        shape: dimensions that the file must have; None for any number.
 
     Returns:
         A writable array of the dimensions in the file.
@@ -44,7 +44,7 @@ def read(path: Path, shape: tuple[int | None, ...]) -> npt.NDArray[np.uint8]:
     with _opened(path) as file:
         dims = _read_header(file, path, shape)
         length = math.prod(dims)
-        # Checked before reading, because a damaged dimension may ask for more memory than there is.
+        # This is checked before reading, because a damaged dimension may need too much memory.
         if length > MAX_INFLATION * path.stat().st_size:
             raise InputError(f"{path}: promises {_times(dims)} bytes, more than its size allows")
         content = file.read(length + 1)
@@ -58,9 +58,9 @@ def read(path: Path, shape: tuple[int | None, ...]) -> npt.NDArray[np.uint8]:
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256, in hexadecimal, of what a file holds once decompressed.
+    """SHA-256, in hexadecimal, of the decompressed content of a file.
 
-    Unlike a hash of the `.gz` file itself it does not depend on who compressed it.
+    Unlike a hash of the `.gz` file itself, it does not depend on the compression.
 
     Raises:
         InputError: if the file cannot be read or is damaged.
@@ -73,7 +73,7 @@ def content_hash(path: Path) -> str:
 
 
 def array_hash(array: npt.NDArray[np.uint8]) -> str:
-    """`content_hash` of the file that `read` got an array from, without reading it again."""
+    """The `content_hash` of the file from which `read` returned `array`, without reading it again."""
     digest = hashlib.sha256(bytes([0, 0, 8, array.ndim]))
     digest.update(np.array(array.shape, ">u4").tobytes())
     digest.update(np.ascontiguousarray(array).data)

@@ -1,7 +1,7 @@
 """Data sets of four IDX files with pictures of 28 x 28 bytes: MNIST and its descendants.
 
-All of them name their files alike, so files of different sets are easily mixed up. Each file that is
-read is therefore compared with the hashes of all published files (`PUBLISHED`).
+All of them use the same file names, so a user can easily mix up the files of different sets. Therefore
+each file that is read is compared with the hashes of all published files (`PUBLISHED`).
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ FILES = {
     "test_images": "t10k-images-idx3-ubyte",
     "test_labels": "t10k-labels-idx1-ubyte",
 }
-"""Name of each part's file, without `.gz`. Some tools write `.idx3-ubyte` for `-idx3-ubyte`."""
+"""Name of each part's file, without `.gz`. Some tools write `.idx3-ubyte` instead of `-idx3-ubyte`."""
 
 PUBLISHED: dict[str, tuple[str, str]] = {}
-"""Name of the data set and part of every published file, by the SHA-256 of its content."""
+"""Data set and part of every published file, by the SHA-256 of the file's content."""
 
 _SIDE = 28
 
 
 class Hashes(NamedTuple):
-    """`md5` of the published `.gz` file, `sha256` of what it holds once decompressed.
+    """`md5` is the hash of the published `.gz` file, `sha256` the hash of its decompressed content.
 
-    MD5 is what the publishers give; it no longer withstands forgery, so SHA-256 is checked as well.
+    The publishers give the MD5. Files with a given MD5 can be forged, so SHA-256 is checked as well.
     """
 
     md5: str
@@ -56,15 +56,16 @@ class ImageSet(Source[FolderSettings]):
     """A data set of four IDX files.
 
     Attributes:
-        name: as in the configuration.
-        licence: of the pictures.
-        base: address of the folder with the files, ending in a slash.
-        folder: what torchvision calls its folder.
+        name: name of the data set in configurations.
+        licence: licence of the pictures.
+        base: address of the folder with the files, with a slash at the end.
+        folder: name of its folder in torchvision.
         mean: mean of the training pixels after division by 255, as commonly used.
         deviation: their standard deviation.
-        hashes: of each part, a key of `FILES`.
-        packaged: where a package of the operating system puts the files, if there is one.
-        package: its name.
+        hashes: hashes of each part; the keys are those of `FILES`.
+        packaged: folder into which a package of the operating system puts the files; None if there is
+            no such package.
+        package: name of this package.
     """
 
     name: str
@@ -89,11 +90,11 @@ class ImageSet(Source[FolderSettings]):
 
     @property
     def scaling(self) -> Scaling:
-        """From its bytes to inputs."""
+        """The conversion of its bytes to inputs."""
         return Scaling(255.0, np.array([self.mean]), np.array([self.deviation]))
 
     def locate(self, settings: FolderSettings) -> dict[str, Path]:
-        """The four files; with `settings.root` only there and in its torchvision subfolders."""
+        """The four files; with `settings.root` only in that folder and its torchvision subfolders."""
         tried = []
         for folder in self._folders(settings):
             paths = {part: _variant(folder, file) for part, file in FILES.items()}
@@ -106,7 +107,7 @@ class ImageSet(Source[FolderSettings]):
             tried.append(NO_CACHE)
         raise InputError(
             f"data set {self.name} needs its four IDX files (plain or .gz) in one folder, tried "
-            f"{', '.join(tried)}: {self.way_out} to the folder that has them"
+            f"{', '.join(tried)}: {self.way_out} to the folder with the files"
         )
 
     def _folders(self, settings: FolderSettings) -> list[Path]:
@@ -116,14 +117,17 @@ class ImageSet(Source[FolderSettings]):
         return [path for path in (cache_folder(self.name), self.packaged) if path is not None]
 
     def load(self, settings: FolderSettings) -> Dataset:
-        """Reads the four files; files of another published set, or of another part, are refused."""
+        """Reads the four files; refuses published files of another data set or another part."""
         paths = self.locate(settings)
         train = self._read(paths, "train")
         test = self._read(paths, "test")
         return Dataset(self.name, *train, *test, 10, self.scaling, shape=(1, _SIDE, _SIDE))
 
     def content(self, settings: FolderSettings) -> str | None:
-        """None if all four files hold what was published; does not depend on their compression."""
+        """None if all four files have the published content, otherwise a hash of their content.
+
+        The compression of the files does not matter.
+        """
         digests = {}
         for part, path in self.locate(settings).items():
             state = path.stat()
@@ -145,11 +149,11 @@ class ImageSet(Source[FolderSettings]):
         return Samples(pixels.reshape(-1, _SIDE * _SIDE), classes.astype(np.int64))
 
     def _require_own(self, part: str, path: Path, content: npt.NDArray[Any]) -> None:
-        """Refuses a published file of another set or part; says when a file is the user's own."""
+        """Refuses a published file of another set or part; warns if a file is not a published one."""
         name, published = PUBLISHED.get(idx.array_hash(content), (None, None))
         if name not in (None, self.name):
             raise InputError(
-                f"data set {self.name}: {path} is of {name}; set dataset.name or dataset.root"
+                f"data set {self.name}: {path} belongs to {name}; set dataset.name or dataset.root"
             )
         if published not in (None, part):
             raise InputError(
@@ -158,19 +162,19 @@ class ImageSet(Source[FolderSettings]):
             )
         if name is None:
             _log.warning(
-                "data set %s: %s is not the published file; taken as your own", self.name, path
+                "data set %s: %s is not the published file; it is used as your own", self.name, path
             )
 
     # ---------------------------------------------------------------------------------- downloading
 
     def fetch(self, root: str | None = None) -> Path:
-        """Downloads; a file gets its final name only once both its hashes are right."""
+        """Downloads the files; a file gets its final name only after both its hashes were checked."""
         folder = cache_folder(self.name) if root is None else user_path(root, "the folder")
         if folder is None:
-            raise InputError(f"no folder to download {self.name} to: there is no {NO_CACHE}")
+            raise InputError(f"no folder to download {self.name} to: the default is {NO_CACHE}")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # In the same folder, so that the move to the final name is atomic.
+            # Files are downloaded into the same folder, so that the move to the final name is atomic.
             with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as staging:
                 for part, hashes in self.hashes.items():
                     target = folder / f"{FILES[part]}.gz"
@@ -185,12 +189,12 @@ class ImageSet(Source[FolderSettings]):
 
 @cache
 def _content_hash(path: Path, size: int, changed: int, inode: int) -> str:
-    """Hash of the decompressed content; a file is read again only if its state differs."""
+    """Hash of the decompressed content; a file is read again only if its state changed."""
     return idx.content_hash(path)
 
 
 def _variant(folder: Path, name: str) -> Path | None:
-    """The file in either spelling, compressed or else plain; None if there is none."""
+    """The file with either spelling of its name, compressed or plain; None if there is none."""
     spellings = (name, name.replace("-idx", ".idx"))
     paths = (folder / f"{each}{end}" for each in spellings for end in (".gz", ""))
     return next((path for path in paths if path.is_file()), None)
@@ -206,7 +210,7 @@ def _is_sound(path: Path, hashes: Hashes) -> bool:
 def _download(base: str, hashes: Hashes, staging: Path, target: Path) -> None:
     url = f"{base}{target.name}"
     by_hand = (
-        f"download it by hand into {target.parent} or set dataset.root to a folder that has it"
+        f"download it by hand into {target.parent} or set dataset.root to the folder of the file"
     )
     pooch = need("pooch")
     try:
@@ -219,6 +223,6 @@ def _download(base: str, hashes: Hashes, staging: Path, target: Path) -> None:
         raise InputError(
             f"{url} must have content of SHA-256 {hashes.sha256}, got {got}; {by_hand}"
         )
-    # Only their owner can read the files that pooch makes, but a group may share the folder.
+    # Only the owner can read files that pooch makes, but a group of users may share the folder.
     (staging / target.name).chmod(0o644)
     (staging / target.name).replace(target)

@@ -1,7 +1,8 @@
-"""Who holds which training samples.
+"""Which client holds which training samples.
 
-A partition is a function of its settings, the labels (or sites) and the run's seed. Clients may overlap
-(dirichlet, file) and need not cover the data set; none is ever empty.
+A partition depends only on its settings, the labels (or sites) and the run's seed. Several clients may
+hold the same sample (dirichlet, file), and some samples may belong to no client. Every client has at
+least one sample.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Indices: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Partition:
-    """Training samples of all clients, one client after the other.
+    """Training samples of all clients, one client after another.
 
     Attributes:
         offsets: [M+1] int64; client i holds `indices[offsets[i]:offsets[i + 1]]`.
@@ -38,7 +39,7 @@ class Partition:
     indices: Indices
 
     def client(self, i: int) -> Indices:
-        """Positions [sizes[i]] in the training set of the samples of client i."""
+        """Positions [sizes[i]] of the samples of client i in the training set."""
         return self.indices[self.offsets[i] : self.offsets[i + 1]]
 
     @property
@@ -57,15 +58,15 @@ def make(
     """Divides the training samples among the clients.
 
     Args:
-        settings: which rule, and its parameters.
+        settings: the rule and its parameters.
         labels: [n] class of each training sample.
         clients: number of clients M, >= 1.
         seed: the run's seed.
-        sites: [n] site of each training sample, such as its writer, counted from 0, if the data set
-            knows them.
+        sites: [n] site of each training sample, such as its writer, counted from 0; None for a data set
+            without sites.
 
     Raises:
-        InputError: if the rule cannot serve that many clients, or the partition file is wrong.
+        InputError: if the rule cannot be applied for that many clients, or the partition file is wrong.
     """
     match settings:
         case config.IidPartition():
@@ -86,14 +87,17 @@ def _join(shares: Sequence[Indices]) -> Partition:
 
 
 def _iid(n: int, clients: int, seed: int) -> Partition:
-    """Cuts one permutation into shares whose sizes differ by at most one."""
+    """Cuts one random permutation into shares whose sizes differ by at most one."""
     if n < clients:
         raise InputError(f"iid needs a sample per client, got {n} samples for {clients} clients")
     return _join(np.array_split(seeds.generator(seed, "partition").permutation(n), clients))
 
 
 def _shards(per_client: int, labels: Indices, clients: int, seed: int) -> Partition:
-    """Sorts by label (stably), cuts into shards, deals `per_client` to each client at random."""
+    """Sorts the samples by label (stably), cuts them into shards, and gives each client `per_client`.
+
+    The shards of a client are random.
+    """
     count, n = clients * per_client, len(labels)
     if n < count:
         raise InputError(
@@ -111,13 +115,14 @@ def _shards(per_client: int, labels: Indices, clients: int, seed: int) -> Partit
 def _dirichlet(
     settings: config.DirichletPartition, labels: Indices, clients: int, seed: int
 ) -> Partition:
-    """The recipe of the NTK-DFL authors: every client draws for itself.
+    """The rule of the NTK-DFL authors, in which every client draws independently.
 
-    A client draws class proportions p ~ Dir(alpha, ..., alpha) over the classes that occur in
-    `labels` and takes floor(p_c * samples) samples of each class c without replacement, or the
-    whole class if it has fewer; one sample of the likeliest class if that leaves it nothing. So
-    clients overlap, most hold a few samples less than `samples`, and client i's share does not
-    depend on the number of clients once `samples` is given. Classes ascend within a client.
+    A client draws class proportions p ~ Dir(alpha, ..., alpha) over the classes that occur in `labels`.
+    It takes floor(p_c * samples) samples of each class c without replacement, or the whole class if the
+    class has fewer samples. If this gives no sample at all, the client takes one sample of the most
+    likely class. So several clients can hold the same sample, and most hold a few samples less than
+    `samples`. If `samples` is given, the share of client i does not depend on the number of clients. The
+    classes of a client's samples are ascending.
     """
     samples = settings.samples or len(labels) // clients
     if not samples:
@@ -144,7 +149,7 @@ def _draw_client(
     counts = np.minimum(np.floor(proportions * samples).astype(np.int64), available)
     if not counts.any():
         counts[np.argmax(proportions)] = 1
-    # Most counts are zero where alpha is small; drawing nothing takes its time and no random number.
+    # For a small alpha most counts are zero. Drawing zero samples uses no random number, but takes time.
     return np.concatenate(
         [random.choice(m, size=k, replace=False) for m, k in zip(members, counts, strict=True) if k]
     )
@@ -155,13 +160,13 @@ def _draw_proportions(
 ) -> npt.NDArray[np.float64]:
     """Draws [count] proportions from the symmetric Dirichlet distribution.
 
-    A Dirichlet draw is a vector of Gamma(alpha) draws over its sum. For small alpha all of them
-    fall below the smallest double, and the quotient is 0 / 0; so they are drawn as logarithms, by
-    Gamma(alpha) = Gamma(alpha + 1) * U^(1 / alpha), less the largest log(U) / alpha.
+    A Dirichlet draw is a vector of Gamma(alpha) draws divided by its sum. For a small alpha all draws can
+    be below the smallest double, and the quotient would be 0 / 0. So the code draws their logarithms, by
+    Gamma(alpha) = Gamma(alpha + 1) * U^(1 / alpha), and subtracts the largest log(U) / alpha.
     """
     log_uniform = -random.standard_exponential(count)
     log_gamma = np.log(random.standard_gamma(alpha + 1.0, count))
-    # Overflow to minus infinity is right here: such a class has proportion 0.
+    # An overflow to minus infinity is right here: the class gets the proportion 0.
     with np.errstate(over="ignore"):
         log_gamma += (log_uniform - log_uniform.max()) / alpha
     gamma = np.exp(log_gamma - log_gamma.max())
@@ -172,11 +177,11 @@ def _draw_proportions(
 
 
 def _by_site(sites: Indices | None, clients: int) -> Partition:
-    """Client i holds the samples of site i; sites from `clients` on are left out."""
+    """Client i holds the samples of site i; the sites from number `clients` on are not used."""
     if sites is None:
         raise InputError(
-            "partition writer needs a data set that knows its writers or other sites, got one that "
-            "does not: use dataset femnist or another partition"
+            "partition writer needs a data set with writers or other sites, got one without: use dataset "
+            "femnist or another partition"
         )
     count = int(sites.max(initial=-1)) + 1
     if clients > count:
@@ -201,7 +206,7 @@ def _from_file(path: Path, clients: int, n: int) -> Partition:
         )
     if offsets[0] != 0:
         raise InputError(f"{path}: offsets must start with 0, got {offsets[0]}")
-    # Compared, not subtracted: differences of unsigned integers wrap around.
+    # Offsets are compared and not subtracted, because differences of unsigned integers wrap around.
     if (shrinking := offsets[1:] < offsets[:-1]).any():
         i = _first(shrinking)
         raise InputError(
@@ -228,7 +233,7 @@ def _from_file(path: Path, clients: int, n: int) -> Partition:
 
 
 def _warn_of_doubles(path: Path, offsets: npt.NDArray[Any], indices: npt.NDArray[Any]) -> None:
-    """Says if clients hold a sample more than once, which counts as often there."""
+    """Warns if a client holds a sample more than once; the sample then counts as often."""
     sizes = offsets[1:].astype(np.int64) - offsets[:-1].astype(np.int64)
     clients = np.repeat(np.arange(len(sizes)), sizes)
     order = np.lexsort((indices, clients))
@@ -247,25 +252,25 @@ def _read_npz(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
             arrays = np.load(file, allow_pickle=False)
             if isinstance(arrays, np.ndarray):
                 raise ValueError("it is an npy file, which has one array and no names")
-            found = {key: arrays[key] for key in ("offsets", "indices") if key in arrays}
+            given = {key: arrays[key] for key in ("offsets", "indices") if key in arrays}
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # noqa: BLE001 - over a damaged file NumPy raises almost anything
+    except Exception as error:  # noqa: BLE001 - NumPy raises almost anything for a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
-        if "pickle" in reason:  # NumPy would advise to load it all the same
+        if "pickle" in reason:  # NumPy's message would advise to allow pickles
             reason = "it does not hold plain numbers only"
         raise InputError(
             f"{path} is no sound npz file with arrays offsets and indices: {reason}"
         ) from error
     for key in ("offsets", "indices"):
-        if key not in found:
+        if key not in given:
             raise InputError(f"{path}: must have arrays offsets and indices, got no {key}")
-        array = found[key]
+        array = given[key]
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise InputError(
                 f"{path}: {key} must be a list of integers, got {array.dtype} {array.shape}"
             )
-    return found["offsets"], found["indices"]
+    return given["offsets"], given["indices"]
 
 
 def _first(mask: npt.NDArray[np.bool_]) -> int:

@@ -1,4 +1,4 @@
-"""Data sets that a user registers: any loader that returns arrays."""
+"""Data sets that a user registers with a function, the loader, that returns arrays."""
 
 from __future__ import annotations
 
@@ -41,9 +41,10 @@ def _mean_and_deviation(value: object) -> object:
 class RegisteredSettings(DatasetSettings):
     """Settings of a data set that a user registered.
 
-    `options` are the loader's arguments. `standardize`: `none` takes the values as they are; `measured`
-    subtracts the mean of the training samples and divides by their deviation, both per feature for
-    vectors and over all values for samples of more dimensions; [mean, deviation] takes these two.
+    `options` are the arguments of the loader. `standardize` is one of these: `none` uses the values as
+    they are; `measured` subtracts the mean of the training samples and divides by their standard
+    deviation; [mean, deviation] uses these two numbers. `measured` computes both per feature for vectors,
+    and over all values for samples with more dimensions.
     """
 
     options: dict[str, Any] = {}
@@ -53,14 +54,14 @@ class RegisteredSettings(DatasetSettings):
 
 
 class Registered(Source[RegisteredSettings]):
-    """A data set by a user's loader; see `register_dataset` in `data.sources`."""
+    """A data set of a user's loader; see `register_dataset` in `data.sources`."""
 
     Settings = RegisteredSettings
-    licence = "as its owner says"
+    licence = "see its owner"
     way_out = "its loader provides the samples"
 
     def __init__(self, name: str, loader: Loader) -> None:
-        """Remembers the loader; nothing is loaded yet."""
+        """Keeps the loader; nothing is loaded yet."""
         self.name, self.loader = name, loader
         self._contents: dict[str, str] = {}  # by settings
 
@@ -88,7 +89,7 @@ class Registered(Source[RegisteredSettings]):
         )
 
     def content(self, settings: RegisteredSettings) -> str:
-        """Fingerprint of the samples: which files a loader reads is not known, so it is called."""
+        """Fingerprint of the samples. The loader is called, because it may read any files."""
         key = settings.model_dump_json()
         if key not in self._contents:
             self._contents[key] = self.load(settings).fingerprint()
@@ -116,11 +117,11 @@ class Registered(Source[RegisteredSettings]):
 
 
 def _require_taken(where: str, loader: Loader, options: Mapping[str, Any]) -> None:
-    """Refuses options that the loader has no parameters for, and those that it misses."""
+    """Refuses options that the loader does not have as parameters, and missing required options."""
     try:
         signature = inspect.signature(loader)
     except ValueError:
-        return  # a function of a C extension does not tell its parameters
+        return  # the parameters of a function of a C extension cannot be listed
     try:
         signature.bind(**options)
     except TypeError as error:
@@ -135,7 +136,7 @@ def _require_taken(where: str, loader: Loader, options: Mapping[str, Any]) -> No
 def _array(where: str, value: Any) -> npt.NDArray[Any]:
     try:
         array = np.asarray(value)
-    except Exception as error:  # lists of different lengths, tensors on a GPU
+    except Exception as error:  # for example lists of different lengths, or tensors on a GPU
         raise InputError(f"{where} is no array: {' '.join(str(error).split())}") from error
     if array.dtype.kind not in "biufU":
         raise InputError(
@@ -152,7 +153,7 @@ def _inputs(where: str, value: Any) -> npt.NDArray[Any]:
             f"{where} must be numbers [sample, ...] with at least one sample and one number per "
             f"sample, got {array.dtype} {array.shape}"
         )
-    # A value beyond float32 becomes infinite here, and is refused with all others of its kind.
+    # A value beyond float32 becomes infinite here. The check of all samples refuses it.
     with np.errstate(over="ignore"):
         return array if array.dtype == np.uint8 else array.astype(np.float32)
 
@@ -175,7 +176,7 @@ def _per_sample(where: str, value: Any, samples: int) -> npt.NDArray[Any]:
 def _labels(
     where: str, arrays: Mapping[str, Any], train: int, test: int
 ) -> tuple[tuple[Labels, Labels], int]:
-    """Labels of both parts as classes from 0, and how many classes there are."""
+    """Labels of both parts as classes counted from 0, and the number of classes."""
     labels = (
         _per_sample(f"{where}: y_train", arrays["y_train"], train),
         _per_sample(f"{where}: y_test", arrays["y_test"], test),
@@ -200,7 +201,7 @@ def _labels(
 
 
 def _mapped(where: str, values: npt.NDArray[Any], names: npt.NDArray[Any]) -> Labels:
-    """Places [n] of `values` among the sorted `names` of the training samples."""
+    """Indices [n] of `values` in the sorted `names` of the training samples."""
     if values.dtype.kind != names.dtype.kind and "U" in (values.dtype.kind, names.dtype.kind):
         raise InputError(f"{where} must be of one type in training and test, got {values.dtype}")
     places = np.searchsorted(names, values).clip(0, len(names) - 1)
@@ -235,7 +236,7 @@ def _scaling(
     standardize: str | tuple[float, float], train: npt.NDArray[Any], per_feature: bool
 ) -> Scaling:
     if standardize == "measured":
-        # A value that is not finite makes the scaling useless; the check of all samples names it.
+        # With a value that is not finite the scaling is useless. The check of all samples reports it.
         with np.errstate(invalid="ignore", over="ignore"):
             return standardise(train, divisor=1.0, per_feature=per_feature)
     mean, deviation = (0.0, 1.0) if isinstance(standardize, str) else standardize

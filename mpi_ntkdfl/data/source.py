@@ -1,4 +1,4 @@
-"""What an entry in the table of data sets is."""
+"""The base class of the entries in the table of data sets."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ SettingsT = TypeVar("SettingsT", bound=DatasetSettings)
 
 
 class FolderSettings(DatasetSettings):
-    """Settings of a data set of files: `root` is their folder, null for the usual places.
+    """Settings of a data set with files: `root` is their folder; null searches the usual folders.
 
-    Data sets inside scikit-learn have the key as well and do not use it.
+    Data sets inside scikit-learn also have this setting, but do not use it.
     """
 
     root: str | None = affects("place", default=None)
@@ -31,12 +31,12 @@ class FolderSettings(DatasetSettings):
 
 @dataclass(frozen=True)
 class Size:
-    """How large a data set is.
+    """The size of a data set.
 
     Attributes:
-        train: training samples.
-        test: test samples.
-        shape: of one sample.
+        train: number of training samples.
+        test: number of test samples.
+        shape: shape of one sample.
         classes: number of classes.
     """
 
@@ -55,13 +55,13 @@ class Source(ABC, Generic[SettingsT]):
     """A data set: its settings, and how its samples are found and read.
 
     Attributes:
-        name: as in the configuration.
+        name: name of the data set in configurations.
         Settings: the class of its `dataset:` section.
-        size: as published; None if it is known only once the samples are read.
-        licence: of the samples.
+        size: published size; None if the size is known only after the samples were read.
+        licence: licence of the samples.
         bundled: whether it comes with the required packages.
         fetchable: whether `data fetch` can download it.
-        way_out: what a user can do who does not have it, as the end of a message.
+        way_out: what users can do if they do not have it; a message ends with this text.
     """
 
     name: str
@@ -76,19 +76,20 @@ class Source(ABC, Generic[SettingsT]):
         """The files by part, without reading them; empty for a data set without files of its own.
 
         Raises:
-            InputError: if a file is missing; the message lists the folders tried and the way out.
+            InputError: if a file is missing; the message lists the searched folders and the way out.
         """
         return {}
 
     def content(self, settings: SettingsT) -> str | None:
-        """What identifies the content of the files, without reading samples where that can be avoided.
+        """A hash that identifies the content of the files, if possible without reading the samples.
 
         Returns:
-            None for samples that everybody has under this name; else SHA-256, by default over the bytes
-            of the files. A file is read once per process and state.
+            None if the name alone identifies the samples, because they are the same for everybody.
+            Otherwise a SHA-256, by default over the bytes of the files. A process reads a file once, and
+            again only if its size, time or inode changes.
 
         Raises:
-            InputError: if a file is missing or unreadable.
+            InputError: if a file is missing or cannot be read.
         """
         paths = self.locate(settings)
         try:
@@ -102,32 +103,32 @@ class Source(ABC, Generic[SettingsT]):
         """Reads the samples.
 
         Raises:
-            InputError: if a file is missing, damaged or not what it should be.
+            InputError: if a file is missing or damaged, or has other content than it should have.
         """
 
     def fetch(self, root: str | None = None) -> Path:
         """Downloads the files that are missing or damaged, and returns their folder.
 
         Args:
-            root: the folder, by default the one where `locate` looks first.
+            root: the folder; by default the folder that `locate` searches first.
 
         Raises:
-            InputError: if that cannot be done.
+            InputError: if the files cannot be downloaded.
         """
         raise InputError(f"{self.name} cannot be downloaded: {self.way_out}")
 
 
 def cache_folder(name: str) -> Path | None:
-    """Where a downloaded data set is kept; None if this user has no home folder.
+    """The folder of a downloaded data set; None if this user has no home folder.
 
-    A container that runs under a bare user number has no home folder, for example. The environment
-    variable XDG_CACHE_HOME names a cache folder without one.
+    For example, there is no home folder in a container that runs under a user number without a name. The
+    environment variable XDG_CACHE_HOME names a cache folder that needs no home folder.
     """
     try:
         folder = Path(need("pooch").os_cache("mpi_ntkdfl"))
     except RuntimeError:
         return None
-    # Older versions of the library leave the ~ that they could not expand.
+    # Older versions of pooch keep a ~ that they could not expand.
     return None if folder.parts[0].startswith("~") else folder / name
 
 
@@ -138,9 +139,9 @@ NO_CACHE = (
 
 
 def need(module: str) -> Any:
-    """Imports a module where it is needed.
+    """Imports a module only where it is needed.
 
-    Some take long to import, and only one rank of a run needs them.
+    Some modules take long to import, and only one rank of a run needs them.
 
     Raises:
         InputError: if its package is not installed.

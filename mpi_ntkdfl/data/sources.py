@@ -1,6 +1,6 @@
-"""The table of data sets: which there are, where their files are, and their samples as arrays.
+"""The table of data sets, with functions to locate, download and load them.
 
-Everything here is meant to run on one rank, which ships the arrays to the others.
+The functions are meant to run on one rank, which sends the arrays to the other ranks.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ for _set in (MNIST, FASHION_MNIST):
 
 
 def register_dataset(name: str, loader: Loader) -> None:
-    """Adds a data set, to be used as `dataset: {name: NAME, options: {...}}`.
+    """Adds a data set; a configuration uses it as `dataset: {name: NAME, options: {...}}`.
 
     The loader is called once per run, on rank 0. It returns a mapping:
 
-    - `x_train`, `x_test`: numbers `[sample, ...]` of one sample shape. Bytes stay bytes, other numbers
-      become float32. A network that takes vectors gets the samples flat.
+    - `x_train`, `x_test`: numbers `[sample, ...]` with the same sample shape. Bytes stay bytes, other
+      numbers become float32. A network that takes vectors gets flattened samples.
     - `y_train`, `y_test`: one label per sample, a number or a text. Labels that are not 0..C-1 are
       mapped to classes in ascending order.
     - `site_train`, `site_test` (optional): one site per sample, a number or a text, such as the hospital
-      it comes from. `partition: {kind: writer}` makes one client per site.
+      from which it comes. `partition: {kind: writer}` makes one client per site.
     - `classes` (optional): the number of classes, for labels 0..classes-1 that do not all occur in
       the training samples.
 
@@ -52,8 +52,8 @@ def register_dataset(name: str, loader: Loader) -> None:
         loader: `loader(**options) -> mapping`, with the `options` of the configuration.
 
     Raises:
-        InputError: if the name is taken or is no such name. What the loader returns is checked when
-            the data set is loaded.
+        InputError: if the name is taken or has other characters. The arrays of the loader are checked
+            when the data set is loaded.
     """
     DATASETS.register(name, Registered(name, loader))
 
@@ -63,7 +63,7 @@ DATASETS.adopt = register_dataset
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the catalogue; `where` is a folder if `found`, otherwise how to get the set."""
+    """A line of the catalogue. `where` is the folder of the files if `found`, otherwise the way out."""
 
     name: str
     train_samples: int
@@ -76,7 +76,7 @@ class Entry:
 
 
 def catalogue() -> list[Entry]:
-    """All data sets whose size is known, and where this machine has them."""
+    """All data sets whose size is known, with their folders on this machine."""
     return [
         Entry(
             name,
@@ -99,10 +99,10 @@ def _whereabouts(source: Source[Any]) -> tuple[bool, str]:
 
 
 def size(settings: DatasetSettings) -> Size:
-    """How large a data set is: as published, or else as loaded.
+    """The size of a data set: the published size if there is one, otherwise that of the loaded samples.
 
     Raises:
-        InputError: if it must be loaded and cannot be.
+        InputError: if the data set must be loaded and this fails.
     """
     published: Size | None = DATASETS.find(settings.name).size
     if published is not None:
@@ -115,28 +115,28 @@ def locate(settings: DatasetSettings) -> dict[str, Path]:
     """The files of a data set by part, without reading them; empty for sets without files.
 
     Raises:
-        InputError: if a file is missing; the message lists the folders tried and the ways out.
+        InputError: if a file is missing; the message lists the searched folders and the way out.
     """
     paths: dict[str, Path] = DATASETS.find(settings.name).locate(settings)
     return paths
 
 
 def content(settings: DatasetSettings) -> str | None:
-    """What identifies the content of a data set; see `Source.content`.
+    """A hash that identifies the content of a data set; see `Source.content`.
 
     Raises:
-        InputError: if a file is missing or unreadable.
+        InputError: if a file is missing or cannot be read.
     """
-    told: str | None = DATASETS.find(settings.name).content(settings)
-    return told
+    digest: str | None = DATASETS.find(settings.name).content(settings)
+    return digest
 
 
 def fetch(name: str, root: str | None = None) -> Path:
-    """Downloads the files of a data set that are not there yet or are damaged.
+    """Downloads the files of a data set that are missing or damaged.
 
     Args:
-        name: of the data set.
-        root: folder for the files, by default the cache folder where `load` looks.
+        name: name of the data set.
+        root: folder for the files; by default the cache folder, which `load` searches.
 
     Returns:
         The folder.
@@ -156,8 +156,8 @@ def load(settings: DatasetSettings) -> Dataset:
     """Reads a data set and checks it.
 
     Raises:
-        InputError: if a file is missing, damaged or not what it should be, a part has no samples, a
-            value is not finite or a label is no class.
+        InputError: if a file is missing or damaged or has other content than it should have, a part has
+            no samples, a value is not finite, or a label is not a class.
     """
     dataset: Dataset = DATASETS.find(settings.name).load(settings)
     dataset.check()
