@@ -1,10 +1,8 @@
 """The MPI world: all ranks of a communicator.
 
-Only this module and the two channels use mpi4py.
-
-Only `open_world` uses `COMM_WORLD`; all other code gets its communicator from the caller. Arrays and
-tensors are sent as buffers. Only small control objects (configuration, error texts) are pickled, and
-only between the ranks of one job.
+Only this module and the two channels use mpi4py. Only `open_world` uses `COMM_WORLD`; all other code
+gets its communicator from the caller. Arrays and tensors are sent as buffers. Only small control
+objects (configuration, error texts) are pickled, and only between the ranks of one job.
 """
 
 from __future__ import annotations
