@@ -114,6 +114,14 @@ class _Commands(click.Group):
             return super().invoke(context)
 
 
+def _show_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from mpi_ntkdfl.runtime.identity import commit
+
+        click.echo(f"mpi_ntkdfl {__version__}, commit {commit()}")
+        context.exit()
+
+
 _HELP = """Decentralized federated learning with neural tangent kernels, on MPI ranks.
 
 Without a command: run quickstart.
@@ -130,7 +138,14 @@ Without a command: run quickstart.
     context_settings={"help_option_names": ["-h", "--help"]},
     help=_HELP,
 )
-@click.version_option(__version__, prog_name="mpi_ntkdfl")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_show_version,
+    help="Show the version and the commit, and exit.",
+)
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Calls the command that the user named, or runs quickstart."""
