@@ -21,7 +21,7 @@ from mpi_ntkdfl.federation.clients import Federation, Samples
 from mpi_ntkdfl.model import byte_products
 from mpi_ntkdfl.model.levels import LEAST_FEATURES, Inputs, Levels
 from mpi_ntkdfl.model.network import Network
-from mpi_ntkdfl.model.networks import build
+from mpi_ntkdfl.model.networks import build, check_inputs
 from mpi_ntkdfl.model.params import Layout
 from mpi_ntkdfl.ntk.evolve import Implementation, choose
 from mpi_ntkdfl.planning.costs import NOMINAL, Machine, balanced, measure, round_seconds
@@ -94,6 +94,7 @@ def prepare(config: Config, ranks: int, going_on: bool = False) -> Problem:
         config.partition, dataset.train_labels, config.clients, config.seed, dataset.sites
     )
     schedule = Schedule(config.topology, config.clients, config.seed)
+    check_inputs(config.model, dataset.input_blocks(), dataset.shape, dataset.classes)
     network = build(config.model, dataset.shape, dataset.classes)
     start = path = None
     if config.model.weights is not None:
