@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 class CnnSettings(ModelSettings):
     """Convolutions with ReLU, each followed by max-pooling over 2 x 2 pixels, then linear layers.
 
-    `channels` are the channels of the convolutions, `kernel` is the side of their filters (odd), and
-    `hidden` are the widths of the linear layers before the last one. The convolutions keep the size of
-    the pictures.
+    The convolutions keep the size of the pictures.
     """
 
     name: Literal["cnn"] = "cnn"
@@ -29,13 +27,19 @@ class CnnSettings(ModelSettings):
         Field(strict=False, min_length=1, max_length=12),
         a_list("[16, 32]"),
     ] = (16, 32)
+    """Channels of each convolution."""
     kernel: int = Field(default=3, ge=1, le=31)
+    """Side of the filters, an odd number."""
     hidden: Annotated[
         tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...],
         Field(strict=False, max_length=100),
         a_list("[64]"),
     ] = (64,)
+    """Widths of the linear layers before the last one."""
     scheme: Scheme = "kaiming"
+    """How starting weights are drawn. `kaiming`: weights with deviation sqrt(2 / fan_in) and zero biases.
+    `torch`: as torch makes its layers, uniformly between -1 / sqrt(fan_in) and 1 / sqrt(fan_in).
+    """
 
     @field_validator("kernel")
     @classmethod

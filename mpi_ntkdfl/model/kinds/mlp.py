@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class MlpSettings(ModelSettings):
-    """A multilayer perceptron with ReLU; `hidden` lists the widths between features and outputs."""
+    """A multilayer perceptron with ReLU."""
 
     factored = True
 
@@ -26,7 +26,11 @@ class MlpSettings(ModelSettings):
         Field(strict=False, max_length=100),
         a_list("[100]"),
     ] = (100,)
+    """Widths of the layers between features and outputs; [] is a linear model."""
     scheme: Scheme = "kaiming"
+    """How starting weights are drawn. `kaiming`: weights with deviation sqrt(2 / fan_in) and zero biases.
+    `torch`: as torch makes its layers, uniformly between -1 / sqrt(fan_in) and 1 / sqrt(fan_in).
+    """
 
     @model_serializer(mode="wrap")
     def _leave_out_the_former_scheme(

@@ -29,11 +29,13 @@ FACTORIES: Registry[Factory] = Registry("network", group="mpi_ntkdfl.networks")
 
 
 class PluginSettings(ModelSettings):
-    """A network that the user registered: `network` is its name, its factory gets the `options`."""
+    """A network that the user registered."""
 
     name: Literal["plugin"] = "plugin"
     network: str
+    """The name under which the network is registered."""
     options: dict[str, Any] = {}
+    """Arguments of the function that makes the module, by name."""
 
     @field_validator("network")
     @classmethod

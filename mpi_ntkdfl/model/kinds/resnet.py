@@ -17,15 +17,20 @@ if TYPE_CHECKING:
 class ResnetSettings(ModelSettings):
     """The residual network for small pictures of He et al. ("Deep residual learning", CVPR 2016).
 
-    `depth` is 6 n + 2 for n blocks in each of three stages; the stages have `width`, 2 `width` and
-    4 `width` channels. `norm` is `group` (groups of channels), `layer` (all channels) or `none`.
+    It has three stages of blocks.
     """
 
     name: Literal["resnet"] = "resnet"
     depth: int = Field(default=8, ge=8, le=1202)
+    """6 n + 2 for n blocks per stage, such as 8, 14 or 20."""
     width: int = Field(default=16, ge=1, le=16_384)
+    """Channels of the first stage; the other stages have twice and four times as many."""
     norm: Literal["group", "layer", "none"] = "group"
+    """`group`: over groups of channels, at most 8. `layer`: over all channels. `none`: no norm."""
     scheme: Scheme = "kaiming"
+    """How starting weights are drawn. `kaiming`: weights with deviation sqrt(2 / fan_in) and zero biases.
+    `torch`: as torch makes its layers, uniformly between -1 / sqrt(fan_in) and 1 / sqrt(fan_in).
+    """
 
     @field_validator("depth")
     @classmethod

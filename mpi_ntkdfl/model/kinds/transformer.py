@@ -20,19 +20,25 @@ if TYPE_CHECKING:
 class TransformerSettings(ModelSettings):
     """A transformer (Vaswani et al., NeurIPS 2017) with the norm before each part.
 
-    Samples with three axes are pictures, which are cut into patches of `patch` x `patch` pixels
-    (Dosovitskiy et al., ICLR 2021); the outputs follow from the mean over patches. Samples with one axis
-    are sequences of tokens, which are whole numbers from 0 to C - 1, such as the characters of a text
-    whose next character is the label; the outputs follow from the last place. `width` is the number of
-    features of a token; it must be a multiple of `heads`.
+    Samples with three axes are pictures, which are cut into patches (Dosovitskiy et al., ICLR 2021); the
+    outputs follow from the mean over patches. Samples with one axis are sequences of tokens, which are
+    whole numbers from 0 to C - 1, such as the characters of a text whose next character is the label; the
+    outputs follow from the last place.
     """
 
     name: Literal["transformer"] = "transformer"
     layers: int = Field(default=2, ge=1, le=200)
+    """Number of blocks of attention and a perceptron."""
     heads: int = Field(default=4, ge=1, le=1024)
+    """Number of heads of the attention."""
     width: int = Field(default=64, ge=1, le=65_536)
+    """Features of a token, a multiple of the heads; the perceptrons are four times as wide."""
     patch: int = Field(default=4, ge=1, le=1024)
+    """Side in pixels of the patches into which pictures are cut; it has no effect on tokens."""
     scheme: Scheme = "torch"
+    """How starting weights are drawn. `kaiming`: weights with deviation sqrt(2 / fan_in) and zero biases.
+    `torch`: as torch makes its layers, uniformly between -1 / sqrt(fan_in) and 1 / sqrt(fan_in).
+    """
 
     @model_validator(mode="after")
     def _whole_heads(self) -> TransformerSettings:
