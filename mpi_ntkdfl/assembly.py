@@ -17,6 +17,7 @@ from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.data import partition, sources
 from mpi_ntkdfl.data.dataset import Dataset, Scaling
+from mpi_ntkdfl.data.facts import DataFacts, facts
 from mpi_ntkdfl.federation.clients import Federation, Samples
 from mpi_ntkdfl.model import byte_products
 from mpi_ntkdfl.model.levels import LEAST_FEATURES, Inputs, Levels
@@ -91,7 +92,12 @@ def prepare(config: Config, ranks: int, going_on: bool = False) -> Problem:
     equal = Placement(config.clients, ranks)  # refuses more ranks than clients before reading
     dataset = sources.load(config.dataset)
     shares = partition.make(
-        config.partition, dataset.train_labels, config.clients, config.seed, dataset.sites
+        config.partition,
+        dataset.train_labels,
+        config.clients,
+        config.seed,
+        dataset.sites,
+        dataset.site_names,
     )
     schedule = Schedule(config.topology, config.clients, config.seed)
     network = build(config.model, dataset.shape, dataset.classes)
@@ -173,7 +179,7 @@ class Assembly:
         weights: starting weights of this rank's clients, `[owned, param]`.
         test_inputs: of the test set, `[sample, *shape]`.
         test_labels: of the test set, `[sample]`.
-        shares: offsets and indices of the partition, on rank 0.
+        facts: what the record stores about the samples, on rank 0.
     """
 
     federation: Federation
@@ -181,7 +187,7 @@ class Assembly:
     weights: torch.Tensor
     test_inputs: Inputs
     test_labels: torch.Tensor
-    shares: tuple[np.ndarray, np.ndarray] | None
+    facts: DataFacts | None
 
 
 def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
@@ -255,9 +261,9 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         evolution=evolution,
         choices=choices,
     )
-    shares = (problem.partition.offsets, problem.partition.indices) if problem else None
+    about = facts(problem.dataset, problem.partition) if problem else None
     test_inputs = levels.take(tested) if levels else plain(tested)
-    return Assembly(federation, schedule, weights, test_inputs, test_labels, shares)
+    return Assembly(federation, schedule, weights, test_inputs, test_labels, about)
 
 
 def _levels(

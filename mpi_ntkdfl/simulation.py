@@ -126,7 +126,7 @@ def run(
         problem = None  # every rank has its share; rank 0 needs the whole data set no longer
         simulation = Simulation(config, assembly, outputs, report)
         if first is None:
-            simulation.journal.create(assembly.shares, contents, simulation.method)
+            simulation.journal.create(assembly.facts, contents, simulation.method)
         else:
             simulation.weights = simulation.journal.resume(start, simulation.method)
         return simulation.run(first)

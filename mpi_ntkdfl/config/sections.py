@@ -53,9 +53,26 @@ class ShardsPartition(Section):
 
 
 class WriterPartition(Section):
-    """One client per writer, for data sets that know their writers (femnist)."""
+    """One client per writer; the name of the site partition for femnist."""
 
     kind: Literal["writer"]
+
+
+class SitePartition(Section):
+    """Natural groups: each site (a hospital, a writer, a role) has `per_site` clients.
+
+    `within` divides the samples of a site among its clients; null stands for iid. A client with fewer
+    than `min_samples` samples is refused or left out, as `too_small` says.
+    """
+
+    kind: Literal["site"]
+    min_samples: int = Field(default=1, ge=1, le=MOST_SAMPLES)
+    too_small: Literal["refuse", "drop"] = "refuse"
+    per_site: int = Field(default=1, ge=1, le=MOST_CLIENTS)
+    within: (
+        Annotated[IidPartition | DirichletPartition | ShardsPartition, Field(discriminator="kind")]
+        | None
+    ) = None
 
 
 class FilePartition(Section):
@@ -66,7 +83,12 @@ class FilePartition(Section):
 
 
 Partition = Annotated[
-    IidPartition | DirichletPartition | ShardsPartition | WriterPartition | FilePartition,
+    IidPartition
+    | DirichletPartition
+    | ShardsPartition
+    | WriterPartition
+    | SitePartition
+    | FilePartition,
     Field(discriminator="kind"),
 ]
 
