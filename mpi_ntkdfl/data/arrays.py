@@ -17,14 +17,22 @@ _NAMES = (*given.REQUIRED, *given.OPTIONAL)
 
 
 class ArraysSettings(DatasetSettings):
-    """`path` is the file; `channels` says where the channels of pictures are.
+    """Settings of a file of arrays.
 
-    `standardize` is explained at `given.Standardize`.
+    `measured` computes mean and deviation per feature for vectors, and over all values for samples with
+    more dimensions.
     """
 
     path: str = affects("place")
+    """The .npz or .h5 file."""
     standardize: given.Standardize = "measured"
+    """`none` uses the values as they are. `measured` subtracts the mean of the training samples and
+    divides by their standard deviation. [mean, deviation] uses these two numbers.
+    """
     channels: given.Channels | None = None
+    """Where the channels of pictures are: `first` for [channel, row, column], `last` for
+    [row, column, channel]. Samples with three axes need this key.
+    """
 
 
 class Arrays(Source[ArraysSettings]):

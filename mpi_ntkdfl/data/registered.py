@@ -20,11 +20,16 @@ Loader = Callable[..., Mapping[str, Any]]
 class RegisteredSettings(DatasetSettings):
     """Settings of a data set that a user registered.
 
-    `options` are the arguments of the loader; `standardize` is explained at `given.Standardize`.
+    `measured` computes mean and deviation per feature for vectors, and over all values for samples with
+    more dimensions.
     """
 
     options: dict[str, Any] = {}
+    """Arguments of the loader, by name."""
     standardize: given.Standardize = "measured"
+    """`none` uses the values as they are. `measured` subtracts the mean of the training samples and
+    divides by their standard deviation. [mean, deviation] uses these two numbers.
+    """
 
 
 class Registered(Source[RegisteredSettings]):
