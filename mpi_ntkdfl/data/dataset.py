@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -110,6 +110,12 @@ class Dataset:
         for field in ("class_names", "site_names"):
             if getattr(self, field) == tuple(map(str, range(len(getattr(self, field))))):
                 object.__setattr__(self, field, ())
+
+    def input_blocks(self) -> Iterator[npt.NDArray[Any]]:
+        """Inputs [block, d] of a network for all samples, a block after another."""
+        for inputs in (self.train_inputs, self.test_inputs):
+            for start in range(0, len(inputs), _BLOCK):
+                yield self.scaling.apply(inputs[start : start + _BLOCK])
 
     def fingerprint(self) -> str:
         """SHA-256 over all samples and labels, to tell data sets apart."""
