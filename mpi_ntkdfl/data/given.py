@@ -165,8 +165,8 @@ def _per_sample(where: str, value: Any, samples: int) -> npt.NDArray[Any]:
         raise InputError(
             f"{where} must be whole numbers or text, got {array[wrong[0]]} at sample {wrong[0]}. All "
             "networks here are classifiers, and regression targets are not possible: cut the target into "
-            "classes, such as np.digitize(y, bounds). With algorithm.loss=squared, ntk-dfl, ntk-fl and "
-            "average-gd then fit the one-hot vectors of the classes by least squares"
+            "classes, such as np.digitize(y, bounds). With algorithm.loss=squared, methods that have "
+            "this setting then fit the one-hot vectors of the classes by least squares"
         )
     return array.astype(np.int64)
 
