@@ -204,7 +204,8 @@ class Simulation:
                 if exchange is None or exchange.graph is not graph:
                     if exchange is not None:
                         exchange.close()
-                    exchange = Exchange(self.federation, graph, not self.config.topology.dynamic)
+                    lasting = not self.config.topology.dynamic
+                    exchange = Exchange(self.federation, graph, lasting, resumed=done > 0)
                 # Bookkeeping for gradients nobody asks for takes a tenth of an evolution's time.
                 with torch.inference_mode():
                     result = self.method.round(self.weights, done, exchange)
