@@ -23,15 +23,17 @@ from mpi_ntkdfl.runtime.looks import GREY, LineStyle
 
 
 class AverageGdSettings(StepSettings):
-    """Settings of the control.
-
-    `data` says on whose samples a client descends and chooses tau: its `own`, or those of its closed
-    `neighbourhood`. The neighbours' samples are then sent as they are.
-    """
+    """Settings of the control."""
 
     name: Literal["average-gd"] = "average-gd"
     data: Literal["own", "neighbourhood"] = "own"
+    """On whose samples a client descends and chooses tau: its `own`, or those of its closed
+    `neighbourhood`, which are then sent as they are.
+    """
     averaging: Literal["plain", "samples"] = "plain"
+    """Weights of the average over the neighbourhood: equal (`plain`), or in proportion to the
+    clients' samples (`samples`).
+    """
 
 
 class AverageGd(Method[AverageGdSettings]):

@@ -34,6 +34,7 @@ class NtkFlSettings(NtkSettings):
 
     name: Literal["ntk-fl"] = "ntk-fl"
     clients_per_round: int = Field(default=21, ge=1, le=MOST_CLIENTS)
+    """Participants per round, which the server chooses anew."""
 
 
 class NtkFl(Method[NtkFlSettings]):

@@ -88,24 +88,35 @@ __all__ = [
 
 
 class Config(Section):
-    """A whole run; equal configurations give equal results.
-
-    `on_divergence` says what happens when a client's weights or loss become non-finite: the run
-    stops, or the client takes no step in that round and the run continues.
-    """
+    """A whole run; equal configurations give equal results."""
 
     seed: int = affects("seed", default=0, ge=0, lt=2**63)
+    """The only source of randomness. Runs that differ only in the seed repeat one experiment."""
     rounds: int = affects("extent", default=30, ge=1, le=MOST_ROUNDS)
+    """Number of rounds."""
     clients: int = Field(default=300, ge=1, le=MOST_CLIENTS)
+    """Number of clients."""
     on_divergence: Literal["stop", "continue"] = "stop"
+    """What happens when a client's weights become non-finite. `stop` ends the run with a message.
+    With `continue` the client takes no step in that round and keeps its former weights,
+    and non-finite losses are recorded as they are.
+    """
     dataset: SerializeAsAny[DatasetSettings]
+    """Which samples exist."""
     partition: Partition
+    """Which client holds which samples."""
     topology: Topology
+    """Which clients are neighbours."""
     model: SerializeAsAny[ModelSettings]
+    """The network of the clients and its starting weights."""
     algorithm: SerializeAsAny[MethodSettings]
+    """The method by which clients learn."""
     evaluation: EvaluationSettings = EvaluationSettings()
+    """When the run is measured."""
     output: OutputSettings = OutputSettings()
+    """Checkpoints and the run's wall-clock time."""
     compute: ComputeSettings = ComputeSettings()
+    """Where and how precisely the run is computed."""
 
     @field_validator("dataset", "model", "algorithm", mode="before")
     @classmethod

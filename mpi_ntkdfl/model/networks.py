@@ -55,7 +55,7 @@ class NetworkKind(ABC):
 
 
 class MlpSettings(ModelSettings):
-    """A multilayer perceptron with ReLU; `hidden` lists the widths between features and outputs."""
+    """A multilayer perceptron with ReLU."""
 
     factored = True
 
@@ -65,6 +65,7 @@ class MlpSettings(ModelSettings):
         Field(strict=False, max_length=100),
         a_list("[100]"),
     ] = (100,)
+    """Widths of the layers between features and outputs; [] is a linear model."""
 
 
 class Mlp(NetworkKind):
@@ -81,11 +82,13 @@ class Mlp(NetworkKind):
 
 
 class PluginSettings(ModelSettings):
-    """A network that the user registered: `network` is its name, its factory gets the `options`."""
+    """A network that the user registered."""
 
     name: Literal["plugin"] = "plugin"
     network: str
+    """The name under which the network is registered."""
     options: dict[str, Any] = {}
+    """Arguments of the function that makes the module, by name."""
 
     @field_validator("network")
     @classmethod
