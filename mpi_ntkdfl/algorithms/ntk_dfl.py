@@ -24,27 +24,14 @@ from mpi_ntkdfl.runtime.looks import BLUE, LineStyle
 
 
 class NtkDflSettings(NtkSettings):
-<<<<<<< HEAD
-    """Settings of NTK-DFL; the defaults are the paper's.
-
-    A client chooses tau by the loss on its neighbourhood's samples. With `averaging: none` it evolves
-    its own weights instead of the average, with its neighbours' Jacobians at these weights.
-    `jacobian` says how Jacobians travel: in the network's factored form, which is the default where it
-    has one; as the samples, from which the receiver computes them (`inputs`, the smallest message, and
-    the default for all other networks); or entry by entry (`dense`).
-    """
-
-    name: Literal["ntk-dfl"] = "ntk-dfl"
-    jacobian: Literal["inputs", "factored", "dense"] = "factored"
-=======
     """Settings of NTK-DFL; the defaults are the paper's. Tau is chosen by the neighbourhood's loss."""
 
     name: Literal["ntk-dfl"] = "ntk-dfl"
-    jacobian: Literal["factored", "dense"] = "factored"
+    jacobian: Literal["inputs", "factored", "dense"] = "factored"
     """How Jacobians travel: in the network's factored form, which is the default where the network
-    has one, or entry by entry (`dense`), as in the paper.
+    has one; as raw samples, from which the receiver computes them (`inputs`), which is the smallest
+    message and the default for all other networks; or entry by entry (`dense`), as in the paper.
     """
->>>>>>> main
     averaging: Literal["plain", "samples", "none"] = "plain"
     """Weights of the average over the neighbourhood: equal (`plain`), or in proportion to the
     clients' samples (`samples`). With `none` a client evolves its own weights, with its neighbours'
