@@ -1,4 +1,4 @@
-"""What planning knows of a run: its configuration, and the clients, graph and ranks of round 0."""
+"""The input of planning: a run's configuration, and the clients, the graph and the ranks of round 0."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class FirstRound:
     """Round 0 of a run, from which the costs of all rounds are predicted.
 
     Attributes:
-        config: the run.
+        config: configuration of the run.
         method: the class of its method.
         network: the model of every client.
-        sizes: samples of each client, `[client]`.
+        sizes: number of samples of each client, `[client]`.
         test_samples: number of samples in the test set.
-        graph: of round 0.
+        graph: the graph of round 0.
         placement: which rank owns which client.
         stored_bytes: whether the data set stores inputs as bytes.
     """
