@@ -265,15 +265,15 @@ def test_evaluation_sees_no_widths():
     assert losses[0] == pytest.approx(oracle.loss_of(outputs, labels, "cross-entropy"))
 
 
-@pytest.mark.parametrize("kind", ["ntk-dfl", "ntk-fl"])
+@pytest.mark.parametrize("kind", ["inputs", "dense", "ntk-fl"])
 def test_a_round_on_pictures_equals_the_oracle(kind):
-    """Inputs with axes travel as samples, and Jacobians entry by entry."""
+    """Inputs with axes travel as samples, and Jacobians entry by entry if that is asked for."""
     network, module = make("pictures")
     federation = make_federation(network, (4, 3, 5))
     weights = random_weights(federation)
     settings = {"lr": 0.05, "taus": (3, 20), "tolerance": 1e-9}
-    if kind == "ntk-dfl":
-        method = NtkDfl(NtkDflSettings(**settings, jacobian="dense"), federation)
+    if kind != "ntk-fl":
+        method = NtkDfl(NtkDflSettings(**settings, jacobian=kind), federation)
         hoods = [[0, 1], [0, 1], [2]]
     else:
         method = NtkFl(NtkFlSettings(**settings, clients_per_round=2), federation)
@@ -282,7 +282,7 @@ def test_a_round_on_pictures_equals_the_oracle(kind):
     with Exchange(federation, Graph.from_pairs(3, [(0, 1)])) as exchange, torch.inference_mode():
         found = method.round(weights, 0, exchange)
     for client, hood in enumerate(hoods):
-        start = weights[hood].mean(0) if kind == "ntk-dfl" else weights[0]
+        start = weights[0] if kind == "ntk-fl" else weights[hood].mean(0)
         x = torch.cat([federation.samples[j].inputs for j in hood])
         labels = torch.cat([federation.samples[j].labels for j in hood])
         outputs, entries = (
@@ -434,11 +434,11 @@ def test_a_registered_network_is_chosen_by_its_name_and_options():
     assert "small-pictures" in network.describe()
 
 
-def test_jacobians_are_dense_where_there_is_no_factored_form():
-    assert settings("model.network=small-pictures").algorithm.jacobian == "dense"
+def test_samples_travel_where_there_is_no_factored_form():
+    assert settings("model.network=small-pictures").algorithm.jacobian == "inputs"
     assert parse(read_source("quickstart")).algorithm.jacobian == "factored"
     asked = settings("model.network=small-pictures", "algorithm.jacobian=factored")
-    with pytest.raises(InputError, match=r"small-pictures.*set algorithm\.jacobian=dense"):
+    with pytest.raises(InputError, match=r"small-pictures.*set algorithm\.jacobian=inputs"):
         prepare(asked, 1)
 
 
