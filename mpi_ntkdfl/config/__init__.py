@@ -1,9 +1,10 @@
-"""What the user may say: one frozen, validated description of a run.
+"""The configuration: one frozen, validated description of a run.
 
-Precedence: defaults < YAML file or preset < `--set a.b=c`; a file's key `base` names a preset that is
-read below it. Within one layer the `kind` or `name` of a section is read first; where it differs from
-the layer below, that section starts again from the defaults of its new kind, so that keys of the
-former kind cannot linger. Unknown keys are errors.
+A configuration is merged from layers. A YAML file or a preset overrides the defaults, and `--set a.b=c`
+overrides both. If a file has the key `base`, the preset of that name is the layer below the file. In each
+layer, the `kind` or `name` of a section is read first. If it differs from the layer below, the section
+starts again from the defaults of the new kind, so that no keys of the old kind remain. Unknown keys are
+errors.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from mpi_ntkdfl.config.sections import (
     RegularTopology,
     RingTopology,
     ShardsPartition,
+    SitePartition,
     SmallWorldTopology,
     StarTopology,
     Topology,
@@ -76,6 +78,7 @@ __all__ = [
     "RegularTopology",
     "RingTopology",
     "ShardsPartition",
+    "SitePartition",
     "SmallWorldTopology",
     "StarTopology",
     "Topology",
@@ -158,16 +161,16 @@ class Config(Section):
 
 
 def effect(key: str, config: Config | None = None) -> Effect:
-    """What a setting affects: the one answer for resuming, study keys, comparing and scaling.
+    """What a setting affects. Resuming, studies, comparisons and scaling groups all ask this function.
 
     Args:
         key: dotted, such as `compute.threads`.
-        config: of a run. With it, declarations of the run's own method and network count as well;
-            without it, settings of methods and networks affect the result, because their classes
-            may not be at hand where a record is read.
+        config: the configuration of a run. With it, the settings of the run's own method and network
+            have the effects that they declare. Without it, these settings affect the result, because
+            their classes may be missing where a record is read.
 
     Returns:
-        The declared effect; `result` for a setting that declares nothing or is not known.
+        The declared effect, or `result` if the setting declares nothing or is unknown.
     """
     section, _, name = key.partition(".")
     name = name.partition(".")[0]
@@ -193,18 +196,19 @@ _DEFAULT_KINDS: dict[str, Any] = {
     "model": {"name": None},
     "algorithm": {"name": None},
 }
-"""Each section that has kinds, its selector (`name` or `kind`), and the kind it has by default; None
-stands for the first in the table."""
+"""The sections that have kinds, with their selector (`name` or `kind`) and their default kind. None means
+the first entry of the section's table."""
 
 
 def parse(layers: Iterable[Mapping[str, Any]]) -> Config:
-    """Merges layers, later ones winning, and validates the result.
+    """Merges layers and validates the result. Later layers override earlier ones.
 
     Args:
-        layers: plain mappings, such as those of `presets.read_source` and `presets.read_overrides`.
+        layers: plain mappings, such as those that `presets.read_source` and `presets.read_overrides`
+            return.
 
     Raises:
-        InputError: listing every setting that is wrong, with what was given.
+        InputError: if settings are wrong; the message lists all of them and the values that were given.
     """
     merged: dict[str, Any] = {key: dict(value) for key, value in _DEFAULT_KINDS.items()}
     for section in ("model", "algorithm"):
@@ -219,7 +223,7 @@ def parse(layers: Iterable[Mapping[str, Any]]) -> Config:
 
 
 def dataset_settings(name: str, **settings: object) -> DatasetSettings:
-    """The settings of a data set, as if a configuration said `dataset: {name: ..., ...}`.
+    """The settings of a data set, as from a configuration with `dataset: {name: ..., ...}`.
 
     Raises:
         InputError: if there is no such data set, or a setting is wrong.
@@ -232,7 +236,7 @@ def dataset_settings(name: str, **settings: object) -> DatasetSettings:
 
 
 def topology_settings(section: object) -> Topology:
-    """The settings of a graph from a `topology:` section as a record holds it."""
+    """The settings of a graph, from the section `topology:` of a recorded configuration."""
     return TypeAdapter[Topology](Topology).validate_python(section)
 
 
@@ -247,14 +251,16 @@ def _merge_section(section: str, below: Any, above: Any) -> Any:
 
 def _explain(error: ValidationError, merged: Mapping[str, Any]) -> str:
     problems = error.errors(include_url=False)
-    # A list that has lost its wrong entries may be too short; only the entries are worth a word.
+    # Wrong entries are removed from a list, which may then be too short. Only the entries are reported.
     inner = {each["loc"][:-1] for each in problems}
-    told = [each for each in problems if each["type"] != "too_short" or each["loc"] not in inner]
-    return "; ".join(_explain_one(dict(each), merged) for each in told)
+    reported = [
+        each for each in problems if each["type"] != "too_short" or each["loc"] not in inner
+    ]
+    return "; ".join(_explain_one(dict(each), merged) for each in reported)
 
 
 def _explain_one(problem: Mapping[str, Any], merged: Mapping[str, Any]) -> str:
-    """One wrong setting as a sentence: where, the rule, what came, the way out."""
+    """One wrong setting as a sentence: where it stands, the rule, what was given, and the way out."""
     where = [str(part) for part in problem["loc"]]
     # A discriminated union puts its tag into the location: topology.regular.degree.
     if len(where) > 2 and where[0] in ("partition", "topology"):
@@ -275,7 +281,7 @@ def _explain_one(problem: Mapping[str, Any], merged: Mapping[str, Any]) -> str:
 
 
 def _keys(where: list[str], merged: Mapping[str, Any]) -> Iterable[str]:
-    """Keys that the section at `where` of a configuration has."""
+    """The keys that the section at `where` of a configuration may have."""
     if not where:
         return Config.model_fields
     section = merged.get(where[0])

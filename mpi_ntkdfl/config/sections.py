@@ -1,7 +1,7 @@
-"""The sections of a configuration, beside those that belong to one method, network or data set.
+"""The sections of a configuration, without those that belong to one method, network or data set.
 
-Every setting declares what it affects (`affects`; the result if nothing is declared), and every number
-has a bound.
+Every setting declares what it affects by `affects`; a setting that declares nothing affects the result.
+Every number has a bound.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from mpi_ntkdfl.runtime.units import parse_bytes, parse_seconds
 MOST_CLIENTS = 1_000_000
 MOST_ROUNDS = 10_000_000
 MOST_SAMPLES = 2**31 - 1
-"""Of a client or a batch."""
+"""The largest number of samples of a client or a batch."""
 
 # ---------------------------------------------------------------------------------------- data set
 
 
 class DatasetSettings(Section):
-    """Base of the settings of all data sets: which samples exist."""
+    """Base of the settings of all data sets. A data set says which samples exist."""
 
     name: str
 
@@ -50,7 +50,7 @@ class DirichletPartition(Section):
 
 
 class ShardsPartition(Section):
-    """Samples sorted by label, cut into `clients * per_client` shards, dealt at random."""
+    """Samples are sorted by label and cut into `clients * per_client` shards, dealt at random."""
 
     kind: Literal["shards"]
     per_client: int = Field(default=2, ge=1, le=MOST_CLIENTS)
@@ -58,13 +58,32 @@ class ShardsPartition(Section):
 
 
 class WriterPartition(Section):
-    """One client per writer, for data sets that know their writers."""
+    """One client per writer; the name of the site partition for femnist."""
 
     kind: Literal["writer"]
 
 
+class SitePartition(Section):
+    """Natural groups, such as hospitals, writers or roles: each site has its own clients."""
+
+    kind: Literal["site"]
+    min_samples: int = Field(default=1, ge=1, le=MOST_SAMPLES)
+    """The fewest training samples of a client."""
+    too_small: Literal["refuse", "drop"] = "refuse"
+    """What happens to a client with fewer samples: the run is refused, or the client is left out."""
+    per_site: int = Field(default=1, ge=1, le=MOST_CLIENTS)
+    """Clients per site."""
+    within: (
+        Annotated[IidPartition | DirichletPartition | ShardsPartition, Field(discriminator="kind")]
+        | None
+    ) = None
+    """How the samples of a site are divided among its clients: a partition of kind iid, dirichlet or
+    shards. Null: iid.
+    """
+
+
 class FilePartition(Section):
-    """Partition read from an npz file with `offsets [M+1]` and `indices`."""
+    """A partition that is read from an npz file with `offsets [M+1]` and `indices`."""
 
     kind: Literal["file"]
     path: str = affects("place")
@@ -74,7 +93,12 @@ class FilePartition(Section):
 
 
 Partition = Annotated[
-    IidPartition | DirichletPartition | ShardsPartition | WriterPartition | FilePartition,
+    IidPartition
+    | DirichletPartition
+    | ShardsPartition
+    | WriterPartition
+    | SitePartition
+    | FilePartition,
     Field(discriminator="kind"),
 ]
 
@@ -92,7 +116,7 @@ class RegularTopology(Section):
 
 
 class RingTopology(Section):
-    """Client i is beside i-1 and i+1; if dynamic, clients change seats every round."""
+    """A ring: client i has the neighbours i-1 and i+1. If dynamic, places are shuffled every round."""
 
     kind: Literal["ring"]
     dynamic: bool = False
@@ -108,7 +132,7 @@ class CompleteTopology(Section):
 
 
 class StarTopology(Section):
-    """Client 0 is in the centre; if dynamic, clients change seats every round."""
+    """A star with client 0 in the centre. If dynamic, places are shuffled every round."""
 
     kind: Literal["star"]
     dynamic: bool = False
@@ -124,7 +148,7 @@ class GridTopology(Section):
 
 
 class ErdosRenyiTopology(Section):
-    """Every edge with probability `p`."""
+    """A random graph in which every edge exists with probability `p`."""
 
     kind: Literal["erdos-renyi"]
     p: float = Field(default=0.05, gt=0, le=1)
@@ -146,7 +170,7 @@ class SmallWorldTopology(Section):
 
 
 class FileTopology(Section):
-    """Graph from an edge list or a GraphML file, nodes 0 to M-1."""
+    """A graph from a file with an edge list or GraphML; its nodes are 0 to M-1."""
 
     kind: Literal["file"]
     path: str = affects("place")
@@ -189,7 +213,7 @@ class ModelSettings(Section):
 
 
 class MethodSettings(Section):
-    """Base of the settings of all methods; a subclass narrows `name` to its own."""
+    """Base of the settings of all methods; a subclass allows one `name` only."""
 
     name: str
 
@@ -229,7 +253,7 @@ class OutputSettings(Section):
     would not fit.
     """
     trace: bool = affects("nothing", default=False)
-    """Whether RUN.trace.json tells what every rank did when."""
+    """Whether RUN.trace.json is written, which says what every rank did at which time."""
 
     @property
     def seconds(self) -> float | None:
@@ -282,8 +306,8 @@ class ComputeSettings(Section):
             'a number of seconds up to 30 days, or text such as "10min" or "1h", or null',
         ),
     ] = affects("nothing", default="10min")
-    """How long ranks wait for a rank that is silent: seconds, or text such as "10min". Null: no
-    limit.
+    """How long ranks wait for a rank that gives no sign of life: seconds, or text such as "10min".
+    Null: no limit.
     """
 
     @field_validator("device")
@@ -296,7 +320,7 @@ class ComputeSettings(Section):
     @field_validator("byte_products", mode="before")
     @classmethod
     def _yaml_word(cls, value: object) -> object:
-        # YAML 1.1 reads the words on and off as true and false.
+        # YAML 1.1 reads the words `on` and `off` as true and false.
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @property
