@@ -23,7 +23,6 @@ CANNOT_RUN = {
 """Commands that no test can run, by how they begin, with the reason."""
 
 NOT_HERE = {
-    "docs/tutorials/own-data.md": "waits for the data set `arrays`",
     "README.md": ".ci/run runs its first two commands; the others stand on the pages of the site",
     "CONTRIBUTING.md": "tests/test_contributing.py runs its examples",
     "docs/analysis.md": "needs records that it does not make; tests/test_compare.py and test_plots.py",

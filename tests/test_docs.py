@@ -132,21 +132,6 @@ def test_every_reason_belongs_to_a_page():
     assert set(pages.NOT_HERE) <= {pages.name(page) for page in pages.PAGES}
 
 
-def test_every_page_is_in_the_contents():
-    """Sphinx warns of pages that no `toctree` names; the tests find it without Sphinx."""
-    entries = re.findall(
-        r"^```\{toctree\}\n(.*?)^```", (ROOT / "docs/index.md").read_text(), re.M | re.S
-    )
-    named = {
-        line.strip() for each in entries for line in each.splitlines() if line[:1] not in (":", "")
-    }
-    there = {
-        p.relative_to(ROOT / "docs").with_suffix("").as_posix()
-        for p in (ROOT / "docs").rglob("*.md")
-    }
-    assert named == there - {"index"}
-
-
 def test_every_method_is_described_in_the_same_form():
     text = (ROOT / "docs" / "methods.md").read_text()
     sections = dict(re.findall(r"^## ([\w-]+)$\n(.*?)(?=^## |\Z)", text, re.M | re.S))
