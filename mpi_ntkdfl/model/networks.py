@@ -152,7 +152,11 @@ class Plugin(NetworkKind):
         return ModuleNetwork(recipe, shape, classes, settings.network)
 
 
-NETWORKS: Registry[type[NetworkKind]] = Registry("network", {"mlp": Mlp, "plugin": Plugin})
+NETWORKS: Registry[type[NetworkKind]] = Registry(
+    "network",
+    {"mlp": Mlp, "plugin": Plugin},
+    own="a network of your own needs {name: plugin, network: {name}} and --plugin FILE.py",
+)
 """All kinds of networks by name."""
 
 
