@@ -9,7 +9,7 @@ import torch
 
 import mpi_ntkdfl as nd
 from mpi_ntkdfl import config, simulation
-from mpi_ntkdfl.analysis import tables, traces
+from mpi_ntkdfl.analysis import fairness, tables, traces
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.config import dataset_settings
 from mpi_ntkdfl.data import dataset, sources
@@ -101,11 +101,11 @@ def test_other_code_goes_on_with_a_warning_and_is_recorded_per_start(tmp_path, c
     assert "sources are not those of the last start" in caplog.text
     assert "after round 1" in caplog.text
     assert "with other sources" in tables.summary(tables.read(path))
-    (line,) = traces.warnings(traces.read([path, path]))[:1]
+    (line,) = fairness.warnings(traces.read([path, path]))[:1]
     assert "one seed" in line  # the same code in both
     plain = tmp_path / "b.h5"
     run(plain, rounds=2)
-    said = " ".join(traces.warnings(traces.read([path, plain])))
+    said = " ".join(fairness.warnings(traces.read([path, plain])))
     assert f"sources {former['sources'][:12]}, then ffffffffffff / ffffffffffff" in said
 
 
@@ -174,7 +174,7 @@ def test_other_content_is_another_line(tmp_path, name):
     groups = traces.read(paths)
     assert [len(group.traces) for group in groups] == [2, 1]
     assert groups[1].label == f"{name} {'b' * 12}"
-    assert f"{name} {'a' * 12} / {'b' * 12}" in traces.warnings(groups)[0]
+    assert f"{name} {'a' * 12} / {'b' * 12}" in fairness.warnings(groups)[0]
 
 
 def test_seconds_follow_from_all_starts_that_did_a_round(tmp_path):
@@ -187,7 +187,7 @@ def test_seconds_follow_from_all_starts_that_did_a_round(tmp_path):
         }
         starts = [{**start, "round": 2, "ranks": 9}, {**start, "round": 2, "ranks": 3}]
         file.attrs["resumed"] = json.dumps(starts)
-    (line,) = traces.warnings(traces.read([path]))
+    (line,) = fairness.warnings(traces.read([path]))
     assert line == f"{path} was resumed on another machine: ranks 2, then 3"
 
 

@@ -300,6 +300,7 @@ def differing(
 
 
 def exactly(value: object) -> str:
+    """A value as text that is equal for equal values only."""
     return json.dumps(value, sort_keys=True, default=str)
 
 

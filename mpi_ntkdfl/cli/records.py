@@ -43,7 +43,7 @@ def show(record: Path, follow: bool, interval: float) -> None:
 @click.command(
     epilog=examples(
         "compare *.h5 --target 0.8 --target 0.85",
-        "compare ntk-dfl.h5 dfedavg.h5 --runs --csv numbers.csv",
+        "compare first.h5 other.h5 --runs --csv numbers.csv",
     )
 )
 @RECORDS

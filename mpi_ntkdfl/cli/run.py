@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.command(
     epilog=examples(
         f"mpirun -n 4 {PROGRAM} run quickstart -o first.h5",
-        "run quickstart --set algorithm.name=dfedavg --set rounds=20 -o dfedavg.h5",
+        "run quickstart --set topology.kind=ring --set rounds=20 -o ring.h5",
         f"mpirun -n 8 {PROGRAM} run mine.yaml -o mine.h5 --resume",
     )
 )
