@@ -45,7 +45,8 @@ def test_every_command_has_help_with_examples_that_can_be_parsed(
         while isinstance(found, click.Group):
             group, name = found, line.pop(0)
             found = group.get_command(click.Context(group), name)
-        assert found.make_context(name, line)  # parses and checks the words
+        above = click.Context(cli, help_option_names=["-h", "--help"])
+        assert found.make_context(name, line, parent=above)  # parses and checks the words
 
 
 def test_lists_of_commands_are_whole_sentences():

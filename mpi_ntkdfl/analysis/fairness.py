@@ -58,9 +58,11 @@ def _unfair(groups: Sequence[Group]) -> list[str]:
     unlike = [key for key in differing(settings) if must_agree(key)]
     contents = named_contents([group.traces[0] for group in groups])
     if _crossed(settings, unlike, contents):
-        # These settings are what is compared. When a run is measured is none of them.
+        # These settings are what is compared. When a run is measured is none of them, and neither is a
+        # file that has changed under one path.
         unlike = [key for key in unlike if key == "evaluation.every"]
-        contents = []
+        chosen = differing(settings)
+        contents = [{k: v for k, v in each.items() if PATHS[k] not in chosen} for each in contents]
     elif "dataset.name" in unlike:  # other data, which goes without saying
         contents = [{k: v for k, v in each.items() if k != "data"} for each in contents]
     reasons = _spelled([{k: each[k] for k in unlike if k in each} for each in settings])
