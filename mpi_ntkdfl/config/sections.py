@@ -23,9 +23,14 @@ MOST_SAMPLES = 2**31 - 1
 
 
 class DatasetSettings(Section):
-    """Base of the settings of all data sets: which samples exist."""
+    """Base of the settings of all data sets: which samples exist.
+
+    `train_as_test: true` accepts a test set that holds only training samples. Otherwise it is refused,
+    because the test accuracy would be the training accuracy.
+    """
 
     name: str
+    train_as_test: bool = affects("nothing", default=False)
 
 
 # --------------------------------------------------------------------------------------- partition
