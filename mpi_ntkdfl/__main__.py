@@ -4,7 +4,7 @@ import sys
 
 from mpi_ntkdfl.runtime.stopping import nothing_to_save, watch_signals
 
-# A batch system may signal while libraries still load, which takes seconds.
+# Loading libraries takes seconds, and a batch system may send a signal during this time.
 if sys.argv[1:2] in ([], ["run"]):
     watch_signals()
     nothing_to_save(True)

@@ -278,7 +278,7 @@ def short_partition(path):
     ("make", "override", "message"),
     [
         (None, {"model__weights": "{path}"}, "cannot be read: No such file"),
-        (junk, {"model__weights": "{path}"}, "is no readable state_dict"),
+        (junk, {"model__weights": "{path}"}, "is not a readable state_dict"),
         (list_for_weights, {"model__weights": "{path}"}, "must hold a mapping of names to tensors"),
         (
             renamed_weights,

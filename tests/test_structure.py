@@ -98,15 +98,14 @@ def test_mathematics_and_analysis_know_no_ranks():
 
 
 def test_networks_are_known_by_their_protocol():
-    """Layer widths and classes of networks are the business of their own rooms and of one table."""
-    own = (PACKAGE / "model" / "mlp", PACKAGE / "model" / "module")
-    table = PACKAGE / "model" / "networks.py"
+    """Layer widths and classes of networks are the business of their own rooms."""
+    own = [PACKAGE / "model" / room for room in ("mlp", "module", "kinds", "architectures")]
     named = [m for m in MODULES if re.search(r"\bMLP\b", m.read_text())]
     assert len(named) <= 3, named
     for module in MODULES:
-        if module in (table, PACKAGE / "__init__.py") or module.parent in own:  # public names
+        if module == PACKAGE / "__init__.py" or module.parent in own:  # public names
             continue
-        rooms = ("mpi_ntkdfl.model.mlp", "mpi_ntkdfl.model.module")
+        rooms = tuple(f"mpi_ntkdfl.model.{room.name}" for room in own if room.name != "kinds")
         assert not any(name.startswith(rooms) for name in imports(module)), module
         assert not re.search(r"\.widths\b", module.read_text()), module
 

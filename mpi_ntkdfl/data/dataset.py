@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -103,6 +103,12 @@ class Dataset:
     def __post_init__(self) -> None:
         """Without a shape, samples are vectors."""
         object.__setattr__(self, "shape", self.shape or self.train_inputs.shape[1:])
+
+    def input_blocks(self) -> Iterator[npt.NDArray[Any]]:
+        """Inputs [block, d] of a network for all samples, a block after another."""
+        for inputs in (self.train_inputs, self.test_inputs):
+            for start in range(0, len(inputs), _BLOCK):
+                yield self.scaling.apply(inputs[start : start + _BLOCK])
 
     def fingerprint(self) -> str:
         """SHA-256 over all samples and labels, to tell data sets apart."""

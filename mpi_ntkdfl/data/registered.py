@@ -41,16 +41,18 @@ def _mean_and_deviation(value: object) -> object:
 class RegisteredSettings(DatasetSettings):
     """Settings of a data set that a user registered.
 
-    `options` are the arguments of the loader. `standardize` is one of these: `none` uses the values as
-    they are; `measured` subtracts the mean of the training samples and divides by their standard
-    deviation; [mean, deviation] uses these two numbers. `measured` computes both per feature for vectors,
-    and over all values for samples with more dimensions.
+    `measured` computes mean and deviation per feature for vectors, and over all values for samples with
+    more dimensions.
     """
 
     options: dict[str, Any] = {}
+    """Arguments of the loader, by name."""
     standardize: Annotated[
         Literal["none", "measured"] | tuple[float, float], BeforeValidator(_mean_and_deviation)
     ] = "measured"
+    """`none` uses the values as they are. `measured` subtracts the mean of the training samples and
+    divides by their standard deviation. [mean, deviation] uses these two numbers.
+    """
 
 
 class Registered(Source[RegisteredSettings]):

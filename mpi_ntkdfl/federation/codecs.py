@@ -222,9 +222,12 @@ class Decoded(Mapping[int, torch.Tensor]):
 
 
 class QuantizeSettings(CodecSettings):
-    """Settings of `Quantize`; `levels` is the number of values that an entry of a message can have."""
+    """Settings of `Quantize`."""
 
     levels: int = Bounded(ge=2, le=256)
+    """Number of values that an entry of a message can have. They are equally spaced between the
+    least and the largest entry.
+    """
 
 
 class Quantize(Codec[QuantizeSettings]):
