@@ -87,6 +87,8 @@ class Dataset:
             from 0 in the order of their sorted names. None for a data set without sites.
         test_sites: [n_test] int64, the same for test samples.
         shape: shape of one sample, such as (1, 28, 28) (channels first) or (30,); its product is d.
+        class_names: label of each class, as the user gave it. Empty if the labels are 0..classes-1.
+        site_names: name of each site. Empty if sites have numbers only.
     """
 
     name: str
@@ -99,10 +101,15 @@ class Dataset:
     sites: Labels | None = None
     test_sites: Labels | None = None
     shape: tuple[int, ...] = ()
+    class_names: tuple[str, ...] = ()
+    site_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Without a shape, samples are vectors."""
+        """Without a shape, samples are vectors; names that only count are none."""
         object.__setattr__(self, "shape", self.shape or self.train_inputs.shape[1:])
+        for field in ("class_names", "site_names"):
+            if getattr(self, field) == tuple(map(str, range(len(getattr(self, field))))):
+                object.__setattr__(self, field, ())
 
     def input_blocks(self) -> Iterator[npt.NDArray[Any]]:
         """Inputs [block, d] of a network for all samples, a block after another."""

@@ -97,7 +97,7 @@ class Study:
 def key(config: Config) -> str:
     """Hash of all settings that a run's result depends on, beyond the last bits.
 
-    Paths count, except the folder of a data set, which differs between machines. The content of files is
+    Paths count, except that of a data set, which differs between machines. The content of files is
     not in it; see `run_name`.
     """
     settings: dict[str, Any] = {}
@@ -114,7 +114,10 @@ def key(config: Config) -> str:
 
 def counts(setting: str, config: Config | None = None) -> bool:
     """Whether two runs of a study that differ in this setting are two runs."""
-    return setting != "dataset.root" and effect(setting, config) not in ("rounding", "nothing")
+    what = effect(setting, config)
+    return what not in ("rounding", "nothing") and not (
+        what == "place" and setting.startswith("dataset.")
+    )
 
 
 def run_name(config: Config, folder: Path) -> str:
