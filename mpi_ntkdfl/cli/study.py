@@ -163,8 +163,8 @@ def run_study(
     )
     if tally.other_code:
         click.echo(
-            f"{tally.other_code} of those done before were computed by other sources of the package or other "
-            "plugins; --fresh does them again"
+            f"{tally.other_code} of those done before were computed by other sources of the package or "
+            "by other plugins; --fresh does them again"
         )
     if tally.stopped:
         click.echo("stopped early; the same command goes on")

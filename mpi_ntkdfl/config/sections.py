@@ -23,7 +23,7 @@ MOST_SAMPLES = 2**31 - 1
 
 
 class DatasetSettings(Section):
-"""Base of the settings of all data sets. A data set says which samples exist."""
+    """Base of the settings of all data sets. A data set says which samples exist."""
 
     name: str
     train_as_test: bool = affects("nothing", default=False)

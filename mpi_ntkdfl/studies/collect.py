@@ -102,7 +102,10 @@ class Results:
         return lines
 
     def other_code_text(self) -> list[str]:
-        """Runs that other sources of the package or other plugins computed, one line each; empty if there are none."""
+        """Runs that other sources of the package, or other plugins, computed; one line per run.
+
+        Empty if there are none.
+        """
         runs = dict.fromkeys(
             f"  {finished.run.label} ({finished.run.key})"
             for cell in self.cells
@@ -112,8 +115,8 @@ class Results:
         if not runs:
             return []
         head = (
-            f"{len(runs)} runs were computed by other sources of the package, or by other plugins, than those of this "
-            "report; `study run --fresh` does them again:"
+            f"{len(runs)} runs were computed by other sources of the package, or by other plugins, than "
+            "those of this report; `study run --fresh` does them again:"
         )
         return [head, *runs]
 

@@ -79,7 +79,7 @@ def work(
         runs: to do, in order.
         how: to start them, None in this process.
         say: gets one line per run.
-        fresh: do runs again that other code computed, or began: other sources of the package or other plugins.
+        fresh: do runs again that other sources of the package, or other plugins, computed or began.
     """
     tally, weights = Tally(), study.definition.needs_weights
     for place, run in enumerate(runs, 1):
