@@ -45,6 +45,10 @@ def attributes_with(settings):
     return known_attributes() | about
 
 
+def shares(offsets, indices):
+    return {"offsets": np.array(offsets), "indices": np.array(indices)}
+
+
 def write(
     path, accuracy=ACCURACY, every=1, partition=((0, 1, 2, 3, 4), (3, 1, 0, 2)), scale=1, **settings
 ):
@@ -58,7 +62,12 @@ def write(
     changes = {"rounds": rounds, "evaluation.every": every}
     changes |= {key.replace("__", "."): value for key, value in settings.items()}
     record = Record(path)
-    record.create(attributes_with(changes), CLIENTS, RANKS, tuple(map(np.array, partition)))
+    record.create(
+        attributes_with(changes),
+        CLIENTS,
+        RANKS,
+        shares(*partition),
+    )
     for done in range(rounds + 1):
         value = accuracy[done]
         clients = value - 0.1 * np.arange(CLIENTS)
@@ -357,7 +366,9 @@ def test_rows_ahead_of_their_round_are_left_out(tmp_path):
 
 def test_a_run_that_never_started(tmp_path):
     path = tmp_path / "a.h5"
-    Record(path).create(known_attributes(), CLIENTS, RANKS, (np.arange(5), np.arange(4)))
+    Record(path).create(
+        known_attributes(), CLIENTS, RANKS, {"offsets": np.arange(5), "indices": np.arange(4)}
+    )
     found = outcome(path)
     assert found.costs[0].reached == 0
     assert found.ends["accuracy"] is None

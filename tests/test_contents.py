@@ -1,6 +1,7 @@
 """What a run is beyond its settings: its id, the content of its files, its code and its machine."""
 
 import json
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -14,7 +15,7 @@ from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.config import dataset_settings
 from mpi_ntkdfl.data import dataset, sources
 from mpi_ntkdfl.presets import read_source
-from mpi_ntkdfl.runtime import identity, limits
+from mpi_ntkdfl.runtime import identity, limits, plugins
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.studies import execute, grid, report
@@ -141,8 +142,19 @@ def test_a_study_does_runs_again_whose_files_changed_and_keeps_the_former(tmp_pa
     ring(graph)
     former = identity.own()
     monkeypatch.setattr(identity, "own", lambda: former | {"sources": "f" * 64})
-    assert work().other_sources == 1
+    assert work().other_code == 1
     assert "`study run --fresh` does them again" in report.make(study()).text
+    assert work(fresh=True).done == 1
+    assert work(fresh=True).before == 1
+    mine = plugins.Plugin("mine.py", "a" * 64)
+    monkeypatch.setitem(plugins._loaded, "mine", mine)
+    assert work().other_code == 0, "the run did without the plugin"
+    with h5py.File(first, "r+") as file:
+        file.attrs["plugins"] = plugins.as_json([mine])
+    assert work().other_code == 0
+    monkeypatch.setitem(plugins._loaded, "mine", replace(mine, sha256="b" * 64))
+    assert work().other_code == 1
+    assert "other plugins" in report.make(study()).text
     assert work(fresh=True).done == 1
     assert work(fresh=True).before == 1
 
@@ -236,7 +248,7 @@ def test_formats_of_graphs_that_are_not_read_are_named(tmp_path, text, name):
     (tmp_path / "g.txt").write_text(text)
     words = ("--set", "topology.kind=file", "--set", f"topology.path={tmp_path / 'g.txt'}")
     said = complaint("check", "quickstart", "--no-measure", *words)
-    assert f"is a {name} file; edge lists" in said
+    assert f"is a {name} file; only edge lists" in said
     assert "GraphML" in said
 
 

@@ -141,7 +141,7 @@ def plan(
 @click.option(
     "--fresh",
     is_flag=True,
-    help="Do runs again that other sources of the package computed, or began.",
+    help="Do runs again that other sources of the package, or other plugins, computed or began.",
 )
 def run_study(
     name: str,
@@ -175,10 +175,10 @@ def run_study(
         f"{tally.done} done, {tally.before} done before, {tally.elsewhere} with other workers, "
         f"{len(tally.failed)} failed, of {len(mine)}"
     )
-    if tally.other_sources:
+    if tally.other_code:
         click.echo(
-            f"{tally.other_sources} of those done before were computed by other sources of the package; "
-            "--fresh does them again"
+            f"{tally.other_code} of those done before were computed by other sources of the package or "
+            "by other plugins; --fresh does them again"
         )
     if tally.stopped:
         click.echo("stopped early; the same command goes on")
