@@ -125,6 +125,7 @@ setup(
             "py.typed",
         ]
     },
+    entry_points={"console_scripts": ["mpi-ntkdfl = mpi_ntkdfl.__main__:start"]},
     # An editable install puts a plain path. The import hook that is the default comes after the
     # working folder, where a clone named mpi_ntkdfl would hide the package.
     options={"editable_wheel": {"mode": "compat"}},
