@@ -74,6 +74,7 @@ setup(
     cmdclass={"build_ext": BuildLibraries, "bdist_wheel": AnyPython},
     package_data={
         "mpi_ntkdfl": [
+            "data/tables/*",
             "presets/*.yaml",
             "studies/definitions/*.yaml",
             "studies/templates/*.html",
