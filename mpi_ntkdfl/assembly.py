@@ -153,7 +153,9 @@ def read_weights(path: Path, layout: Layout) -> torch.Tensor:
         ) from error
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise InputError(f"model.weights: {path} must hold a mapping of names to tensors")
-    return layout.flatten({name: _plain(name, tensor, path) for name, tensor in state.items()})
+    constants = {name: tensor for name, tensor in state.items() if name in layout.constants}
+    trained = {n: _plain(n, tensor, path) for n, tensor in state.items() if n not in constants}
+    return layout.flatten({**trained, **constants})
 
 
 _REALS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -26,6 +26,10 @@ class DatasetSettings(Section):
     """Base of the settings of all data sets. A data set says which samples exist."""
 
     name: str
+    train_as_test: bool = affects("nothing", default=False)
+    """Whether the test set may hold only training samples. Otherwise such a set is refused, because the
+    test accuracy would be the training accuracy.
+    """
 
 
 # --------------------------------------------------------------------------------------- partition

@@ -132,12 +132,15 @@ class Dataset:
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
-    def check(self) -> None:
-        """Checks all samples.
+    def check(self, train_as_test: bool = False) -> None:
+        """Checks all samples, and warns once per process if test samples occur in training.
+
+        Args:
+            train_as_test: whether the test set may hold only training samples.
 
         Raises:
-            InputError: if a part has no samples, a value is not finite, a label is not a class, or the
-                test samples are the training samples.
+            InputError: if a part has no samples, a value is not finite, a label is not a class, or all
+                test samples occur in training and `train_as_test` is false.
         """
         where = f"data set {self.name}"
         for part, inputs, labels in (
@@ -145,29 +148,28 @@ class Dataset:
             ("test", self.test_inputs, self.test_labels),
         ):
             _check_part(where, part, inputs, labels, self.classes)
-        if np.array_equal(self.train_inputs, self.test_inputs):
+        seen, total = self._seen_in_training(), len(self.test_labels)
+        if seen == total and not train_as_test:
             raise InputError(
-                f"{where}: the test samples must differ from the training samples, got the same "
-                f"{len(self.test_labels)} samples twice; is the test file a copy of the training file?"
+                f"{where}: test samples must differ from training samples, but all {total} test samples "
+                "occur in training; is the test part a copy or a part of the training part? "
+                "dataset.train_as_test=true accepts it, and the test accuracy is then one of training"
             )
-        self._count_training_samples(where)
+        warning = f"{where}: {seen} of {total} test samples occur in training as well"
+        if seen and warning not in _given_warnings:
+            _given_warnings.add(warning)
+            _log.warning(
+                "%s; the test accuracy counts them, though they are training samples", warning
+            )
 
-    def _count_training_samples(self, where: str) -> None:
-        """Counts test samples whose inputs are also training inputs, and warns once per process.
+    def _seen_in_training(self) -> int:
+        """Number of test samples whose inputs are also training inputs; labels are not compared.
 
         Samples are compared by Python's hash of their bytes, which has 64 bits. The probability that any
         test sample of Fashion-MNIST has the hash of a different training sample is 1e-10.
         """
         train = {hash(row.tobytes()) for row in self.train_inputs}
-        count = sum(hash(row.tobytes()) in train for row in self.test_inputs)
-        warning = (
-            f"{where}: {count} of {len(self.test_labels)} test samples occur in training as well"
-        )
-        if count and warning not in _given_warnings:
-            _given_warnings.add(warning)
-            _log.warning(
-                "%s; the test accuracy counts them, though they are training samples", warning
-            )
+        return sum(hash(row.tobytes()) in train for row in self.test_inputs)
 
 
 def _check_part(

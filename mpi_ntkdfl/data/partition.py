@@ -314,13 +314,27 @@ def _warn_of_doubles(path: Path, offsets: npt.NDArray[Any], indices: npt.NDArray
         )
 
 
+_NEEDS_NPZ = (
+    "{path} is no npz file; partition.path must name a file of NumPy with two arrays of integers: "
+    "indices, the numbers of the training samples, client after client, and offsets [clients + 1], where "
+    "client i holds indices[offsets[i]:offsets[i + 1]]. From a list `shares` of one list per client: "
+    "numpy.savez(path, indices=numpy.concatenate(shares), "
+    "offsets=numpy.cumsum([0, *map(len, shares)]))"
+)
+
+
 def _read_npz(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     try:
         with path.open("rb") as file:
+            if (begin := file.read(4)) and not begin.startswith((b"PK", b"\x93NUM")):
+                raise InputError(_NEEDS_NPZ.format(path=path))
+            file.seek(0)
             arrays = np.load(file, allow_pickle=False)
             if isinstance(arrays, np.ndarray):
                 raise ValueError("it is an npy file, which has one array and no names")
             given = {key: arrays[key] for key in ("offsets", "indices") if key in arrays}
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # noqa: BLE001 - NumPy raises almost anything for a damaged file

@@ -163,8 +163,9 @@ def load(settings: DatasetSettings) -> Dataset:
 
     Raises:
         InputError: if a file is missing or damaged or has other content than it should have, a part has
-            no samples, a value is not finite, or a label is not a class.
+            no samples, a value is not finite, a label is not a class, or all test samples occur in
+            training.
     """
     dataset: Dataset = DATASETS.find(settings.name).load(settings)
-    dataset.check()
+    dataset.check(settings.train_as_test)
     return dataset
