@@ -132,7 +132,7 @@ setup(
     options={"editable_wheel": {"mode": "compat"}},
     install_requires=[
         "click>=8.4",
-        "h5py>=3.11",
+        "h5py>=3.13",
         "Jinja2>=3.1",
         "matplotlib>=3.9",
         "mpi4py>=4.1",

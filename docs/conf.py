@@ -56,12 +56,15 @@ PLACES = {
 }
 """Where the site has the files that pages link to by their places in the repository."""
 LINK = re.compile(r"(\]\()(?:\.\./)*(docs/|[A-Z]+\.md|jobs/README\.md)")
+FILE_AS_TEXT = re.compile(r"(?<!!)\[[\w/.-]+\.md\](?=\([^)]*\.md)")
+"""A link whose text is the name of a file; the site writes the title of the page instead."""
 
 
 def point_into_the_site(_app: Sphinx, _source: object, *rest: object) -> None:
     """Rewrites links of a page that is read or included; its text is the last argument."""
     text = rest[-1]
     assert isinstance(text, list)
+    text[0] = FILE_AS_TEXT.sub("[]", text[0])
     text[0] = LINK.sub(lambda match: match[1] + PLACES.get(match[2], match[2]), text[0])
 
 
