@@ -114,6 +114,14 @@ class _Commands(Group):
             return super().invoke(context)
 
 
+def _show_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from mpi_ntkdfl.runtime.identity import commit
+
+        click.echo(f"mpi_ntkdfl {__version__}, commit {commit()}")
+        context.exit()
+
+
 _HELP = """Decentralized federated learning with neural tangent kernels, on MPI ranks.
 
 Without a command the program runs quickstart.
@@ -131,7 +139,14 @@ Without a command the program runs quickstart.
         "show paper.h5",
     ),
 )
-@click.version_option(__version__, prog_name="mpi_ntkdfl")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_show_version,
+    help="Show the version and the commit, and exit.",
+)
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Calls the command that the user named, or runs quickstart."""
