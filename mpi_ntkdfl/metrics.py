@@ -391,18 +391,3 @@ def register_metric(metric: Metric) -> None:
                     f"{other.name}; choose another one"
                 )
     METRICS.register(metric.name, metric)
-
-
-def end_of_run(rounds: int, stop_at: float | None, done: np.ndarray, accuracy: np.ndarray) -> int:
-    """The round after which a run is finished, as far as its rows tell.
-
-    Args:
-        rounds: of the configuration.
-        stop_at: of the configuration: accuracy at which the run ends earlier, or None.
-        done: rounds done at each row, `[row]`.
-        accuracy: of the average, `[row]`.
-    """
-    if stop_at is None:
-        return rounds
-    reached = np.flatnonzero((done > 0) & (accuracy >= stop_at))
-    return min(rounds, int(done[reached[0]])) if len(reached) else rounds

@@ -29,13 +29,12 @@ from mpi_ntkdfl.metrics import (
     About,
     Metric,
     at,
-    end_of_run,
     missing_ranks,
 )
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.hdf5 import reading, sane
 from mpi_ntkdfl.runtime.units import duration, readable
-from mpi_ntkdfl.storage.schema import metrics_of
+from mpi_ntkdfl.storage.schema import end_of_run, metrics_of
 
 
 @dataclass(frozen=True)

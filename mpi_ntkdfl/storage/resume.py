@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from mpi_ntkdfl.config import Config, effect, parse
-from mpi_ntkdfl.metrics import ACCURACY, BYTES, ROUNDS, end_of_run
+from mpi_ntkdfl.metrics import ACCURACY, BYTES, ROUNDS
 from mpi_ntkdfl.runtime import identity as own_identity
 from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.errors import InputError
@@ -22,7 +22,7 @@ from mpi_ntkdfl.storage import identity, trace
 from mpi_ntkdfl.storage.checkpoint import Checkpoint, newest
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.storage.record import last_choices, read_all
-from mpi_ntkdfl.storage.schema import starts_of
+from mpi_ntkdfl.storage.schema import end_of_run, starts_of
 
 _log = logging.getLogger(__name__)
 

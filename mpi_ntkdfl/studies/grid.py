@@ -18,14 +18,14 @@ from typing import Any
 import h5py
 
 from mpi_ntkdfl.config import Config, effect, parse
-from mpi_ntkdfl.metrics import ACCURACY, ROUNDS, SECONDS, end_of_run
+from mpi_ntkdfl.metrics import ACCURACY, ROUNDS, SECONDS
 from mpi_ntkdfl.presets import read_overrides, read_source
 from mpi_ntkdfl.runtime import identity as package
 from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.storage import identity
 from mpi_ntkdfl.storage.outputs import Outputs
-from mpi_ntkdfl.storage.schema import starts_of
+from mpi_ntkdfl.storage.schema import end_of_run, starts_of
 from mpi_ntkdfl.studies.definition import Definition, ScaleName, Variant, called, read
 
 _log = logging.getLogger(__name__)
