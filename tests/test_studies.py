@@ -83,6 +83,7 @@ def done(tmp_path_factory):
 # ---------------------------------------------------------------------------------------- definitions
 
 ALL = [
+    "architectures",
     "averaging",
     "convergence",
     "deviation",
