@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -22,14 +22,16 @@ from mpi_ntkdfl.federation.codecs import (
 )
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.topology.mixing import Averaging
 
 
 class GossipSettings(TrainingSettings):
     """Settings of methods that train and then average with the neighbours."""
 
-    averaging: Literal["plain", "samples"] = "plain"
+    averaging: Averaging = "plain"
     """Weights of the average over the neighbourhood: equal (`plain`), or in proportion to the
-    clients' samples (`samples`).
+    clients' samples (`samples`), or Metropolis weights (`metropolis`), which keep the mean of all
+    clients on graphs of unequal degrees.
     """
     codec: CodecChoice | None = None
     """How weights are written into messages, such as `{weights: {name: quantize, levels: 16}}`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -60,6 +60,7 @@ class Journal:
         data: DataFacts | None,
         contents: Mapping[str, str] | None,
         method: Method[Any],
+        names: Sequence[str] = (),
     ) -> None:
         """Begins an empty record; former outputs of that name are removed.
 
@@ -67,6 +68,7 @@ class Journal:
             method: of this run; the record stores what readers need to know of it.
             data: what the record stores about the samples, on rank 0.
             contents: of the files, by the names in `identity.FILES`, on rank 0.
+            names: of the clients, if the file of the graph has names.
         """
 
         def begin() -> None:
@@ -89,7 +91,13 @@ class Journal:
             whole.remove(self._outputs)
             whole.remove_leftovers(self._outputs)
             self._record.create(
-                attributes, config.clients, self._world.size, data.arrays, data.sites, fulfilled
+                attributes,
+                config.clients,
+                self._world.size,
+                data.arrays,
+                data.sites,
+                fulfilled,
+                names,
             )
 
         self._world.on_root(begin)
