@@ -20,11 +20,13 @@ from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.data import partition, sources
 from mpi_ntkdfl.data.dataset import Dataset, Scaling
-from mpi_ntkdfl.federation.clients import Federation, Samples
+from mpi_ntkdfl.data.facts import DataFacts, facts
+from mpi_ntkdfl.federation.clients import ByteTable, Federation, Samples
 from mpi_ntkdfl.model import byte_products
+from mpi_ntkdfl.model.by_sample import Sites
 from mpi_ntkdfl.model.levels import LEAST_FEATURES, Inputs, Levels
 from mpi_ntkdfl.model.network import Network
-from mpi_ntkdfl.model.networks import build
+from mpi_ntkdfl.model.networks import build, check_inputs
 from mpi_ntkdfl.model.params import Layout
 from mpi_ntkdfl.ntk.evolve import Implementation, choose
 from mpi_ntkdfl.planning.costs import NOMINAL, Machine, balanced, measure, round_seconds
@@ -97,9 +99,15 @@ def prepare(config: Config, ranks: int, going_on: bool = False) -> Problem:
     )  # raises InputError if there are more ranks than clients
     dataset = sources.load(config.dataset)
     shares = partition.make(
-        config.partition, dataset.train_labels, config.clients, config.seed, dataset.sites
+        config.partition,
+        dataset.train_labels,
+        config.clients,
+        config.seed,
+        dataset.sites,
+        dataset.site_names,
     )
     schedule = Schedule(config.topology, config.clients, config.seed)
+    check_inputs(config.model, dataset.input_blocks(), dataset.shape, dataset.classes)
     network = build(config.model, dataset.shape, dataset.classes)
     start = path = None
     if config.model.weights is not None:
@@ -120,6 +128,7 @@ def prepare(config: Config, ranks: int, going_on: bool = False) -> Problem:
         test_samples=len(dataset.test_labels),
         graph=schedule.graph(0),
         placement=equal,
+        stored_bytes=dataset.train_inputs.dtype == np.uint8,
     )
     first = balanced(first)
     return Problem(dataset, shares, schedule, start, first, make_plan(first))
@@ -144,7 +153,9 @@ def read_weights(path: Path, layout: Layout) -> torch.Tensor:
         ) from error
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise InputError(f"model.weights: {path} must hold a mapping of names to tensors")
-    return layout.flatten({name: _plain(name, tensor, path) for name, tensor in state.items()})
+    constants = {name: tensor for name, tensor in state.items() if name in layout.constants}
+    trained = {n: _plain(n, tensor, path) for n, tensor in state.items() if n not in constants}
+    return layout.flatten({**trained, **constants})
 
 
 _REALS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -179,7 +190,8 @@ class Assembly:
         weights: starting weights of this rank's clients, `[owned, param]`.
         test_inputs: inputs of the test set, `[sample, *shape]`.
         test_labels: labels of the test set, `[sample]`.
-        shares: offsets and indices of the partition on rank 0; None on other ranks.
+        test_sites: sites of the test samples; None if there are none.
+        facts: what the record stores about the samples, on rank 0; None on other ranks.
     """
 
     federation: Federation
@@ -187,7 +199,8 @@ class Assembly:
     weights: torch.Tensor
     test_inputs: Inputs
     test_labels: torch.Tensor
-    shares: tuple[np.ndarray, np.ndarray] | None
+    test_sites: Sites | None
+    facts: DataFacts | None
 
 
 def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
@@ -207,12 +220,14 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
     way = agreed_staging(world, chosen, config.compute.gpu_aware_mpi)
     dtype = getattr(torch, config.compute.dtype)
 
-    def told() -> tuple[Network, Schedule, Scaling, np.ndarray, Placement, bool]:
+    def told() -> tuple[Network, Schedule, Scaling, np.ndarray, Placement, bool, bool]:
         assert problem is not None
         p, given = problem, problem.start is not None
-        return p.network, p.schedule, p.dataset.scaling, p.partition.sizes, p.placement, given
+        as_bytes = p.first.needs.samples and p.first.stored_bytes
+        known = p.network, p.schedule, p.dataset.scaling, p.partition.sizes, p.placement
+        return *known, given, as_bytes
 
-    network, schedule, scaling, sizes, placement, given = world.on_root(told)
+    network, schedule, scaling, sizes, placement, given, as_bytes = world.on_root(told)
 
     def plain(stored: np.ndarray) -> torch.Tensor:
         scaled = torch.tensor(scaling.apply(stored, config.compute.dtype))
@@ -231,7 +246,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
     owned = placement.owned(world.rank)
     cuts = np.cumsum(sizes[owned.start : owned.stop])[:-1]
     samples = {
-        client: Samples(plain(x), ship(y))
+        client: Samples(plain(x), ship(y), ship(x).view(-1, *network.shape) if as_bytes else None)
         for client, x, y in zip(owned, np.split(stored, cuts), np.split(labels, cuts), strict=True)
     }
     data = problem.dataset if problem else None
@@ -256,14 +271,27 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         on_divergence=config.on_divergence,
         batch=config.compute.batch,
         batch_bytes=device.free_share(chosen, world.hosts.count(world.hosts[world.rank])),
+        table=_byte_table(scaling, stored.shape[1], config, chosen) if as_bytes else None,
         staging=way,
         levels=levels,
         evolution=evolution,
         choices=choices,
     )
-    shares = (problem.partition.offsets, problem.partition.indices) if problem else None
+    count = world.on_root(lambda: problem.dataset.tested_sites if problem else 0)
+    sites = Sites(world.broadcast(data.test_sites if data else None), count) if count else None
+    about = facts(problem.dataset, problem.partition) if problem else None
     test_inputs = levels.take(tested) if levels else plain(tested)
-    return Assembly(federation, schedule, weights, test_inputs, test_labels, shares)
+    return Assembly(federation, schedule, weights, test_inputs, test_labels, sites, about)
+
+
+def _byte_table(scaling: Scaling, features: int, config: Config, chosen: torch.device) -> ByteTable:
+    """The input for each byte, for all features at once where they are scaled alike."""
+    every = np.arange(256, dtype=np.uint8)[:, None]
+    if scaling.grid() is None:
+        values = scaling.apply(every.repeat(features, axis=1), config.compute.dtype)
+    else:
+        values = scaling.apply(every, config.compute.dtype)[:, 0]
+    return ByteTable(torch.tensor(values).to(chosen))
 
 
 def _levels(

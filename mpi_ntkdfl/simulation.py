@@ -126,7 +126,7 @@ def run(
         problem = None  # frees the whole data set on rank 0: every rank has its part
         simulation = Simulation(config, assembly, outputs, report)
         if first is None:
-            simulation.journal.create(assembly.shares, contents, simulation.method)
+            simulation.journal.create(assembly.facts, contents, simulation.method)
         else:
             simulation.weights = simulation.journal.resume(start, simulation.method)
         return simulation.run(first)
@@ -175,6 +175,7 @@ class Simulation:
             assembly.test_labels,
             self.method.loss,
             config.evaluation.clients,
+            assembly.test_sites,
         )
         self.journal = Journal(config, federation, outputs)
         self.report = report
@@ -204,8 +205,9 @@ class Simulation:
                 if exchange is None or exchange.graph is not graph:
                     if exchange is not None:
                         exchange.close()
-                    exchange = Exchange(self.federation, graph, not self.config.topology.dynamic)
-                # Without this, autograd's bookkeeping would take a tenth of an evolution's time.
+                    lasting = not self.config.topology.dynamic
+                    exchange = Exchange(self.federation, graph, lasting, resumed=done > 0)
+                # Without this, autograd\'s bookkeeping would take a tenth of an evolution\'s time.
                 with torch.inference_mode():
                     result = self.method.round(self.weights, done, exchange)
                 self.weights = result.weights

@@ -17,8 +17,10 @@ from mpi_ntkdfl.comm.reduce import reduced_bytes
 from mpi_ntkdfl.federation.waves import (
     DEFAULT_LIMIT,
     WorkingSet,
+    can_keep,
     factored_waves,
     largest_neighbourhood,
+    moved_to_ranks,
     neighbourhood_sums,
     slice_width,
     smallest_limit,
@@ -113,6 +115,16 @@ def _working_set(first: FirstRound) -> WorkingSet:
     return WorkingSet(first.network, first.needs.taus, first.dtype.itemsize)
 
 
+def _keeps_samples(first: FirstRound) -> bool:
+    """Whether ranks keep the raw samples that they received; see `federation/raw_samples.py`."""
+    if not first.needs.samples or first.config.topology.dynamic:
+        return False
+    nbytes = first.blocks[0].nbytes_each(first.sizes)
+    at_once, limit = first.config.compute.batch or 1, first.config.compute.memory_bytes
+    arguments = first.graph, first.placement, first.sizes, nbytes, _working_set(first), limit
+    return can_keep(*arguments, at_once)
+
+
 def _by_neighbours(first: FirstRound) -> _Collecting:
     """How clients collect blocks from their neighbours."""
     graph, sizes, placement, needs = first.graph, first.sizes, first.placement, first.needs
@@ -123,10 +135,15 @@ def _by_neighbours(first: FirstRound) -> _Collecting:
         turns = max(len(placement.owned(rank)) for rank in range(placement.ranks))
         width = slice_width(graph, sizes, work, limit)
         return _Collecting(largest, turns, width, smallest_limit(graph, sizes, None, work))
-    if not needs.blocks:
+    if not first.blocks:
         least = work.one_client(int(sizes.max()))
         return _Collecting(largest, 0, 0, least, least)
-    message_bytes = needs.blocks[0].nbytes_each(sizes)
+    message_bytes = first.blocks[0].nbytes_each(sizes)
+    if _keeps_samples(first):
+        sent, received = moved_to_ranks(graph, placement, message_bytes)
+        least = work.one_client(largest) * at_once
+        # Received samples are kept from round to round, beside the messages of the first round.
+        return _Collecting(largest, 1, 0, least, least + int((sent + received).max()))
     waves = factored_waves(graph, placement, sizes, message_bytes, work, limit, at_once)
     held = 4 * neighbourhood_sums(graph, message_bytes)
     crossing = np.asarray(placement.owner(graph.edges))
@@ -144,7 +161,7 @@ def _at_server(first: FirstRound) -> _Collecting:
     """How a server collects blocks from its participants."""
     # The largest case: a round that draws the clients with the most samples.
     most = np.sort(first.sizes)[-first.needs.participants :]
-    received = int(first.needs.blocks[0].nbytes_each(most).sum())
+    received = int(first.blocks[0].nbytes_each(most).sum())
     gathered = int(most.sum())
     return _Collecting(gathered, 1, 0, _working_set(first).one_client(gathered) + received)
 
@@ -175,7 +192,10 @@ def _traffic(first: FirstRound) -> np.ndarray:
             book(0, vector(phase).by_phase(1, travelling=False), placement.clients)
         if placement.ranks > 1:
             book(1, {"weights": reduced_bytes(params, placement.ranks)}, placement.ranks)
-    for form in needs.blocks:
+    if _keeps_samples(first):
+        pairs = np.unique(both[crossing, 1] * placement.ranks + targets[crossing])
+        sources = np.bincount(pairs // placement.ranks, minlength=placement.clients)
+    for form in first.blocks:
         book(0, form.by_phase(int(graph.degrees @ sizes), travelling=False), 1)
         for samples, times in zip(sizes.tolist(), sources.tolist(), strict=True):
             book(1, form.by_phase(samples, travelling=True), times)
@@ -187,7 +207,7 @@ def _server_traffic(first: FirstRound) -> np.ndarray:
     config, sizes, placement, needs = first.config, first.sizes, first.placement, first.needs
     asked = participants(config.clients, needs.participants, config.seed, round=0)
     traffic = np.zeros((2, len(TRAFFIC_PHASES)), dtype=np.int64)
-    for form in needs.blocks:
+    for form in first.blocks:
         for client in asked.tolist():
             samples, away = int(sizes[client]), placement.owner(client) > 0
             for phase, count in form.by_phase(samples, travelling=False).items():
@@ -216,7 +236,7 @@ def _memory(first: FirstRound, working: int) -> dict[str, int]:
         "libraries": LIBRARIES + SCIKIT_LEARN * bundled,
         "own samples": max(int(sizes[own.start : own.stop].sum()) for own in owned)
         * features
-        * item,
+        * (item + (first.needs.samples and first.stored_bytes)),
         "test set": first.test_samples * features * item,
         # At most: weights, averages and new weights, and the neighbours' copies of weights and averages.
         "weights": 5 * max(len(own) for own in owned) * network.layout.size * item,

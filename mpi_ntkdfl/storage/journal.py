@@ -13,10 +13,12 @@ import torch
 
 from mpi_ntkdfl.algorithms.base import Method, Needs
 from mpi_ntkdfl.config import Config
+from mpi_ntkdfl.data.facts import DataFacts
 from mpi_ntkdfl.evaluate import Evaluation
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.clock import PHASES
+from mpi_ntkdfl.runtime.metric import conditions
 from mpi_ntkdfl.storage import checkpoint, identity, lock, whole
 from mpi_ntkdfl.storage.checkpoint import Rows
 from mpi_ntkdfl.storage.outputs import Outputs
@@ -54,20 +56,20 @@ class Journal:
 
     def create(
         self,
-        shares: tuple[np.ndarray, np.ndarray] | None,
+        data: DataFacts | None,
         contents: Mapping[str, str] | None,
         method: Method[Any],
     ) -> None:
         """Makes an empty record. Files of an earlier run with this name are removed.
 
         Args:
-            shares: offsets and indices of the partition, on rank 0.
+            data: facts that the record stores about the samples, on rank 0.
             contents: SHA-256 of the files, by the names in `identity.FILES`, on rank 0.
             method: the run's method; the record stores what readers need to know about it.
         """
 
         def begin() -> None:
-            assert shares is not None
+            assert data is not None
             assert contents is not None
             config, network = self._config, self._federation.network
             needs = method.needs(config.algorithm, network, self._federation.dtype)
@@ -78,12 +80,16 @@ class Journal:
                 "seed": config.seed,
                 "data": contents["data"],
                 "contents": json.dumps(dict(contents)),
+                **data.attributes,
                 **facts(type(method), needs),
                 **self._provenance(),
             }
+            fulfilled = conditions(network.classes, data.sites, config.clients)
             whole.remove(self._outputs)
             whole.remove_leftovers(self._outputs)
-            self._record.create(attributes, config.clients, self._world.size, shares)
+            self._record.create(
+                attributes, config.clients, self._world.size, data.arrays, data.sites, fulfilled
+            )
 
         self._world.on_root(begin)
         self._begin_trace(0)
