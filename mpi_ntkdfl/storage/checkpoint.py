@@ -6,7 +6,7 @@
     /state/NAME   [client, ...]     arrays that the method carries from round to round, if any
     /constants/I  [...]             tensors of the state_dict that are not trained, such as buffers
 
-The attribute `beside` (JSON) has the names of the constants, and further names of trained tensors. It is
+The attribute `beside` (JSON) has the names of the constants, and other names of trained tensors. It is
 absent for networks without such tensors.
 
 `round` is the number of rounds done, which is also the number of the next round. `sha256` is the checksum
