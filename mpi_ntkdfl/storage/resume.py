@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from mpi_ntkdfl.config import Config, effect, parse
+from mpi_ntkdfl.metrics import ACCURACY, BYTES, ROUNDS
 from mpi_ntkdfl.runtime import identity as own_identity
 from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.errors import InputError
@@ -21,7 +22,7 @@ from mpi_ntkdfl.storage import identity, trace
 from mpi_ntkdfl.storage.checkpoint import Checkpoint, newest
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.storage.record import last_choices, read_all
-from mpi_ntkdfl.storage.schema import starts_of
+from mpi_ntkdfl.storage.schema import end_of_run, starts_of
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ class Start:
         contents: recorded SHA-256 of the files, by the names in `identity.FILES`.
         edges: recorded edges of the last finished round's graph, `[edge, 2]`.
         choices: the ways of computing at the last start, by the name of the choice.
+        last: the round after which the run is finished, as far as its rows up to the checkpoint tell.
+        sent: protocol bytes of the rounds up to the checkpoint.
     """
 
     checkpoint: Checkpoint
@@ -49,6 +52,8 @@ class Start:
     contents: Mapping[str, str]
     edges: np.ndarray
     choices: Mapping[str, str]
+    last: int = 0
+    sent: int = 0
 
     def compare_choices(self, choices: Mapping[str, str]) -> None:
         """Warns if this start computes in other ways than the last one.
@@ -129,12 +134,13 @@ def finished_without_weights(outputs: Outputs, config: Config, killed: bool) -> 
         return None
     with _open_record(outputs) as file:
         recorded, done = str(file.attrs["config"]), len(file["topology/offsets"]) - 1
-    former = _refuse_changes(recorded, config, done)
+        former = _refuse_changes(recorded, config, done)
+        planned, wanted = (_last_round(file, each, done) for each in (former, config))
     # A round is recorded before its checkpoint is written.
-    if done <= former.output.checkpoint_every and (killed or done < former.rounds):
+    if done <= former.output.checkpoint_every and (killed or done < planned):
         _log.info("%s has no checkpoint yet: starting again", outputs.record)
         return None
-    if done >= max(former.rounds, config.rounds):
+    if done >= max(planned, wanted):
         _log.warning("%s is finished, but its checkpoints are missing", outputs.record)
         return done
     raise InputError(
@@ -161,24 +167,24 @@ def find_start(outputs: Outputs, config: Config) -> Iterator[Start | None]:
                 f"cannot go on with a changed configuration: model.weights was {old}, is {new}; "
                 f"{_WAY_OUT}"
             )
-        yield _read_start(outputs, checkpoint, former, config.rounds)
+        yield _read_start(outputs, checkpoint, former, config)
 
 
-def _read_start(outputs: Outputs, checkpoint: Checkpoint, former: Config, wanted: int) -> Start:
+def _read_start(outputs: Outputs, checkpoint: Checkpoint, former: Config, config: Config) -> Start:
     """Reads what the record says about the rounds before.
 
     Args:
         outputs: the files of the run.
         checkpoint: the checkpoint from which the run goes on.
         former: the checkpoint's configuration.
-        wanted: number of rounds that the user asks for.
+        config: the configuration that the user asks for.
     """
     done = checkpoint.round
     with _open_record(outputs) as file:
         read_all(file)
         planned = _require_one_run(outputs, checkpoint, former, file).rounds
         if (
-            wanted == done != planned
+            config.rounds == done != planned
         ):  # this round may have no row, because it was not to be the last
             raise InputError(
                 f"{done} rounds of {planned} are done already; rounds can only be changed to more than "
@@ -199,7 +205,17 @@ def _read_start(outputs: Outputs, checkpoint: Checkpoint, former: Config, wanted
             identity.recorded(file),
             file["topology/edges"][offsets[done - 1] : offsets[done]],
             last_choices(file),
+            _last_round(file, config, done),
+            int(file[BYTES.dataset][:done].sum()),
         )
+
+
+def _last_round(file: h5py.File, config: Config, done: int) -> int:
+    """The round after which a run is finished, as far as the record's rows until `done` rounds tell."""
+    rounds = file[ROUNDS.dataset][:]
+    accuracy = file[ACCURACY.dataset][: len(rounds)]
+    kept = rounds[: len(accuracy)] <= done
+    return end_of_run(config.rounds, config.stop_at, rounds[: len(accuracy)][kept], accuracy[kept])
 
 
 def _require_one_run(
@@ -312,10 +328,15 @@ def may_change(setting: str, config: Config | None = None) -> bool:
     """Whether a resumed run may have another value of a setting.
 
     Paths may change, because data, partition and graph are compared by content, and a resumed run starts
-    from the weights of its checkpoint. The number of rounds may grow. The settings of evaluation may not
-    change, because then the rows of one record would differ.
+    from the weights of its checkpoint. The number of rounds may grow, and so may the accuracy at which
+    the run ends. The settings of evaluation may not change, because then the rows of one record would
+    differ.
     """
-    return setting == "rounds" or effect(setting, config) in ("rounding", "place", "nothing")
+    return setting in ("rounds", "stop_at") or effect(setting, config) in (
+        "rounding",
+        "place",
+        "nothing",
+    )
 
 
 def differences(
