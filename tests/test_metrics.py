@@ -148,10 +148,10 @@ def test_a_run_goes_on_without_and_with_a_users_metric(tmp_path, table, monkeypa
         ({"name": "loss"}, "there is a metric 'loss' already"),
         ({"name": "No name"}, "lower-case"),
         ({"axes": "round"}, "row or row,client"),
-        ({"measure": None}, "needs a measure function"),
-        ({"dtype": "i8"}, "recorded as f8"),
+        ({"measure": None}, "must have a measure function"),
+        ({"dtype": "i8"}, "must have the dtype f8"),
         ({"dataset": "model/loss"}, "belongs to loss"),
-        ({"head": "average"}, "'average' is that of accuracy"),
+        ({"head": "average"}, "'average' belongs to accuracy"),
     ],
 )
 def test_refused_metrics(table, changes, message):

@@ -18,7 +18,7 @@ from mpi_ntkdfl.algorithms.work import Load, Work
 from mpi_ntkdfl.config import MOST_CLIENTS
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.federation.exchange import Exchange
-from mpi_ntkdfl.federation.jacobian_messages import smallest_message
+from mpi_ntkdfl.federation.formats import factored_format
 from mpi_ntkdfl.federation.neighbourhood import Neighbourhood
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.runtime.looks import DARK_GREY, LineStyle
@@ -34,6 +34,7 @@ class NtkFlSettings(NtkSettings):
 
     name: Literal["ntk-fl"] = "ntk-fl"
     clients_per_round: int = Field(default=21, ge=1, le=MOST_CLIENTS)
+    """Participants per round, which the server chooses anew."""
 
 
 class NtkFl(Method[NtkFlSettings]):
@@ -51,8 +52,10 @@ class NtkFl(Method[NtkFlSettings]):
     @classmethod
     def needs(cls, settings: NtkFlSettings, network: Network, dtype: torch.dtype) -> Needs:
         """The network's smallest message for Jacobians goes to the server, and weights come back."""
+        factored = network.factored is not None
         return Needs(
-            blocks=(smallest_message(network).form(network, dtype),),
+            blocks=(factored_format(network, dtype),) if factored else (),
+            samples=not factored,
             taus=len(settings.taus),
             participants=settings.clients_per_round,
         )
