@@ -22,7 +22,16 @@ Shape = tuple[int, ...]
 
 _VIEWS = frozenset(
     f"{name}Backward{number}"
-    for name in ("T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze")
+    for name in (
+        "T",
+        "Transpose",
+        "Permute",
+        "View",
+        "UnsafeView",
+        "ReshapeAlias",
+        "Unsqueeze",
+        "Squeeze",
+    )
     for number in range(3)
 )
 """Operations that only rearrange all entries of a tensor."""
@@ -91,7 +100,8 @@ class Graph:
                     self.nodes.append(source)
             sources.append(tuple(places.get(source, -1) for source, _ in node.next_functions))
         self.steps = tuple(
-            Step(node.name(), own, _shapes(node)) for node, own in zip(self.nodes, sources, strict=True)
+            Step(node.name(), own, _shapes(node))
+            for node, own in zip(self.nodes, sources, strict=True)
         )
         self._places = places
 

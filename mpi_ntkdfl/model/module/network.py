@@ -159,7 +159,9 @@ class ModuleNetwork:
 
     def jacobian(self, params: torch.Tensor, inputs: torch.Tensor) -> ModuleJacobian:
         """The Jacobian, from gradients of single samples."""
-        return ModuleJacobian(self._function, params, inputs, self.classes, self._limits)
+        return ModuleJacobian(
+            self._function, params, inputs, self.classes, self._limits, self._facts.plan
+        )
 
     def trainer(self, data: Sequence[Data], batch: int, epochs: int) -> ModuleTrainer:
         """Training by autograd."""

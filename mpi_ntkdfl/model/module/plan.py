@@ -41,8 +41,7 @@ class Pass:
                 return []
             uses.append(use)
         agree = {
-            (each.views, use.gradient, use.shape)
-            for each, use in zip(consumers, uses, strict=True)
+            (each.views, use.gradient, use.shape) for each, use in zip(consumers, uses, strict=True)
         }
         return uses if len(agree) == 1 else []
 
@@ -52,7 +51,11 @@ class Pass:
             return []
         edges = [self.graph.edge(place) for place in places]
         found = torch.autograd.grad(
-            self.outputs, edges, weights.expand_as(self.outputs), retain_graph=True, allow_unused=True
+            self.outputs,
+            edges,
+            weights.expand_as(self.outputs),
+            retain_graph=True,
+            allow_unused=True,
         )
         return [
             self.outputs.new_zeros(self.graph.shape(place)) if signal is None else signal
@@ -74,6 +77,9 @@ class Plan:
         rest: parameters that are used in other ways, which are left to the generic form.
         signals: how many numbers one sample has as signals of one output.
         activations: how many numbers autograd keeps from a pass of one sample.
+        classes: C.
+        linear_entries: number of entries of the weights `linear`.
+        rest_entries: number of entries of the parameters `rest`.
     """
 
     steps: tuple[Step, ...]
@@ -85,6 +91,18 @@ class Plan:
     rest: tuple[str, ...]
     signals: int
     activations: int
+    classes: int
+    linear_entries: int
+    rest_entries: int
+
+    @property
+    def pays(self) -> bool:
+        """Whether this form saves time: it serves all parameters, or the rest is beside linear maps.
+
+        The generic form has to pass gradients through the whole network for the rest as well.
+        """
+        served = bool(self.linear or self.multiplied)
+        return served and (not self.rest or self.linear_entries > self.rest_entries)
 
     def serves(self, graph: Graph, samples: int) -> bool:
         """Whether a pass of `samples` samples did what the trial did."""
@@ -112,6 +130,7 @@ def planned(
     }
     apart = {*linear, *biases.values()}
     multiplied = [name for name, some in uses.items() if some and name not in apart]
+    rest = tuple(name for name, some in consumers.items() if some and not uses[name])
     places = {use.place for some in uses.values() for use in some}
     return Plan(
         steps=done.graph.steps,
@@ -120,9 +139,12 @@ def planned(
         linear={name: place in biases for name, place in linear.items()},
         biases=tuple(biases.values()),
         multiplied={name: done.leaves[name].numel() for name in multiplied},
-        rest=tuple(name for name, some in consumers.items() if some and not uses[name]),
+        rest=rest,
         signals=sum(done.graph.numel(place) for place in places) // done.samples,
         activations=activations,
+        classes=done.outputs.shape[1],
+        linear_entries=sum(done.leaves[name].numel() for name in linear),
+        rest_entries=sum(done.leaves[name].numel() for name in rest),
     )
 
 

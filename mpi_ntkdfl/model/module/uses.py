@@ -203,7 +203,9 @@ def _group_norm(use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
     node = use.node
     x = node._saved_input
     groups = x.reshape(use.samples, node._saved_group, -1)
-    mean, deviation = (each.view(*groups.shape[:2], 1) for each in (node._saved_result1, node._saved_result2))
+    mean, deviation = (
+        each.view(*groups.shape[:2], 1) for each in (node._saved_result1, node._saved_result2)
+    )
     normal = ((groups - mean) * deviation).view(x.shape)
     return _channels(use, [signal * normal for signal in signals])
 
