@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 from mpi_ntkdfl.model.module.function import FlatModule, Make, made
-from mpi_ntkdfl.model.module.hidden import refusal, refuse_hidden_parameters
+from mpi_ntkdfl.model.module.hidden import refusal, refuse_hidden_parameters, refuse_other_gradients
 from mpi_ntkdfl.model.module.jacobian import Limits, ModuleJacobian
 from mpi_ntkdfl.model.module.plan import Plan
 from mpi_ntkdfl.model.module.trial import right_plan
@@ -81,6 +81,7 @@ def examined(
     _refuse_wrong_outputs(function, params, inputs, classes)
     _refuse_mixed_samples(function, params, inputs)
     products, activations = _counted(function, params, inputs)
+    refuse_other_gradients(function, params, inputs)
     refuse_hidden_parameters(function, params, inputs)
     vectorised, gram = _right_form(function, params, inputs, classes)
     plan, kernel = right_plan(function, params, inputs, gram, activations, vectorised)

@@ -1,18 +1,19 @@
 """The kernel of a module from the uses of its parameters, by one backward pass per output.
 
-For each output, autograd computes the signals: gradients with respect to what the operations returned, for
-all samples of a batch together. From them follow the gradients of single samples (`uses`). Two forms turn
+For each output, autograd computes the signals: gradients with respect to the results of operations, for
+all samples of a batch together. The gradients of single samples follow from them (`uses`). Two forms turn
 them into `sum_c J_c J_c^T`:
 
-* A linear map at one place per sample, with inputs a `[sample, in]` and signals s_c `[sample, out]`, needs
-  no gradients: its part is `(a a^T) * sum_c s_c s_c^T`, and `a a^T + 1` together with its bias.
+* A linear map at one place per sample has inputs a `[sample, in]` and signals s_c `[sample, out]`. It
+  needs no gradients: its part is `(a a^T) * sum_c s_c s_c^T`, and `a a^T + 1` together with its bias.
 * All others are multiplied: `sum_c G_c G_c^T` with gradients G_c `[sample, entry]`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 
@@ -22,8 +23,8 @@ from mpi_ntkdfl.model.module.plan import Pass, Plan
 from mpi_ntkdfl.model.module.uses import linear_inputs
 from mpi_ntkdfl.runtime.device import on_gpu
 
-_BATCH_NUMBERS = 2**22
-"""Numbers of a batch on a CPU: few enough for the outer caches, enough to share the cost of the calls."""
+_BATCH_NUMBERS = 2**24
+"""Most numbers of a batch on a CPU: 64 MiB in float32, enough to share the cost of the calls."""
 
 
 class OtherGraph(Exception):
@@ -60,6 +61,27 @@ def pieces(sizes: dict[str, int], most: int) -> list[list[Piece]]:
         groups[-1].append(parts[0])
         groups += [[part] for part in parts[1:]]
     return groups
+
+
+def fast_numbers(plan: Plan, samples: int, outputs: int, room: int) -> int:
+    """How many numbers `FastGram` holds at most, beside the samples, on a CPU.
+
+    Args:
+        plan: of the trial.
+        samples: N.
+        outputs: number of directions.
+        room: limit on the numbers of gradients.
+    """
+    gradients = min(room, samples * outputs * sum(plan.multiplied.values()))
+    per_sample = plan.activations + outputs * plan.signals
+    batch = min(max(min(room, _BATCH_NUMBERS), per_sample), samples * per_sample)
+    squares = (1 + 2 * len(plan.linear)) * samples * samples
+    return gradients + batch + squares
+
+
+def sum_of(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The sum of one or more tensors."""
+    return reduce(torch.add, tensors)
 
 
 class _Linear:
@@ -158,7 +180,7 @@ class FastGram:
                 part.set_inputs(rows, linear_inputs(use))
             column = 0
             for piece in group:
-                whole = sum(use.gradients(at[use.place]) for use in uses[piece.name])
+                whole = sum_of(use.gradients(at[use.place]) for use in uses[piece.name])
                 entries = slice(count * piece.entries.start, count * piece.entries.stop)
                 stop = column + count * piece.width
                 gradients[rows, column:stop] = whole[:, entries]

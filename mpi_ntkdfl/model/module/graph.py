@@ -39,7 +39,13 @@ _VIEWS = frozenset(
 
 @dataclass(frozen=True)
 class Step:
-    """One node: its operation, the nodes that its inputs come from (-1: no gradient), its output's shape."""
+    """One node of a graph.
+
+    Attributes:
+        operation: name of the operation.
+        sources: the nodes that its inputs come from; -1 for an input without a gradient.
+        shapes: shapes of its outputs.
+    """
 
     operation: str
     sources: tuple[int, ...]

@@ -1,6 +1,8 @@
-"""Refuses modules whose outputs depend on parameters in ways that autograd does not see."""
+"""Refuses modules whose gradients are not those of their outputs by their parameters."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch.autograd.function import BackwardCFunction
@@ -12,6 +14,8 @@ from mpi_ntkdfl.runtime.errors import InputError
 
 _STEP, _TOLERANCE = 1e-6, 1e-4
 """Step of the differences, in standard normal directions; their largest relative error."""
+_EQUAL = 1e-9
+"""Largest relative error of gradients that must be equal."""
 
 
 def refusal(what: str, way_out: str) -> InputError:
@@ -43,12 +47,58 @@ def refuse_hidden_parameters(
                 "pass it to the apply() of the autograd function that reads it, do not detach it, or "
                 "set its requires_grad to False",
             )
-    own = sorted({node.name() for node in done.graph.nodes if isinstance(node, BackwardCFunction)})
+    own = sorted(
+        {
+            step.operation
+            for node, step in zip(done.graph.nodes, done.graph.steps, strict=True)
+            if isinstance(node, BackwardCFunction)
+        }
+    )
     if own and not _agree(function, params, inputs, done, None):
         raise refusal(
             f"the backward pass of its autograd function {', '.join(own)} is not the derivative of the "
             "forward pass",
             "pass every parameter that it reads to its apply(), and return the gradient of each",
+        )
+
+
+def refuse_other_gradients(
+    function: FlatModule, params: torch.Tensor, inputs: torch.Tensor
+) -> None:
+    """Refuses modules that do not compute with the parameters they are called with.
+
+    Gradients at `params` are compared with those of the module itself, which holds `params` meanwhile.
+
+    Args:
+        function: the module.
+        params: `[P]` float64, other than the module's own.
+        inputs: samples for the trial, `[sample, *shape]`.
+
+    Raises:
+        InputError: if they differ.
+    """
+    done = Pass(function, params, inputs)
+    generator = seeds.generator(0, "weights of outputs")
+    weights = torch.from_numpy(generator.standard_normal(done.outputs.shape)).to(params)
+
+    def gradient(outputs: torch.Tensor, leaves: Iterable[torch.Tensor]) -> torch.Tensor:
+        found = torch.autograd.grad(
+            outputs, list(leaves), weights, allow_unused=True, materialize_grads=True
+        )
+        return torch.cat([each.flatten() for each in found])
+
+    try:
+        own = gradient(done.outputs, done.leaves.values())
+        with function.holding(params) as held:
+            wanted = gradient(function.module(inputs), held.values())
+        right = bool((own - wanted).abs().max() <= _EQUAL * wanted.abs().max())
+    except RuntimeError:
+        right = False
+    if not right:
+        raise refusal(
+            "its gradients are not those for the parameters it is called with",
+            "do not recompute parts of it in the backward pass (checkpoint), since memory is limited "
+            "anyway; and do not keep copies of parameters",
         )
 
 

@@ -1,8 +1,8 @@
 """The Jacobian of any module, from gradients of single outputs for single samples.
 
 This generic form is right for everything that torch can differentiate. Gradients `G_c [sample, param]` of
-output c are computed for ranges of samples, and multiplied: `sum_c J_c J_c^T = sum_c G_c G_c^T`. If they do
-not fit into the limit on numbers in memory, they are computed for one range of parameters after another.
+output c are computed for ranges of samples, and multiplied: `sum_c J_c J_c^T = sum_c G_c G_c^T`. If they
+exceed the limit on numbers in memory, they are computed for one range of parameters after another.
 
 The fast form (`fast`) serves the parameters whose uses are recognised.
 """

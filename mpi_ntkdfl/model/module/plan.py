@@ -46,7 +46,12 @@ class Pass:
         return uses if len(agree) == 1 else []
 
     def signals(self, places: Sequence[int], weights: torch.Tensor) -> list[torch.Tensor]:
-        """Gradients at the nodes `places` of the outputs times `weights`, `[output]` or of their shape."""
+        """Gradients at the nodes `places` of the outputs times `weights`.
+
+        Args:
+            places: numbers of nodes.
+            weights: `[output]` or `[sample, output]`.
+        """
         if not places:
             return []
         edges = [self.graph.edge(place) for place in places]
@@ -75,8 +80,8 @@ class Plan:
         biases: the biases that go with them.
         multiplied: other parameters whose uses are all recognised, and their numbers of entries.
         rest: parameters that are used in other ways, which are left to the generic form.
-        signals: how many numbers one sample has as signals of one output.
-        activations: how many numbers autograd keeps from a pass of one sample.
+        signals: how many numbers one sample needs for the signals and gradients of one output.
+        activations: how many numbers one sample needs for a forward pass and patches of images.
         classes: C.
         linear_entries: number of entries of the weights `linear`.
         rest_entries: number of entries of the parameters `rest`.
@@ -140,8 +145,10 @@ def planned(
         biases=tuple(biases.values()),
         multiplied={name: done.leaves[name].numel() for name in multiplied},
         rest=rest,
-        signals=sum(done.graph.numel(place) for place in places) // done.samples,
-        activations=activations,
+        signals=sum(done.graph.numel(place) for place in places) // done.samples
+        + max((done.leaves[name].numel() for name in multiplied), default=0),
+        activations=activations
+        + max((use.other_numbers(done.graph) for some in uses.values() for use in some), default=0),
         classes=done.outputs.shape[1],
         linear_entries=sum(done.leaves[name].numel() for name in linear),
         rest_entries=sum(done.leaves[name].numel() for name in rest),

@@ -1,9 +1,9 @@
 """Gradients of single samples for the operations in which networks use most of their parameters.
 
-A *signal* is the gradient of one output with respect to what an operation returned, for all samples of a
+A *signal* is the gradient of one output with respect to the result of an operation, for all samples of a
 batch at once. Each operation's function takes the signals of k outputs and returns the gradients of every
-sample, `[sample, k * entry]`. The order of the entries is free, since only inner products of gradients are
-needed; it is the same for all samples.
+sample, `[sample, k * entry]`. Only inner products of gradients are needed. So the order of the entries is
+free, but it is the same for all samples.
 
 An operation is recognised by the name of its node in autograd's graph and by which of its inputs the
 parameter is. A parameter that is used in any other way is left to the generic form.
@@ -11,6 +11,7 @@ parameter is. A parameter that is used in any other way is left to the generic f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -68,6 +69,16 @@ class Use:
     def gradients(self, signals: Sequence[torch.Tensor]) -> torch.Tensor:
         """The gradients of single samples from the signals at `node`, `[sample, k * entry]`."""
         return self.gradient(self, signals)
+
+    def other_numbers(self, graph: Graph) -> int:
+        """How many numbers the patches of one sample have, for a convolution."""
+        if self.gradient is not _convolution:
+            return 0
+        return (
+            math.prod(self.shape[1:])
+            * self.node._saved_groups
+            * math.prod(graph.shape(self.place)[2:])
+        )
 
     def ordered(self, tensor: torch.Tensor) -> torch.Tensor:
         """`tensor` as `[sample, T, ...]`."""
@@ -137,8 +148,10 @@ def _convolution(use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
     s = torch.stack([signal.flatten(2) for signal in signals], 1)
     if groups == 1:
         return torch.bmm(s.flatten(1, 2), patches.transpose(1, 2)).flatten(1)
-    s = s.unflatten(2, (groups, -1)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
-    patches = patches.unflatten(1, (groups, -1)).flatten(0, 1)
+    count, places = s.shape[1], s.shape[-1]
+    s = s.view(samples, count, groups, -1, places).transpose(1, 2)
+    s = s.reshape(samples * groups, -1, places)
+    patches = patches.reshape(samples * groups, -1, places)
     return torch.bmm(s, patches.transpose(1, 2)).view(samples, -1)
 
 
