@@ -18,6 +18,7 @@ from mpi_ntkdfl.evaluate import Evaluation
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.clock import PHASES
+from mpi_ntkdfl.runtime.metric import conditions
 from mpi_ntkdfl.storage import checkpoint, identity, lock, whole
 from mpi_ntkdfl.storage.checkpoint import Rows
 from mpi_ntkdfl.storage.outputs import Outputs
@@ -51,6 +52,8 @@ class Journal:
         self._record = Record(outputs.record)
         self._trace: Trace | None = None
         self._run = ""  # on rank 0, from `create` or `resume`
+        self.sent = 0
+        """Protocol bytes of all clients since the start of the run, on rank 0."""
 
     def create(
         self,
@@ -82,9 +85,12 @@ class Journal:
                 **facts(type(method), needs),
                 **self._provenance(),
             }
+            fulfilled = conditions(network.classes, data.sites, config.clients)
             whole.remove(self._outputs)
             whole.remove_leftovers(self._outputs)
-            self._record.create(attributes, config.clients, self._world.size, data.arrays)
+            self._record.create(
+                attributes, config.clients, self._world.size, data.arrays, data.sites, fulfilled
+            )
 
         self._world.on_root(begin)
         self._begin_trace(0)
@@ -121,6 +127,7 @@ class Journal:
                 start.checkpoint.path.replace(self._outputs.checkpoint)
             whole.remove_leftovers(self._outputs)
             self._run = start.run or identity.new_run()
+            self.sent = start.sent
             told = self._provenance()
             self._record.resume(start.checkpoint.round, every, config_yaml, told, self._run)
             return start.checkpoint.arrays
@@ -192,6 +199,7 @@ class Journal:
             told = None
             if graph is not None:
                 told = RoundRecord(graph.edges, traffic, seconds, handed.busiest, flights)
+                self.sent += int(traffic[0].sum())
             self._record.append(done, every_tau, evaluation, told)
         return every_tau
 
