@@ -74,11 +74,8 @@ class Use:
         """How many numbers the patches of one sample have, for a convolution."""
         if self.gradient is not _convolution:
             return 0
-        return (
-            math.prod(self.shape[1:])
-            * self.node._saved_groups
-            * math.prod(graph.shape(self.place)[2:])
-        )
+        groups: int = self.node._saved_groups
+        return groups * math.prod((*self.shape[1:], *graph.shape(self.place)[2:]))
 
     def ordered(self, tensor: torch.Tensor) -> torch.Tensor:
         """`tensor` as `[sample, T, ...]`."""
