@@ -32,11 +32,17 @@ class Cost:
         runs: their number.
         seconds: core time.
         nbytes: of records and checkpoints.
+        begun: runs among them that have some of their rounds.
+        rounds: that those have done, of
+        planned: all their rounds.
     """
 
     runs: int
     seconds: float
     nbytes: int
+    begun: int = 0
+    rounds: int = 0
+    planned: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,11 @@ def estimate(study: Study, ranks: int = 1, machine: Machine = NOMINAL) -> Estima
                 each = float(np.mean(rates)) * config.clients
             rounds = max(config.rounds - rounds_recorded(run.outputs), 0)
             total += ranks * START_UP + start + each * rounds
-        to_come[name] = Cost(len(runs), total, sum(prediction.nbytes(run.config) for run in runs))
+        disk = sum(prediction.nbytes(run.config) for run in runs)
+        begun = [run for run in runs if rounds_recorded(run.outputs)]
+        rounds = sum(rounds_recorded(run.outputs) for run in begun)
+        planned = sum(run.config.rounds for run in begun)
+        to_come[name] = Cost(len(runs), total, disk, len(begun), rounds, planned)
     return Estimate(done, to_come, frozenset(finished))
 
 
@@ -164,6 +174,8 @@ def text(study: Study, found: Estimate, ranks: int) -> str:
     for name in dict.fromkeys(run.config.algorithm.name for run in every):
         done, left = found.done.get(name, nothing), found.left.get(name, nothing)
         how = "" if name in found.measured or not left.runs else "  (predicted)"
+        if left.begun:
+            how += f"  ({left.begun} begun: {left.rounds} of {left.planned} rounds)"
         lines.append(
             f"{name:12}{done.runs + left.runs:>6}{done.runs:>6}{duration(left.seconds):>16}"
             f"{readable(left.nbytes):>12}{how}"
