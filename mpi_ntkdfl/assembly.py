@@ -20,6 +20,7 @@ from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.data import partition, sources
 from mpi_ntkdfl.data.dataset import Dataset, Scaling
+from mpi_ntkdfl.data.facts import DataFacts, facts
 from mpi_ntkdfl.federation.clients import ByteTable, Federation, Samples
 from mpi_ntkdfl.model import byte_products
 from mpi_ntkdfl.model.levels import LEAST_FEATURES, Inputs, Levels
@@ -97,7 +98,12 @@ def prepare(config: Config, ranks: int, going_on: bool = False) -> Problem:
     )  # raises InputError if there are more ranks than clients
     dataset = sources.load(config.dataset)
     shares = partition.make(
-        config.partition, dataset.train_labels, config.clients, config.seed, dataset.sites
+        config.partition,
+        dataset.train_labels,
+        config.clients,
+        config.seed,
+        dataset.sites,
+        dataset.site_names,
     )
     schedule = Schedule(config.topology, config.clients, config.seed)
     check_inputs(config.model, dataset.input_blocks(), dataset.shape, dataset.classes)
@@ -146,7 +152,9 @@ def read_weights(path: Path, layout: Layout) -> torch.Tensor:
         ) from error
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise InputError(f"model.weights: {path} must hold a mapping of names to tensors")
-    return layout.flatten({name: _plain(name, tensor, path) for name, tensor in state.items()})
+    constants = {name: tensor for name, tensor in state.items() if name in layout.constants}
+    trained = {n: _plain(n, tensor, path) for n, tensor in state.items() if n not in constants}
+    return layout.flatten({**trained, **constants})
 
 
 _REALS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -181,7 +189,7 @@ class Assembly:
         weights: starting weights of this rank's clients, `[owned, param]`.
         test_inputs: inputs of the test set, `[sample, *shape]`.
         test_labels: labels of the test set, `[sample]`.
-        shares: offsets and indices of the partition on rank 0; None on other ranks.
+        facts: what the record stores about the samples, on rank 0; None on other ranks.
     """
 
     federation: Federation
@@ -189,7 +197,7 @@ class Assembly:
     weights: torch.Tensor
     test_inputs: Inputs
     test_labels: torch.Tensor
-    shares: tuple[np.ndarray, np.ndarray] | None
+    facts: DataFacts | None
 
 
 def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
@@ -266,9 +274,9 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         evolution=evolution,
         choices=choices,
     )
-    shares = (problem.partition.offsets, problem.partition.indices) if problem else None
+    about = facts(problem.dataset, problem.partition) if problem else None
     test_inputs = levels.take(tested) if levels else plain(tested)
-    return Assembly(federation, schedule, weights, test_inputs, test_labels, shares)
+    return Assembly(federation, schedule, weights, test_inputs, test_labels, about)
 
 
 def _byte_table(scaling: Scaling, features: int, config: Config, chosen: torch.device) -> ByteTable:

@@ -126,7 +126,7 @@ def run(
         problem = None  # frees the whole data set on rank 0: every rank has its part
         simulation = Simulation(config, assembly, outputs, report)
         if first is None:
-            simulation.journal.create(assembly.shares, contents, simulation.method)
+            simulation.journal.create(assembly.facts, contents, simulation.method)
         else:
             simulation.weights = simulation.journal.resume(start, simulation.method)
         return simulation.run(first)

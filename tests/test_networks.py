@@ -16,7 +16,8 @@ from torch import nn
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.algorithms.ntk_dfl import NtkDfl, NtkDflSettings
 from mpi_ntkdfl.algorithms.ntk_fl import NtkFl, NtkFlSettings
-from mpi_ntkdfl.assembly import prepare
+from mpi_ntkdfl.api import run
+from mpi_ntkdfl.assembly import prepare, read_weights
 from mpi_ntkdfl.config import parse
 from mpi_ntkdfl.evaluate import scores
 from mpi_ntkdfl.federation.exchange import Exchange
@@ -439,6 +440,33 @@ def test_samples_travel_where_there_is_no_factored_form():
     asked = settings("model.network=small-pictures", "algorithm.jacobian=factored")
     with pytest.raises(InputError, match=r"small-pictures.*set algorithm\.jacobian=inputs"):
         prepare(asked, 1)
+
+
+def test_an_exported_state_dict_is_complete_and_starts_another_run(tmp_path):
+    """It has buffers, frozen parameters and both names of a tied weight, which are not in the vector."""
+    given = [
+        "rounds=1",
+        "dataset={name: breast-cancer}",
+        "model.network=tied",
+        "evaluation.clients=false",
+    ]
+    config = settings(*given, "algorithm.epochs=1", name="dfedavg")
+    record = run(config, tmp_path / "a.h5")
+    state = record.average()
+    module = Tied(30, 2)
+    before = copy.deepcopy(module.state_dict())
+    module.load_state_dict(state)
+    assert torch.equal(state["second.weight"], state["first.weight"])
+    assert torch.equal(state["scale"], before["scale"])
+    assert not torch.equal(state["last.weight"], before["last.weight"])
+    torch.save(state, tmp_path / "a.pt")
+    begun = settings(*given, f"model.weights={tmp_path / 'a.pt'}")
+    layout = prepare(begun, 1).network.layout
+    assert torch.equal(read_weights(tmp_path / "a.pt", layout).float(), layout.flatten(state))
+    state["shift"] += 1
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(InputError, match="shift must have the values that the network has"):
+        prepare(begun, 1)
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def _number(value: float) -> str:
 
 def _words(value: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     """The type of a value with its bounds, in words."""
-    if "$ref" in value:
+    if "$ref" in value or "oneOf" in value:
         return "a section"
     if "anyOf" in value:
         return " or ".join(dict.fromkeys(_words(each, schema) for each in value["anyOf"]))

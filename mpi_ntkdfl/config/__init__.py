@@ -45,6 +45,7 @@ from mpi_ntkdfl.config.sections import (
     RegularTopology,
     RingTopology,
     ShardsPartition,
+    SitePartition,
     SmallWorldTopology,
     StarTopology,
     Topology,
@@ -77,6 +78,7 @@ __all__ = [
     "RegularTopology",
     "RingTopology",
     "ShardsPartition",
+    "SitePartition",
     "SmallWorldTopology",
     "StarTopology",
     "Topology",
@@ -122,9 +124,10 @@ class Config(Section):
     @field_validator("dataset", "model", "algorithm", mode="before")
     @classmethod
     def _of_its_own_class(cls, value: Any, info: ValidationInfo) -> Any:
-        name = value.get("name") if isinstance(value, Mapping) else None
+        if not isinstance(value, Mapping):
+            raise ValueError(_needs_keys("name", value))
         try:
-            settings_class = kinds.named(str(info.field_name), name)
+            settings_class = kinds.named(str(info.field_name), value.get("name"))
         except InputError as error:
             raise ValueError(str(error)) from error
         if issubclass(settings_class, MethodSettings) and (model := info.data.get("model")):
@@ -266,16 +269,43 @@ def _explain_one(problem: Mapping[str, Any], merged: Mapping[str, Any]) -> str:
     message, given, hint = problem["msg"].removeprefix("Value error, "), problem["input"], ""
     match problem["type"]:
         case "extra_forbidden":
-            message, hint = "unknown key", did_you_mean(where[-1], _keys(where[:-1], merged))
+            message, hint = "unknown key", _hint(where[-1], list(_keys(where[:-1], merged)))
         case "union_tag_invalid":
             tags = str(problem["ctx"]["expected_tags"]).replace("'", "").split(", ")
             return f"{where[0]}.kind: {unknown('kind', problem['ctx']['tag'], tags)}"
         case "union_tag_not_found":
             message = "needs a kind, such as {kind: iid}"
         case "model_type" | "model_attributes_type" | "dict_type":
-            message = "expected settings as `key: value`"
+            selector = next(iter(_DEFAULT_KINDS.get(where[0], ())), "key") if where else "key"
+            message = _needs_keys(selector, given)
     said = "" if isinstance(given, dict | BaseModel) else f", got {given!r}"
     return f"{'.'.join(where)}: {message}{said}{hint}" if where else message
+
+
+_CALLED = {
+    "batch_size": "batch",
+    "graph": "topology",
+    "hidden_sizes": "hidden",
+    "learning_rate": "lr",
+    "method": "algorithm",
+    "mixing": "averaging",
+    "network": "model",
+    "num_clients": "clients",
+    "num_rounds": "rounds",
+}
+"""Names that other programs give to settings."""
+
+
+def _hint(key: str, keys: list[str]) -> str:
+    """The end of a message about an unknown key: the key that was probably meant, if there is one."""
+    return did_you_mean(_CALLED[key] if _CALLED.get(key) in keys else key, keys)
+
+
+def _needs_keys(selector: str, given: object) -> str:
+    """The rule that a section consists of keys; a single word is shown where it belongs."""
+    if isinstance(given, str) and selector != "key":
+        return f"expected settings as `key: value`, such as {{{selector}: {given}}}"
+    return "expected settings as `key: value`"
 
 
 def _keys(where: list[str], merged: Mapping[str, Any]) -> Iterable[str]:

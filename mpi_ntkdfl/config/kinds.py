@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from mpi_ntkdfl.config import sections
 from mpi_ntkdfl.config.sections import DatasetSettings, MethodSettings, ModelSettings
 from mpi_ntkdfl.runtime.errors import InputError
-from mpi_ntkdfl.runtime.registry import Registry, unknown
+from mpi_ntkdfl.runtime.registry import Registry
 
 _TABLES = {
     "dataset": "mpi_ntkdfl.data.sources:DATASETS",
@@ -47,7 +47,7 @@ def named(section: str, name: object) -> type[BaseModel]:
     """
     table = _table(section)
     if not isinstance(name, str):
-        raise InputError(unknown(table.kind, name, table))
+        raise InputError(table.unknown(name))
     settings: type[BaseModel] = table.find(name).Settings
     return settings
 

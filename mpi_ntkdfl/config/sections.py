@@ -31,6 +31,10 @@ class DatasetSettings(Section):
     """Base of the settings of all data sets. A data set says which samples exist."""
 
     name: str
+    train_as_test: bool = affects("nothing", default=False)
+    """Whether the test set may hold only training samples. Otherwise such a set is refused, because the
+    test accuracy would be the training accuracy.
+    """
 
 
 # --------------------------------------------------------------------------------------- partition
@@ -63,9 +67,28 @@ class ShardsPartition(Section):
 
 
 class WriterPartition(Section):
-    """One client per writer, for data sets that know their writers."""
+    """One client per writer; the name of the site partition for femnist."""
 
     kind: Literal["writer"]
+
+
+class SitePartition(Section):
+    """Natural groups, such as hospitals, writers or roles: each site has its own clients."""
+
+    kind: Literal["site"]
+    min_samples: int = Field(default=1, ge=1, le=MOST_SAMPLES)
+    """The fewest training samples of a client."""
+    too_small: Literal["refuse", "drop"] = "refuse"
+    """What happens to a client with fewer samples: the run is refused, or the client is left out."""
+    per_site: int = Field(default=1, ge=1, le=MOST_CLIENTS)
+    """Clients per site."""
+    within: (
+        Annotated[IidPartition | DirichletPartition | ShardsPartition, Field(discriminator="kind")]
+        | None
+    ) = None
+    """How the samples of a site are divided among its clients: a partition of kind iid, dirichlet or
+    shards. Null: iid.
+    """
 
 
 class FilePartition(Section):
@@ -79,7 +102,12 @@ class FilePartition(Section):
 
 
 Partition = Annotated[
-    IidPartition | DirichletPartition | ShardsPartition | WriterPartition | FilePartition,
+    IidPartition
+    | DirichletPartition
+    | ShardsPartition
+    | WriterPartition
+    | SitePartition
+    | FilePartition,
     Field(discriminator="kind"),
 ]
 

@@ -33,6 +33,7 @@ NETWORKS: Registry[type[NetworkKind]] = Registry(
         "transformer": Transformer,
         "plugin": Plugin,
     },
+    own="a network of your own needs {name: plugin, network: {name}} and --plugin FILE.py",
 )
 """All kinds of networks by name."""
 

@@ -34,9 +34,17 @@ class Machine:
     bandwidth: float
     call: float
 
+    @property
+    def words(self) -> str:
+        """The speed for people."""
+        return f"{self.peak / 1e9:.0f} Gflop/s, {self.bandwidth / 1e9:.0f} GB/s per thread"
+
 
 NOMINAL = Machine(peak=60e9, bandwidth=12e9, call=4e-6)
 """A core of a server of about 2020. Placement uses these numbers, so that it is the same everywhere."""
+
+START_UP = 2.5
+"""Core seconds per run and rank until the first round starts: libraries and data (measured on CPU)."""
 
 # The matrix products of a phase are smaller or flatter than the measured one. Each number is their speed
 # as a fraction of the measured one.
@@ -144,6 +152,13 @@ def round_seconds(first: FirstRound, moved: int, machine: Machine, cores: int) -
     seconds["record"] = _RECORDING + stored / (_CHECKPOINT_RATE * config.output.checkpoint_every)
     slower = max(1.0, placement.ranks * config.compute.threads / cores)
     return {phase: slower * each for phase, each in seconds.items()}
+
+
+def disk_bytes(first: FirstRound) -> int:
+    """Bytes of a run's record and of its two checkpoints, about."""
+    config = first.config
+    checkpoint = config.clients * first.network.layout.size * first.dtype.itemsize
+    return 2 * checkpoint + config.rounds * config.clients * 80 + 60_000
 
 
 # ------------------------------------------------------------------------------------- this machine

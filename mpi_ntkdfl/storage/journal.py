@@ -13,6 +13,7 @@ import torch
 
 from mpi_ntkdfl.algorithms.base import Method, Needs
 from mpi_ntkdfl.config import Config
+from mpi_ntkdfl.data.facts import DataFacts
 from mpi_ntkdfl.evaluate import Evaluation
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.runtime import plugins
@@ -53,7 +54,7 @@ class Journal:
 
     def create(
         self,
-        shares: tuple[np.ndarray, np.ndarray] | None,
+        data: DataFacts | None,
         contents: Mapping[str, str] | None,
         method: Method[Any],
     ) -> None:
@@ -61,12 +62,12 @@ class Journal:
 
         Args:
             method: of this run; the record stores what readers need to know of it.
-            shares: offsets and indices of the partition, on rank 0.
+            data: what the record stores about the samples, on rank 0.
             contents: of the files, by the names in `identity.FILES`, on rank 0.
         """
 
         def begin() -> None:
-            assert shares is not None
+            assert data is not None
             assert contents is not None
             config, network = self._config, self._federation.network
             needs = method.needs(config.algorithm, network, self._federation.dtype)
@@ -77,12 +78,13 @@ class Journal:
                 "seed": config.seed,
                 "data": contents["data"],
                 "contents": json.dumps(dict(contents)),
+                **data.attributes,
                 **facts(type(method), needs),
                 **self._provenance(),
             }
             whole.remove(self._outputs)
             whole.remove_leftovers(self._outputs)
-            self._record.create(attributes, config.clients, self._world.size, shares)
+            self._record.create(attributes, config.clients, self._world.size, data.arrays)
 
         self._world.on_root(begin)
         self._begin_trace(0)

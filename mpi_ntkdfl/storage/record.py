@@ -12,11 +12,13 @@ docs/output.md describes every dataset. What is no metric:
                  all hosts), threads, memory (of rank 0), mpi, torch, device, choices (JSON), plugins
                  (JSON) of the first start; resumed (JSON, the same of later starts, and round);
                  method_label, method_look (JSON, see runtime/looks.py; absent if it has none),
-                 method_central (1 if the method has a server)
+                 method_central (1 if the method has a server); class_names, site_names (JSON; absent
+                 where classes or sites are only numbered)
     /traffic     attribute phases
     /time        attribute phases
     /topology    edges [edge, 2], offsets [round + 1]      round k: edges[offsets[k]:offsets[k+1]]
     /partition   offsets [client + 1], indices             into the training set
+                 labels, sites (if there are sites)        of the samples `indices`
 """
 
 from __future__ import annotations
@@ -137,7 +139,7 @@ class Record:
         attributes: Mapping[str, str | int],
         clients: int,
         ranks: int,
-        partition: tuple[np.ndarray, np.ndarray],
+        partition: Mapping[str, np.ndarray],
     ) -> None:
         """Makes the file with empty datasets, replacing one that is there.
 
@@ -146,7 +148,7 @@ class Record:
                 `provenance`.
             clients: M.
             ranks: R.
-            partition: offsets `[client + 1]` and indices.
+            partition: by name, `offsets` `[client + 1]`, `indices` and what `data.facts` adds.
 
         Raises:
             SimulationError: if the file cannot be written.
@@ -155,7 +157,7 @@ class Record:
             file.attrs["schema"] = SCHEMA
             file.attrs.update({"resumed": "[]", **attributes})
             self._lay_out(file, clients, ranks)
-            for name, values in zip(("offsets", "indices"), partition, strict=True):
+            for name, values in partition.items():
                 file.create_dataset(f"partition/{name}", data=values, **_CHECKED)
 
     def resume(
