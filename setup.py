@@ -113,6 +113,7 @@ setup(
     },
     package_data={
         "mpi_ntkdfl": [
+            "data/tables/*",
             "presets/*.yaml",
             "studies/definitions/*.yaml",
             "studies/templates/*.html",

@@ -23,6 +23,7 @@ from mpi_ntkdfl.data.dataset import Dataset, Scaling
 from mpi_ntkdfl.data.facts import DataFacts, facts
 from mpi_ntkdfl.federation.clients import ByteTable, Federation, Samples
 from mpi_ntkdfl.model import byte_products
+from mpi_ntkdfl.model.by_sample import Sites
 from mpi_ntkdfl.model.levels import LEAST_FEATURES, Inputs, Levels
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.model.networks import build, check_inputs
@@ -189,6 +190,7 @@ class Assembly:
         weights: starting weights of this rank's clients, `[owned, param]`.
         test_inputs: inputs of the test set, `[sample, *shape]`.
         test_labels: labels of the test set, `[sample]`.
+        test_sites: sites of the test samples; None if there are none.
         facts: what the record stores about the samples, on rank 0; None on other ranks.
     """
 
@@ -197,6 +199,7 @@ class Assembly:
     weights: torch.Tensor
     test_inputs: Inputs
     test_labels: torch.Tensor
+    test_sites: Sites | None
     facts: DataFacts | None
 
 
@@ -274,9 +277,11 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         evolution=evolution,
         choices=choices,
     )
+    count = world.on_root(lambda: problem.dataset.tested_sites if problem else 0)
+    sites = Sites(world.broadcast(data.test_sites if data else None), count) if count else None
     about = facts(problem.dataset, problem.partition) if problem else None
     test_inputs = levels.take(tested) if levels else plain(tested)
-    return Assembly(federation, schedule, weights, test_inputs, test_labels, about)
+    return Assembly(federation, schedule, weights, test_inputs, test_labels, sites, about)
 
 
 def _byte_table(scaling: Scaling, features: int, config: Config, chosen: torch.device) -> ByteTable:

@@ -175,6 +175,7 @@ class Simulation:
             assembly.test_labels,
             self.method.loss,
             config.evaluation.clients,
+            assembly.test_sites,
         )
         self.journal = Journal(config, federation, outputs)
         self.report = report

@@ -18,6 +18,7 @@ from mpi_ntkdfl.evaluate import Evaluation
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.clock import PHASES
+from mpi_ntkdfl.runtime.metric import conditions
 from mpi_ntkdfl.storage import checkpoint, identity, lock, whole
 from mpi_ntkdfl.storage.checkpoint import Rows
 from mpi_ntkdfl.storage.outputs import Outputs
@@ -82,9 +83,12 @@ class Journal:
                 **facts(type(method), needs),
                 **self._provenance(),
             }
+            fulfilled = conditions(network.classes, data.sites, config.clients)
             whole.remove(self._outputs)
             whole.remove_leftovers(self._outputs)
-            self._record.create(attributes, config.clients, self._world.size, data.arrays)
+            self._record.create(
+                attributes, config.clients, self._world.size, data.arrays, data.sites, fulfilled
+            )
 
         self._world.on_root(begin)
         self._begin_trace(0)
