@@ -52,6 +52,8 @@ class Journal:
         self._record = Record(outputs.record)
         self._trace: Trace | None = None
         self._run = ""  # on rank 0, from `create` or `resume`
+        self.sent = 0
+        """Protocol bytes of all clients since the start of the run, on rank 0."""
 
     def create(
         self,
@@ -125,6 +127,7 @@ class Journal:
                 start.checkpoint.path.replace(self._outputs.checkpoint)
             whole.remove_leftovers(self._outputs)
             self._run = start.run or identity.new_run()
+            self.sent = start.sent
             told = self._provenance()
             self._record.resume(start.checkpoint.round, every, config_yaml, told, self._run)
             return start.checkpoint.arrays
@@ -196,6 +199,7 @@ class Journal:
             told = None
             if graph is not None:
                 told = RoundRecord(graph.edges, traffic, seconds, handed.busiest, flights)
+                self.sent += int(traffic[0].sum())
             self._record.append(done, every_tau, evaluation, told)
         return every_tau
 

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from mpi_ntkdfl.config import Config, effect, parse
+from mpi_ntkdfl.metrics import ACCURACY, BYTES, ROUNDS
 from mpi_ntkdfl.runtime import identity as own_identity
 from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.errors import InputError
@@ -21,7 +22,7 @@ from mpi_ntkdfl.storage import identity, trace
 from mpi_ntkdfl.storage.checkpoint import Checkpoint, newest
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.storage.record import last_choices, read_all
-from mpi_ntkdfl.storage.schema import starts_of
+from mpi_ntkdfl.storage.schema import end_of_run, starts_of
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ class Start:
         contents: of the files, as recorded, by the names in `identity.FILES`.
         edges: of the last finished round's graph, `[edge, 2]`.
         choices: which ways of computing the last start took, by the name of the choice.
+        last: the round after which the run is finished, as far as its rows until the checkpoint tell.
+        sent: protocol bytes of the rounds until the checkpoint.
     """
 
     checkpoint: Checkpoint
@@ -49,6 +52,8 @@ class Start:
     contents: Mapping[str, str]
     edges: np.ndarray
     choices: Mapping[str, str]
+    last: int = 0
+    sent: int = 0
 
     def compare_choices(self, choices: Mapping[str, str]) -> None:
         """Warns if this start takes other ways of computing than the last one.
@@ -129,12 +134,13 @@ def finished_without_weights(outputs: Outputs, config: Config, killed: bool) -> 
         return None
     with _open_record(outputs) as file:
         recorded, done = str(file.attrs["config"]), len(file["topology/offsets"]) - 1
-    former = _refuse_changes(recorded, config, done)
+        former = _refuse_changes(recorded, config, done)
+        planned, wanted = (_last_round(file, each, done) for each in (former, config))
     # A round is recorded before its checkpoint is written.
-    if done <= former.output.checkpoint_every and (killed or done < former.rounds):
+    if done <= former.output.checkpoint_every and (killed or done < planned):
         _log.info("%s has no checkpoint yet: starting again", outputs.record)
         return None
-    if done >= max(former.rounds, config.rounds):
+    if done >= max(planned, wanted):
         _log.warning("%s is finished, but its checkpoints are not there", outputs.record)
         return done
     raise InputError(
@@ -161,23 +167,25 @@ def find_start(outputs: Outputs, config: Config) -> Iterator[Start | None]:
                 f"cannot go on with a changed configuration: model.weights was {old}, is {new}; "
                 f"{_WAY_OUT}"
             )
-        yield _read_start(outputs, checkpoint, former, config.rounds)
+        yield _read_start(outputs, checkpoint, former, config)
 
 
-def _read_start(outputs: Outputs, checkpoint: Checkpoint, former: Config, wanted: int) -> Start:
+def _read_start(outputs: Outputs, checkpoint: Checkpoint, former: Config, config: Config) -> Start:
     """Reads what the record says of the rounds before.
 
     Args:
         outputs: of the run.
         checkpoint: to go on from.
         former: its configuration.
-        wanted: how many rounds the run shall have.
+        config: of the run that is asked for.
     """
     done = checkpoint.round
     with _open_record(outputs) as file:
         read_all(file)
         planned = _require_one_run(outputs, checkpoint, former, file).rounds
-        if wanted == done != planned:  # its last row may be missing, if not every round has one
+        if (
+            config.rounds == done != planned
+        ):  # its last row may be missing, if not every round has one
             raise InputError(
                 f"{done} rounds of {planned} are done already: rounds may change only to more than that"
             )
@@ -196,7 +204,17 @@ def _read_start(outputs: Outputs, checkpoint: Checkpoint, former: Config, wanted
             identity.recorded(file),
             file["topology/edges"][offsets[done - 1] : offsets[done]],
             last_choices(file),
+            _last_round(file, config, done),
+            int(file[BYTES.dataset][:done].sum()),
         )
+
+
+def _last_round(file: h5py.File, config: Config, done: int) -> int:
+    """The round after which a run is finished, as far as the record's rows until `done` rounds tell."""
+    rounds = file[ROUNDS.dataset][:]
+    accuracy = file[ACCURACY.dataset][: len(rounds)]
+    kept = rounds[: len(accuracy)] <= done
+    return end_of_run(config.rounds, config.stop_at, rounds[: len(accuracy)][kept], accuracy[kept])
 
 
 def _require_one_run(
@@ -304,10 +322,15 @@ def may_change(setting: str, config: Config | None = None) -> bool:
     """Whether a run may go on with another value of a setting.
 
     Paths may change: data, partition and graph are compared by content, and a run that goes on
-    begins with the weights of its checkpoint. The number of rounds may grow. How often the run is
+    begins with the weights of its checkpoint. The number of rounds may grow, and so may the
+    accuracy at which the run ends. How often the run is
     measured may not change, because the rows of one record would not be alike.
     """
-    return setting == "rounds" or effect(setting, config) in ("rounding", "place", "nothing")
+    return setting in ("rounds", "stop_at") or effect(setting, config) in (
+        "rounding",
+        "place",
+        "nothing",
+    )
 
 
 def differences(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, cast, get_args
 
 import h5py
+import numpy as np
 
 from mpi_ntkdfl.metrics import recorded
 from mpi_ntkdfl.runtime.metric import Axes, Metric
@@ -76,3 +77,18 @@ def _described(dataset: h5py.Dataset, path: str) -> Metric:
         log=bool(told["log"]),
         optional=True,
     )
+
+
+def end_of_run(rounds: int, stop_at: float | None, done: np.ndarray, accuracy: np.ndarray) -> int:
+    """The round after which a run is finished, as far as its rows tell.
+
+    Args:
+        rounds: of the configuration.
+        stop_at: of the configuration: accuracy at which the run ends earlier, or None.
+        done: rounds done at each row, `[row]`.
+        accuracy: of the average, `[row]`.
+    """
+    if stop_at is None:
+        return rounds
+    reached = np.flatnonzero((done > 0) & (accuracy >= stop_at))
+    return min(rounds, int(done[reached[0]])) if len(reached) else rounds
