@@ -22,6 +22,7 @@ from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.ntk.update import network_losses
 from mpi_ntkdfl.runtime.looks import GREY, LineStyle
+from mpi_ntkdfl.topology.mixing import Averaging
 
 
 class AverageGdSettings(StepSettings):
@@ -34,9 +35,10 @@ class AverageGdSettings(StepSettings):
     """On whose samples a client descends and chooses tau: its `own`, or those of its closed
     `neighbourhood`, which are then sent as they are.
     """
-    averaging: Literal["plain", "samples"] = "plain"
+    averaging: Averaging = "plain"
     """Weights of the average over the neighbourhood: equal (`plain`), or in proportion to the
-    clients' samples (`samples`).
+    clients' samples (`samples`), or Metropolis weights (`metropolis`), which keep the mean of all
+    clients on graphs of unequal degrees.
     """
     momentum: float = Field(default=0.0, ge=0, lt=1)
     """Descent starts at a + momentum (a - a'), where a is the client's average and a' its average of

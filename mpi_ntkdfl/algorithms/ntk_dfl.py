@@ -39,10 +39,11 @@ class NtkDflSettings(NtkSettings):
     has one; as raw samples, from which the receiver computes them (`inputs`), which is the smallest
     message and the default for all other networks; or entry by entry (`dense`), as in the paper.
     """
-    averaging: Literal["plain", "samples", "none"] = "plain"
+    averaging: Literal["plain", "samples", "metropolis", "none"] = "plain"
     """Weights of the average over the neighbourhood: equal (`plain`), or in proportion to the
-    clients' samples (`samples`). With `none` a client evolves its own weights, with its neighbours'
-    Jacobians at these weights.
+    clients' samples (`samples`), or Metropolis weights (`metropolis`), which keep the mean of all
+    clients on graphs of unequal degrees. With `none` a client evolves its own weights, with its
+    neighbours' Jacobians at these weights.
     """
     momentum: float = Field(default=0.0, ge=0, lt=1)
     """The network is linearised at a + momentum (a - a'), where a is the client's average and a' its

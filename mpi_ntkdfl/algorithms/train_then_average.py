@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -23,6 +23,7 @@ from mpi_ntkdfl.federation.codecs import (
 )
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.topology.mixing import Averaging
 
 
 class GossipSettings(TrainingSettings):
@@ -30,9 +31,10 @@ class GossipSettings(TrainingSettings):
 
     optional: ClassVar[tuple[str, ...]] = (*TrainingSettings.optional, "codec", "round_momentum")
 
-    averaging: Literal["plain", "samples"] = "plain"
+    averaging: Averaging = "plain"
     """Weights of the average over the neighbourhood: equal (`plain`), or in proportion to the
-    clients' samples (`samples`).
+    clients' samples (`samples`), or Metropolis weights (`metropolis`), which keep the mean of all
+    clients on graphs of unequal degrees.
     """
     codec: CodecChoice | None = None
     """How weights are written into messages, such as `{weights: {name: quantize, levels: 16}}`.

@@ -91,6 +91,11 @@ class Network(Protocol):
         """A short description of the network, for people."""
         ...
 
+    @property
+    def choices(self) -> Mapping[str, str]:
+        """Ways of computing that the network has chosen, by name, for the log and the record."""
+        ...
+
     def initial(self, generator: np.random.Generator) -> np.ndarray:
         """Starting parameters `[P]` float64; they depend only on the numbers that `generator` draws."""
         ...

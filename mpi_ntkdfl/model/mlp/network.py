@@ -59,6 +59,11 @@ class MLP(Stack):
         """The widths."""
         return " - ".join(map(str, self.widths))
 
+    @property
+    def choices(self) -> dict[str, str]:
+        """None: the widths decide everything."""
+        return {}
+
     def initial(self, generator: np.random.Generator) -> np.ndarray:
         """Starting weights of the network's `scheme`, `[P]` float64; see `Scheme`."""
         if self.scheme == "torch":

@@ -12,6 +12,7 @@ import torch
 from mpi_ntkdfl.model.levels import Inputs
 from mpi_ntkdfl.model.losses import Loss, loss_gradient, shifted
 from mpi_ntkdfl.model.module.checks import examined
+from mpi_ntkdfl.model.module.fast import fast_numbers
 from mpi_ntkdfl.model.module.function import FlatModule, Make, chunks, made
 from mpi_ntkdfl.model.module.jacobian import Limits, ModuleJacobian
 from mpi_ntkdfl.model.module.training import ModuleTrainer
@@ -107,6 +108,11 @@ class ModuleNetwork:
         how = "" if self._facts.vectorised else ", gradients one sample at a time"
         return f"{self._label} (module of torch{how})"
 
+    @property
+    def choices(self) -> dict[str, str]:
+        """How kernels are computed: by the fast form, or by the generic one and why."""
+        return {"kernel": self._facts.kernel}
+
     def own_parameters(self) -> torch.Tensor:
         """The values of the parameters when the module was made, `[P]` float64."""
         return self._function.flat()
@@ -172,7 +178,9 @@ class ModuleNetwork:
 
     def jacobian(self, params: torch.Tensor, inputs: torch.Tensor) -> ModuleJacobian:
         """The Jacobian, from gradients of single samples."""
-        return ModuleJacobian(self._function, params, inputs, self.classes, self._limits)
+        return ModuleJacobian(
+            self._function, params, inputs, self.classes, self._limits, self._facts.plan
+        )
 
     def trainer(
         self,
@@ -206,10 +214,13 @@ class ModuleNetwork:
         return torch.stack(wanted)
 
     def memory(self, samples: int) -> int:
-        """The samples twice, the gradients of one output, and the numbers that a pass keeps for them."""
-        gradients = min(max(self._limits.room, 2 * self.layout.size), samples * self.layout.size)
+        """The samples twice, the gradients that are multiplied, and what is kept from passes."""
+        plan, room = self._facts.plan, self._limits.room
         passing = 2 * min(samples, self._limits.at_once) * self._facts.activations
-        return 2 * samples * math.prod(self.shape) + gradients + passing
+        generic = min(max(room, 2 * self.layout.size), 2 * samples * self.layout.size) + passing
+        fast = fast_numbers(plan, samples, self.classes, room) if plan else generic
+        kernel = max(fast, generic) if plan is None or plan.rest else fast
+        return 2 * samples * math.prod(self.shape) + max(kernel, passing)
 
     def training_memory(self, samples: int, batch: int, epochs: int) -> int:
         """Nothing is kept from round to round."""
