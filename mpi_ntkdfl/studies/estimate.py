@@ -23,6 +23,9 @@ from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.placement import Placement
 from mpi_ntkdfl.topology.schedule import Schedule
 
+_READING = 0.3
+"""Core seconds per run, of those that share a process: data, partition and starting weights."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -93,7 +96,9 @@ def estimate(study: Study, ranks: int = 1, machine: Machine = NOMINAL) -> Estima
             if rates:
                 each = float(np.mean(rates)) * config.clients
             rounds = max(config.rounds - rounds_recorded(run.outputs), 0)
-            total += ranks * START_UP + start + each * rounds
+            total += (ranks * START_UP if ranks > 1 else _READING) + start + each * rounds
+        if ranks == 1 and not to_come:
+            total += START_UP  # all runs of one rank share the process of the study
         disk = sum(prediction.nbytes(run.config) for run in runs)
         begun = [run for run in runs if rounds_recorded(run.outputs)]
         rounds = sum(rounds_recorded(run.outputs) for run in begun)
@@ -184,10 +189,12 @@ def text(study: Study, found: Estimate, ranks: int) -> str:
     spent = sum(cost.seconds for cost in found.done.values())
     coming = sum(cost.nbytes for cost in found.left.values())
     there = sum(cost.nbytes for cost in found.done.values())
+    begins = "once, for all runs in one process" if ranks == 1 else "per run and rank"
     lines += [
         "",
         f"left: about {duration(seconds)} of core time, {duration(seconds / ranks)} with {ranks} "
-        f"rank(s) on as many cores, {readable(coming)}; start-up counts {START_UP} s per run and rank",
+        f"rank(s) on as many cores, {readable(coming)}; start-up counts {START_UP} s "
+        f"{begins}",
         f"done: {duration(spent)} of core time, {readable(there)}",
     ]
     return "\n".join(lines)
