@@ -83,7 +83,7 @@ def estimate(study: Study, ranks: int = 1, machine: Machine = NOMINAL) -> Estima
         for name, runs in finished.items()
     }
     prediction = _Prediction(machine)
-    to_come = {}
+    to_come: dict[str, Cost] = {}
     for name, runs in left.items():
         # Measured seconds per client and round of finished runs, whatever the size of their shares.
         rates = [
