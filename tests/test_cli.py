@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from mpi_ntkdfl import __version__, presets
@@ -31,7 +31,7 @@ from mpi_ntkdfl.model.mlp import MLP
 from mpi_ntkdfl.runtime.clock import PHASES
 from mpi_ntkdfl.runtime.yaml_text import read_yaml
 from tests import children
-from tests.conftest import environment
+from tests.conftest import environment, examples
 from tests.test_record import finished_run
 
 TINY = {
@@ -165,7 +165,7 @@ def test_presets():
         (["presets", "fast"], "unknown preset 'fast'; there are: hospitals"),
         (["show"], "Missing argument 'RUN.h5'"),
         (["show", "no.h5"], "no record at no.h5"),
-        (["show", "."], "is no readable record"),
+        (["show", "."], "is not a readable record"),
         (["export", "no.h5", "--average", "w.pt"], "no checkpoint at no.ckpt.h5"),
         (["export", ".", "--average", "w.pt"], "no checkpoint at .ckpt.h5"),
         (["export", "no.h5", "w.pt"], "choose one of --client I and --average"),
@@ -389,7 +389,7 @@ LOCAL_NAMES = st.text(
 """Words that may name a file to write, so nothing outside the working folder."""
 
 
-@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(250, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     first=st.sampled_from(OFFLINE),
     rest=st.lists(st.sampled_from(OTHER_WORDS) | LOCAL_NAMES, max_size=5),
@@ -464,7 +464,7 @@ def bad_runs(tmp_path):
     yield [*sets(), "-o", old], "old.h5 exists; choose another -o, give --resume"
     yield [*sets(), "-o", tmp_path / "w.pt" / "run.h5"], "cannot write"
     yield [*sets(), "-o", "/proc/x.h5"], "cannot write /proc/x.h5"
-    yield [*sets(), "-o", tmp_path, "--overwrite"], "is no file"
+    yield [*sets(), "-o", tmp_path, "--overwrite"], "is not a regular file"
     yield ["--junk"], "No such option"
 
 

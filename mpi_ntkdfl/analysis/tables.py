@@ -169,7 +169,7 @@ def read(path: Path) -> Run:
         reason = str(error)
         if "filter returned failure" in reason:
             reason = "damaged: some of its numbers do not fit their checksum"
-        raise InputError(f"{path} is no readable record: {reason}") from error
+        raise InputError(f"{path} is not a readable record: {reason}") from error
 
 
 def without_checkpoints(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
