@@ -17,6 +17,7 @@ from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.data import partition, sources
 from mpi_ntkdfl.data.dataset import Dataset, Scaling
+from mpi_ntkdfl.environment.conditions import Conditions
 from mpi_ntkdfl.federation.clients import Federation, Samples
 from mpi_ntkdfl.model import byte_products
 from mpi_ntkdfl.model.levels import LEAST_FEATURES, Inputs, Levels
@@ -46,6 +47,7 @@ class Problem:
         start: starting weights from `model.weights`, `[param]` float64, or None to draw them.
         first: the first round as planning sees it.
         plan: the first round in numbers.
+        conditions: under which the clients work in simulated time; None without an environment.
     """
 
     dataset: Dataset
@@ -54,6 +56,7 @@ class Problem:
     start: np.ndarray | None
     first: FirstRound
     plan: Plan
+    conditions: Conditions | None = None
 
     @property
     def network(self) -> Network:
@@ -95,6 +98,9 @@ def prepare(config: Config, ranks: int, going_on: bool = False) -> Problem:
     )
     schedule = Schedule(config.topology, config.clients, config.seed)
     network = build(config.model, dataset.shape, dataset.classes)
+    conditions = None
+    if config.environment is not None:
+        conditions = Conditions.of(config.environment, config.clients, config.seed)
     start = path = None
     if config.model.weights is not None:
         path = user_path(config.model.weights, "model.weights")
@@ -116,7 +122,7 @@ def prepare(config: Config, ranks: int, going_on: bool = False) -> Problem:
         placement=equal,
     )
     first = balanced(first)
-    return Problem(dataset, shares, schedule, start, first, make_plan(first))
+    return Problem(dataset, shares, schedule, start, first, make_plan(first), conditions)
 
 
 def read_weights(path: Path, layout: Layout) -> torch.Tensor:
@@ -174,6 +180,7 @@ class Assembly:
         test_inputs: of the test set, `[sample, *shape]`.
         test_labels: of the test set, `[sample]`.
         shares: offsets and indices of the partition, on rank 0.
+        conditions: under which the clients work in simulated time; None without an environment.
     """
 
     federation: Federation
@@ -182,6 +189,7 @@ class Assembly:
     test_inputs: Inputs
     test_labels: torch.Tensor
     shares: tuple[np.ndarray, np.ndarray] | None
+    conditions: Conditions | None = None
 
 
 def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
@@ -201,12 +209,13 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
     way = agreed_staging(world, chosen, config.compute.gpu_aware_mpi)
     dtype = getattr(torch, config.compute.dtype)
 
-    def told() -> tuple[Network, Schedule, Scaling, np.ndarray, Placement, bool]:
+    def told() -> tuple[Network, Schedule, Scaling, np.ndarray, Placement, bool, Conditions | None]:
         assert problem is not None
         p, given = problem, problem.start is not None
-        return p.network, p.schedule, p.dataset.scaling, p.partition.sizes, p.placement, given
+        shared = p.network, p.schedule, p.dataset.scaling, p.partition.sizes, p.placement
+        return *shared, given, p.conditions
 
-    network, schedule, scaling, sizes, placement, given = world.on_root(told)
+    network, schedule, scaling, sizes, placement, given, conditions = world.on_root(told)
 
     def plain(stored: np.ndarray) -> torch.Tensor:
         scaled = torch.tensor(scaling.apply(stored, config.compute.dtype))
@@ -257,7 +266,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
     )
     shares = (problem.partition.offsets, problem.partition.indices) if problem else None
     test_inputs = levels.take(tested) if levels else plain(tested)
-    return Assembly(federation, schedule, weights, test_inputs, test_labels, shares)
+    return Assembly(federation, schedule, weights, test_inputs, test_labels, shares, conditions)
 
 
 def _levels(

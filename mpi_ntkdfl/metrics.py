@@ -220,6 +220,40 @@ WAITED = dataclasses.replace(
     column="waited",
 )
 
+SIMULATED = Metric(
+    name="simulated",
+    label="simulated time of the federation",
+    axes="round",
+    dataset="simulated/seconds",
+    unit="s",
+    simulated=True,
+    cumulative=True,
+    places=frozenset({"x", "target", "end", "show", "live"}),
+    column="simulated_seconds",
+)
+CLIENT_SECONDS = Metric(
+    name="client-seconds",
+    label="when a client was done with its last round, mean over clients",
+    axes="round,client",
+    dataset="simulated/client_seconds",
+    unit="s",
+    simulated=True,
+    cumulative=True,
+    reduce=lambda seconds, about: seconds.mean(axis=1),
+    places=frozenset(),
+)
+ACTIVE = Metric(
+    name="active",
+    label="share of clients that took part in the last round",
+    axes="round,client",
+    dataset="simulated/active",
+    dtype="u1",
+    simulated=True,
+    cumulative=True,
+    reduce=lambda active, about: active.mean(axis=1),
+    places=frozenset({"y"}),
+)
+
 METRICS: Registry[Metric] = Registry(
     "metric",
     {
@@ -267,6 +301,9 @@ METRICS: Registry[Metric] = Registry(
             SECONDS,
             IN_FLIGHT,
             WAITED,
+            SIMULATED,
+            CLIENT_SECONDS,
+            ACTIVE,
         )
     },
 )

@@ -12,18 +12,22 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl.algorithms import METHODS
+from mpi_ntkdfl.algorithms.absence import attended_round
 from mpi_ntkdfl.assembly import Assembly, assemble, prepare
 from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.evaluate import Evaluation, Evaluator
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.metrics import CLIENT_LOSS, LOSS
+from mpi_ntkdfl.planning.legs import RoundModel
+from mpi_ntkdfl.planning.timekeeper import Timekeeper
 from mpi_ntkdfl.runtime.errors import Diverged, SimulationError, locating
 from mpi_ntkdfl.runtime.stopping import SIGNALS, Budget, nothing_to_save, signalled
 from mpi_ntkdfl.storage import identity
 from mpi_ntkdfl.storage.journal import Journal
 from mpi_ntkdfl.storage.lock import locked
 from mpi_ntkdfl.storage.outputs import Outputs, refuse
+from mpi_ntkdfl.storage.record import Times
 from mpi_ntkdfl.storage.resume import find_start, finished_without_weights
 from mpi_ntkdfl.topology.graphs import Graph
 
@@ -42,6 +46,7 @@ class Progress:
         taus: `[client]`.
         seconds: since the start of the first round of this start, which was
         first: that round's number.
+        simulated: seconds on the federation's clock; None in a run without an environment.
     """
 
     done: int
@@ -50,6 +55,7 @@ class Progress:
     taus: np.ndarray
     seconds: float
     first: int = 0
+    simulated: float | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,8 @@ def run(
             simulation.journal.create(assembly.shares, contents, simulation.method)
         else:
             simulation.weights = simulation.journal.resume(start, simulation.method)
+            if simulation.timekeeper is not None:
+                simulation.timekeeper.restore(*simulation.journal.clocks())
         return simulation.run(first)
 
 
@@ -169,6 +177,7 @@ class Simulation:
         self.world = federation.world
         self.weights = assembly.weights
         self.method = METHODS[config.algorithm.name](config.algorithm, federation)
+        self.timekeeper = self._timekeeper(assembly)
         self.evaluate = Evaluator(
             federation,
             assembly.test_inputs,
@@ -201,23 +210,53 @@ class Simulation:
             with locating(round=done):
                 with self.federation.clock("graph"):
                     graph = self.schedule.graph(done)
-                if exchange is None or exchange.graph is not graph:
-                    if exchange is not None:
-                        exchange.close()
-                    exchange = Exchange(self.federation, graph, not self.config.topology.dynamic)
-                # Bookkeeping for gradients nobody asks for takes a tenth of an evolution's time.
-                with torch.inference_mode():
-                    result = self.method.round(self.weights, done, exchange)
-                self.weights = result.weights
+                    here = self._begin(done, graph)
+                if here is None:  # nobody takes part
+                    taus = [0] * len(self.weights)
+                else:
+                    if exchange is None or exchange.graph is not here:
+                        if exchange is not None:
+                            exchange.close()
+                        exchange = Exchange(self.federation, here, self._lasting)
+                    # Bookkeeping for gradients nobody asks for takes a tenth of an evolution's time.
+                    with torch.inference_mode():
+                        result = attended_round(self.method, self.weights, done, exchange)
+                    self.weights, taus = result.weights, result.taus
                 self._require_finite()
                 done += 1
-                reason, due = self._finish_round(done, graph, result.taus)
+                reason, due = self._finish_round(done, graph, taus)
                 if due:
                     self.journal.checkpoint(done, self.weights, self.method)
                 self._budget.round_done()
         if exchange is not None:
             exchange.close()
         return Outcome(self._first, done, rounds, reason)
+
+    # ----------------------------------------------------------------------------- simulated time
+
+    def _timekeeper(self, assembly: Assembly) -> Timekeeper | None:
+        """The federation's clock, None in a run without an environment."""
+        conditions, f, algorithm = assembly.conditions, self.federation, self.config.algorithm
+        if conditions is None:
+            return None
+        model = RoundModel(
+            type(self.method), algorithm, f.network, f.dtype, f.sizes, conditions.speeds
+        )
+        return Timekeeper(conditions, model, f.seed, f.presence)
+
+    def _begin(self, number: int, graph: Graph) -> Graph | None:
+        """The graph among those who take part in a round; None if nobody does."""
+        if self.timekeeper is None:
+            return graph
+        ledger = self.federation.ledger if self.world.rank == 0 else None
+        return self.timekeeper.begin(number, graph, ledger)
+
+    @property
+    def _lasting(self) -> bool:
+        """Whether a graph stays for many rounds."""
+        environment = self.config.environment
+        steady = environment is None or environment.always
+        return steady and not self.config.topology.dynamic
 
     # ----------------------------------------------------------------------------- between rounds
 
@@ -239,11 +278,16 @@ class Simulation:
         evaluation = self.evaluate(self.weights, done) if due else None
         handed = self.journal.hand_in(taus)
         decided = self._look_around(done)
-        every_tau = self.journal.finish_round(done, graph, handed, evaluation)
+        clock = self.timekeeper
+        times = None if clock is None else Times(clock.seconds, clock.clients, clock.active)
+        every_tau = self.journal.finish_round(done, graph, handed, evaluation, times)
         if self.world.rank == 0:
             seconds = time.monotonic() - self._start
             rounds = self.config.rounds
-            self.report(Progress(done, rounds, evaluation, every_tau, seconds, self._first))
+            simulated = None if clock is None else clock.seconds
+            self.report(
+                Progress(done, rounds, evaluation, every_tau, seconds, self._first, simulated)
+            )
             # After it was recorded: the row shows what became of the run. Rank 0 ends all ranks.
             if evaluation is not None and done and self.config.on_divergence == "stop":
                 require_finite_losses(evaluation)

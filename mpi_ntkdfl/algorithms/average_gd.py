@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult, may_diverge
+from mpi_ntkdfl.algorithms.base import Leg, Method, Needs, RoundResult, may_diverge
 from mpi_ntkdfl.algorithms.steps import StepSettings, keep_best
 from mpi_ntkdfl.algorithms.work import Load, Work
 from mpi_ntkdfl.federation.clients import Federation, Samples
@@ -52,7 +52,9 @@ class AverageGd(Method[AverageGdSettings]):
         """Weights, and raw samples if clients descend on their neighbours'."""
         shared = settings.data == "neighbourhood"
         blocks = (samples_format(network, dtype),) if shared else ()
-        return Needs(("weights",), blocks=blocks, taus=len(settings.taus))
+        # Samples do not depend on the average, so they travel with the weights.
+        leg = Leg(("weights", *(phase for form in blocks for phase in form.phases)))
+        return Needs(("weights",), blocks=blocks, taus=len(settings.taus), legs=(leg,))
 
     @classmethod
     def work(cls, settings: AverageGdSettings, load: Load) -> dict[str, Work]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult, may_diverge
+from mpi_ntkdfl.algorithms.base import Leg, Method, Needs, RoundResult, may_diverge
 from mpi_ntkdfl.algorithms.steps import NtkSettings, evolve_together, ntk_step, ntk_step_work
 from mpi_ntkdfl.algorithms.work import Load, Work
 from mpi_ntkdfl.config import ModelSettings
@@ -61,11 +61,15 @@ class NtkDfl(Method[NtkDflSettings]):
         if settings.averaging == "none":
             vectors = ("averages",)
         taus = len(settings.taus)
+        legs = tuple(Leg((phase,)) for phase in vectors)
         if settings.jacobian == "factored":
-            return Needs(vectors, blocks=(factored_format(network, dtype),), taus=taus)
+            form = factored_format(network, dtype)
+            legs = (*legs, Leg(form.phases, ("jacobian",)))
+            return Needs(vectors, blocks=(form,), taus=taus, legs=legs)
         heading = dense_heading(network, dtype, inputs=settings.selection == "network")
         entries = dense_entries(network, dtype, network.layout.size)
-        return Needs(vectors, blocks=(heading, entries), dense=True, taus=taus)
+        legs = (*legs, Leg((*heading.phases, *entries.phases), ("jacobian",)))
+        return Needs(vectors, blocks=(heading, entries), dense=True, taus=taus, legs=legs)
 
     @classmethod
     def work(cls, settings: NtkDflSettings, load: Load) -> dict[str, Work]:

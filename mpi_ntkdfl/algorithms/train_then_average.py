@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from mpi_ntkdfl.algorithms.base import Needs, RoundResult
+from mpi_ntkdfl.algorithms.base import Leg, Needs, RoundResult
 from mpi_ntkdfl.algorithms.training import TrainingMethod, TrainingSettings
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.federation.codecs import (
@@ -91,15 +91,16 @@ class TrainThenAverage(TrainingMethod[SettingsT]):
         """Weights, or the messages of the codec, go to the neighbours."""
         kept = cls.training_bytes(settings, network, dtype)
         codec = settings.weights_codec(network.layout.size, dtype)
+        legs = (Leg(("weights",), ("train",)),)
         if codec is None:
-            return Needs(("weights",), kept=kept)
+            return Needs(("weights",), kept=kept, legs=legs)
         arrays = codec.state().values()
         remembered = sum(array.numel() * array.element_size() for array in arrays)
 
         def kept_with_codec(samples: int) -> int:
             return remembered + (kept(samples) if kept is not None else 0)
 
-        return Needs(messages=(message_format(codec, "weights"),), kept=kept_with_codec)
+        return Needs(messages=(message_format(codec, "weights"),), kept=kept_with_codec, legs=legs)
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """Trains, then averages."""

@@ -56,7 +56,7 @@ class Metric:
         axes: axes of its dataset.
         dataset: path in the record, for a metric that is measured; empty for `metrics/NAME`.
         source: name of the metric whose dataset this one is computed from, if it has no dataset itself.
-        dtype: type of the dataset: `f8` or `i8`. NaN in a count means that there is no such number.
+        dtype: type of the dataset: `f8`, `i8` or `u1`. NaN in a count means that there is no such number.
         unit: unit, such as `B` or `s`; empty for a number without a unit.
         log: whether its axis is logarithmic in figures.
         optional: whether records of earlier versions may lack it.
@@ -65,6 +65,7 @@ class Metric:
             `row` once for the average.
         reduce: a function from the dataset to one number per row or round. None for the mean over
             clients, or the sum over phases, depending on the axes.
+        simulated: whether it is recorded only in runs with an environment.
         cumulative: whether the values per round are totals since the start. If not, they are summed.
         places: where it appears.
         head: head of its column in tables; empty for the name.
@@ -76,12 +77,13 @@ class Metric:
     axes: Axes = "row"
     dataset: str = ""
     source: str = ""
-    dtype: Literal["f8", "i8"] = "f8"
+    dtype: Literal["f8", "i8", "u1"] = "f8"
     unit: str = ""
     log: bool = False
     optional: bool = False
     measure: Callable[[Any], float] | None = None
     reduce: Reduction | None = None
+    simulated: bool = False
     cumulative: bool = False
     places: frozenset[Place] = frozenset({"y", "end", "show"})
     head: str = ""
@@ -97,7 +99,8 @@ class Metric:
         for field, default in defaults.items():
             object.__setattr__(self, field, getattr(self, field) or default)
         # A record may come from a run without the user's code that measures it.
-        object.__setattr__(self, "optional", self.optional or self.measure is not None)
+        optional = self.optional or self.simulated or self.measure is not None
+        object.__setattr__(self, "optional", optional)
 
     @property
     def by_round(self) -> bool:

@@ -20,7 +20,7 @@ from mpi_ntkdfl.runtime.clock import PHASES
 from mpi_ntkdfl.storage import checkpoint, identity, lock, whole
 from mpi_ntkdfl.storage.checkpoint import Rows
 from mpi_ntkdfl.storage.outputs import Outputs
-from mpi_ntkdfl.storage.record import Record, RoundRecord, provenance
+from mpi_ntkdfl.storage.record import Record, RoundRecord, Times, last_times, provenance
 from mpi_ntkdfl.storage.resume import Start
 from mpi_ntkdfl.storage.trace import Trace
 from mpi_ntkdfl.topology.graphs import Graph
@@ -82,7 +82,8 @@ class Journal:
             }
             whole.remove(self._outputs)
             whole.remove_leftovers(self._outputs)
-            self._record.create(attributes, config.clients, self._world.size, shares)
+            simulated = config.environment is not None
+            self._record.create(attributes, config.clients, self._world.size, shares, simulated)
 
         self._world.on_root(begin)
         self._begin_trace(0)
@@ -136,6 +137,10 @@ class Journal:
         self._begin_trace(start.checkpoint.round if start else 0)
         return weights
 
+    def clocks(self) -> tuple[float, np.ndarray, np.ndarray]:
+        """The simulated times with which a resumed run goes on, on all ranks; see `record.last_times`."""
+        return self._world.on_root(lambda: last_times(self._record.path))
+
     def _begin_trace(self, done: int) -> None:
         """Begins the timeline, or goes on with it after `done` rounds, if there shall be one."""
         if self._config.output.trace:
@@ -161,7 +166,12 @@ class Journal:
             return HandedIn(busiest, world.hand_in(np.concatenate(parts), lengths))
 
     def finish_round(
-        self, done: int, graph: Graph | None, handed: HandedIn, evaluation: Evaluation | None
+        self,
+        done: int,
+        graph: Graph | None,
+        handed: HandedIn,
+        evaluation: Evaluation | None,
+        times: Times | None = None,
     ) -> np.ndarray:
         """Appends to the record what there is after `done` rounds.
 
@@ -170,6 +180,7 @@ class Journal:
             graph: of the round, or None at the start, which belongs to no round.
             handed: from `hand_in`.
             evaluation: a row, or None if this round is not evaluated.
+            times: simulated time at the end of the round; None in a run without an environment.
 
         Returns:
             Tau of every client, on rank 0.
@@ -182,14 +193,15 @@ class Journal:
         if not every:
             return np.zeros(0, np.int64)
         split = self._federation.ledger.booked.size
-        times = np.array([row[-split - len(PHASES) - 2 : -split] for row in every])
-        seconds, flights = np.split(times.view(np.float64), [len(PHASES)], axis=1)
+        timed = np.array([row[-split - len(PHASES) - 2 : -split] for row in every])
+        seconds, flights = np.split(timed.view(np.float64), [len(PHASES)], axis=1)
         traffic = np.sum([row[-split:] for row in every], axis=0).reshape(2, -1)
         every_tau = np.concatenate([row[: -split - len(PHASES) - 2] for row in every])
         with self._clock("record"):
             told = None
             if graph is not None:
-                told = RoundRecord(graph.edges, traffic, seconds, handed.busiest, flights)
+                more = {} if times is None else times.values
+                told = RoundRecord(graph.edges, traffic, seconds, handed.busiest, flights, more)
             self._record.append(done, every_tau, evaluation, told)
         return every_tau
 

@@ -28,14 +28,14 @@ def starts_of(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def metrics_of(file: h5py.File) -> list[Metric]:
-    """The metrics that are recorded in this version, and those that only the file has.
+    """The metrics that this version records in such a run, and those that only the file has.
 
     A user's metric may be in a file without being registered: its dataset tells what it is.
 
     Raises:
         Exception: of many kinds, over a damaged file.
     """
-    own = recorded()
+    own = [metric for metric in recorded() if not metric.simulated or metric.dataset in file]
     paths = {metric.dataset for metric in own}
     others: list[Metric] = []
 

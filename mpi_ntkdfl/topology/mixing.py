@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.topology.graphs import Floats, Graph
+from mpi_ntkdfl.topology.present import Hearing
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,11 +18,11 @@ class Weights:
     """Averaging weights of all clients.
 
     Attributes:
-        graph: the graph to which they belong.
+        graph: the neighbourhoods to which they belong.
         values: [M+2E] float64, aligned with `graph.members`.
     """
 
-    graph: Graph
+    graph: Graph | Hearing
     values: Floats
 
     def of(self, client: int) -> Floats:
@@ -30,13 +31,13 @@ class Weights:
 
 
 def weights(
-    kind: Literal["plain", "samples"], graph: Graph, sizes: npt.ArrayLike | None = None
+    kind: Literal["plain", "samples"], graph: Graph | Hearing, sizes: npt.ArrayLike | None = None
 ) -> Weights:
     """Averaging weights over closed neighbourhoods N_i, client i itself included.
 
     Args:
         kind: "plain" for w_ij = 1 / |N_i|, "samples" for w_ij = n_j / sum of n_k over N_i.
-        graph: the round's graph.
+        graph: the round's graph, or whom each client hears on it.
         sizes: [M] number of samples n_j of each client, >= 0; only needed for "samples".
 
     Raises:
