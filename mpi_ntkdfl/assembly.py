@@ -1,4 +1,7 @@
-"""From a configuration to clients on ranks: reads on rank 0, checks everything, ships the shares."""
+"""From a configuration to clients on ranks.
+
+Rank 0 reads the data set and checks everything. Then every rank receives the samples of its clients.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,14 @@ from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.data import partition, sources
 from mpi_ntkdfl.data.dataset import Dataset, Scaling
+from mpi_ntkdfl.data.facts import DataFacts, facts
 from mpi_ntkdfl.environment.conditions import Conditions
-from mpi_ntkdfl.federation.clients import Federation, Samples
+from mpi_ntkdfl.federation.clients import ByteTable, Federation, Samples
 from mpi_ntkdfl.model import byte_products
+from mpi_ntkdfl.model.by_sample import Sites
 from mpi_ntkdfl.model.levels import LEAST_FEATURES, Inputs, Levels
 from mpi_ntkdfl.model.network import Network
-from mpi_ntkdfl.model.networks import build
+from mpi_ntkdfl.model.networks import build, check_inputs
 from mpi_ntkdfl.model.params import Layout
 from mpi_ntkdfl.ntk.evolve import Implementation, choose
 from mpi_ntkdfl.planning.costs import NOMINAL, Machine, balanced, measure, round_seconds
@@ -38,15 +43,15 @@ from mpi_ntkdfl.topology.schedule import Schedule
 
 @dataclass(frozen=True)
 class Problem:
-    """Everything a configuration names, read and checked, in one process.
+    """Everything that a configuration names, read and checked in one process.
 
     Attributes:
         dataset: all samples.
-        partition: whose they are.
-        schedule: the graphs.
-        start: starting weights from `model.weights`, `[param]` float64, or None to draw them.
-        first: the first round as planning sees it.
-        plan: the first round in numbers.
+        partition: which client has which samples.
+        schedule: the graphs of the rounds.
+        start: starting weights from `model.weights`, `[param]` float64, or None if they are drawn.
+        first: the first round, as planning needs it.
+        plan: bytes and memory of the first round.
         conditions: under which the clients work in simulated time; None without an environment.
     """
 
@@ -69,7 +74,7 @@ class Problem:
         return self.first.placement
 
     def machine(self, measured: bool) -> Machine:
-        """A thread of this machine, measured in half a second, or a nominal one."""
+        """The speed of a thread: measured here in half a second if `measured`, else nominal."""
         if not measured:
             return NOMINAL
         torch.set_num_threads(1)
@@ -81,22 +86,31 @@ class Problem:
 
 
 def prepare(config: Config, ranks: int, going_on: bool = False) -> Problem:
-    """Reads and checks everything a run with `ranks` ranks needs.
+    """Reads and checks everything that a run needs.
 
     Args:
-        config: of the run.
-        ranks: R.
-        going_on: whether it goes on from a checkpoint. Then the file of starting weights may be missing.
+        config: the run's configuration.
+        ranks: R, the number of ranks.
+        going_on: whether the run continues from a checkpoint. The file of starting weights may be missing
+            then.
 
     Raises:
-        InputError: for anything that would stop the run later.
+        InputError: if anything is wrong that would stop the run later.
     """
-    equal = Placement(config.clients, ranks)  # refuses more ranks than clients before reading
+    equal = Placement(
+        config.clients, ranks
+    )  # raises InputError if there are more ranks than clients
     dataset = sources.load(config.dataset)
     shares = partition.make(
-        config.partition, dataset.train_labels, config.clients, config.seed, dataset.sites
+        config.partition,
+        dataset.train_labels,
+        config.clients,
+        config.seed,
+        dataset.sites,
+        dataset.site_names,
     )
     schedule = Schedule(config.topology, config.clients, config.seed)
+    check_inputs(config.model, dataset.input_blocks(), dataset.shape, dataset.classes)
     network = build(config.model, dataset.shape, dataset.classes)
     conditions = None
     if config.environment is not None:
@@ -120,6 +134,7 @@ def prepare(config: Config, ranks: int, going_on: bool = False) -> Problem:
         test_samples=len(dataset.test_labels),
         graph=schedule.graph(0),
         placement=equal,
+        stored_bytes=dataset.train_inputs.dtype == np.uint8,
     )
     first = balanced(first)
     return Problem(dataset, shares, schedule, start, first, make_plan(first), conditions)
@@ -129,32 +144,34 @@ def read_weights(path: Path, layout: Layout) -> torch.Tensor:
     """Reads a torch state_dict as a flat vector `[param]`.
 
     Raises:
-        InputError: if it is missing, is no plain state_dict, or does not fit the model.
+        InputError: if the file is missing, is not a plain state_dict, or does not fit the model.
     """
     try:
         state = torch.load(path, map_location=device.HOST, weights_only=True)
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(f"model.weights: {path} cannot be read: {reason}") from error
-    except Exception as error:  # a damaged file can raise nearly anything from the unpickler
-        # What torch says advises to load the file without its checks.
+    except Exception as error:  # for a damaged file the unpickler can raise almost any exception
+        # torch's own message is not shown, because it advises to load the file without checks.
         raise InputError(
-            f"model.weights: {path} is no readable state_dict: it is damaged, or holds more than "
-            "tensors; write it by torch.save(network.state_dict(), ...)"
+            f"model.weights: {path} is not a readable state_dict: it is damaged, or holds other things "
+            "than tensors; write it by torch.save(network.state_dict(), ...)"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise InputError(f"model.weights: {path} must hold a mapping of names to tensors")
-    return layout.flatten({name: _plain(name, tensor, path) for name, tensor in state.items()})
+    constants = {name: tensor for name, tensor in state.items() if name in layout.constants}
+    trained = {n: _plain(n, tensor, path) for n, tensor in state.items() if n not in constants}
+    return layout.flatten({**trained, **constants})
 
 
 _REALS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def _plain(name: object, tensor: torch.Tensor, path: Path) -> torch.Tensor:
-    """A tensor of a state_dict as real numbers in memory, without its history.
+    """A tensor of a state_dict as float64 numbers, detached from its autograd history.
 
     Raises:
-        InputError: if it is none, or holds numbers that are no real ones.
+        InputError: if the tensor is not dense, or does not hold floating-point numbers.
     """
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         kind = (
@@ -171,15 +188,16 @@ def _plain(name: object, tensor: torch.Tensor, path: Path) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Assembly:
-    """One rank's part of a run, ready to go.
+    """One rank's part of a run, ready for the first round.
 
     Attributes:
-        federation: the clients and how they compute.
-        schedule: the graphs.
+        federation: the clients of this rank, and how they compute.
+        schedule: the graphs of the rounds.
         weights: starting weights of this rank's clients, `[owned, param]`.
-        test_inputs: of the test set, `[sample, *shape]`.
-        test_labels: of the test set, `[sample]`.
-        shares: offsets and indices of the partition, on rank 0.
+        test_inputs: inputs of the test set, `[sample, *shape]`.
+        test_labels: labels of the test set, `[sample]`.
+        test_sites: sites of the test samples; None if there are none.
+        facts: what the record stores about the samples, on rank 0; None on other ranks.
         conditions: under which the clients work in simulated time; None without an environment.
     """
 
@@ -188,34 +206,38 @@ class Assembly:
     weights: torch.Tensor
     test_inputs: Inputs
     test_labels: torch.Tensor
-    shares: tuple[np.ndarray, np.ndarray] | None
+    test_sites: Sites | None
+    facts: DataFacts | None
     conditions: Conditions | None = None
 
 
 def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
-    """Ships rank 0's `problem` to all ranks; they take part together.
+    """Sends every rank its part of rank 0's `problem`. All ranks must call this.
 
     Args:
-        config: the run.
+        config: the run's configuration.
         world: the ranks.
-        problem: from `prepare`, on rank 0; None elsewhere.
+        problem: the result of `prepare` on rank 0; None on other ranks.
 
     Raises:
-        InputError: if a rank lacks the device or the way of computing asked for, or MPI cannot take its
-            memory as asked.
+        InputError: if a rank does not have the device or the version of a computation that the
+            configuration asks for, or if MPI cannot read the memory of that device.
     """
     chosen = world.agree(lambda: device.choose(config.compute.device, world.local_rank))
     device.use(chosen, config.compute.threads)
     way = agreed_staging(world, chosen, config.compute.gpu_aware_mpi)
     dtype = getattr(torch, config.compute.dtype)
 
-    def told() -> tuple[Network, Schedule, Scaling, np.ndarray, Placement, bool, Conditions | None]:
+    def told() -> tuple[
+        Network, Schedule, Scaling, np.ndarray, Placement, bool, bool, Conditions | None
+    ]:
         assert problem is not None
         p, given = problem, problem.start is not None
-        shared = p.network, p.schedule, p.dataset.scaling, p.partition.sizes, p.placement
-        return *shared, given, p.conditions
+        as_bytes = p.first.needs.samples and p.first.stored_bytes
+        known = p.network, p.schedule, p.dataset.scaling, p.partition.sizes, p.placement
+        return *known, given, as_bytes, p.conditions
 
-    network, schedule, scaling, sizes, placement, given, conditions = world.on_root(told)
+    network, schedule, scaling, sizes, placement, given, as_bytes, conditions = world.on_root(told)
 
     def plain(stored: np.ndarray) -> torch.Tensor:
         scaled = torch.tensor(scaling.apply(stored, config.compute.dtype))
@@ -234,7 +256,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
     owned = placement.owned(world.rank)
     cuts = np.cumsum(sizes[owned.start : owned.stop])[:-1]
     samples = {
-        client: Samples(plain(x), ship(y))
+        client: Samples(plain(x), ship(y), ship(x).view(-1, *network.shape) if as_bytes else None)
         for client, x, y in zip(owned, np.split(stored, cuts), np.split(labels, cuts), strict=True)
     }
     data = problem.dataset if problem else None
@@ -259,14 +281,29 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         on_divergence=config.on_divergence,
         batch=config.compute.batch,
         batch_bytes=device.free_share(chosen, world.hosts.count(world.hosts[world.rank])),
+        table=_byte_table(scaling, stored.shape[1], config, chosen) if as_bytes else None,
         staging=way,
         levels=levels,
         evolution=evolution,
         choices=choices,
     )
-    shares = (problem.partition.offsets, problem.partition.indices) if problem else None
+    count = world.on_root(lambda: problem.dataset.tested_sites if problem else 0)
+    sites = Sites(world.broadcast(data.test_sites if data else None), count) if count else None
+    about = facts(problem.dataset, problem.partition) if problem else None
     test_inputs = levels.take(tested) if levels else plain(tested)
-    return Assembly(federation, schedule, weights, test_inputs, test_labels, shares, conditions)
+    return Assembly(
+        federation, schedule, weights, test_inputs, test_labels, sites, about, conditions
+    )
+
+
+def _byte_table(scaling: Scaling, features: int, config: Config, chosen: torch.device) -> ByteTable:
+    """The input for each byte, for all features at once where they are scaled alike."""
+    every = np.arange(256, dtype=np.uint8)[:, None]
+    if scaling.grid() is None:
+        values = scaling.apply(every.repeat(features, axis=1), config.compute.dtype)
+    else:
+        values = scaling.apply(every, config.compute.dtype)[:, 0]
+    return ByteTable(torch.tensor(values).to(chosen))
 
 
 def _levels(
@@ -277,9 +314,12 @@ def _levels(
     stored: np.ndarray,
     chosen: torch.device,
 ) -> tuple[Levels | None, str]:
-    """The levels of inputs that are bytes, if all ranks multiply bytes; and the reason.
+    """Decides whether inputs that are bytes are multiplied as bytes.
 
-    All ranks take the same way, because clients of ranks that differ would differ in their last bits.
+    All ranks decide alike, because the last bits of the result depend on it.
+
+    Returns:
+        The levels of the inputs, or None if they are not multiplied as bytes; the reason of the choice.
     """
     grid = scaling.grid() if stored.dtype == np.uint8 else None
     if not network.on_levels:
@@ -297,12 +337,15 @@ def _levels(
 def _evolution(
     config: Config, world: World, chosen: torch.device, dtype: torch.dtype
 ) -> tuple[Implementation, str]:
-    """What evolves outputs, the compiled version only if every rank takes it; and the reason.
+    """Decides which version evolves outputs; the compiled one is taken only if all ranks have it.
 
-    All ranks take the same version, because clients of ranks that differ would differ in their last bits.
+    All ranks take the same version, because the last bits of the result depend on it.
+
+    Returns:
+        The version and the reason of the choice.
 
     Raises:
-        InputError: if the compiled version is asked for, and a rank does not have it.
+        InputError: if the configuration asks for the compiled version and a rank does not have it.
     """
     evolution, reason = world.agree(lambda: choose(config.compute.evolution, chosen, dtype))
     lacking = world.largest(float(evolution == "tensor")) > 0
@@ -314,7 +357,7 @@ def _evolution(
 def _own_samples(
     world: World, placement: Placement, problem: Problem | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Stored inputs and labels of this rank's clients, one client after another."""
+    """The stored inputs and the labels of this rank's clients, one client after another."""
 
     def indices(rank: int) -> np.ndarray:
         assert problem is not None
@@ -332,7 +375,11 @@ def _own_samples(
 def starting_weights(
     config: Config, network: Network, clients: range, start: np.ndarray | None
 ) -> torch.Tensor:
-    """Starting weights of `clients`, `[client, param]` float64: given, drawn once, or one each."""
+    """Starting weights of `clients`, `[client, param]` float64.
+
+    They are `start` for all clients if it is given. Otherwise they are drawn, once for all clients or
+    once per client, as `model.init` says.
+    """
     if start is None and config.model.init == "per-client":
         draws = [network.initial(seeds.generator(config.seed, "weights", c)) for c in clients]
         return torch.from_numpy(np.stack(draws))

@@ -14,51 +14,62 @@ from mpi_ntkdfl.federation.exchange import mean_over_clients
 from mpi_ntkdfl.federation.waves import cut
 from mpi_ntkdfl.metrics import (
     ACCURACY,
+    AUC,
+    BALANCED,
+    BY_SITE,
+    CALIBRATION,
     CLIENT_ACCURACY,
     CLIENT_LOSS,
+    CROSS_ACCURACY,
     DEVIATION,
     GRADIENT_NORM,
     LOSS,
     METRICS,
     OWN_ACCURACY,
+    SENSITIVITY,
+    SPECIFICITY,
     Metric,
 )
+from mpi_ntkdfl.model import two_classes
+from mpi_ntkdfl.model.by_sample import BySample, Sites
 from mpi_ntkdfl.model.levels import Inputs
 from mpi_ntkdfl.model.losses import Loss, correct, loss_value
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.runtime.device import on_gpu
 from mpi_ntkdfl.runtime.errors import SimulationError
+from mpi_ntkdfl.runtime.metric import conditions
 
-# Test samples a forward pass takes at once on CPU: few enough that the hidden layer stays in the cache.
-# A constant, because sums over chunks round by their size.
+# Test samples per forward pass on a CPU. They are so few that the hidden layer stays in the cache. The
+# number is constant, because the rounding of sums over chunks depends on it.
 _CHUNK = 1_000
 
-# Bytes of layers at most of the networks that a GPU evaluates at once, and samples it differentiates at.
+# On a GPU: bytes of layers of the networks that are evaluated together, and samples at which gradients
+# are taken together, at most.
 _GPU_BYTES, _GPU_SAMPLES = 2**28, 2**16
 
 
 Evaluation = Mapping[str, np.ndarray]
-"""The values of one row of the record by the metrics' names: `[client]` or `[]`, by their axes.
+"""The values of one row of the record by the metrics' names: `[client]` or `[]`, as their axes say.
 
-Only rank 0 has them complete. What was not measured is absent: what belongs to each client's own model
-where `evaluation.clients` is off.
+Only rank 0 has all of them. Metrics that were not measured are absent, such as those of each client's own
+model if `evaluation.clients` is off.
 """
 
 
 @dataclass(frozen=True)
 class View:
-    """What a metric that a user brings is measured on: one model, of a client or the average of all.
+    """The argument of a user's metric: one model, either a client's own or the average of all.
 
-    `measure` must return one number, and must change none of the tensors.
+    The function `measure` must return one number and must not change any of the tensors.
 
     Attributes:
         network: the network that all clients have.
-        params: the model's parameters `[param]`, a copy.
-        inputs: of the test set, `[sample, feature]`.
-        labels: of the test set, `[sample]` int64.
+        params: a copy of the model's parameters, `[param]`.
+        inputs: inputs of the test set, `[sample, feature]`.
+        labels: labels of the test set, `[sample]` int64.
         samples: the client's own training samples; None for the average.
         client: the client's id; None for the average.
-        round: rounds done.
+        round: the number of rounds done.
     """
 
     network: Network
@@ -79,7 +90,18 @@ class View:
 def score(
     network: Network, params: torch.Tensor, inputs: Inputs, labels: torch.Tensor, loss: Loss
 ) -> tuple[np.ndarray, float]:
-    """Of `params` `[param]` on `inputs` `[sample, *shape]`: correct ones `[class]`, and mean loss."""
+    """Evaluates one model; see `scores`.
+
+    Args:
+        network: the network.
+        params: the model's parameters, `[param]`.
+        inputs: test inputs, `[sample, *shape]`.
+        labels: test labels, `[sample]`.
+        loss: the loss to report.
+
+    Returns:
+        How many samples of each class are classified correctly, `[class]`, and the mean loss.
+    """
     right, losses = scores(network, params[None], inputs, labels, loss)
     return right[0], float(losses[0])
 
@@ -88,9 +110,13 @@ def score(
 def scores(
     network: Network, params: torch.Tensor, inputs: Inputs, labels: torch.Tensor, loss: Loss
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same of several `params` `[model, param]`: `[model, class]` and `[model]`.
+    """Evaluates several models with the parameters `params` `[model, param]` on the same samples.
 
-    On CPU a model's bits do not depend on the others: they come one after another.
+    On a CPU the models are evaluated one after another, so a model's bits do not depend on the others.
+
+    Returns:
+        How many samples of each class are classified correctly, `[model, class]`, and mean losses
+        `[model]`.
     """
     at_once, samples = 1, _CHUNK
     if on_gpu(params.device):
@@ -116,17 +142,17 @@ def scores(
 
 
 def own_accuracy(right: np.ndarray, present: np.ndarray, own: np.ndarray) -> float:
-    """Accuracy if the test set had a client's label distribution: `sum_c p(c) right(c) / present(c)`.
+    """Accuracy on a test set with the client's label distribution: `sum_c p(c) right(c) / present(c)`.
 
     Classes without test samples are left out of the client's distribution p.
 
     Args:
-        right: test samples of each class the client gets right, `[class]`.
-        present: test samples of each class, `[class]`.
-        own: the client's training samples of each class, `[class]`.
+        right: number of test samples that the client classifies correctly, `[class]`.
+        present: number of test samples, `[class]`.
+        own: number of the client's training samples, `[class]`.
 
     Returns:
-        The accuracy, NaN if the test set has none of the client's classes.
+        The accuracy, or NaN if the test set contains none of the client's classes.
     """
     shared = (present > 0) & (own > 0)
     if not shared.any():
@@ -135,13 +161,13 @@ def own_accuracy(right: np.ndarray, present: np.ndarray, own: np.ndarray) -> flo
     return float((own[shared] * rates).sum() / own[shared].sum())
 
 
-def _brought(axes: str) -> list[Metric]:
-    """The metrics with these axes that users brought."""
+def _registered(axes: str) -> list[Metric]:
+    """The metrics with these axes that users have registered."""
     return [m for m in METRICS.values() if m.measure is not None and m.axes == axes]
 
 
 def _measured(metric: Metric, view: View) -> float:
-    """The number that a user's metric has for a model.
+    """The value of a user's metric for a model.
 
     Raises:
         SimulationError: if its function returns no number.
@@ -156,6 +182,31 @@ def _measured(metric: Metric, view: View) -> float:
         ) from error
 
 
+_OF_TWO_CLASSES = (
+    (AUC, two_classes.auc),
+    (BALANCED, two_classes.balanced_accuracy),
+    (SENSITIVITY, two_classes.sensitivity),
+    (SPECIFICITY, two_classes.specificity),
+    (CALIBRATION, two_classes.calibration_error),
+)
+
+
+def _apart(columns: Mapping[str, np.ndarray], every: np.ndarray) -> dict[str, np.ndarray]:
+    """The columns of all clients, `[client]` or `[client, site]` each.
+
+    Args:
+        columns: those of the own clients, which tell names, order and widths.
+        every: all columns of all clients side by side, `[client, column]`.
+    """
+    values, start = {}, 0
+    for name, own in columns.items():
+        width = own.shape[1] if own.ndim == 2 else 1
+        part = every[:, start : start + width]
+        values[name] = part if own.ndim == 2 else part[:, 0]
+        start += width
+    return values
+
+
 class Evaluator:
     """Evaluates all clients of a federation on one test set."""
 
@@ -166,35 +217,40 @@ class Evaluator:
         labels: torch.Tensor,
         loss: Loss,
         clients: bool,
+        sites: Sites | None = None,
     ) -> None:
-        """Keeps the test set.
+        """Stores the test set and counts its classes.
 
         Args:
             federation: the clients.
-            inputs: test inputs `[sample, *shape]`.
-            labels: test labels `[sample]`.
-            loss: which loss to report.
+            inputs: test inputs, `[sample, *shape]`.
+            labels: test labels, `[sample]`.
+            loss: the loss to report.
             clients: whether to evaluate every client's own model too.
+            sites: sites of the test samples; None if there are none.
         """
         self._federation = federation
         self._inputs, self._labels, self._loss, self._clients = inputs, labels, loss, clients
         self._present = self._by_class(labels)
+        network, count = federation.network, 0 if sites is None else sites.sites
+        self._by_sample = BySample(network, inputs, labels, sites)
+        self._fulfilled = conditions(network.classes, count, federation.placement.clients)
         self._own = {
             client: self._by_class(own.labels) for client, own in federation.samples.items()
         }
 
     def __call__(self, weights: torch.Tensor, done: int = 0) -> Evaluation:
-        """Evaluates `weights` `[owned, param]` after `done` rounds; all ranks take part."""
+        """Evaluates `weights` `[owned, param]` after `done` rounds. All ranks must call this."""
         f = self._federation
         with f.clock("evaluate"):
             average = mean_over_clients(f, weights)
             columns = self._of_clients(weights, average, done)
-            own = np.stack(list(columns.values()), axis=1)
+            own = np.column_stack(list(columns.values()))
             if f.world.rank:
                 f.ledger.book_mpi("statistics", own.nbytes)
             gathered = list(f.world.collect(own))
             every = np.concatenate(gathered) if gathered else own
-            values = dict(zip(columns, every.T, strict=True))
+            values = _apart(columns, every)
             values[DEVIATION.name] = values[DEVIATION.name].mean()
             if f.world.rank == 0:
                 values |= self._of_average(average, done)
@@ -204,7 +260,7 @@ class Evaluator:
     def _of_clients(
         self, weights: torch.Tensor, average: torch.Tensor, done: int
     ) -> dict[str, np.ndarray]:
-        """What is measured on own clients' `weights` `[owned, param]`, `[owned]` each."""
+        """Metrics measured on own clients' `weights` `[owned, param]`: `[owned]`, or `[owned, site]`."""
         f = self._federation
         distance = torch.linalg.vector_norm((weights - average).double(), dim=1)
         columns: dict[str, np.ndarray] = {}
@@ -218,17 +274,23 @@ class Evaluator:
                     for client, hits in zip(f.owned, right, strict=True)
                 ]
             )
-            if brought := _brought("row,client"):
+            if CROSS_ACCURACY.when <= self._fulfilled:
+                columns[CROSS_ACCURACY.name] = np.array(
+                    [self._by_sample.accuracies(self._by_sample.outputs(w)) for w in weights]
+                ).reshape(len(weights), -1)
+            if registered := _registered("row,client"):
                 views = (
                     self._view(params, client, done)
                     for client, params in zip(f.owned, weights, strict=True)
                 )
-                rows = np.array([[_measured(metric, view) for metric in brought] for view in views])
-                columns |= {metric.name: rows[:, place] for place, metric in enumerate(brought)}
+                rows = np.array(
+                    [[_measured(metric, view) for metric in registered] for view in views]
+                )
+                columns |= {metric.name: rows[:, place] for place, metric in enumerate(registered)}
         return columns | {DEVIATION.name: distance.cpu().numpy()}
 
     def _of_average(self, average: torch.Tensor, done: int) -> dict[str, np.ndarray]:
-        """What is measured on the `average` `[param]` and the test set."""
+        """Metrics that are measured on the `average` `[param]` and the test set."""
         right, loss = score(
             self._federation.network, average, self._inputs, self._labels, self._loss
         )
@@ -236,20 +298,41 @@ class Evaluator:
             ACCURACY.name: np.array(right.sum() / len(self._labels)),
             LOSS.name: np.array(loss),
         }
-        if brought := _brought("row"):
+        if self._fulfilled:
+            values |= self._of_samples(average)
+        if registered := _registered("row"):
             view = self._view(average, None, done)
-            values |= {metric.name: np.array(_measured(metric, view)) for metric in brought}
+            values |= {metric.name: np.array(_measured(metric, view)) for metric in registered}
+        return values
+
+    def _of_samples(self, average: torch.Tensor) -> dict[str, np.ndarray]:
+        """Metrics of the `average` `[param]` for two classes and for sites, if the run has them."""
+        outputs, by_site = self._by_sample.outputs(average), BY_SITE[ACCURACY.name]
+        values = {}
+        if by_site.when <= self._fulfilled:
+            values[by_site.name] = self._by_sample.accuracies(outputs)
+        for metric, measure in _OF_TWO_CLASSES:
+            if not metric.when <= self._fulfilled:
+                continue
+            chance, labels = two_classes.chances(outputs), self._by_sample.classes
+            values[metric.name] = np.array(measure(chance, labels))
+            if by_site.when <= self._fulfilled:
+                values[BY_SITE[metric.name].name] = np.array(
+                    [measure(chance[of], labels[of]) for of in self._by_sample.members()]
+                )
         return values
 
     def _view(self, params: torch.Tensor, client: int | None, done: int) -> View:
         f = self._federation
         samples = None if client is None else f.samples[client]
-        with torch.inference_mode(False):  # of a copy made here autograd can take gradients
+        with torch.inference_mode(
+            False
+        ):  # so that metrics can take gradients with respect to the copy
             copy = params.clone()
         return View(f.network, copy, self._inputs, self._labels, samples, client, done)
 
     def _by_class(self, labels: torch.Tensor) -> np.ndarray:
-        """How many of `labels` `[sample]` are of each class, `[class]`."""
+        """How many of `labels` `[sample]` belong to each class, `[class]`."""
         classes = self._federation.network.classes
         return np.bincount(labels.cpu().numpy(), minlength=classes)
 
@@ -266,7 +349,7 @@ class Evaluator:
         return float(torch.linalg.vector_norm(mean.double()))
 
     def _gradient_sums(self, average: torch.Tensor) -> list[torch.Tensor]:
-        """Sums `[param]` over many own clients each of what `_gradient_norm` adds up, in few calls."""
+        """Sums of own clients' gradients at `average`, `[param]` each, with many clients per call."""
         f = self._federation
         groups = cut(f.owned, f.sizes, _GPU_SAMPLES)
         return [self._gradient_sum(average, [f.samples[c] for c in group]) for group in groups]

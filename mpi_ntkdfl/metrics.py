@@ -1,10 +1,10 @@
-"""The table of metrics: what a record holds, how it is called, and where it appears.
+"""The table of metrics: what a record holds, and where each metric appears under which name.
 
 `METRICS` is the only list of metrics. The record (its datasets), the tables, the comparison (text and
-CSV), the figures and the studies iterate over it, so that a new row appears everywhere. This module
-loads neither torch nor MPI.
+CSV), the figures and the studies iterate over it, so a new row appears everywhere. This module loads
+neither torch nor MPI.
 
-A metric of your own is one row and one function, in a file that `--plugin` names:
+To add a metric, write one row and one function in a file, and give this file to `--plugin`:
 
     import torch
     from mpi_ntkdfl import register_metric
@@ -18,7 +18,7 @@ A metric of your own is one row and one function, in a file that `--plugin` name
         )
     )
 
-    def entropy(view):  # of what a client's model says about the test samples, in nats
+    def entropy(view):  # mean entropy of a client's predictions on the test samples, in nats
         chances = torch.softmax(view.outputs, dim=1)
         return float(torch.special.entr(chances).sum(dim=1).mean())
 
@@ -32,7 +32,7 @@ A metric of your own is one row and one function, in a file that `--plugin` name
         )
     )
 
-`evaluate.View` says what a `measure` function is given.
+`evaluate.View` is the argument of a `measure` function.
 """
 
 from __future__ import annotations
@@ -46,17 +46,18 @@ from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.metric import About as About  # public: users write rows of the table
 from mpi_ntkdfl.runtime.metric import Metric as Metric
 from mpi_ntkdfl.runtime.metric import Place as Place
+from mpi_ntkdfl.runtime.metric import mean_over_sites, worst_site
 from mpi_ntkdfl.runtime.registry import Registry
 
 UNTIMED = ("evaluate", "record")
-"""Phases that serve the experimenter; a real federation would not spend them."""
+"""Phases that serve the experiment only; a real federation would not spend this time."""
 
 
 def slowest_rank(seconds: np.ndarray, phases: Sequence[str]) -> np.ndarray:
     """Seconds `[round]` of each round's slowest rank, without the phases `UNTIMED`.
 
-    Ranks that a round did not have are left out: they are NaN in every phase. NaN in some phases of a
-    rank, or of all ranks, is NaN in the result.
+    Ranks that did not exist in a round are NaN in every phase, and are left out. Other NaNs (in some
+    phases of a rank, or in all phases of all ranks) make the result NaN.
 
     Args:
         seconds: `[round, rank, phase]`.
@@ -68,24 +69,29 @@ def slowest_rank(seconds: np.ndarray, phases: Sequence[str]) -> np.ndarray:
 
 
 def missing_ranks(by_rank: np.ndarray) -> np.ndarray:
-    """Which ranks a round did not have, `[round, rank]`; none of a round that has no number at all.
+    """Which ranks did not exist in a round, `[round, rank]` bool.
+
+    In a round without any number no rank counts as missing.
 
     Args:
-        by_rank: `[round, rank, ...]`, NaN for ranks that a round did not have.
+        by_rank: `[round, rank, ...]`, NaN for ranks that did not exist in a round.
     """
-    unknown = np.isnan(by_rank).all(axis=tuple(range(2, by_rank.ndim)))
-    missing: np.ndarray = unknown & ~unknown.all(axis=1, keepdims=True)
+    empty = np.isnan(by_rank).all(axis=tuple(range(2, by_rank.ndim)))
+    missing: np.ndarray = empty & ~empty.all(axis=1, keepdims=True)
     return missing
 
 
 def _mean_where_chosen(taus: np.ndarray, about: About) -> np.ndarray:
-    """Mean over clients; NaN at the start, and for methods that choose no steps."""
+    """Mean over clients `[row]`; NaN at the start, and for methods that choose no numbers of steps."""
     means: np.ndarray = taus.mean(axis=1)
     return np.where(means > 0, means, np.nan)
 
 
 def _steps_so_far(taus: np.ndarray, about: About) -> np.ndarray:
-    """NaN after a round that was not evaluated, which has left no tau."""
+    """Sum of the mean taus so far `[row]`.
+
+    A round that was not evaluated has no recorded tau, so the sum is NaN from there on.
+    """
     seamless = np.cumprod(np.diff(about.rounds, prepend=-1) == 1)
     return np.where(seamless, np.cumsum(taus.mean(axis=1)), np.nan)
 
@@ -226,7 +232,7 @@ SIMULATED = Metric(
     axes="round",
     dataset="simulated/seconds",
     unit="s",
-    simulated=True,
+    when=frozenset({"environment"}),
     cumulative=True,
     places=frozenset({"x", "target", "end", "show", "live"}),
     column="simulated_seconds",
@@ -237,7 +243,7 @@ CLIENT_SECONDS = Metric(
     axes="round,client",
     dataset="simulated/client_seconds",
     unit="s",
-    simulated=True,
+    when=frozenset({"environment"}),
     cumulative=True,
     reduce=lambda seconds, about: seconds.mean(axis=1),
     places=frozenset(),
@@ -248,11 +254,57 @@ ACTIVE = Metric(
     axes="round,client",
     dataset="simulated/active",
     dtype="u1",
-    simulated=True,
+    when=frozenset({"environment"}),
     cumulative=True,
     reduce=lambda active, about: active.mean(axis=1),
     places=frozenset({"y"}),
 )
+
+
+def _of_two_classes(name: str, label: str) -> Metric:
+    return Metric(
+        name=name,
+        label=f"{label} of the average",
+        dataset=f"binary/{name.replace('-', '_')}",
+        when=frozenset({"two classes"}),
+    )
+
+
+AUC = _of_two_classes("auc", "ROC AUC")
+BALANCED = _of_two_classes("balanced-accuracy", "balanced accuracy")
+SENSITIVITY = _of_two_classes("sensitivity", "sensitivity")
+SPECIFICITY = _of_two_classes("specificity", "specificity")
+CALIBRATION = _of_two_classes("calibration-error", "expected calibration error")
+
+
+def _by_site(metric: Metric) -> Metric:
+    """The same measure of the average model on the test samples of each site."""
+    return Metric(
+        name=f"site-{metric.name}",
+        label=f"{metric.label}, mean site",
+        axes="row,site",
+        dataset=f"sites/{metric.name.replace('-', '_')}",
+        when=metric.when | {"sites"},
+        reduce=mean_over_sites,
+        places=metric.places & {"y", "mark", "end"},
+    )
+
+
+BY_SITE = {
+    metric.name: _by_site(metric)
+    for metric in (ACCURACY, AUC, BALANCED, SENSITIVITY, SPECIFICITY, CALIBRATION)
+}
+"""By the name of a metric of the average: the metric by site."""
+CROSS_ACCURACY = Metric(
+    name="cross-accuracy",
+    label="test accuracy, mean client and site",
+    axes="row,client,site",
+    dataset="sites/client_accuracy",
+    when=frozenset({"cross sites"}),
+    reduce=lambda values, about: mean_over_sites(values.reshape(len(values), -1), about),
+    places=frozenset({"y"}),
+)
+"""Each client's own model on the test samples of each site."""
 
 METRICS: Registry[Metric] = Registry(
     "metric",
@@ -304,46 +356,64 @@ METRICS: Registry[Metric] = Registry(
             SIMULATED,
             CLIENT_SECONDS,
             ACTIVE,
+            *(AUC, BALANCED, SENSITIVITY, SPECIFICITY, CALIBRATION),
+            *BY_SITE.values(),
+            Metric(
+                name="worst-site-accuracy",
+                label="test accuracy of the average, worst site",
+                axes="row,site",
+                source=BY_SITE[ACCURACY.name].name,
+                when=frozenset({"sites"}),
+                reduce=worst_site,
+                places=frozenset({"y", "mark", "end"}),
+            ),
+            CROSS_ACCURACY,
         )
     },
 )
-"""Every metric by name. Rows with a dataset are measured in every run; the others follow from them."""
+"""Every metric by name. Those with a dataset are measured in every run; others are computed from them."""
 
 
 def recorded() -> list[Metric]:
-    """The metrics that have a dataset, in order."""
+    """The metrics that have a dataset, in the table's order."""
     return [metric for metric in METRICS.values() if metric.dataset]
 
 
 def at(place: Place, metrics: Sequence[Metric] | None = None) -> list[Metric]:
-    """Those of `metrics`, by default of the table, that appear at a place, in order."""
+    """The metrics that appear at a place, in order.
+
+    Args:
+        place: see `Metric.places`.
+        metrics: the metrics to choose from; by default those of the table.
+    """
     every = METRICS.values() if metrics is None else metrics
     return [metric for metric in every if place in metric.places]
 
 
 def register_metric(metric: Metric) -> None:
-    """Adds a metric that is measured at every evaluation, and then recorded, shown, compared and drawn.
+    """Adds a metric. It is measured at every evaluation, and then recorded, shown, compared and drawn.
 
-    The module's own text has two examples. Records hold the metric's name, label and unit, so they are
-    read without the code that measured it.
+    The module's docstring has two examples. Records hold the metric's name, label and unit, so they can
+    be read without the code that measured it.
 
     Args:
-        metric: with a `measure` function and the axes `row` (one number, of the average of all clients)
-            or `row,client` (one number per client; only measured with `evaluation.clients`).
+        metric: a row with a `measure` function. Its axes are `row` (one number, measured on the average
+            of all clients) or `row,client` (one number per client, measured only if
+            `evaluation.clients` is on).
 
     Raises:
-        InputError: if the name, dataset, head or column is taken, the axes are others, it has no
-            `measure` function, or it is not recorded as float64.
+        InputError: if the name, dataset, head or column belongs to another metric, or if the row has
+            other axes, no `measure` function, or another type than float64.
     """
     if metric.axes not in ("row", "row,client"):
         raise InputError(
-            f"metric {metric.name}: a registered metric is measured at evaluations, with the axes row or "
-            f"row,client, got {metric.axes!r}"
+            f"metric {metric.name}: a registered metric must have the axes row or row,client, because it "
+            f"is measured at evaluations, got {metric.axes!r}"
         )
     if not callable(metric.measure) or metric.source:
-        raise InputError(f"metric {metric.name} needs a measure function, and no source")
+        raise InputError(f"metric {metric.name} must have a measure function and no source")
     if metric.dtype != "f8":
-        raise InputError(f"metric {metric.name}: numbers are recorded as f8, got {metric.dtype}")
+        raise InputError(f"metric {metric.name} must have the dtype f8, got {metric.dtype}")
     paths = {other.dataset: other.name for other in recorded() if other.name != metric.name}
     if metric.dataset in paths:
         raise InputError(
@@ -354,7 +424,7 @@ def register_metric(metric: Metric) -> None:
         for field in ("head", "column"):
             if other.name != metric.name and getattr(other, field) == getattr(metric, field):
                 raise InputError(
-                    f"metric {metric.name}: the {field} {getattr(metric, field)!r} is that of "
+                    f"metric {metric.name}: the {field} {getattr(metric, field)!r} belongs to "
                     f"{other.name}; choose another one"
                 )
     METRICS.register(metric.name, metric)

@@ -1,4 +1,4 @@
-"""The round loop, and what surrounds it."""
+"""The round loop, its start, and the steps between rounds."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ from mpi_ntkdfl.storage.resume import find_start, finished_without_weights
 from mpi_ntkdfl.topology.graphs import Graph
 
 Mode = Literal["new", "overwrite", "resume"]
-"""What to do about outputs that exist: refuse, replace them, or go on with them."""
+"""What to do if outputs exist: refuse to run, replace them, or continue from them."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a round tells the outside, on rank 0.
+    """The state of a run after a round, as rank 0 reports it.
 
     Attributes:
-        done: rounds done, of
-        rounds: all of them.
-        evaluation: the row, or None if this round was not evaluated.
-        taus: `[client]`.
-        seconds: since the start of the first round of this start, which was
-        first: that round's number.
+        done: number of rounds done.
+        rounds: number of all rounds.
+        evaluation: the values measured after this round; None if it was not evaluated.
+        taus: the number of steps that each client chose, `[client]`.
+        seconds: seconds since this start of the program began its first round.
+        first: the number of this start's first round.
         simulated: seconds on the federation's clock; None in a run without an environment.
     """
 
@@ -63,10 +63,10 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        first: rounds that were done before, in earlier starts.
-        done: rounds done.
-        rounds: all of them.
-        reason: what stopped it before the last one.
+        first: number of rounds that earlier starts had done.
+        done: number of rounds done.
+        rounds: number of all rounds.
+        reason: what stopped the run before its last round; empty if nothing did.
     """
 
     first: int
@@ -87,17 +87,17 @@ def run(
     mode: Mode = "new",
     report: Callable[[Progress], None] = lambda _: None,
 ) -> Outcome:
-    """Runs a configuration to its end, or to where it is stopped; all ranks of `world` call it.
+    """Runs a configuration until it is finished or stopped. All ranks of `world` must call this.
 
     Args:
-        config: what to run.
+        config: the run's configuration.
         world: the ranks.
-        outputs: where to write.
-        mode: what to do about existing outputs.
-        report: called on rank 0 at the start and after every round.
+        outputs: the files to write.
+        mode: what to do if outputs exist.
+        report: function that is called on rank 0 at the start and after every round.
 
     Raises:
-        InputError: on every rank, for bad input; nothing is changed then.
+        InputError: on every rank, if the input is wrong. No file has been changed then.
         SimulationError: on the rank where the computation failed.
     """
     problem = start = contents = None
@@ -106,7 +106,7 @@ def run(
         held.callback(nothing_to_save, False)
 
         def read() -> int | None:
-            """Rounds done by a run to go on with, None for a new one."""
+            """The number of rounds done by the run that is resumed; None for a new run."""
             nonlocal problem, start, contents
             killed = held.enter_context(locked(outputs))
             refuse(outputs, replace=mode != "new")
@@ -129,10 +129,10 @@ def run(
         if first is not None and first >= config.rounds:
             return Outcome(first, first, config.rounds)
         assembly = assemble(config, world, problem)
-        problem = None  # every rank has its share; rank 0 needs the whole data set no longer
+        problem = None  # frees the whole data set on rank 0: every rank has its part
         simulation = Simulation(config, assembly, outputs, report)
         if first is None:
-            simulation.journal.create(assembly.shares, contents, simulation.method)
+            simulation.journal.create(assembly.facts, contents, simulation.method)
         else:
             simulation.weights = simulation.journal.resume(start, simulation.method)
             if simulation.timekeeper is not None:
@@ -141,15 +141,15 @@ def run(
 
 
 def require_finite_losses(evaluation: Evaluation) -> None:
-    """Stops a run of which a client's loss, or that of the average, is not finite any more.
+    """Checks the losses of all clients and of their average.
 
-    Weights can be finite where the outputs overflow. Methods look at weights only.
+    Methods check weights only. Weights can be finite even if outputs overflow.
 
     Args:
-        evaluation: of all clients, so that of rank 0.
+        evaluation: the values of all clients, which rank 0 has.
 
     Raises:
-        Diverged: naming the client.
+        Diverged: if a loss is not finite; the client is named in a note.
     """
     way_out = "take smaller steps (such as algorithm.lr), or set on_divergence=continue"
     clients = evaluation.get(CLIENT_LOSS.name, np.zeros(0))
@@ -171,7 +171,7 @@ class Simulation:
         outputs: Outputs,
         report: Callable[[Progress], None],
     ) -> None:
-        """Composes method, evaluation and journal; all ranks take part."""
+        """Makes the method, the evaluator and the journal. All ranks must call this."""
         federation = assembly.federation
         self.config, self.federation, self.schedule = config, federation, assembly.schedule
         self.world = federation.world
@@ -184,6 +184,7 @@ class Simulation:
             assembly.test_labels,
             self.method.loss,
             config.evaluation.clients,
+            assembly.test_sites,
         )
         self.journal = Journal(config, federation, outputs)
         self.report = report
@@ -192,7 +193,7 @@ class Simulation:
         """THE ROUND LOOP.
 
         Args:
-            resumed: rounds done before; None for a run that begins, whose start is recorded.
+            resumed: number of rounds done before; None for a new run, whose starting state is recorded.
         """
         rounds = self.config.rounds
         self._first = done = resumed or 0
@@ -217,8 +218,8 @@ class Simulation:
                     if exchange is None or exchange.graph is not here:
                         if exchange is not None:
                             exchange.close()
-                        exchange = Exchange(self.federation, here, self._lasting)
-                    # Bookkeeping for gradients nobody asks for takes a tenth of an evolution's time.
+                        exchange = Exchange(self.federation, here, self._lasting, done > 0)
+                    # Without this, autograd's bookkeeping would take a tenth of an evolution's time.
                     with torch.inference_mode():
                         result = attended_round(self.method, self.weights, done, exchange)
                     self.weights, taus = result.weights, result.taus
@@ -239,10 +240,11 @@ class Simulation:
         conditions, f, algorithm = assembly.conditions, self.federation, self.config.algorithm
         if conditions is None:
             return None
+        kind, sizes = type(self.method), f.sizes
         model = RoundModel(
-            type(self.method), algorithm, f.network, f.dtype, f.sizes, conditions.speeds
+            kind, algorithm, f.network, f.dtype, f.travelling, sizes, conditions.speeds
         )
-        return Timekeeper(conditions, model, f.seed, f.presence)
+        return Timekeeper(conditions, model, f.seed, f.presence, self._lasting)
 
     def _begin(self, number: int, graph: Graph) -> Graph | None:
         """The graph among those who take part in a round; None if nobody does."""
@@ -261,7 +263,11 @@ class Simulation:
     # ----------------------------------------------------------------------------- between rounds
 
     def _require_finite(self) -> None:
-        """The last net: a method handles divergence itself, means over clients rely on it."""
+        """Checks a round's weights. Methods should have handled divergence themselves.
+
+        Raises:
+            SimulationError: if the weights of a client are not finite.
+        """
         finite = torch.isfinite(self.weights).all(dim=1).tolist()
         for client, fine in zip(self.federation.owned, finite, strict=True):
             if not fine:
@@ -269,10 +275,13 @@ class Simulation:
                     raise SimulationError("the round left non-finite weights")
 
     def _finish_round(self, done: int, graph: Graph | None, taus: list[int]) -> tuple[str, bool]:
-        """Evaluates if it is time to, looks around, and records; `done` rounds are over.
+        """Evaluates if that is due, decides what comes next, and records; `done` rounds are over.
 
-        The ranks agree on what comes next while what the record stores is on its way to rank 0, and go
-        on while rank 0 writes it.
+        The record's data travel to rank 0 while the ranks decide. The other ranks continue while rank 0
+        writes.
+
+        Returns:
+            See `_look_around`.
         """
         due = done % self.config.evaluation.every == 0 or done == self.config.rounds
         evaluation = self.evaluate(self.weights, done) if due else None
@@ -288,13 +297,18 @@ class Simulation:
             self.report(
                 Progress(done, rounds, evaluation, every_tau, seconds, self._first, simulated)
             )
-            # After it was recorded: the row shows what became of the run. Rank 0 ends all ranks.
+            # This check comes after recording, so that the record has the row of the divergence. An
+            # exception on rank 0 ends all ranks.
             if evaluation is not None and done and self.config.on_divergence == "stop":
                 require_finite_losses(evaluation)
         return decided
 
     def _look_around(self, done: int) -> tuple[str, bool]:
-        """Why to stop here, or nothing; and whether to write a checkpoint. The same on all ranks."""
+        """Decides, alike on all ranks, whether to stop after `done` rounds.
+
+        Returns:
+            The reason to stop here, empty to continue; whether to write a checkpoint.
+        """
         settings, seen, now = self.config.output, signalled(), time.monotonic()
         spent = self.world.rank == 0 and self._budget.spent()
         minutes = settings.checkpoint_minutes

@@ -59,3 +59,4 @@ def small_pictures(shape: tuple[int, ...], classes: int, channels: int = 2) -> n
 
 
 register_network("small-pictures", small_pictures)
+register_network("tied", lambda shape, classes: Tied(math.prod(shape), classes))

@@ -122,5 +122,5 @@ def test_a_run_replaces_nothing_unless_told_and_leaves_the_threads_alone(record)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
-    with pytest.raises(nd.InputError, match="exclude each other"):
+    with pytest.raises(nd.InputError, match="cannot be used together"):
         nd.run(record.config, record.path, overwrite=True, resume=True)

@@ -278,7 +278,7 @@ def short_partition(path):
     ("make", "override", "message"),
     [
         (None, {"model__weights": "{path}"}, "cannot be read: No such file"),
-        (junk, {"model__weights": "{path}"}, "is no readable state_dict"),
+        (junk, {"model__weights": "{path}"}, "is not a readable state_dict"),
         (list_for_weights, {"model__weights": "{path}"}, "must hold a mapping of names to tensors"),
         (
             renamed_weights,
@@ -288,7 +288,7 @@ def short_partition(path):
         (bad_weights, {"model__weights": "{path}"}, "fc1.weight must have shape [100, 64]"),
         (nan_weights, {"model__weights": "{path}"}, "fc1.weight holds values that are not finite"),
         (None, {"partition": "{{kind: file, path: {path}}}"}, "cannot be read: No such file"),
-        (junk, {"partition": "{{kind: file, path: {path}}}"}, "is no sound npz file"),
+        (junk, {"partition": "{{kind: file, path: {path}}}"}, "is no npz file"),
         (far_partition, {"partition": "{{kind: file, path: {path}}}"}, "got 99999 at position 5"),
         (short_partition, {"partition": "{{kind: file, path: {path}}}"}, "clients + 1 = 7 entries"),
         (None, {"topology": "{{kind: file, path: {path}}}"}, "No such file"),

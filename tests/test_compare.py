@@ -12,7 +12,7 @@ import yaml
 
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.algorithms.base import Needs
-from mpi_ntkdfl.analysis import compare, compare_text, tables, traces
+from mpi_ntkdfl.analysis import compare, compare_text, fairness, tables, traces
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.runtime.clock import PHASES
 from mpi_ntkdfl.runtime.errors import InputError
@@ -45,6 +45,10 @@ def attributes_with(settings):
     return known_attributes() | about
 
 
+def shares(offsets, indices):
+    return {"offsets": np.array(offsets), "indices": np.array(indices)}
+
+
 def write(
     path, accuracy=ACCURACY, every=1, partition=((0, 1, 2, 3, 4), (3, 1, 0, 2)), scale=1, **settings
 ):
@@ -58,7 +62,12 @@ def write(
     changes = {"rounds": rounds, "evaluation.every": every}
     changes |= {key.replace("__", "."): value for key, value in settings.items()}
     record = Record(path)
-    record.create(attributes_with(changes), CLIENTS, RANKS, tuple(map(np.array, partition)))
+    record.create(
+        attributes_with(changes),
+        CLIENTS,
+        RANKS,
+        shares(*partition),
+    )
     for done in range(rounds + 1):
         value = accuracy[done]
         clients = value - 0.1 * np.arange(CLIENTS)
@@ -225,7 +234,7 @@ def test_labels_say_what_differs_within_a_method(tmp_path):
 
 def test_small_differences_are_told_only_if_nothing_else_is(tmp_path):
     paths = [write(tmp_path / f"{n}.h5", rounds=n) for n in (5, 6)]
-    assert [group.label for group in read(*paths)] == ["rounds 5", "rounds 6"]
+    assert [group.label for group in read(*paths)] == ["5 rounds", "6 rounds"]
 
 
 def test_runs_of_different_lengths_share_the_rounds_of_both(tmp_path):
@@ -244,7 +253,7 @@ def test_runs_of_different_lengths_share_the_rounds_of_both(tmp_path):
 def test_equal_runs_of_two_methods_are_a_fair_comparison(tmp_path):
     first = write(tmp_path / "a.h5")
     second = write(tmp_path / "b.h5", (0.1, 0.2, 0.3, 0.4, 0.5), algorithm__name="d-psgd")
-    assert traces.warnings(read(first, second)) == []
+    assert fairness.warnings(read(first, second)) == []
 
 
 @pytest.mark.parametrize(
@@ -272,8 +281,41 @@ def test_equal_runs_of_two_methods_are_a_fair_comparison(tmp_path):
 )
 def test_what_makes_a_comparison_unfair_is_named(tmp_path, change, named):
     settings = {"algorithm__name": "d-psgd"} | change
-    found = traces.warnings(read(write(tmp_path / "a.h5"), write(tmp_path / "b.h5", **settings)))
+    found = fairness.warnings(read(write(tmp_path / "a.h5"), write(tmp_path / "b.h5", **settings)))
     assert found == [f"no fair comparison, the runs differ in: {named}"]
+
+
+def test_the_factor_that_is_compared_is_no_warning(tmp_path):
+    """One method on two graphs, and two methods on each of them; not one of each on each."""
+    paths = [
+        write(tmp_path / f"{method}-{degree}.h5", algorithm__name=method, topology__degree=degree)
+        for method in ("ntk-dfl", "d-psgd")
+        for degree in (3, 1)
+    ]
+    assert fairness.warnings(read(*paths[:2])) == []
+    assert fairness.warnings(read(*paths)) == []
+    (warning,) = fairness.warnings(read(*paths[:3]))
+    assert warning.endswith("differ in: topology.degree 3 / 1")
+    shares = write(
+        tmp_path / "c.h5", partition__alpha=0.5, partition=((0, 1, 2, 3, 4), (0, 1, 2, 3))
+    )
+    assert fairness.warnings(read(paths[0], shares)) == []
+
+
+def test_runs_with_and_without_a_plugin(tmp_path):
+    paths = write(tmp_path / "a.h5"), write(tmp_path / "b.h5", algorithm__name="d-psgd")
+    with h5py.File(paths[1], "r+") as file:
+        file.attrs["plugins"] = json.dumps([{"name": "own.py", "sha256": "ab" * 32}])
+    assert fairness.warnings(read(*paths)) == [
+        "the runs were not computed by the same code: plugins no plugin / own.py abababababab"
+    ]
+
+
+def test_labels_are_words(tmp_path):
+    paths = [write(tmp_path / f"{n}.h5", topology__dynamic=bool(n)) for n in (0, 1)]
+    assert [group.label for group in read(*paths)] == ["static graph", "dynamic graph"]
+    _, out, _ = words("show", paths[0])
+    assert "topology:  regular, degree 3, static graph" in out
 
 
 @pytest.mark.parametrize(
@@ -282,7 +324,7 @@ def test_what_makes_a_comparison_unfair_is_named(tmp_path, change, named):
 def test_what_changes_no_compared_number_is_no_warning(tmp_path, change):
     settings = {"algorithm__name": "d-psgd"} | change
     paths = write(tmp_path / "a.h5"), write(tmp_path / "b.h5", **settings)
-    assert traces.warnings(read(*paths)) == []
+    assert fairness.warnings(read(*paths)) == []
 
 
 @pytest.mark.parametrize(
@@ -297,16 +339,16 @@ def test_seconds_of_different_machines(tmp_path, attribute, value, named):
     paths = write(tmp_path / "a.h5"), write(tmp_path / "b.h5", algorithm__name="d-psgd")
     with h5py.File(paths[1], "r+") as file:
         file.attrs[attribute] = value
-    assert traces.warnings(read(*paths)) == [f"seconds were not measured alike: {named}"]
+    assert fairness.warnings(read(*paths)) == [f"seconds were not measured alike: {named}"]
 
 
 def test_a_run_given_twice_and_a_run_cut_short(tmp_path):
     path = write(tmp_path / "a.h5")
-    assert traces.warnings(read(path, path)) == [
+    assert fairness.warnings(read(path, path)) == [
         f"{path}, {path} are one seed, and count as several"
     ]
     path = write(tmp_path / "b.h5", rounds=30)
-    assert traces.warnings(read(path)) == [f"{path} has 4 of 30 rounds"]
+    assert fairness.warnings(read(path)) == [f"{path} has 4 of 30 rounds"]
 
 
 # ------------------------------------------------------------------------------------ killed, damaged
@@ -324,11 +366,13 @@ def test_rows_ahead_of_their_round_are_left_out(tmp_path):
 
 def test_a_run_that_never_started(tmp_path):
     path = tmp_path / "a.h5"
-    Record(path).create(known_attributes(), CLIENTS, RANKS, (np.arange(5), np.arange(4)))
+    Record(path).create(
+        known_attributes(), CLIENTS, RANKS, {"offsets": np.arange(5), "indices": np.arange(4)}
+    )
     found = outcome(path)
     assert found.costs[0].reached == 0
     assert found.ends["accuracy"] is None
-    assert traces.warnings(read(path)) == [f"{path} has 0 of 10 rounds"]
+    assert fairness.warnings(read(path)) == [f"{path} has 0 of 10 rounds"]
     assert compare_text.text([found])
 
 
@@ -372,7 +416,7 @@ def test_damaged_records_are_compared_or_refused(tmp_path):
         path.write_bytes(damaged)
         try:
             groups = read(path)
-            traces.warnings(groups)
+            fairness.warnings(groups)
             assert compare_text.text(compare.outcomes(groups, [0.8]))
         except InputError as error:
             assert str(error)
@@ -417,10 +461,13 @@ def test_the_default_target_is_that_of_the_paper(tmp_path):
 
 
 def test_warnings_leave_standard_output_alone(tmp_path):
-    paths = write(tmp_path / "a.h5"), write(tmp_path / "b.h5", topology__degree=1)
+    paths = write(tmp_path / "a.h5"), write(tmp_path / "b.h5", topology__degree=1, clients=5)
     code, out, err = words("compare", *paths)
     assert code == 0
-    assert err == "warning: no fair comparison, the runs differ in: topology.degree 3 / 1\n"
+    assert (
+        err
+        == "warning: no fair comparison, the runs differ in: clients 4 / 5; topology.degree 3 / 1\n"
+    )
     assert "warning" not in out
 
 

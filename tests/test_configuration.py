@@ -1,6 +1,7 @@
 """docs/configuration.md names every key of a configuration, with its right default."""
 
 import re
+import runpy
 
 import pytest
 import yaml
@@ -65,3 +66,25 @@ def test_every_kind_is_described_with_its_keys_and_defaults(section, name):
 def test_the_page_describes_no_kind_that_does_not_exist():
     names = {(section, e.get("kind", e.get("name"))) for section in KINDS for e in KINDS[section]}
     assert names == set(CLASSES)
+
+
+REFERENCE = runpy.run_path(str(ROOT / "docs" / "extensions" / "setting_texts.py"))
+EVERY_CLASS = {
+    f"{section} {name}".strip(): settings
+    for section, classes in REFERENCE["settings_classes"]().items()
+    for name, settings in classes.items()
+}
+
+
+@pytest.mark.parametrize("name", EVERY_CLASS)
+def test_every_setting_has_a_description(name):
+    """A text in triple quotes below the field; the site's reference of settings is made of them."""
+    settings = EVERY_CLASS[name]
+    silent = settings.model_fields.keys() - REFERENCE["descriptions"](settings) - {"name", "kind"}
+    assert not silent, f"write a description below these fields of {settings.__name__}: {silent}"
+
+
+def test_the_reference_of_settings_names_every_section():
+    text = "\n".join(REFERENCE["markdown"]())
+    assert all(f"## `{section}`" in text for section in ("dataset", "topology", "compute", "codec"))
+    assert "`partition.alpha`\n: number above 0, at most 1e+09; default `0.1`" in text

@@ -1,6 +1,7 @@
 """What a run is beyond its settings: its id, the content of its files, its code and its machine."""
 
 import json
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -9,12 +10,12 @@ import torch
 
 import mpi_ntkdfl as nd
 from mpi_ntkdfl import config, simulation
-from mpi_ntkdfl.analysis import tables, traces
+from mpi_ntkdfl.analysis import fairness, tables, traces
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.config import dataset_settings
 from mpi_ntkdfl.data import dataset, sources
 from mpi_ntkdfl.presets import read_source
-from mpi_ntkdfl.runtime import identity, limits
+from mpi_ntkdfl.runtime import identity, limits, plugins
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.studies import execute, grid, report
@@ -101,11 +102,11 @@ def test_other_code_goes_on_with_a_warning_and_is_recorded_per_start(tmp_path, c
     assert "sources are not those of the last start" in caplog.text
     assert "after round 1" in caplog.text
     assert "with other sources" in tables.summary(tables.read(path))
-    (line,) = traces.warnings(traces.read([path, path]))[:1]
+    (line,) = fairness.warnings(traces.read([path, path]))[:1]
     assert "one seed" in line  # the same code in both
     plain = tmp_path / "b.h5"
     run(plain, rounds=2)
-    said = " ".join(traces.warnings(traces.read([path, plain])))
+    said = " ".join(fairness.warnings(traces.read([path, plain])))
     assert f"sources {former['sources'][:12]}, then ffffffffffff / ffffffffffff" in said
 
 
@@ -141,8 +142,19 @@ def test_a_study_does_runs_again_whose_files_changed_and_keeps_the_former(tmp_pa
     ring(graph)
     former = identity.own()
     monkeypatch.setattr(identity, "own", lambda: former | {"sources": "f" * 64})
-    assert work().other_sources == 1
+    assert work().other_code == 1
     assert "`study run --fresh` does them again" in report.make(study()).text
+    assert work(fresh=True).done == 1
+    assert work(fresh=True).before == 1
+    mine = plugins.Plugin("mine.py", "a" * 64)
+    monkeypatch.setitem(plugins._loaded, "mine", mine)
+    assert work().other_code == 0, "the run did without the plugin"
+    with h5py.File(first, "r+") as file:
+        file.attrs["plugins"] = plugins.as_json([mine])
+    assert work().other_code == 0
+    monkeypatch.setitem(plugins._loaded, "mine", replace(mine, sha256="b" * 64))
+    assert work().other_code == 1
+    assert "other plugins" in report.make(study()).text
     assert work(fresh=True).done == 1
     assert work(fresh=True).before == 1
 
@@ -174,7 +186,7 @@ def test_other_content_is_another_line(tmp_path, name):
     groups = traces.read(paths)
     assert [len(group.traces) for group in groups] == [2, 1]
     assert groups[1].label == f"{name} {'b' * 12}"
-    assert f"{name} {'a' * 12} / {'b' * 12}" in traces.warnings(groups)[0]
+    assert f"{name} {'a' * 12} / {'b' * 12}" in fairness.warnings(groups)[0]
 
 
 def test_seconds_follow_from_all_starts_that_did_a_round(tmp_path):
@@ -187,7 +199,7 @@ def test_seconds_follow_from_all_starts_that_did_a_round(tmp_path):
         }
         starts = [{**start, "round": 2, "ranks": 9}, {**start, "round": 2, "ranks": 3}]
         file.attrs["resumed"] = json.dumps(starts)
-    (line,) = traces.warnings(traces.read([path]))
+    (line,) = fairness.warnings(traces.read([path]))
     assert line == f"{path} was resumed on another machine: ranks 2, then 3"
 
 
@@ -236,7 +248,7 @@ def test_formats_of_graphs_that_are_not_read_are_named(tmp_path, text, name):
     (tmp_path / "g.txt").write_text(text)
     words = ("--set", "topology.kind=file", "--set", f"topology.path={tmp_path / 'g.txt'}")
     said = complaint("check", "quickstart", "--no-measure", *words)
-    assert f"is a {name} file; edge lists" in said
+    assert f"is a {name} file; only edge lists" in said
     assert "GraphML" in said
 
 

@@ -13,7 +13,7 @@ from pathlib import Path as FilePath
 import pytest
 import torch
 
-from mpi_ntkdfl.ntk import compiled, evolve_batch, left_sums, scheme
+from mpi_ntkdfl.ntk import compiled, evolve_batch, factors, left_sums, scheme
 from mpi_ntkdfl.ntk.evolve import DEFAULT_TOLERANCE, Evolution, Implementation, evolve
 from mpi_ntkdfl.ntk.path import Constants, Ends, Path
 from tests.conftest import needs_compiled, needs_cuda
@@ -275,7 +275,7 @@ def test_path_meets_values_and_slopes_at_the_ends_and_is_a_polynomial_in_the_log
 
 def test_factor_takes_the_top_and_leaves_a_semidefinite_rest() -> None:
     kernel = make_problem(120, 2)[0]
-    factor = evolve_batch._nystroem_factors(kernel[None])[0]
+    factor = factors.nystroem_factors(kernel[None])[0]
     rest = torch.linalg.eigvalsh(kernel - factor.T @ factor)
     values = torch.linalg.eigvalsh(kernel)
     assert factor.shape == (scheme.RANK, 120)

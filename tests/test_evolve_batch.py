@@ -167,7 +167,14 @@ def one_round(batch: int | None, poisoned: bool = False, **settings: object):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"loss": "squared"}, {"jacobian": "dense"}, {"selection": "linearised"}]
+    "settings",
+    [
+        {},
+        {"loss": "squared"},
+        {"jacobian": "dense"},
+        {"jacobian": "inputs"},
+        {"selection": "linearised"},
+    ],
 )
 @pytest.mark.parametrize("batch", [2, 4, 100])
 def test_a_round_is_the_same(batch: int, settings: dict[str, str]) -> None:

@@ -148,10 +148,10 @@ def test_a_run_goes_on_without_and_with_a_users_metric(tmp_path, table, monkeypa
         ({"name": "loss"}, "there is a metric 'loss' already"),
         ({"name": "No name"}, "lower-case"),
         ({"axes": "round"}, "row or row,client"),
-        ({"measure": None}, "needs a measure function"),
-        ({"dtype": "i8"}, "recorded as f8"),
+        ({"measure": None}, "must have a measure function"),
+        ({"dtype": "i8"}, "must have the dtype f8"),
         ({"dataset": "model/loss"}, "belongs to loss"),
-        ({"head": "average"}, "'average' is that of accuracy"),
+        ({"head": "average"}, "'average' belongs to accuracy"),
     ],
 )
 def test_refused_metrics(table, changes, message):
@@ -183,14 +183,14 @@ def test_no_number_is_made_of_what_is_none(tmp_path, value):
     path = write(tmp_path / "a.h5", (0.1, 0.9, 0.9, 0.9))
     with h5py.File(path, "r+") as file:
         for metric in recorded():
-            if metric.dtype == "f8":
+            if metric.dtype == "f8" and not metric.when:
                 file[metric.dataset][-2:] = value
     groups = traces.read([path])
     run, curves = tables.read(path), groups[0].traces[0].curves
     shown, compared = answer("show", path), answer("compare", path, "--csv", tmp_path / "t.csv")
     line = read_csv(tmp_path / "t.csv")
     ends = compared[compared.index("at the last") :].split("\n")[2].split()
-    for metric in METRICS.values():
+    for metric in (each for each in METRICS.values() if not each.when):
         number = curves[metric.name][-1]
         if metric.dtype == "i8":
             assert metric.name in ("mean-tau", "steps") or np.isfinite(number)

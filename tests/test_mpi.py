@@ -58,6 +58,8 @@ CASES = {
     "islands": (*MIDDLE, "topology={kind: erdos-renyi, p: 0.06}"),
     "small waves": (*MIDDLE, "compute.memory_limit=6MB"),
     "dense": ("rounds=2", "clients=8", "topology.degree=3", "algorithm.jacobian=dense"),
+    "inputs": (*MIDDLE, "algorithm.jacobian=inputs"),
+    "inputs, kept": (*MIDDLE, "topology.dynamic=false", "algorithm.jacobian=inputs"),
     "per-client starts": (*SMALL, "model.init=per-client", "algorithm.selection=linearised"),
     "ntk-fl": (*SMALL, "algorithm={name: ntk-fl, clients_per_round: 5}"),
     "average-gd": (*SMALL, "algorithm={name: average-gd, taus: [5, 50]}"),
@@ -66,10 +68,15 @@ CASES = {
         "algorithm={name: average-gd, data: neighbourhood, taus: [5, 50]}",
     ),
     "fashion-mnist": SMALL_FASHION,
+    "fashion-mnist, bytes": (
+        *SMALL_FASHION,
+        "algorithm.jacobian=inputs",
+        "topology.dynamic=false",
+    ),
     **{name: (*SMALL, f"algorithm.name={name}") for name in METHODS if name not in NTK},
     "quantised": (*SMALL, "algorithm={name: dfedavg, quantize: 256}"),
 }
-RESUMED = ("dynamic", *(name for name in METHODS if name != "ntk-dfl"))
+RESUMED = ("dynamic", "inputs, kept", *(name for name in METHODS if name != "ntk-dfl"))
 # A launch costs seconds a rank, a case less: runs of other numbers of ranks share their launches.
 LAUNCHES = {
     1: tuple(CASES),
@@ -84,7 +91,7 @@ BEGIN, GO_ON = 3, 2
 def chosen(names):
     """Those of the cases `names` that this machine can run."""
     have = FASHION_MNIST.packaged.exists()
-    return [name for name in names if have or name != "fashion-mnist"]
+    return [name for name in names if have or not name.startswith("fashion-mnist")]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from torch import nn
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.algorithms.ntk_dfl import NtkDfl, NtkDflSettings
 from mpi_ntkdfl.algorithms.ntk_fl import NtkFl, NtkFlSettings
-from mpi_ntkdfl.assembly import prepare
+from mpi_ntkdfl.api import run
+from mpi_ntkdfl.assembly import prepare, read_weights
 from mpi_ntkdfl.config import parse
 from mpi_ntkdfl.evaluate import scores
 from mpi_ntkdfl.federation.exchange import Exchange
@@ -44,7 +45,13 @@ MODULES = {
     "pictures": (lambda: Pictures(4, 3), (1, 4, 4)),
     "tied": (Tied, (4,)),
 }
-NAMES = ["mlp", *MODULES]
+BUILT_IN = {
+    "cnn": ("cnn", {"channels": [2, 3], "hidden": [4]}, (1, 4, 5)),
+    "resnet": ("resnet", {"width": 2}, (2, 6, 5)),
+    "transformer": ("transformer", {"layers": 1, "heads": 2, "width": 4, "patch": 2}, (1, 4, 2)),
+    "tokens": ("transformer", {"layers": 1, "heads": 1, "width": 4}, (5,)),
+}
+NAMES = ["mlp", *MODULES, *BUILT_IN]
 SGD = {"plain": Sgd(0.1), "momentum and decay": Sgd(0.05, 0.8, 0.2)}
 
 
@@ -52,6 +59,10 @@ def make(name):
     """A network, and a module that does the same, for the oracle."""
     if name == "mlp":
         return MLP(WIDTHS), perceptron(*WIDTHS).double()
+    if name in BUILT_IN:
+        kind, words, shape = BUILT_IN[name]
+        network = build(NETWORKS[kind].Settings(**words), shape, 3)
+        return network, network._function.module.double()
     factory, shape = MODULES[name]
     return ModuleNetwork(factory, shape, 3, name), factory().double()
 
@@ -61,6 +72,8 @@ def draw(network, samples=7, seed=0):
     rng = np.random.default_rng(seed)
     params = network.initial(rng) + 0.1 * rng.standard_normal(network.layout.size)
     inputs = rng.standard_normal((samples, *network.shape))
+    if "tokens" in network.describe():
+        inputs = rng.integers(3, size=inputs.shape).astype(float)
     return (
         *map(torch.from_numpy, (params, inputs)),
         torch.from_numpy(rng.integers(3, size=samples)),
@@ -175,6 +188,24 @@ def test_starting_weights_follow_from_the_generator_only(case):
         assert list(network.layout.shapes) == trained
 
 
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet", "transformer"])
+@pytest.mark.parametrize("scheme", ["kaiming", "torch"])
+def test_starting_weights_have_the_scheme_of_the_settings(name, scheme):
+    network = build(NETWORKS[name].Settings(scheme=scheme), (1, 8, 8), 10)
+    draws = [network.initial(np.random.default_rng(seed)) for seed in range(8)]
+    tensors = network.layout.unflatten(torch.from_numpy(np.stack(draws)))
+    biases = {n for n, each in tensors.items() if each.ndim == 2}
+    norms = {n for n in biases if "norm" in n}
+    layers = tensors.keys() - biases - {"1.positions"}
+    for part in layers:
+        deviation = float(tensors[part].std()) * tensors[part][0, 0].numel() ** 0.5
+        wanted = 2**0.5 if scheme == "kaiming" else 3**-0.5
+        assert deviation == pytest.approx(wanted, rel=0.2), part
+    assert layers
+    for part in biases - norms:
+        assert bool(tensors[part].any()) == (scheme == "torch"), part
+
+
 def test_plans_grow_with_the_samples(case):
     network, *_ = case
     few, many = np.array([3.0]), np.array([30.0])
@@ -234,15 +265,15 @@ def test_evaluation_sees_no_widths():
     assert losses[0] == pytest.approx(oracle.loss_of(outputs, labels, "cross-entropy"))
 
 
-@pytest.mark.parametrize("kind", ["ntk-dfl", "ntk-fl"])
+@pytest.mark.parametrize("kind", ["inputs", "dense", "ntk-fl"])
 def test_a_round_on_pictures_equals_the_oracle(kind):
-    """Inputs with axes travel as samples, and Jacobians entry by entry."""
+    """Inputs with axes travel as samples, and Jacobians entry by entry if that is asked for."""
     network, module = make("pictures")
     federation = make_federation(network, (4, 3, 5))
     weights = random_weights(federation)
     settings = {"lr": 0.05, "taus": (3, 20), "tolerance": 1e-9}
-    if kind == "ntk-dfl":
-        method = NtkDfl(NtkDflSettings(**settings, jacobian="dense"), federation)
+    if kind != "ntk-fl":
+        method = NtkDfl(NtkDflSettings(**settings, jacobian=kind), federation)
         hoods = [[0, 1], [0, 1], [2]]
     else:
         method = NtkFl(NtkFlSettings(**settings, clients_per_round=2), federation)
@@ -251,7 +282,7 @@ def test_a_round_on_pictures_equals_the_oracle(kind):
     with Exchange(federation, Graph.from_pairs(3, [(0, 1)])) as exchange, torch.inference_mode():
         found = method.round(weights, 0, exchange)
     for client, hood in enumerate(hoods):
-        start = weights[hood].mean(0) if kind == "ntk-dfl" else weights[0]
+        start = weights[0] if kind == "ntk-fl" else weights[hood].mean(0)
         x = torch.cat([federation.samples[j].inputs for j in hood])
         labels = torch.cat([federation.samples[j].labels for j in hood])
         outputs, entries = (
@@ -403,12 +434,39 @@ def test_a_registered_network_is_chosen_by_its_name_and_options():
     assert "small-pictures" in network.describe()
 
 
-def test_jacobians_are_dense_where_there_is_no_factored_form():
-    assert settings("model.network=small-pictures").algorithm.jacobian == "dense"
+def test_samples_travel_where_there_is_no_factored_form():
+    assert settings("model.network=small-pictures").algorithm.jacobian == "inputs"
     assert parse(read_source("quickstart")).algorithm.jacobian == "factored"
     asked = settings("model.network=small-pictures", "algorithm.jacobian=factored")
-    with pytest.raises(InputError, match=r"small-pictures.*set algorithm\.jacobian=dense"):
+    with pytest.raises(InputError, match=r"small-pictures.*set algorithm\.jacobian=inputs"):
         prepare(asked, 1)
+
+
+def test_an_exported_state_dict_is_complete_and_starts_another_run(tmp_path):
+    """It has buffers, frozen parameters and both names of a tied weight, which are not in the vector."""
+    given = [
+        "rounds=1",
+        "dataset={name: breast-cancer}",
+        "model.network=tied",
+        "evaluation.clients=false",
+    ]
+    config = settings(*given, "algorithm.epochs=1", name="dfedavg")
+    record = run(config, tmp_path / "a.h5")
+    state = record.average()
+    module = Tied(30, 2)
+    before = copy.deepcopy(module.state_dict())
+    module.load_state_dict(state)
+    assert torch.equal(state["second.weight"], state["first.weight"])
+    assert torch.equal(state["scale"], before["scale"])
+    assert not torch.equal(state["last.weight"], before["last.weight"])
+    torch.save(state, tmp_path / "a.pt")
+    begun = settings(*given, f"model.weights={tmp_path / 'a.pt'}")
+    layout = prepare(begun, 1).network.layout
+    assert torch.equal(read_weights(tmp_path / "a.pt", layout).float(), layout.flatten(state))
+    state["shift"] += 1
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(InputError, match="shift must have the values that the network has"):
+        prepare(begun, 1)
 
 
 @pytest.mark.parametrize(
@@ -436,7 +494,41 @@ def test_what_a_factory_does_wrong_is_told():
         register_network("no-module", lambda shape, classes: classes)
     with pytest.raises(InputError, match="must be callable"):
         register_network("number", 3)
-    assert list(NETWORKS) == ["mlp", "plugin"]
+    assert list(NETWORKS) == ["mlp", "cnn", "resnet", "transformer", "plugin"]
+
+
+@pytest.mark.parametrize(
+    ("section", "shape", "message"),
+    [
+        ("{name: cnn, kernel: 4}", (1, 8, 8), "model.kernel.*odd"),
+        ("{name: cnn}", (64,), r"cnn takes pictures.*\[64\].*mlp"),
+        ("{name: cnn, channels: [4, 4]}", (1, 8, 3), "at least 4 x 4 pixels, got 8 x 3"),
+        ("{name: resnet, depth: 9}", (1, 8, 8), "model.depth.*6 n \\+ 2"),
+        ("{name: resnet, norm: batch}", (1, 8, 8), "samples of a batch depend on each other"),
+        ("{name: transformer, heads: 3}", (1, 8, 8), "multiple of heads, got width 64 with 3"),
+        ("{name: transformer, patch: 3}", (1, 8, 8), "model.patch must divide.*got 3"),
+        ("{name: transformer}", (8, 8), "takes pictures of shape"),
+        ("{name: plugin, network: small-pictures, scheme: torch}", (1, 8, 8), "unknown key"),
+    ],
+)
+def test_what_a_built_in_network_cannot_do_is_refused(section, shape, message):
+    with pytest.raises(InputError, match=message):
+        build(
+            parse([*read_source("quickstart"), read_overrides([f"model={section}"])]).model,
+            shape,
+            10,
+        )
+
+
+def test_numbers_that_are_no_tokens_are_refused():
+    config = [
+        "model.name=transformer",
+        "dataset={name: breast-cancer}",
+        "clients=4",
+        "topology.degree=3",
+    ]
+    with pytest.raises(InputError, match="whole numbers from 0 to 1.*standardize=none"):
+        prepare(parse([*read_source("quickstart"), read_overrides(config)]), 1)
 
 
 def test_samples_of_any_shape_are_flattened_for_a_perceptron():

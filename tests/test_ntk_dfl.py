@@ -100,13 +100,18 @@ def test_dense_blocks_give_the_same_update(memory_limit):
     check((6, 5, 3), RING, 1e-6, jacobian="dense", memory_limit=memory_limit)
 
 
-def test_dense_and_factored_agree_in_float32():
+@pytest.mark.parametrize("kind", ["dense", "inputs"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("widths", [(6, 5, 3), (6, 5, 4, 3)])
+def test_all_messages_give_the_update_of_the_factored_one(kind, dtype, widths):
+    exact = dtype is torch.float64
     found = [
-        one_round((6, 5, 3), RING, dtype=torch.float32, tolerance=1e-6, jacobian=kind)
-        for kind in ("dense", "factored")
+        one_round(widths, RING, dtype=dtype, tolerance=1e-12 if exact else 1e-6, jacobian=message)
+        for message in (kind, "factored")
     ]
-    weights, (dense, factored) = found[0][1], (f[3].weights for f in found)
-    assert (dense - factored).norm() < 1e-5 * (factored - weights).norm()
+    weights, (other, factored) = found[0][1], (f[3].weights for f in found)
+    distance = (other - factored).norm() / (factored - weights).norm()
+    assert distance < (1e-10 if exact else 1e-5)
 
 
 def test_linearised_selection_prefers_the_lowest_linearised_loss():

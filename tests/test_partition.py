@@ -224,14 +224,59 @@ def test_writer_gives_each_client_its_writer() -> None:
 @pytest.mark.parametrize(
     ("writers", "clients", "message"),
     [
-        (None, 1, "a data set with writers"),
-        (np.array([0, 1, 1]), 3, "3 clients for 2 writers"),
-        (np.array([0, 2, 2]), 3, "writer 1 has no"),
+        (None, 1, "needs a data set with sites"),
+        (np.array([0, 1, 1]), 3, "got 3 clients"),
+        (np.array([0, 2, 2]), 3, "got 0 at site 1"),
     ],
 )
 def test_writer_that_cannot_be(writers: np.ndarray | None, clients: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
         partition.make(WRITER, np.zeros(3, np.int64), clients, 0, writers)
+
+
+# -------------------------------------------------------------------------------------------- sites
+
+SITES = np.repeat([0, 1, 2], [2, 12, 30])
+SITE_LABELS = np.arange(44) % 3
+
+
+def by_site(clients: int, **settings: Any) -> partition.Partition:
+    kind = config.SitePartition.model_validate({"kind": "site", **settings})
+    return partition.make(kind, SITE_LABELS, clients, 5, SITES, ("a", "b", "c"))
+
+
+def test_small_sites_are_refused_or_dropped() -> None:
+    assert by_site(3).sizes.tolist() == [2, 12, 30]
+    with pytest.raises(
+        InputError, match=r"at least 5 training samples, got 2 at site a.*too_small=drop"
+    ):
+        by_site(2, min_samples=5)
+    assert by_site(2, min_samples=5, too_small="drop").sizes.tolist() == [12, 30]
+    with pytest.raises(
+        InputError, match=r"= 2 clients \(1 of too few samples are left out\), got 3"
+    ):
+        by_site(3, min_samples=5, too_small="drop")
+
+
+@pytest.mark.parametrize(
+    "within", [None, {"kind": "iid"}, {"kind": "dirichlet", "alpha": 1.0}, {"kind": "shards"}]
+)
+def test_clients_of_a_site_share_its_samples(within: dict[str, Any] | None) -> None:
+    parts = by_site(4, per_site=2, too_small="drop", min_samples=2, within=within)
+    assert [set(SITES[parts.client(i)]) for i in range(4)] == [{1}, {1}, {2}, {2}]
+    if not within or within["kind"] != "dirichlet":
+        assert sorted(parts.indices) == list(range(2, 44))
+    with pytest.raises(InputError, match=r"partition\.within at site a: shards needs"):
+        by_site(6, per_site=1, within={"kind": "shards", "per_client": 3})
+
+
+def test_the_clients_of_two_sites_draw_differently() -> None:
+    same = np.repeat([0, 1], 60)
+    kind = config.SitePartition.model_validate(
+        {"kind": "site", "per_site": 2, "within": {"kind": "dirichlet", "alpha": 0.5}}
+    )
+    parts = partition.make(kind, np.tile(np.arange(60) % 5, 2), 4, 0, same)
+    assert sorted(parts.client(0)) != sorted(parts.client(2) - 60)
 
 
 # -------------------------------------------------------------------------------------------- files

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 
 from mpi_ntkdfl.algorithms import METHODS
-from mpi_ntkdfl.analysis import drawing, plots, style, traces
+from mpi_ntkdfl.analysis import drawing, fairness, plots, style
 from mpi_ntkdfl.analysis.plots import Request
 from mpi_ntkdfl.metrics import METRICS
 from mpi_ntkdfl.runtime.errors import InputError
@@ -235,9 +235,9 @@ def test_command(tmp_path):
 
 
 def test_command_warns_as_compare_does(tmp_path):
-    paths = write(tmp_path / "a.h5"), write(tmp_path / "b.h5", topology__degree=1)
+    paths = write(tmp_path / "a.h5"), write(tmp_path / "b.h5", topology__degree=1, clients=5)
     code, _, err = words("plot", *paths, "-o", tmp_path / "figure.svg", "--x", "rounds")
-    assert (code, err) == (0, f"warning: {traces.warnings(read(*paths))[0]}\n")
+    assert (code, err) == (0, f"warning: {fairness.warnings(read(*paths))[0]}\n")
 
 
 def test_an_old_figure_is_replaced_or_left_whole(tmp_path, monkeypatch):

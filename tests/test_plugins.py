@@ -174,7 +174,9 @@ def test_arrays_that_are_wrong(tables):
     refused("site_test needs site_train", site_test=[1, 2])
     refused("site_test has 9 at sample 1", site_train=[1, 2, 1, 2], site_test=[1, 9])
     refused(
-        "the test samples must differ", x_test=np.arange(8.0).reshape(4, 2), y_test=[0, 1, 0, 1]
+        "all 4 test samples occur in training",
+        x_test=np.arange(8.0).reshape(4, 2),
+        y_test=[0, 1, 0, 1],
     )
 
 

@@ -30,7 +30,10 @@ from mpi_ntkdfl.storage.record import (
 
 CLIENTS, RANKS = 4, 3
 LAYOUT = Layout({"fc1.weight": (3, 5), "fc1.bias": (3,)})
-PARTITION = np.array([0, 2, 3, 5, 9]), np.array([4, 1, 0, 7, 7, 2, 3, 5, 6])
+PARTITION = {
+    "offsets": np.array([0, 2, 3, 5, 9]),
+    "indices": np.array([4, 1, 0, 7, 7, 2, 3, 5, 6]),
+}
 
 
 def config_text():
@@ -125,8 +128,8 @@ def test_graphs_and_partition_come_back(tmp_path):
         assert len(found) == 2
         for number, graph in enumerate(found, start=1):
             assert np.array_equal(graph, round_record(number).edges)
-        assert np.array_equal(file["partition/offsets"][:], PARTITION[0])
-        assert np.array_equal(file["partition/indices"][:], PARTITION[1])
+        assert np.array_equal(file["partition/offsets"][:], PARTITION["offsets"])
+        assert np.array_equal(file["partition/indices"][:], PARTITION["indices"])
 
 
 def test_rounds_without_evaluation_add_no_row(tmp_path):

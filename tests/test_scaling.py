@@ -56,7 +56,7 @@ def write(path, evolve, exchange, clients=4, rounds=3, cores=8, **settings):
         config[key] = config[key] | value if isinstance(value, dict) else value
     told = {"ranks": ranks, "hosts": json.dumps(["a"] * ranks), "cores": cores}
     told["host_cores"] = json.dumps({"a": cores})
-    partition = 10 * np.arange(clients + 1), np.zeros(10 * clients, int)
+    partition = {"offsets": 10 * np.arange(clients + 1), "indices": np.zeros(10 * clients, int)}
     record = Record(path)
     about = known_attributes() | told | {"config": yaml.safe_dump(config)}
     record.create(about, clients, ranks, partition)

@@ -89,7 +89,7 @@ def test_every_kind_of_file_does_what_the_table_says(kind, tmp_path):
     assert resumed.startswith("refused")
     begun.compare(shares, {k: v for k, v in contents.items() if k != "weights"}, edges)
     assert study == "another run"
-    assert (kind in traces._PATHS) == (compared == "apart") == (scaled == "apart")
+    assert (kind in traces.PATHS) == (compared == "apart") == (scaled == "apart")
 
 
 def test_the_table_names_no_setting_that_does_not_exist():

@@ -27,7 +27,7 @@ from mpi_ntkdfl.data.fashion_mnist import FASHION_MNIST
 from mpi_ntkdfl.data.image_sets import FILES, Hashes, ImageSet
 from mpi_ntkdfl.runtime.errors import InputError
 
-IMAGES = np.random.default_rng(0).integers(0, 256, (12, 28, 28)).astype(np.uint8)
+IMAGES, OTHERS = np.random.default_rng(0).integers(0, 256, (2, 12, 28, 28)).astype(np.uint8)
 LABELS = (np.arange(12) % 10).astype(np.uint8)
 
 
@@ -45,7 +45,7 @@ def write_set(folder: Path, suffix: str = ".gz", **parts: np.ndarray) -> Path:
     usual = {
         "train_images": IMAGES,
         "train_labels": LABELS,
-        "test_images": IMAGES[::-1],
+        "test_images": OTHERS,
         "test_labels": LABELS[::-1],
     }
     for part, array in (usual | parts).items():
@@ -172,7 +172,7 @@ def test_image_set(tmp_path: Path, name: str, suffix: str) -> None:
     got = sources.load(dataset(name, write_set(tmp_path, suffix)))
     assert (got.name, got.classes, got.sites, got.shape) == (name, 10, None, (1, 28, 28))
     assert np.array_equal(got.train_inputs, IMAGES.reshape(12, 784))
-    assert np.array_equal(got.test_inputs, IMAGES[::-1].reshape(12, 784))
+    assert np.array_equal(got.test_inputs, OTHERS.reshape(12, 784))
     assert got.train_inputs.dtype == got.test_inputs.dtype == np.uint8
     assert got.train_labels.tolist() == LABELS.tolist()
     assert got.test_labels.tolist() == LABELS[::-1].tolist()
@@ -252,7 +252,7 @@ def test_files_as_other_tools_name_them_are_found(tmp_path: Path, spelling: str)
 @pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the four files of `write_set` were those of fashion-mnist."""
-    arrays = (IMAGES, LABELS, IMAGES[::-1], LABELS[::-1])
+    arrays = (IMAGES, LABELS, OTHERS, LABELS[::-1])
     for part, array in zip(FILES, arrays, strict=True):
         known = hashlib.sha256(idx_bytes(array)).hexdigest()
         monkeypatch.setitem(image_sets.PUBLISHED, known, ("fashion-mnist", part))
@@ -288,10 +288,12 @@ def test_a_published_file_in_the_place_of_another_is_refused(tmp_path: Path) -> 
         sources.load(dataset("fashion-mnist", tmp_path))
 
 
-def test_a_test_set_that_is_the_training_set_is_refused(tmp_path: Path) -> None:
-    write_set(tmp_path, test_images=IMAGES, test_labels=LABELS)
-    with refused("the test samples must differ.*the same 12 samples twice"):
+def test_a_test_set_of_training_samples_is_refused_unless_it_is_wanted(tmp_path: Path) -> None:
+    write_set(tmp_path, test_images=IMAGES[4::-1], test_labels=LABELS[:5])
+    with refused("all 5 test samples occur in training.*dataset.train_as_test=true"):
         sources.load(dataset("mnist", tmp_path))
+    wanted = dataset("mnist", tmp_path).model_copy(update={"train_as_test": True})
+    assert len(sources.load(wanted).test_labels) == 5
 
 
 def test_without_a_home_folder_the_ways_out_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,15 +98,14 @@ def test_mathematics_and_analysis_know_no_ranks():
 
 
 def test_networks_are_known_by_their_protocol():
-    """Layer widths and classes of networks are the business of their own rooms and of one table."""
-    own = (PACKAGE / "model" / "mlp", PACKAGE / "model" / "module")
-    table = PACKAGE / "model" / "networks.py"
+    """Layer widths and classes of networks are the business of their own rooms."""
+    own = [PACKAGE / "model" / room for room in ("mlp", "module", "kinds", "architectures")]
     named = [m for m in MODULES if re.search(r"\bMLP\b", m.read_text())]
     assert len(named) <= 3, named
     for module in MODULES:
-        if module in (table, PACKAGE / "__init__.py") or module.parent in own:  # public names
+        if module == PACKAGE / "__init__.py" or module.parent in own:  # public names
             continue
-        rooms = ("mpi_ntkdfl.model.mlp", "mpi_ntkdfl.model.module")
+        rooms = tuple(f"mpi_ntkdfl.model.{room.name}" for room in own if room.name != "kinds")
         assert not any(name.startswith(rooms) for name in imports(module)), module
         assert not re.search(r"\.widths\b", module.read_text()), module
 
@@ -132,7 +131,7 @@ def test_no_global_randomness_device_literal_or_pickle(module):
     assert "weights_only=False" not in text
 
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MADE = ("FILE.py", "mine.py")
 """Files that a reader makes, as the pages say."""
 
@@ -142,9 +141,10 @@ def test_pages_name_files_and_functions_that_exist(page):
     """`room/file.py`, `file.py`, `room/`, `room.module.name` and `test_file.py::test_name`."""
     text = page.read_text()
     files = {path.relative_to(ROOT) for path in ROOT.glob("[!.]*/**/*.*")}
+    made = {*MADE, *re.findall(r"^# ([\w-]+\.py)$", text, re.MULTILINE)}
     for name in re.findall(r"[\w./-]*[\w-]\.(?:py|c|sh|sbatch)\b(?!\.)", text):
         inside = [file for file in files if f"/{file}".endswith(f"/{name.removeprefix('../')}")]
-        assert inside or name in MADE or (ROOT / name).exists(), name
+        assert inside or name in made or (ROOT / name).exists(), name
     for name in re.findall(r"`(\w[\w-]*/(?:\w+/)*)`", text):
         assert (PACKAGE / name).is_dir() or (ROOT / name).is_dir(), name
     for name in re.findall(r"`((?:\w+\.){2,}\w+)`", text):
@@ -159,6 +159,15 @@ def test_pages_name_files_and_functions_that_exist(page):
             heads = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
             anchors = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
             assert anchor in anchors, f"{target}#{anchor}"
+
+
+def test_every_page_is_in_the_contents_of_the_site():
+    """The site's builder refuses pages that no `toctree` in docs/index.md names."""
+    contents = (ROOT / "docs" / "index.md").read_text()
+    trees = re.findall(r"^```\{toctree\}\n(.*?)^```", contents, re.MULTILINE | re.DOTALL)
+    named = {line for tree in trees for line in tree.splitlines() if line and line[0] != ":"}
+    pages = (page.relative_to(ROOT / "docs").with_suffix("") for page in PAGES[2:])
+    assert named == {page.as_posix() for page in pages} - {"index"}
 
 
 def strings(module: Path) -> list[str]:

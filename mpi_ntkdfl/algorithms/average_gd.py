@@ -17,22 +17,23 @@ from mpi_ntkdfl.algorithms.steps import StepSettings, keep_best
 from mpi_ntkdfl.algorithms.work import Load, Work
 from mpi_ntkdfl.federation.clients import Federation, Samples
 from mpi_ntkdfl.federation.exchange import Exchange
-from mpi_ntkdfl.federation.formats import samples_format
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.ntk.update import network_losses
 from mpi_ntkdfl.runtime.looks import GREY, LineStyle
 
 
 class AverageGdSettings(StepSettings):
-    """Settings of the control.
-
-    `data` says on whose samples a client descends and chooses tau: its `own`, or those of its closed
-    `neighbourhood`. The neighbours' samples are then sent as they are.
-    """
+    """Settings of the control."""
 
     name: Literal["average-gd"] = "average-gd"
     data: Literal["own", "neighbourhood"] = "own"
+    """On whose samples a client descends and chooses tau: its `own`, or those of its closed
+    `neighbourhood`, which are then sent as they are.
+    """
     averaging: Literal["plain", "samples"] = "plain"
+    """Weights of the average over the neighbourhood: equal (`plain`), or in proportion to the
+    clients' samples (`samples`).
+    """
 
 
 class AverageGd(Method[AverageGdSettings]):
@@ -51,10 +52,9 @@ class AverageGd(Method[AverageGdSettings]):
     def needs(cls, settings: AverageGdSettings, network: Network, dtype: torch.dtype) -> Needs:
         """Weights, and raw samples if clients descend on their neighbours'."""
         shared = settings.data == "neighbourhood"
-        blocks = (samples_format(network, dtype),) if shared else ()
         # Samples do not depend on the average, so they travel with the weights.
-        leg = Leg(("weights", *(phase for form in blocks for phase in form.phases)))
-        return Needs(("weights",), blocks=blocks, taus=len(settings.taus), legs=(leg,))
+        leg = Leg(("weights", *(("inputs", "labels") if shared else ())))
+        return Needs(("weights",), samples=shared, taus=len(settings.taus), legs=(leg,))
 
     @classmethod
     def work(cls, settings: AverageGdSettings, load: Load) -> dict[str, Work]:

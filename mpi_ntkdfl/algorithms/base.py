@@ -124,6 +124,8 @@ class Needs:
             raw samples, which go to each neighbour. These messages are large, so a rank collects
             them for a few of its clients at a time; how many at a time follows from the size of the
             first layout.
+        samples: whether every client sends its raw samples to each neighbour, or the participants to the
+            server. Give no `blocks` then: planning knows whether inputs travel as bytes.
         dense: whether `blocks` are dense Jacobians, which travel in slices of parameters.
         taus: how many weight vectors a client holds while it chooses the best one; 0 for methods that
             have no choice of steps.
@@ -139,6 +141,7 @@ class Needs:
     vectors: tuple[str, ...] = ()
     messages: tuple[MessageFormat, ...] = ()
     blocks: tuple[MessageFormat, ...] = ()
+    samples: bool = False
     dense: bool = False
     taus: int = 0
     server: bool = False

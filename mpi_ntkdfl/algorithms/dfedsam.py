@@ -20,10 +20,7 @@ from mpi_ntkdfl.runtime.looks import PURPLE, LineStyle
 
 
 class DfedsamSettings(GossipSettings):
-    """Settings of DFedSAM; the defaults are those of the NTK-DFL paper's comparison.
-
-    `rho` is the distance of the nearby point. `adaptive` measures it relative to the weights.
-    """
+    """Settings of DFedSAM; the defaults are those of the NTK-DFL paper's comparison."""
 
     name: Literal["dfedsam"] = "dfedsam"
     lr: float = Field(default=0.01, gt=0, le=1e30)
@@ -33,7 +30,9 @@ class DfedsamSettings(GossipSettings):
     momentum: float = Field(default=0.99, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0, le=1e6)
     rho: float = Field(default=0.01, gt=0, le=1e6)
+    """Distance of the nearby point at which the gradient is taken."""
     adaptive: bool = True
+    """Whether the distance is relative to the weights' own sizes."""
 
 
 class SamRule:

@@ -32,9 +32,7 @@ from mpi_ntkdfl.runtime.looks import SKY, LineStyle
 class DispflSettings(TrainingSettings):
     """Settings of DisPFL; the defaults are those of the NTK-DFL paper's comparison.
 
-    `dense_ratio` is the share of all parameters that a client keeps. In round k it exchanges the share
-    `anneal_factor / 2 * (1 + cos(pi k / anneal_rounds))` of a layer's weights; from `anneal_rounds` on
-    it exchanges none. The peers are the neighbours in the round's graph. In the original each client
+    The peers are the neighbours in the round's graph. In the original each client
     draws 5 random peers; a dynamic 5-regular graph draws them mutually.
     """
 
@@ -45,8 +43,15 @@ class DispflSettings(TrainingSettings):
     epochs: int = Field(default=10, ge=1, le=100_000)
     weight_decay: float = Field(default=5e-4, ge=0, le=1e6)
     dense_ratio: float = Field(default=0.5, gt=0, le=1)
+    """Share of all parameters that a client keeps. Small layers are denser, and biases are kept."""
     anneal_factor: float = Field(default=0.5, ge=0, le=1)
+    """Round k exchanges anneal_factor / 2 * (1 + cos(pi k / anneal_rounds)) of a layer's kept
+    weights for others.
+    """
     anneal_rounds: int = Field(default=30, ge=1, le=MOST_ROUNDS)
+    """From this round on, no weights are exchanged for others. Set it to the number of rounds of
+    the run.
+    """
 
     def exchanged(self, number: int) -> float:
         """Share of a layer's kept weights that round `number` exchanges for others."""

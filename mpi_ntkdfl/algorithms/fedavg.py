@@ -26,6 +26,9 @@ class FedavgSettings(TrainingSettings):
     batch: int = Field(default=200, ge=1, le=MOST_SAMPLES)
     epochs: int = Field(default=20, ge=1, le=100_000)
     averaging: Literal["plain", "samples"] = "samples"
+    """Weights of the average over all clients: equal (`plain`), or in proportion to the clients'
+    samples (`samples`).
+    """
 
 
 class Fedavg(TrainingMethod[FedavgSettings]):

@@ -24,22 +24,24 @@ from mpi_ntkdfl.runtime.looks import BLUE, LineStyle
 
 
 class NtkDflSettings(NtkSettings):
-    """Settings of NTK-DFL; the defaults are the paper's.
-
-    A client chooses tau by the loss on its neighbourhood's samples. With `averaging: none` it evolves
-    its own weights instead of the average, with its neighbours' Jacobians at these weights.
-    `jacobian` says how Jacobians travel: in the network's factored form, which is the default where it
-    has one, or entry by entry (`dense`).
-    """
+    """Settings of NTK-DFL; the defaults are the paper's. Tau is chosen by the neighbourhood's loss."""
 
     name: Literal["ntk-dfl"] = "ntk-dfl"
-    jacobian: Literal["factored", "dense"] = "factored"
+    jacobian: Literal["inputs", "factored", "dense"] = "factored"
+    """How Jacobians travel: in the network's factored form, which is the default where the network
+    has one; as raw samples, from which the receiver computes them (`inputs`), which is the smallest
+    message and the default for all other networks; or entry by entry (`dense`), as in the paper.
+    """
     averaging: Literal["plain", "samples", "none"] = "plain"
+    """Weights of the average over the neighbourhood: equal (`plain`), or in proportion to the
+    clients' samples (`samples`). With `none` a client evolves its own weights, with its neighbours'
+    Jacobians at these weights.
+    """
 
     @classmethod
     def defaults(cls, model: ModelSettings) -> dict[str, Any]:
-        """Networks without a factored form have dense Jacobians by default."""
-        return {} if model.factored else {"jacobian": "dense"}
+        """Samples travel by default if the network has no factored form."""
+        return {} if model.factored else {"jacobian": "inputs"}
 
 
 class NtkDfl(Method[NtkDflSettings]):
@@ -56,12 +58,16 @@ class NtkDfl(Method[NtkDflSettings]):
 
     @classmethod
     def needs(cls, settings: NtkDflSettings, network: Network, dtype: torch.dtype) -> Needs:
-        """Weights (if averaged) and averages; factored forms, or heading and entries, as blocks."""
+        """Weights (if averaged) and averages; samples, factored forms, or heading and entries."""
         vectors: tuple[str, ...] = ("weights", "averages")
         if settings.averaging == "none":
             vectors = ("averages",)
         taus = len(settings.taus)
         legs = tuple(Leg((phase,)) for phase in vectors)
+        if settings.jacobian == "inputs":
+            # Samples do not depend on the average, so they travel in the first leg.
+            legs = (Leg((*legs[0].phases, "inputs", "labels")), *legs[1:])
+            return Needs(vectors, samples=True, taus=taus, legs=legs)
         if settings.jacobian == "factored":
             form = factored_format(network, dtype)
             legs = (*legs, Leg(form.phases, ("jacobian",)))
@@ -75,7 +81,8 @@ class NtkDfl(Method[NtkDflSettings]):
     def work(cls, settings: NtkDflSettings, load: Load) -> dict[str, Work]:
         """Jacobians of a client's own samples for itself and each neighbour; the step by the kernel."""
         counts = load.network.work
-        passes = load.own * (load.degrees + 1)
+        # Senders compute the outputs for each receiver; from samples a receiver computes them itself.
+        passes = load.gathered if settings.jacobian == "inputs" else load.own * (load.degrees + 1)
         found = ntk_step_work(settings, load.network, load.gathered, load.itemsize)
         found["jacobian"] = Work(
             2 * counts.products * (passes + load.gathered),
@@ -93,7 +100,7 @@ class NtkDfl(Method[NtkDflSettings]):
         rate, inputs = s.rate(number), s.selection == "network"
         hoods = exchange.neighbourhoods(w_bar, s.jacobian, inputs, taus=len(s.taus))
         # Dense Jacobians are used for one client at a time.
-        at_once = exchange.at_once(len(s.taus)) if s.jacobian == "factored" else 1
+        at_once = 1 if s.jacobian == "dense" else exchange.at_once(len(s.taus))
         while together := list(islice(hoods, at_once)):
             evolved = evolve_together(together, rate, s, self.federation)
             for hood, evolution in zip(together, evolved, strict=True):

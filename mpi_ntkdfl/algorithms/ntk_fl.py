@@ -18,7 +18,7 @@ from mpi_ntkdfl.algorithms.work import Load, Work
 from mpi_ntkdfl.config import MOST_CLIENTS
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.federation.exchange import Exchange
-from mpi_ntkdfl.federation.jacobian_messages import smallest_message
+from mpi_ntkdfl.federation.formats import factored_format, samples_format
 from mpi_ntkdfl.federation.neighbourhood import Neighbourhood
 from mpi_ntkdfl.federation.server import model_of_server
 from mpi_ntkdfl.model.network import Network
@@ -35,6 +35,7 @@ class NtkFlSettings(NtkSettings):
 
     name: Literal["ntk-fl"] = "ntk-fl"
     clients_per_round: int = Field(default=21, ge=1, le=MOST_CLIENTS)
+    """Participants per round, which the server chooses anew."""
 
 
 class NtkFl(Method[NtkFlSettings]):
@@ -55,9 +56,11 @@ class NtkFl(Method[NtkFlSettings]):
     @classmethod
     def needs(cls, settings: NtkFlSettings, network: Network, dtype: torch.dtype) -> Needs:
         """The network's smallest message for Jacobians goes to the server, and weights come back."""
-        form = smallest_message(network).form(network, dtype)
+        factored = network.factored is not None
+        form = factored_format(network, dtype) if factored else samples_format(network, dtype)
         return Needs(
-            blocks=(form,),
+            blocks=(form,) if factored else (),
+            samples=not factored,
             taus=len(settings.taus),
             participants=settings.clients_per_round,
             legs=(Leg(form.phases, way="up"), Leg(("weights",), way="down")),

@@ -32,20 +32,20 @@ _WAY_OUT = (
 
 
 class StepSettings(MethodSettings):
-    """Settings of a round's steps; the defaults are those of the NTK-DFL paper.
-
-    `lr` is the learning rate; round k uses `lr * exp(-lr_decay * k)`. `taus` are the candidate
-    numbers of steps; the one with the lowest loss is kept.
-    """
+    """Settings of a round's steps; the defaults are those of the NTK-DFL paper."""
 
     lr: float = Field(default=0.01, gt=0, le=1e30)
+    """Learning rate: the time of one step. Round k uses lr * exp(-lr_decay * k), k from 0."""
     lr_decay: float = Field(default=0.07, ge=0, le=100)
+    """How fast the learning rate decays over rounds."""
     taus: Annotated[
         tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...],
         Field(strict=False, min_length=1, max_length=1000),
         a_list("[100, 200]"),
     ] = (100, 200, 400, 600, 800)
+    """Candidate numbers of steps. A client keeps the candidate with the lowest loss."""
     loss: Loss = "cross-entropy"
+    """The training loss. The squared loss has a closed form."""
 
     @field_validator("taus")
     @classmethod
@@ -60,15 +60,14 @@ class StepSettings(MethodSettings):
 
 
 class NtkSettings(StepSettings):
-    """Settings of a step by the neural tangent kernel.
-
-    The loss that chooses tau is that of the true network on the raw inputs (`network`, as the NTK-DFL
-    authors' code does) or of the evolved outputs (`linearised`, which needs no raw inputs).
-    `tolerance` bounds the relative error of the update that the integration of the evolution may add.
-    """
+    """Settings of a step by the neural tangent kernel."""
 
     selection: Literal["network", "linearised"] = "network"
+    """Which loss chooses tau: that of the true network on the raw inputs (`network`, as in the
+    authors' code), or that of the evolved outputs (`linearised`, which needs no raw inputs).
+    """
     tolerance: float = Field(default=1e-5, gt=0, lt=1)
+    """Bound on the relative error of a round's update that the integration may add."""
 
 
 def evolves(settings: MethodSettings) -> bool:

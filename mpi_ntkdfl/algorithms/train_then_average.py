@@ -25,14 +25,17 @@ from mpi_ntkdfl.model.network import Network
 
 
 class GossipSettings(TrainingSettings):
-    """Settings of methods that train and then average with the neighbours.
-
-    `averaging`: equal weights, or in proportion to the clients' samples. `codec`: how messages are
-    written, such as `{weights: {name: quantize, levels: 16}}`; null sends weights as they are.
-    """
+    """Settings of methods that train and then average with the neighbours."""
 
     averaging: Literal["plain", "samples"] = "plain"
+    """Weights of the average over the neighbourhood: equal (`plain`), or in proportion to the
+    clients' samples (`samples`).
+    """
     codec: CodecChoice | None = None
+    """How weights are written into messages, such as `{weights: {name: quantize, levels: 16}}`.
+    Null sends weights as they are. With a codec, clients send what the round has changed, and add
+    the average of the decoded changes.
+    """
 
     @model_serializer(mode="wrap")
     def _leave_out_no_codec(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -50,6 +53,7 @@ class QuantizableSettings(GossipSettings):
     """The same, with `quantize: N` as short form of `codec: {weights: {name: quantize, levels: N}}`."""
 
     quantize: int | None = Field(default=None, ge=2, le=256)
+    """`quantize: N` is short for `codec: {weights: {name: quantize, levels: N}}`."""
 
     @model_validator(mode="after")
     def _one_codec(self) -> QuantizableSettings:

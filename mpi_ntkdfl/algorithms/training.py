@@ -20,18 +20,20 @@ _CALLS_PER_STEP = 25  # of local training, for all clients of a group together
 
 
 class TrainingSettings(MethodSettings):
-    """Settings of local training by SGD.
-
-    Round k uses `lr * lr_factor ** k`. `epochs` are passes through a client's own samples in batches
-    of `batch`. Velocities of `momentum` start at zero in every round.
-    """
+    """Settings of local training by SGD."""
 
     lr: float = Field(gt=0, le=1e30)
+    """Learning rate. Round k uses lr * lr_factor^k, k from 0."""
     lr_factor: float = Field(default=1.0, gt=0, le=1)
+    """Factor of the learning rate per round."""
     batch: int = Field(ge=1, le=MOST_SAMPLES)
+    """Samples per step. The last batch of a pass is kept even if it is small."""
     epochs: int = Field(ge=1, le=100_000)
+    """Passes through the client's own samples per round, each in a new random order."""
     momentum: float = Field(default=0.0, ge=0, lt=1)
+    """v <- momentum v + gradient + weight_decay w, then w <- w - lr v; a round starts with v = 0."""
     weight_decay: float = Field(default=0.0, ge=0, le=1e6)
+    """Factor of the weights in the gradient."""
 
     def sgd(self, number: int) -> Sgd:
         """The descent of round `number`; the first is 0."""

@@ -117,7 +117,10 @@ def _metrics(groups: Sequence[Group]) -> dict[str, Metric]:
 def _find(name: str, metrics: Mapping[str, Metric], place: Place) -> Metric:
     possible = {metric.name: metric for metric in at(place, list(metrics.values()))}
     if name not in possible:
-        raise InputError(f"--{place}: {unknown('metric', name, possible)}")
+        raise InputError(
+            f"--{place}: {unknown('metric', name, possible)}; a metric of your own is in the record "
+            "if the run was started with --plugin FILE.py"
+        )
     return possible[name]
 
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.storage.schema import starts_of
 
 
@@ -58,8 +59,8 @@ class Start:
     @property
     def code(self) -> dict[str, str]:
         """What computed: SHA-256 of the package's sources and of plugins; empty text if not recorded."""
-        brought = json.loads(self.told.get("plugins", "[]"))
-        files = ", ".join(f"{each['name']} {each['sha256'][:12]}" for each in brought)
+        brought = plugins.from_json(self.told.get("plugins", "[]"))
+        files = ", ".join(f"{each.name} {each.sha256[:12]}" for each in brought)
         return {"sources": self.told.get("sources", "")[:12], "plugins": files}
 
 

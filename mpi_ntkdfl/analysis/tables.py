@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 
 from mpi_ntkdfl.analysis.starts import Start, starts
+from mpi_ntkdfl.analysis.words import said
 from mpi_ntkdfl.metrics import (
     BYTES,
     IN_FLIGHT,
@@ -282,8 +283,8 @@ def _what_ran(run: Run) -> list[str]:
     return [
         f"{config['algorithm']['name']} on {config['dataset']['name']}, {config['clients']} clients, "
         f"seed {config['seed']}",
-        f"partition: {_section(config['partition'])}",
-        f"topology:  {_section(config['topology'])}",
+        f"partition: {_section(config, 'partition')}",
+        f"topology:  {_section(config, 'topology')}",
         f"{a['ranks']} ranks on {hosts} host(s), {a['device']}, torch {a['torch']}, {a['mpi']}",
         f"mpi_ntkdfl {a['version']} ({_short(a['commit'])}), started {a['created']}",
         *(f"{name}: {choice}" for name, choice in json.loads(a.get("choices", "{}")).items()),
@@ -301,14 +302,11 @@ def _again(attributes: Mapping[str, str]) -> Iterator[str]:
         yield f"{line}, with other sources ({start['commit'][:12]})" if changed else line
 
 
-def _section(section: dict[str, object]) -> str:
-    """`regular, degree 5, dynamic true` of a section with a kind; what is not set is left out."""
+def _section(config: Mapping[str, Any], name: str) -> str:
+    """`regular, degree 5, dynamic graph` of a section with a kind; what is not set is left out."""
+    section = config[name]
     keys = {key: value for key, value in section.items() if key != "kind" and value is not None}
-    said = (
-        f"{key} {str(value).lower() if isinstance(value, bool) else value}"
-        for key, value in keys.items()
-    )
-    return ", ".join([str(section["kind"]), *said])
+    return ", ".join([str(section["kind"]), *(said(f"{name}.{k}", v) for k, v in keys.items())])
 
 
 def _numbers(run: Run) -> list[str]:

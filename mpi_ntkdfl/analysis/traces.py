@@ -6,7 +6,6 @@ Row r of a trace is the state after `rounds[r]` rounds; costs are totals up to t
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.analysis.starts import Start, over_time
 from mpi_ntkdfl.analysis.tables import Run
+from mpi_ntkdfl.analysis.words import said
 from mpi_ntkdfl.metrics import ACCURACY, Metric
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.looks import LineStyle
@@ -24,7 +24,7 @@ from mpi_ntkdfl.runtime.looks import LineStyle
 if TYPE_CHECKING:
     from mpi_ntkdfl.runtime.settings import Effect
 
-_PATHS = {
+PATHS = {
     "data": "dataset.root",
     "graph": "topology.path",
     "weights": "model.weights",
@@ -239,7 +239,7 @@ def flattened(section: Mapping[str, object], above: str = "") -> dict[str, objec
 def grouped(traces: Sequence[Trace]) -> list[Group]:
     """Puts seeds of one configuration together, in order of first appearance, and labels them."""
     by_settings: dict[str, list[Trace]] = {}
-    telling = [key for key in _differing([t.settings for t in traces], _exactly) if apart(key)]
+    telling = [key for key in differing([t.settings for t in traces], exactly) if apart(key)]
     for each in traces:
         kept = {key: each.settings[key] for key in telling if key in each.settings}
         alike = json.dumps([kept, each.contents], sort_keys=True, default=str)
@@ -259,11 +259,11 @@ def _labels(traces: Sequence[Trace]) -> list[str]:
     Content is mentioned only if settings do not tell all of them apart, and small differences only if
     content does not either.
     """
-    content = _named_contents(traces)
+    content = named_contents(traces)
     whole = [{**trace.settings, **named} for trace, named in zip(traces, content, strict=True)]
-    keys = [k for k in _differing(whole) if k in _PATHS or apart(k)]
-    major = [key for key in keys if key not in _PATHS and not minor(key)]
-    with_content = [key for key in keys if key in _PATHS or not minor(key)]
+    keys = [k for k in differing(whole) if k in PATHS or apart(k)]
+    major = [key for key in keys if key not in PATHS and not minor(key)]
+    with_content = [key for key in keys if key in PATHS or not minor(key)]
     labels: list[str] = []
     for chosen in (major, with_content, keys):
         labels = [_label(settings, chosen) for settings in whole]
@@ -272,10 +272,10 @@ def _labels(traces: Sequence[Trace]) -> list[str]:
     return labels
 
 
-def _named_contents(traces: Sequence[Trace]) -> list[dict[str, str]]:
+def named_contents(traces: Sequence[Trace]) -> list[dict[str, str]]:
     """For each run the contents by names for people: the path if it tells them apart, else the hash."""
     named: list[dict[str, str]] = [{} for _ in traces]
-    for name, setting in _PATHS.items():
+    for name, setting in PATHS.items():
         pairs = [(trace.contents.get(name, ""), trace.settings.get(setting)) for trace in traces]
         contents = {content for content, _ in pairs}
         # Equal contents at two paths get the first of the paths.
@@ -287,16 +287,11 @@ def _named_contents(traces: Sequence[Trace]) -> list[dict[str, str]]:
 
 
 def _label(settings: Mapping[str, object], keys: Iterable[str]) -> str:
-    """`topology regular, degree 5`; what is not set is left out."""
-    said = []
-    for key in keys:
-        if settings.get(key) is not None:
-            section, _, last = key.rpartition(".")
-            said.append(f"{section if last in ('kind', 'name') else last} {_text(settings[key])}")
-    return ", ".join(said)
+    """`regular graph, degree 5`; what is not set is left out."""
+    return ", ".join(said(key, settings[key]) for key in keys if settings.get(key) is not None)
 
 
-def _differing(
+def differing(
     mappings: Sequence[Mapping[str, object]], as_text: Callable[[object], str] | None = None
 ) -> list[str]:
     """Keys whose values are not the same in all mappings; a missing key counts as a value.
@@ -305,79 +300,18 @@ def _differing(
         mappings: to compare.
         as_text: how a value is compared; None for what it looks like in YAML.
     """
-    text = as_text or _text
+    text = as_text or as_yaml
     keys = dict.fromkeys(key for mapping in mappings for key in mapping)
     return [key for key in keys if len({text(m.get(key, "none")) for m in mappings}) > 1]
 
 
-def _exactly(value: object) -> str:
+def exactly(value: object) -> str:
+    """A value as text that is equal for equal values only."""
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _text(value: object) -> str:
+def as_yaml(value: object) -> str:
     """A value as YAML writes it."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-# ------------------------------------------------------------------------------------------- warnings
-
-
-def warnings(groups: Sequence[Group]) -> list[str]:
-    """What speaks against comparing these runs, one line each; empty if nothing does."""
-    lines = []
-    if unfair := _unfair(groups):
-        lines.append(f"no fair comparison, the runs differ in: {'; '.join(unfair)}")
-    traces = [trace for group in groups for trace in group.traces]
-    if machines := _spelled([trace.machine for trace in traces]):
-        lines.append(f"seconds were not measured alike: {'; '.join(machines)}")
-    for each in traces:
-        told = [start.machine for start in each.starts]
-        if changed := [f"{key} {over_time(told)[key]}" for key in _differing(told)]:
-            lines.append(f"{each.name} was resumed on another machine: {'; '.join(changed)}")
-    if codes := _spelled([{k: v or "not told" for k, v in t.code.items()} for t in traces]):
-        lines.append(f"the runs were not computed by the same code: {'; '.join(codes)}")
-    for each in traces:
-        done = int(each.rounds[-1]) if len(each.rounds) else 0
-        if done != each.settings["rounds"]:
-            lines.append(f"{each.name} has {done} of {each.settings['rounds']} rounds")
-    for group in groups:
-        again = Counter((trace.seed, trace.partition) for trace in group.traces)
-        twice = [trace.name for trace in group.traces if again[trace.seed, trace.partition] > 1]
-        if twice:
-            lines.append(f"{', '.join(twice)} are one seed, and count as several")
-    return lines
-
-
-def _unfair(groups: Sequence[Group]) -> list[str]:
-    """What differs between groups that should not: settings, seeds, samples, start."""
-    settings = [group.traces[0].settings for group in groups]
-    differing = [key for key in _differing(settings) if must_agree(key)]
-    reasons = _spelled([{k: each[k] for k in differing if k in each} for each in settings])
-    contents = _named_contents([group.traces[0] for group in groups])
-    if "dataset.name" in differing:  # other data, which goes without saying
-        contents = [{k: v for k, v in each.items() if k != "data"} for each in contents]
-    reasons += _spelled(contents)
-    seeds = [{trace.seed for trace in group.traces} for group in groups]
-    if any(each != seeds[0] for each in seeds):
-        reasons.append("seeds " + " / ".join(",".join(map(str, sorted(s, key=str))) for s in seeds))
-    common = set.intersection(*seeds)
-
-    def differ(what: Callable[[Trace], object]) -> bool:
-        told = [{(t.seed, what(t)) for t in group.traces if t.seed in common} for group in groups]
-        return any(each != told[0] for each in told)
-
-    if differ(lambda trace: trace.partition):
-        reasons.append("the clients' samples under the same seed")
-    if differ(lambda trace: trace.curves[ACCURACY.name][:1].tobytes()):
-        reasons.append("the accuracy at the start under the same seed")
-    return reasons
-
-
-def _spelled(mappings: Sequence[Mapping[str, object]]) -> list[str]:
-    """`topology.degree 5 / 10` for every key that differs."""
-    return [
-        f"{key} " + " / ".join(dict.fromkeys(_text(m.get(key, "none")) for m in mappings))
-        for key in _differing(mappings)
-    ]

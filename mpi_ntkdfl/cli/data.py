@@ -5,14 +5,15 @@ from __future__ import annotations
 import click
 
 from mpi_ntkdfl import config
+from mpi_ntkdfl.cli.groups import Group, examples
 
 
-@click.group()
+@click.group(cls=Group, epilog=examples("data list"))
 def data() -> None:
     """List, download or locate data sets."""
 
 
-@data.command("list")
+@data.command("list", epilog=examples("data list"))
 def data_list() -> None:
     """List the data sets, their licences, and where they are."""
     from mpi_ntkdfl.data import sources
@@ -23,7 +24,7 @@ def data_list() -> None:
         click.echo(f"{e.name:16}{size}\n{'':16}licence: {e.licence}\n{'':16}{place}")
 
 
-@data.command("fetch")
+@data.command("fetch", epilog=examples("data fetch fashion-mnist"))
 @click.argument("name")
 def data_fetch(name: str) -> None:
     """Download a data set into the cache folder, checked by hash."""
@@ -32,7 +33,7 @@ def data_fetch(name: str) -> None:
     click.echo(sources.fetch(name))
 
 
-@data.command("path")
+@data.command("path", epilog=examples("data path fashion-mnist"))
 @click.argument("name")
 def data_path(name: str) -> None:
     """Print where the files of a data set are."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mpi_ntkdfl import __version__
+from mpi_ntkdfl.cli.groups import PROGRAM
 from mpi_ntkdfl.comm.launcher import launched_size
 from mpi_ntkdfl.comm.mpi import MpiWorld
 from mpi_ntkdfl.data import sources
@@ -85,10 +86,12 @@ def report(world: MpiWorld, ranks: Sequence[Rank]) -> str:
     from mpi_ntkdfl.model.byte_products import measured
 
     versions = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
+    entries = sources.catalogue()
     data = [
         f"  {entry.name}: {'found' if entry.found else 'not here'}, {entry.where}"
-        for entry in sources.catalogue()
+        for entry in entries
     ]
+    missing = [entry.name for entry in entries if not entry.found]
     return "\n".join(
         [
             f"mpi_ntkdfl {__version__}, Python {platform.python_version()}, {platform.platform()}",
@@ -101,8 +104,46 @@ def report(world: MpiWorld, ranks: Sequence[Rank]) -> str:
             f"HDF5 {h5py.version.hdf5_version}, parallel: {h5py.get_config().mpi} (not needed)",
             "data sets:",
             *data,
+            "",
+            *verdict(launched_size(), world.hosts, ranks, missing),
         ]
     )
+
+
+def verdict(
+    started: int, hosts: Sequence[str], ranks: Sequence[Rank], missing: Sequence[str]
+) -> list[str]:
+    """Whether runs will work here, what slows them down, and the next step; one line each.
+
+    Args:
+        started: number of processes that the launcher started.
+        hosts: the node of every rank.
+        ranks: what every rank sees.
+        missing: data sets that are not on this machine.
+    """
+    if started != len(ranks):
+        return [
+            f"verdict: NOT READY: {started} processes were started, but only {len(ranks)} of them see "
+            "each other, so the launcher and the MPI of mpi4py do not belong together",
+            "next: start the ranks with the mpirun beside this Python, or install mpi4py for the MPI "
+            "of the launcher",
+        ]
+    slow = []
+    by_host = {host: [r for r, h in zip(ranks, hosts, strict=True) if h == host] for host in hosts}
+    for host, own in by_host.items():
+        cores = {core for rank in own for core in rank.cores}
+        if len(cores) < len(own):
+            slow.append(f"{host} has {len(cores)} cores for {len(own)} ranks")
+    if any(rank.evolution.startswith("none") for rank in ranks):
+        slow.append("the compiled evolution is missing, so NTK methods take longer on CPUs")
+    lines = [f"verdict: runs work here{', but ' + '; '.join(slow) if slow else ''}"]
+    if missing:
+        lines.append(f"  data sets that are not here: {', '.join(missing)}")
+    crowded = any(each.endswith("ranks") for each in slow)
+    room = len({core for rank in ranks for core in rank.cores})
+    count = room if crowded else max(len(ranks), min(4, room))
+    lines.append(f"next: mpirun -n {count} {PROGRAM} run quickstart -o first.h5")
+    return lines
 
 
 def node_line(host: str, hosts: Sequence[str], ranks: Sequence[Rank]) -> str:

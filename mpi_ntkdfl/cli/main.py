@@ -16,6 +16,7 @@ import click
 
 from mpi_ntkdfl import __version__
 from mpi_ntkdfl.cli.failing import complain, output_may_end
+from mpi_ntkdfl.cli.groups import PROGRAM, Group, examples, program_name
 from mpi_ntkdfl.comm.launcher import launched_rank
 from mpi_ntkdfl.runtime.errors import Elsewhere, InputError, MpiNtkdflError
 
@@ -52,10 +53,10 @@ COMMANDS = {
 
 
 def main() -> NoReturn:
-    """Entry point of `python -m mpi_ntkdfl`; never returns."""
+    """Parses the command line and calls the command; never returns."""
     try:
         _require_folder()
-        code = cli.main(standalone_mode=False, prog_name="python -m mpi_ntkdfl")
+        code = cli.main(standalone_mode=False, prog_name=program_name())
     except click.ClickException as error:
         # Every rank parses the same words; one message is enough.
         if launched_rank() == 0:
@@ -88,7 +89,7 @@ def _require_folder() -> None:
         raise InputError("the working folder is gone; change to another one") from error
 
 
-class _Commands(click.Group):
+class _Commands(Group):
     """The commands of the table `COMMANDS`."""
 
     def list_commands(self, context: click.Context) -> list[str]:
@@ -103,10 +104,9 @@ class _Commands(click.Group):
         command: click.Command = getattr(module, name)
         return command
 
-    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Lists the commands without importing them."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(context)])
+    def first_sentences(self, context: click.Context) -> list[tuple[str, str]]:
+        """Every command with the first paragraph of its help, without importing it."""
+        return [(name, COMMANDS[name][1]) for name in self.list_commands(context)]
 
     def invoke(self, context: click.Context) -> object:
         """Calls a command; click would end with code 1 when a reader of the output has ended."""
@@ -114,14 +114,18 @@ class _Commands(click.Group):
             return super().invoke(context)
 
 
+def _show_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from mpi_ntkdfl.runtime.identity import commit
+
+        click.echo(f"mpi_ntkdfl {__version__}, commit {commit()}")
+        context.exit()
+
+
 _HELP = """Decentralized federated learning with neural tangent kernels, on MPI ranks.
 
-Without a command: run quickstart.
-
-\b
-    mpirun -n 4 python -m mpi_ntkdfl
-    mpirun -n 32 python -m mpi_ntkdfl run paper-fashion-mnist -o paper.h5
-"""  # \b keeps the lines of the next paragraph
+Without a command the program runs quickstart.
+"""
 
 
 @click.group(
@@ -129,8 +133,20 @@ Without a command: run quickstart.
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     help=_HELP,
+    epilog=examples(
+        f"mpirun -n 4 {PROGRAM}",
+        f"mpirun -n 32 {PROGRAM} run paper-fashion-mnist -o paper.h5",
+        "show paper.h5",
+    ),
 )
-@click.version_option(__version__, prog_name="mpi_ntkdfl")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_show_version,
+    help="Show the version and the commit, and exit.",
+)
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Calls the command that the user named, or runs quickstart."""

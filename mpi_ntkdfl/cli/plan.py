@@ -7,17 +7,21 @@ from typing import TYPE_CHECKING
 import click
 
 from mpi_ntkdfl import presets as preset_files
+from mpi_ntkdfl.cli.groups import examples
 from mpi_ntkdfl.cli.options import PLUGIN, SET, SOURCE, read_config
+from mpi_ntkdfl.metrics import METRICS
 from mpi_ntkdfl.runtime import logs, plugins
 from mpi_ntkdfl.runtime.limits import usable_cores
-from mpi_ntkdfl.runtime.units import readable
+from mpi_ntkdfl.runtime.units import duration, readable
 
 if TYPE_CHECKING:
     from mpi_ntkdfl import config
     from mpi_ntkdfl.assembly import Problem
 
 
-@click.command()
+@click.command(
+    epilog=examples("check quickstart", "check paper-fashion-mnist --ranks 32 --set clients=100")
+)
 @SOURCE
 @SET
 @PLUGIN
@@ -42,10 +46,17 @@ def check(
     settings = read_config(source, overrides)
     problem = prepare(settings, ranks)
     click.echo(_plan_text(settings, problem, ranks))
-    click.echo(_seconds_text(settings, problem, measure))
+    machine = problem.machine(measure)
+    by_phase = problem.round_seconds(machine, len(usable_cores()))
+    speed = "as measured just now" if measure else "nominal"
+    click.echo(_seconds_text(settings, problem, by_phase, f"{speed}: {machine.words}"))
+    click.echo(_totals_text(settings, problem, sum(by_phase.values())))
+    for metric in METRICS.values():
+        if metric.measure is not None:
+            click.echo(f"registered metric, at every evaluation: {metric.name} ({metric.label})")
 
 
-@click.command()
+@click.command(epilog=examples("presets", "presets quickstart > mine.yaml"))
 @click.argument("name", required=False)
 def presets(name: str | None) -> None:
     """List the presets, or print one as YAML."""
@@ -91,17 +102,33 @@ def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
     return "\n".join(lines)
 
 
-def _seconds_text(settings: config.Config, problem: Problem, measured: bool) -> str:
-    machine, cores = problem.machine(measured), len(usable_cores())
-    found = problem.round_seconds(machine, cores)
-    speed = "as measured just now" if measured else "nominal"
-    lines = [
-        f"seconds per round, predicted for CPUs without other work ({speed}: "
-        f"{machine.peak / 1e9:.0f} Gflop/s, {machine.bandwidth / 1e9:.0f} GB/s per thread):"
-    ]
-    lines += [f"  {phase:12}{seconds:>10.3f} s" for phase, seconds in found.items()]
-    lines.append(f"  {'total':12}{sum(found.values()):>10.3f} s")
+def _seconds_text(
+    settings: config.Config, problem: Problem, by_phase: dict[str, float], speed: str
+) -> str:
+    cores = len(usable_cores())
+    lines = [f"seconds per round, predicted for CPUs without other work ({speed}):"]
+    lines += [f"  {phase:12}{seconds:>10.3f} s" for phase, seconds in by_phase.items()]
+    lines.append(f"  {'total':12}{sum(by_phase.values()):>10.3f} s")
     threads = problem.placement.ranks * settings.compute.threads
     if threads > cores:
         lines.append(f"  {threads} threads share {cores} cores; on more hosts it is faster")
     return "\n".join(lines)
+
+
+def _totals_text(settings: config.Config, problem: Problem, seconds: float) -> str:
+    """What the whole run will take, if all its rounds are like the first one."""
+    from mpi_ntkdfl.planning.costs import START_UP, disk_bytes
+
+    rounds, ranks = settings.rounds, problem.placement.ranks
+    protocol, moved = (int(count) * rounds for count in problem.plan.traffic.sum(axis=1))
+    wall = START_UP + rounds * seconds
+    used = min(ranks * settings.compute.threads, len(usable_cores()))
+    return "\n".join(
+        [
+            f"whole run, {rounds} rounds, about:",
+            f"  {'traffic':12}{readable(protocol):>10} protocol{readable(moved):>10} MPI",
+            f"  {'time':12}{duration(wall):>10}, or {duration(wall * used)} of core time; "
+            f"start-up is {START_UP} s of it",
+            f"  {'on disk':12}{readable(disk_bytes(problem.first)):>10}",
+        ]
+    )

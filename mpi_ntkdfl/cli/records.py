@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from mpi_ntkdfl.cli.groups import examples
 from mpi_ntkdfl.cli.options import ACCURACY_RANGE, RECORD, RECORDS, Range, warn
 from mpi_ntkdfl.cli.targets import OVERWRITE, TARGET
 from mpi_ntkdfl.metrics import ACCURACY, Place, at
@@ -16,7 +17,7 @@ def _names(place: Place) -> str:
     return ", ".join(metric.name for metric in at(place))
 
 
-@click.command()
+@click.command(epilog=examples("show first.h5", "show first.h5 --follow"))
 @RECORD
 @click.option(
     "--follow", is_flag=True, help="Keep watching, one line per evaluation, until the end."
@@ -39,7 +40,12 @@ def show(record: Path, follow: bool, interval: float) -> None:
     click.echo(f"{tables.summary(run)}\n\n{live.status(outputs, run)}")
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "compare *.h5 --target 0.8 --target 0.85",
+        "compare first.h5 other.h5 --runs --csv numbers.csv",
+    )
+)
 @RECORDS
 @click.option(
     "--target",
@@ -61,7 +67,7 @@ def compare(
     Runs that differ only in their seed (and partition file) become one line: mean and standard
     deviation. Checkpoints among the files are left out.
     """
-    from mpi_ntkdfl.analysis import compare_text, tables, traces
+    from mpi_ntkdfl.analysis import compare_text, fairness, tables, traces
     from mpi_ntkdfl.analysis.compare import outcomes
 
     kept, passed = tables.without_checkpoints(records)
@@ -70,10 +76,16 @@ def compare(
     if table is not None:
         compare_text.write_csv(table, lines)
     click.echo(compare_text.text(lines))
-    warn([*passed, *traces.warnings(groups)])
+    warn([*passed, *fairness.warnings(groups)])
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "plot *.h5 -o figure.pdf --target 0.85",
+        "plot *.h5 -o loss.svg --x rounds --y loss",
+        "plot first.h5 -o round-3.pdf --timeline 3",
+    )
+)
 @RECORDS
 @click.option(
     "-o",
@@ -133,7 +145,7 @@ def plot(
     Runs that differ only in their seed (and partition file) become one line, with a band of one
     standard deviation. Checkpoints among the files are left out.
     """
-    from mpi_ntkdfl.analysis import plots, tables, timeline, traces
+    from mpi_ntkdfl.analysis import fairness, plots, tables, timeline, traces
 
     if number is not None:
         if len(records) > 1:
@@ -146,10 +158,12 @@ def plot(
     request = plots.Request(horizontal, vertical, ylim, target, title, labels)
     plots.write(target_file, groups, request)
     click.echo(target_file)
-    warn([*passed, *traces.warnings(groups)])
+    warn([*passed, *fairness.warnings(groups)])
 
 
-@click.command()
+@click.command(
+    epilog=examples("export first.h5 --average weights.pt", "export first.h5 --client 3 three.pt")
+)
 @RECORD
 @click.option("--client", type=click.IntRange(0), help="Export this client's weights.")
 @click.option("--average", is_flag=True, help="Export the average of all clients.")

@@ -10,6 +10,7 @@ import click
 
 from mpi_ntkdfl import config
 from mpi_ntkdfl.cli.failing import failing_together, output_may_end
+from mpi_ntkdfl.cli.groups import PROGRAM, examples
 from mpi_ntkdfl.cli.options import PLUGIN, SET, SOURCE, read_config
 from mpi_ntkdfl.comm.launcher import launched_rank, launched_size, not_all_started, under_launcher
 from mpi_ntkdfl.comm.mpi import MpiWorld, open_world
@@ -33,7 +34,13 @@ if TYPE_CHECKING:
     from mpi_ntkdfl.simulation import Outcome
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        f"mpirun -n 4 {PROGRAM} run quickstart -o first.h5",
+        "run quickstart --set topology.kind=ring --set rounds=20 -o ring.h5",
+        f"mpirun -n 8 {PROGRAM} run mine.yaml -o mine.h5 --resume",
+    )
+)
 @SOURCE
 @SET
 @PLUGIN
@@ -133,7 +140,7 @@ def _say_goodbye(outputs: Outputs, outcome: Outcome) -> None:
         click.echo(f"weights: {outputs.checkpoint}")
 
 
-@click.command()
+@click.command(epilog=examples("doctor", f"mpirun -n 4 {PROGRAM} doctor"))
 def doctor() -> None:
     """Print what MPI, launcher, nodes, GPUs, threads, HDF5 and data look like; it works under mpirun."""
     from mpi_ntkdfl.cli import doctor as examination

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mpi_ntkdfl import config, presets
+from mpi_ntkdfl.cli.groups import Group, examples
 from mpi_ntkdfl.cli.options import PLUGIN
 from mpi_ntkdfl.cli.targets import OVERWRITE, TARGET
 from mpi_ntkdfl.comm.launcher import under_launcher
@@ -30,12 +31,23 @@ _NETWORK = click.option(
 )
 
 
-@click.group()
+@click.group(
+    cls=Group,
+    epilog=examples(
+        "scaling run quickstart --ranks 1,2,4 --rounds 4 -o study",
+        "scaling report study/strong-*.h5 -o scaling.pdf",
+    ),
+)
 def scaling() -> None:
     """Run one configuration on several numbers of ranks, report, and predict."""
 
 
-@scaling.command()
+@scaling.command(
+    epilog=examples(
+        "scaling run quickstart --ranks 1,2,4 --rounds 4 -o study",
+        "scaling run quickstart --kind weak --ranks 1,2 --set partition.samples=45 -o study",
+    )
+)
 @click.argument("source", metavar="PRESET_OR_YAML")
 @click.option(
     "--set", "overrides", metavar="SECTION.KEY=VALUE", multiple=True, help="As for `run`."
@@ -102,7 +114,9 @@ def _counts(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-@scaling.command()
+@scaling.command(
+    epilog=examples("scaling report study/strong-*.h5 -o scaling.pdf --csv scaling.csv")
+)
 @_RECORDS
 @_NETWORK
 @click.option("-o", "figure", metavar="FIGURE.(pdf|png|svg)", type=TARGET, help="Draw the figure.")
@@ -127,7 +141,11 @@ def report(
         click.echo(f"warning: {line}", err=True)
 
 
-@scaling.command()
+@scaling.command(
+    epilog=examples(
+        "scaling predict study/strong-1.h5 --ranks 1024 --clients 100000 --network hdr100"
+    )
+)
 @_RECORDS
 @_NETWORK
 @click.option("--ranks", type=click.IntRange(1), required=True, help="Ranks to predict for.")

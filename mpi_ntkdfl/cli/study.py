@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mpi_ntkdfl.cli.groups import Group, examples
 from mpi_ntkdfl.cli.options import PLUGIN
 from mpi_ntkdfl.cli.targets import OVERWRITE, TARGET
 from mpi_ntkdfl.runtime import logs, plugins
@@ -57,12 +58,19 @@ def _which(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.group()
+@click.group(
+    cls=Group,
+    epilog=examples(
+        "study plan selection --scale small",
+        "study run selection --scale small",
+        "study report selection --scale small --html selection.html",
+    ),
+)
 def study() -> None:
     """Whole experiments: a grid of runs, and its tables and figures."""
 
 
-@study.command("list")
+@study.command("list", epilog=examples("study list"))
 def list_studies() -> None:
     """List the studies that come with the package."""
     from mpi_ntkdfl.studies import definition
@@ -71,7 +79,7 @@ def list_studies() -> None:
         click.echo(f"{name:16}{definition.text(name).splitlines()[0].removeprefix('# ')}")
 
 
-@study.command("show")
+@study.command("show", epilog=examples("study show theory > mine.yaml"))
 @_NAME
 def show_study(name: str) -> None:
     """Print a study's definition as YAML, to copy and change."""
@@ -80,7 +88,7 @@ def show_study(name: str) -> None:
     click.echo(definition.text(name), nl=False)
 
 
-@study.command()
+@study.command(epilog=examples("study plan selection --scale small --runs"))
 @_NAME
 @_which
 @_RANKS
@@ -116,7 +124,13 @@ def plan(
         click.echo("\n".join(["", *estimate.run_list(planned)]))
 
 
-@study.command("run")
+@study.command(
+    "run",
+    epilog=examples(
+        "study run selection --scale small",
+        "study run mine.yaml --scale paper --ranks 4 --task 0/8 -o studies",
+    ),
+)
 @_NAME
 @_which
 @_RANKS
@@ -127,7 +141,7 @@ def plan(
 @click.option(
     "--fresh",
     is_flag=True,
-    help="Do runs again that other sources of the package computed, or began.",
+    help="Do runs again that other sources of the package, or other plugins, computed or began.",
 )
 def run_study(
     name: str,
@@ -161,10 +175,10 @@ def run_study(
         f"{tally.done} done, {tally.before} done before, {tally.elsewhere} with other workers, "
         f"{len(tally.failed)} failed, of {len(mine)}"
     )
-    if tally.other_sources:
+    if tally.other_code:
         click.echo(
-            f"{tally.other_sources} of those done before were computed by other sources of the package; "
-            "--fresh does them again"
+            f"{tally.other_code} of those done before were computed by other sources of the package or "
+            "by other plugins; --fresh does them again"
         )
     if tally.stopped:
         click.echo("stopped early; the same command goes on")
@@ -173,7 +187,9 @@ def run_study(
         sys.exit(1)
 
 
-@study.command()
+@study.command(
+    epilog=examples("study report selection deviation --scale small --html studies.html")
+)
 @click.argument("names", metavar="NAME_OR_YAML...", nargs=-1, required=True)
 @_which
 @click.option("--html", type=TARGET, help="Also write one page with all figures and tables.")

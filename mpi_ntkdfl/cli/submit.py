@@ -6,11 +6,17 @@ from pathlib import Path
 
 import click
 
+from mpi_ntkdfl.cli.groups import examples
 from mpi_ntkdfl.cli.options import PLUGIN, SET, SOURCE, read_config
 from mpi_ntkdfl.runtime import logs, plugins
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "submit quickstart -o /scratch/me/first.h5 --ranks 4 --time 0:10:00",
+        "submit mine.yaml -o mine.h5 --nodes 2 --ranks 96 --time 4:00:00 --submit",
+    )
+)
 @SOURCE
 @SET
 @PLUGIN

@@ -1,9 +1,10 @@
-"""What the user may say: one frozen, validated description of a run.
+"""The configuration: one frozen, validated description of a run.
 
-Precedence: defaults < YAML file or preset < `--set a.b=c`; a file's key `base` names a preset that is
-read below it. Within one layer the `kind` or `name` of a section is read first; where it differs from
-the layer below, that section starts again from the defaults of its new kind, so that keys of the
-former kind cannot linger. Unknown keys are errors.
+A configuration is merged from layers. A YAML file or a preset overrides the defaults, and `--set a.b=c`
+overrides both. If a file has the key `base`, the preset of that name is the layer below the file. In each
+layer, the `kind` or `name` of a section is read first. If it differs from the layer below, the section
+starts again from the defaults of the new kind, so that no keys of the old kind remain. Unknown keys are
+errors.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from mpi_ntkdfl.config.sections import (
     RegularTopology,
     RingTopology,
     ShardsPartition,
+    SitePartition,
     SmallWorldTopology,
     StarTopology,
     Topology,
@@ -80,6 +82,7 @@ __all__ = [
     "RegularTopology",
     "RingTopology",
     "ShardsPartition",
+    "SitePartition",
     "SmallWorldTopology",
     "StarTopology",
     "Topology",
@@ -92,26 +95,37 @@ __all__ = [
 
 
 class Config(Section):
-    """A whole run; equal configurations give equal results.
-
-    `on_divergence` says what happens when a client's weights or loss become non-finite: the run
-    stops, or the client takes no step in that round and the run continues. With `environment` the run
-    tells how long the federation would have taken; null leaves simulated time out.
-    """
+    """A whole run; equal configurations give equal results."""
 
     seed: int = affects("seed", default=0, ge=0, lt=2**63)
+    """The only source of randomness. Runs that differ only in the seed repeat one experiment."""
     rounds: int = affects("extent", default=30, ge=1, le=MOST_ROUNDS)
+    """Number of rounds."""
     clients: int = Field(default=300, ge=1, le=MOST_CLIENTS)
+    """Number of clients."""
     on_divergence: Literal["stop", "continue"] = "stop"
+    """What happens when a client's weights become non-finite. `stop` ends the run with a message.
+    With `continue` the client takes no step in that round and keeps its former weights,
+    and non-finite losses are recorded as they are.
+    """
     dataset: SerializeAsAny[DatasetSettings]
+    """Which samples exist."""
     partition: Partition
+    """Which client holds which samples."""
     topology: Topology
+    """Which clients are neighbours."""
     model: SerializeAsAny[ModelSettings]
+    """The network of the clients and its starting weights."""
     algorithm: SerializeAsAny[MethodSettings]
+    """The method by which clients learn."""
     evaluation: EvaluationSettings = EvaluationSettings()
+    """When the run is measured."""
     output: OutputSettings = OutputSettings()
+    """Checkpoints and the run's wall-clock time."""
     compute: ComputeSettings = ComputeSettings()
+    """Where and how precisely the run is computed."""
     environment: EnvironmentSettings | None = None
+    """Simulated time: links, devices and availability of the clients. null leaves it out."""
 
     @model_serializer(mode="wrap")
     def _leave_out_no_environment(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -122,9 +136,10 @@ class Config(Section):
     @field_validator("dataset", "model", "algorithm", mode="before")
     @classmethod
     def _of_its_own_class(cls, value: Any, info: ValidationInfo) -> Any:
-        name = value.get("name") if isinstance(value, Mapping) else None
+        if not isinstance(value, Mapping):
+            raise ValueError(_needs_keys("name", value))
         try:
-            settings_class = kinds.named(str(info.field_name), name)
+            settings_class = kinds.named(str(info.field_name), value.get("name"))
         except InputError as error:
             raise ValueError(str(error)) from error
         if issubclass(settings_class, MethodSettings) and (model := info.data.get("model")):
@@ -159,16 +174,16 @@ class Config(Section):
 
 
 def effect(key: str, config: Config | None = None) -> Effect:
-    """What a setting affects: the one answer for resuming, study keys, comparing and scaling.
+    """What a setting affects. Resuming, studies, comparisons and scaling groups all ask this function.
 
     Args:
         key: dotted, such as `compute.threads`.
-        config: of a run. With it, declarations of the run's own method and network count as well;
-            without it, settings of methods and networks affect the result, because their classes
-            may not be at hand where a record is read.
+        config: the configuration of a run. With it, the settings of the run's own method and network
+            have the effects that they declare. Without it, these settings affect the result, because
+            their classes may be missing where a record is read.
 
     Returns:
-        The declared effect; `result` for a setting that declares nothing or is not known.
+        The declared effect, or `result` if the setting declares nothing or is unknown.
     """
     section, *names = key.split(".")
     if not names:
@@ -205,18 +220,19 @@ _DEFAULT_KINDS: dict[str, Any] = {
     "model": {"name": None},
     "algorithm": {"name": None},
 }
-"""Each section that has kinds, its selector (`name` or `kind`), and the kind it has by default; None
-stands for the first in the table."""
+"""The sections that have kinds, with their selector (`name` or `kind`) and their default kind. None means
+the first entry of the section's table."""
 
 
 def parse(layers: Iterable[Mapping[str, Any]]) -> Config:
-    """Merges layers, later ones winning, and validates the result.
+    """Merges layers and validates the result. Later layers override earlier ones.
 
     Args:
-        layers: plain mappings, such as those of `presets.read_source` and `presets.read_overrides`.
+        layers: plain mappings, such as those that `presets.read_source` and `presets.read_overrides`
+            return.
 
     Raises:
-        InputError: listing every setting that is wrong, with what was given.
+        InputError: if settings are wrong; the message lists all of them and the values that were given.
     """
     merged: dict[str, Any] = {key: dict(value) for key, value in _DEFAULT_KINDS.items()}
     for section in ("model", "algorithm"):
@@ -231,7 +247,7 @@ def parse(layers: Iterable[Mapping[str, Any]]) -> Config:
 
 
 def dataset_settings(name: str, **settings: object) -> DatasetSettings:
-    """The settings of a data set, as if a configuration said `dataset: {name: ..., ...}`.
+    """The settings of a data set, as from a configuration with `dataset: {name: ..., ...}`.
 
     Raises:
         InputError: if there is no such data set, or a setting is wrong.
@@ -244,7 +260,7 @@ def dataset_settings(name: str, **settings: object) -> DatasetSettings:
 
 
 def topology_settings(section: object) -> Topology:
-    """The settings of a graph from a `topology:` section as a record holds it."""
+    """The settings of a graph, from the section `topology:` of a recorded configuration."""
     return TypeAdapter[Topology](Topology).validate_python(section)
 
 
@@ -262,14 +278,16 @@ def _merge_section(section: str, below: Any, above: Any) -> Any:
 
 def _explain(error: ValidationError, merged: Mapping[str, Any]) -> str:
     problems = error.errors(include_url=False)
-    # A list that has lost its wrong entries may be too short; only the entries are worth a word.
+    # Wrong entries are removed from a list, which may then be too short. Only the entries are reported.
     inner = {each["loc"][:-1] for each in problems}
-    told = [each for each in problems if each["type"] != "too_short" or each["loc"] not in inner]
-    return "; ".join(_explain_one(dict(each), merged) for each in told)
+    reported = [
+        each for each in problems if each["type"] != "too_short" or each["loc"] not in inner
+    ]
+    return "; ".join(_explain_one(dict(each), merged) for each in reported)
 
 
 def _explain_one(problem: Mapping[str, Any], merged: Mapping[str, Any]) -> str:
-    """One wrong setting as a sentence: where, the rule, what came, the way out."""
+    """One wrong setting as a sentence: where it stands, the rule, what was given, and the way out."""
     where = [str(part) for part in problem["loc"]]
     # A discriminated union puts its tag into the location: topology.regular.degree.
     if len(where) > 2 and where[0] in ("partition", "topology"):
@@ -279,7 +297,7 @@ def _explain_one(problem: Mapping[str, Any], merged: Mapping[str, Any]) -> str:
     message, given, hint = problem["msg"].removeprefix("Value error, "), problem["input"], ""
     match problem["type"]:
         case "extra_forbidden":
-            message, hint = "unknown key", did_you_mean(where[-1], _keys(where[:-1], merged))
+            message, hint = "unknown key", _hint(where[-1], list(_keys(where[:-1], merged)))
         case "union_tag_invalid":
             tags = str(problem["ctx"]["expected_tags"]).replace("'", "").split(", ")
             return f"{'.'.join(where)}.kind: {unknown('kind', problem['ctx']['tag'], tags)}"
@@ -289,13 +307,40 @@ def _explain_one(problem: Mapping[str, Any], merged: Mapping[str, Any]) -> str:
             )
             message = f"needs a kind, such as {{kind: {example}}}"
         case "model_type" | "model_attributes_type" | "dict_type":
-            message = "expected settings as `key: value`"
+            selector = next(iter(_DEFAULT_KINDS.get(where[0], ())), "key") if where else "key"
+            message = _needs_keys(selector, given)
     said = "" if isinstance(given, dict | BaseModel) else f", got {given!r}"
     return f"{'.'.join(where)}: {message}{said}{hint}" if where else message
 
 
+_CALLED = {
+    "batch_size": "batch",
+    "graph": "topology",
+    "hidden_sizes": "hidden",
+    "learning_rate": "lr",
+    "method": "algorithm",
+    "mixing": "averaging",
+    "network": "model",
+    "num_clients": "clients",
+    "num_rounds": "rounds",
+}
+"""Names that other programs give to settings."""
+
+
+def _hint(key: str, keys: list[str]) -> str:
+    """The end of a message about an unknown key: the key that was probably meant, if there is one."""
+    return did_you_mean(_CALLED[key] if _CALLED.get(key) in keys else key, keys)
+
+
+def _needs_keys(selector: str, given: object) -> str:
+    """The rule that a section consists of keys; a single word is shown where it belongs."""
+    if isinstance(given, str) and selector != "key":
+        return f"expected settings as `key: value`, such as {{{selector}: {given}}}"
+    return "expected settings as `key: value`"
+
+
 def _keys(where: list[str], merged: Mapping[str, Any]) -> Iterable[str]:
-    """Keys that the section at `where` of a configuration has."""
+    """The keys that the section at `where` of a configuration may have."""
     if not where:
         return Config.model_fields
     section = merged.get(where[0])

@@ -1,4 +1,4 @@
-"""Which classes of settings a section can have, and where the tables of named things are."""
+"""Which classes of settings each section of a configuration can have."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from mpi_ntkdfl.config import sections
 from mpi_ntkdfl.config.environment import EnvironmentSettings
 from mpi_ntkdfl.config.sections import DatasetSettings, MethodSettings, ModelSettings
 from mpi_ntkdfl.runtime.errors import InputError
-from mpi_ntkdfl.runtime.registry import Registry, unknown
+from mpi_ntkdfl.runtime.registry import Registry
 
 _TABLES = {
     "dataset": "mpi_ntkdfl.data.sources:DATASETS",
     "model": "mpi_ntkdfl.model.networks:NETWORKS",
     "algorithm": "mpi_ntkdfl.algorithms:METHODS",
 }
-"""Addresses of the tables of named things; an entry has its class of settings as `Settings`.
+"""The tables of data sets, networks and methods, by their addresses. Each entry has a class `Settings`.
 
-Configurations are below all rooms and import none of them. So a table is looked up by its address when
-a configuration names something in it, as an installed plugin is.
+The package `config` lies below the packages that define these tables, so it imports none of them. A
+table is imported when a configuration names something in it.
 """
 
 _BASES: dict[str, type[BaseModel]] = {
@@ -38,33 +38,36 @@ _UNIONS: dict[str, Any] = {"partition": sections.Partition, "topology": sections
 
 
 def named(section: str, name: object) -> type[BaseModel]:
-    """The settings of something named.
+    """The class of settings of a data set, a network or a method.
 
     Args:
         section: `dataset`, `model` or `algorithm`.
-        name: of the data set, the network or the method.
+        name: the name of the data set, network or method.
 
     Raises:
-        InputError: if there is nothing of that name; the message lists what there is.
+        InputError: if the name is unknown; the message lists the known names.
     """
     table = _table(section)
     if not isinstance(name, str):
-        raise InputError(unknown(table.kind, name, table))
+        raise InputError(table.unknown(name))
     settings: type[BaseModel] = table.find(name).Settings
     return settings
 
 
 def first(section: str) -> str:
-    """The name of the first entry in the table of a section: what a configuration has by default."""
+    """The name of the first entry in a section's table, which is the default of a configuration."""
     return next(iter(_table(section)))
 
 
 def classes(section: str, name: object = None) -> Iterator[type[BaseModel]]:
-    """The classes of settings that a section can have, as far as they are known without torch.
+    """The classes of settings that a section can have.
+
+    For a section `algorithm` without a name only the base class is given, because the table of methods
+    imports torch.
 
     Args:
         section: a key of a configuration.
-        name: of the section's `name` or `kind`; with it only the class that belongs to it.
+        name: a `name` or `kind`; then only the class of that name or kind is given.
     """
     if section in _UNIONS:
         union = get_args(get_args(_UNIONS[section])[0])

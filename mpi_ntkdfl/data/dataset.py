@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -87,6 +87,8 @@ class Dataset:
             from 0 in the order of their sorted names. None for a data set without sites.
         test_sites: [n_test] int64, the same for test samples.
         shape: shape of one sample, such as (1, 28, 28) (channels first) or (30,); its product is d.
+        class_names: label of each class, as the user gave it. Empty if the labels are 0..classes-1.
+        site_names: name of each site. Empty if sites have numbers only.
     """
 
     name: str
@@ -99,10 +101,28 @@ class Dataset:
     sites: Labels | None = None
     test_sites: Labels | None = None
     shape: tuple[int, ...] = ()
+    class_names: tuple[str, ...] = ()
+    site_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Without a shape, samples are vectors."""
+        """Without a shape, samples are vectors; names that only count are none."""
         object.__setattr__(self, "shape", self.shape or self.train_inputs.shape[1:])
+        for field in ("class_names", "site_names"):
+            if getattr(self, field) == tuple(map(str, range(len(getattr(self, field))))):
+                object.__setattr__(self, field, ())
+
+    @property
+    def tested_sites(self) -> int:
+        """Number of sites; 0 if the training or the test samples have none."""
+        if self.sites is None or self.test_sites is None:
+            return 0
+        return int(self.sites.max(initial=-1)) + 1
+
+    def input_blocks(self) -> Iterator[npt.NDArray[Any]]:
+        """Inputs [block, d] of a network for all samples, a block after another."""
+        for inputs in (self.train_inputs, self.test_inputs):
+            for start in range(0, len(inputs), _BLOCK):
+                yield self.scaling.apply(inputs[start : start + _BLOCK])
 
     def fingerprint(self) -> str:
         """SHA-256 over all samples and labels, to tell data sets apart."""
@@ -112,12 +132,15 @@ class Dataset:
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
-    def check(self) -> None:
-        """Checks all samples.
+    def check(self, train_as_test: bool = False) -> None:
+        """Checks all samples, and warns once per process if test samples occur in training.
+
+        Args:
+            train_as_test: whether the test set may hold only training samples.
 
         Raises:
-            InputError: if a part has no samples, a value is not finite, a label is not a class, or the
-                test samples are the training samples.
+            InputError: if a part has no samples, a value is not finite, a label is not a class, or all
+                test samples occur in training and `train_as_test` is false.
         """
         where = f"data set {self.name}"
         for part, inputs, labels in (
@@ -125,29 +148,28 @@ class Dataset:
             ("test", self.test_inputs, self.test_labels),
         ):
             _check_part(where, part, inputs, labels, self.classes)
-        if np.array_equal(self.train_inputs, self.test_inputs):
+        seen, total = self._seen_in_training(), len(self.test_labels)
+        if seen == total and not train_as_test:
             raise InputError(
-                f"{where}: the test samples must differ from the training samples, got the same "
-                f"{len(self.test_labels)} samples twice; is the test file a copy of the training file?"
+                f"{where}: test samples must differ from training samples, but all {total} test samples "
+                "occur in training; is the test part a copy or a part of the training part? "
+                "dataset.train_as_test=true accepts it, and the test accuracy is then one of training"
             )
-        self._count_training_samples(where)
+        warning = f"{where}: {seen} of {total} test samples occur in training as well"
+        if seen and warning not in _given_warnings:
+            _given_warnings.add(warning)
+            _log.warning(
+                "%s; the test accuracy counts them, though they are training samples", warning
+            )
 
-    def _count_training_samples(self, where: str) -> None:
-        """Counts test samples whose inputs are also training inputs, and warns once per process.
+    def _seen_in_training(self) -> int:
+        """Number of test samples whose inputs are also training inputs; labels are not compared.
 
         Samples are compared by Python's hash of their bytes, which has 64 bits. The probability that any
         test sample of Fashion-MNIST has the hash of a different training sample is 1e-10.
         """
         train = {hash(row.tobytes()) for row in self.train_inputs}
-        count = sum(hash(row.tobytes()) in train for row in self.test_inputs)
-        warning = (
-            f"{where}: {count} of {len(self.test_labels)} test samples occur in training as well"
-        )
-        if count and warning not in _given_warnings:
-            _given_warnings.add(warning)
-            _log.warning(
-                "%s; the test accuracy counts them, though they are training samples", warning
-            )
+        return sum(hash(row.tobytes()) in train for row in self.test_inputs)
 
 
 def _check_part(

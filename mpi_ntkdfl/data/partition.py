@@ -54,6 +54,7 @@ def make(
     clients: int,
     seed: int,
     sites: Indices | None = None,
+    site_names: Sequence[str] = (),
 ) -> Partition:
     """Divides the training samples among the clients.
 
@@ -64,6 +65,7 @@ def make(
         seed: the run's seed.
         sites: [n] site of each training sample, such as its writer, counted from 0; None for a data set
             without sites.
+        site_names: names of the sites, for messages; empty if sites have numbers only.
 
     Raises:
         InputError: if the rule cannot be applied for that many clients, or the partition file is wrong.
@@ -76,7 +78,11 @@ def make(
         case config.ShardsPartition():
             return _shards(settings.per_client, labels, clients, seed)
         case config.WriterPartition():
-            return _by_site(sites, clients)
+            return _by_site(
+                config.SitePartition(kind="site"), labels, clients, seed, sites, site_names
+            )
+        case config.SitePartition():
+            return _by_site(settings, labels, clients, seed, sites, site_names)
         case config.FilePartition():
             return _from_file(user_path(settings.path, "partition.path"), clients, len(labels))
 
@@ -176,24 +182,86 @@ def _draw_proportions(
 # ---------------------------------------------------------------------------------- sites and files
 
 
-def _by_site(sites: Indices | None, clients: int) -> Partition:
-    """Client i holds the samples of site i; the sites from number `clients` on are not used."""
+def _by_site(
+    settings: config.SitePartition,
+    labels: Indices,
+    clients: int,
+    seed: int,
+    sites: Indices | None,
+    names: Sequence[str],
+) -> Partition:
+    """The clients of site 0, then those of site 1, and so on; the first `clients` of them are used.
+
+    Raises:
+        InputError: if there are no sites, a client has too few samples and is not to be dropped, or
+            there are fewer clients than asked for.
+    """
     if sites is None:
         raise InputError(
-            "partition writer needs a data set with writers or other sites, got one without: use dataset "
-            "femnist or another partition"
+            "partition site needs a data set with sites (hospitals, writers, roles), got one without: "
+            "use heart-disease, femnist, plays, arrays with site_train, or another partition"
         )
     count = int(sites.max(initial=-1)) + 1
-    if clients > count:
-        raise InputError(
-            f"partition writer has one client per writer, got {clients} clients for {count} writers: "
-            "lower clients"
-        )
     order = np.argsort(sites, kind="stable")
-    offsets = np.searchsorted(sites[order], np.arange(clients + 1)).astype(np.int64)
-    if (np.diff(offsets) == 0).any():
-        raise InputError(f"writer {_first(np.diff(offsets) == 0)} has no training samples")
-    return Partition(offsets, order[: offsets[-1]].astype(np.int64))
+    bounds = np.searchsorted(sites[order], np.arange(count + 1))
+    shares: list[Indices] = []
+    dropped = 0
+    for site in range(count):
+        own = order[bounds[site] : bounds[site + 1]].astype(np.int64)
+        called = names[site] if names else str(site)
+        kept = _clients_of_site(settings, own, labels, seed, site, called)
+        dropped += settings.per_site - len(kept)
+        shares += kept
+    if clients > len(shares):
+        left_out = f" ({dropped} of too few samples are left out)" if dropped else ""
+        raise InputError(
+            f"partition site gives {count} sites * {settings.per_site} per site = {len(shares)} clients"
+            f"{left_out}, got {clients} clients: lower clients or raise partition.per_site"
+        )
+    if clients < len(shares):
+        _log.info("partition site: the first %d of %d clients are used", clients, len(shares))
+    return _join(shares[:clients])
+
+
+def _clients_of_site(
+    settings: config.SitePartition, own: Indices, labels: Indices, seed: int, site: int, called: str
+) -> list[Indices]:
+    """Samples of the clients of one site that hold enough.
+
+    Args:
+        settings: the rule.
+        own: positions of the site's samples in the training set.
+        labels: [n] class of each training sample.
+        seed: the run's seed.
+        site: number of the site, a key of its random numbers.
+        called: its name.
+
+    Raises:
+        InputError: if a client holds too few samples and is not to be dropped, or the rule within the
+            site cannot be applied.
+    """
+    least = settings.min_samples * settings.per_site
+    shares: list[Indices] = []
+    if len(own) >= least:
+        rule = settings.within or config.IidPartition(kind="iid")
+        if settings.per_site == 1 and settings.within is None:
+            shares = [own]
+        else:
+            own_seed = int(seeds.generator(seed, "partition site", site).integers(2**63))
+            try:
+                inner = make(rule, labels[own], settings.per_site, own_seed)
+            except InputError as error:
+                raise InputError(f"partition.within at site {called}: {error}") from error
+            shares = [own[inner.client(i)] for i in range(settings.per_site)]
+    enough = [share for share in shares if len(share) >= settings.min_samples]
+    if len(enough) < settings.per_site and settings.too_small == "refuse":
+        few = min(map(len, shares)) if shares else len(own) // settings.per_site
+        raise InputError(
+            f"partition site: every client needs at least {settings.min_samples} training samples, got "
+            f"{few} at site {called} with its {len(own)} samples: lower partition.min_samples or "
+            "partition.per_site, or set partition.too_small=drop"
+        )
+    return enough
 
 
 def _from_file(path: Path, clients: int, n: int) -> Partition:
@@ -246,13 +314,27 @@ def _warn_of_doubles(path: Path, offsets: npt.NDArray[Any], indices: npt.NDArray
         )
 
 
+_NEEDS_NPZ = (
+    "{path} is no npz file; partition.path must name a file of NumPy with two arrays of integers: "
+    "indices, the numbers of the training samples, client after client, and offsets [clients + 1], where "
+    "client i holds indices[offsets[i]:offsets[i + 1]]. From a list `shares` of one list per client: "
+    "numpy.savez(path, indices=numpy.concatenate(shares), "
+    "offsets=numpy.cumsum([0, *map(len, shares)]))"
+)
+
+
 def _read_npz(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     try:
         with path.open("rb") as file:
+            if (begin := file.read(4)) and not begin.startswith((b"PK", b"\x93NUM")):
+                raise InputError(_NEEDS_NPZ.format(path=path))
+            file.seek(0)
             arrays = np.load(file, allow_pickle=False)
             if isinstance(arrays, np.ndarray):
                 raise ValueError("it is an npy file, which has one array and no names")
             given = {key: arrays[key] for key in ("offsets", "indices") if key in arrays}
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # noqa: BLE001 - NumPy raises almost anything for a damaged file

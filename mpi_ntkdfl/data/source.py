@@ -21,12 +21,13 @@ SettingsT = TypeVar("SettingsT", bound=DatasetSettings)
 
 
 class FolderSettings(DatasetSettings):
-    """Settings of a data set with files: `root` is their folder; null searches the usual folders.
+    """Settings of a data set with files.
 
     Data sets inside scikit-learn also have this setting, but do not use it.
     """
 
     root: str | None = affects("place", default=None)
+    """Folder of the files. Null: the cache folder, then Debian's folder."""
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,23 @@ from typing import Any
 
 from mpi_ntkdfl.config import DatasetSettings
 from mpi_ntkdfl.data import image_sets
+from mpi_ntkdfl.data.arrays import Arrays
 from mpi_ntkdfl.data.bundled import BreastCancer, Digits
 from mpi_ntkdfl.data.dataset import Dataset
 from mpi_ntkdfl.data.fashion_mnist import FASHION_MNIST
 from mpi_ntkdfl.data.femnist import Femnist
+from mpi_ntkdfl.data.heart_disease import HeartDisease
 from mpi_ntkdfl.data.mnist import MNIST
 from mpi_ntkdfl.data.registered import Loader, Registered
 from mpi_ntkdfl.data.source import Size, Source
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.registry import Registry
 
-_OWN: list[Source[Any]] = [Digits(), BreastCancer(), MNIST, FASHION_MNIST, Femnist()]
+_OWN: list[Source[Any]] = [
+    *(Digits(), BreastCancer(), HeartDisease()),
+    *(MNIST, FASHION_MNIST, Femnist()),
+    Arrays(),
+]
 
 DATASETS: Registry[Source[Any]] = Registry(
     "data set", {source.name: source for source in _OWN}, group="mpi_ntkdfl.datasets"
@@ -43,7 +49,7 @@ def register_dataset(name: str, loader: Loader) -> None:
     - `y_train`, `y_test`: one label per sample, a number or a text. Labels that are not 0..C-1 are
       mapped to classes in ascending order.
     - `site_train`, `site_test` (optional): one site per sample, a number or a text, such as the hospital
-      from which it comes. `partition: {kind: writer}` makes one client per site.
+      from which it comes. `partition: {kind: site}` makes one client per site.
     - `classes` (optional): the number of classes, for labels 0..classes-1 that do not all occur in
       the training samples.
 
@@ -157,8 +163,9 @@ def load(settings: DatasetSettings) -> Dataset:
 
     Raises:
         InputError: if a file is missing or damaged or has other content than it should have, a part has
-            no samples, a value is not finite, or a label is not a class.
+            no samples, a value is not finite, a label is not a class, or all test samples occur in
+            training.
     """
     dataset: Dataset = DATASETS.find(settings.name).load(settings)
-    dataset.check()
+    dataset.check(settings.train_as_test)
     return dataset

@@ -22,10 +22,35 @@ from mpi_ntkdfl.topology.placement import Placement
 
 @dataclass(frozen=True)
 class Samples:
-    """A client's own data on the rank's device: inputs `[sample, feature]`, labels `[sample]` int64."""
+    """A client's own data on the rank's device.
+
+    Attributes:
+        inputs: `[sample, *shape]`.
+        labels: `[sample]` int64.
+        stored: the bytes from which the inputs were computed, `[sample, *shape]` uint8; None if the data
+            set does not store bytes, or if no message needs them.
+    """
 
     inputs: torch.Tensor
     labels: torch.Tensor
+    stored: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ByteTable:
+    """The inputs of networks that belong to the bytes of a data set.
+
+    Attributes:
+        values: the input for each byte, `[256]` if it is the same for all features, or `[256, feature]`.
+    """
+
+    values: torch.Tensor
+
+    def inputs(self, stored: torch.Tensor) -> torch.Tensor:
+        """The inputs `[sample, *shape]` for the bytes `stored`, which have the same shape."""
+        if self.values.ndim == 1:
+            return self.values[stored.long()]
+        return self.values.gather(0, stored.flatten(1).long()).view(stored.shape)
 
 
 @dataclass(frozen=True)
@@ -49,6 +74,8 @@ class Federation:
         batch: number of clients that this rank evolves together. With None, as many clients are evolved
             together as fit into `batch_bytes`.
         batch_bytes: bytes of memory for clients that are evolved together; 0 evolves one at a time.
+        table: the inputs by the bytes of the data set, if raw samples travel as bytes; None if they
+            travel as numbers of type `dtype`.
         staging: how messages move between the device and MPI.
         levels: the levels on which all inputs lie; None if they do not, or if computing with levels
             brings no gain on the device.
@@ -73,6 +100,7 @@ class Federation:
     on_divergence: Literal["stop", "continue"] = "stop"
     batch: int | None = None
     batch_bytes: int = 0
+    table: ByteTable | None = None
     staging: Staging = DirectStaging()
     levels: Levels | None = None
     evolution: Implementation = "tensor"
@@ -83,3 +111,8 @@ class Federation:
     def owned(self) -> range:
         """Ids of the clients of this rank."""
         return self.placement.owned(self.world.rank)
+
+    @property
+    def travelling(self) -> torch.dtype:
+        """The type of raw inputs in messages."""
+        return self.dtype if self.table is None else torch.uint8

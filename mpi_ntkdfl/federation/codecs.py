@@ -21,7 +21,7 @@ from mpi_ntkdfl.comm.messages import Arrays, Field, MessageFormat
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.runtime import seeds
 from mpi_ntkdfl.runtime.errors import InputError
-from mpi_ntkdfl.runtime.registry import Registry, unknown
+from mpi_ntkdfl.runtime.registry import Registry
 from mpi_ntkdfl.runtime.settings import Section
 
 ArrayFormat = tuple[tuple[int, ...], torch.dtype]
@@ -135,7 +135,7 @@ class CodecChoice(Section):
             return value
         name = value.get("name") if isinstance(value, Mapping) else None
         if not isinstance(name, str) or name not in CODECS:
-            raise ValueError(unknown("codec", name, CODECS))
+            raise ValueError(CODECS.unknown(name))
         return CODECS[name].Settings.model_validate(value)
 
 
@@ -222,9 +222,12 @@ class Decoded(Mapping[int, torch.Tensor]):
 
 
 class QuantizeSettings(CodecSettings):
-    """Settings of `Quantize`; `levels` is the number of values that an entry of a message can have."""
+    """Settings of `Quantize`."""
 
     levels: int = Bounded(ge=2, le=256)
+    """Number of values that an entry of a message can have. They are equally spaced between the
+    least and the largest entry.
+    """
 
 
 class Quantize(Codec[QuantizeSettings]):

@@ -19,13 +19,12 @@ import torch
 from mpi_ntkdfl.comm.flight import Flight
 from mpi_ntkdfl.comm.messages import Arrays, Field, MessageFormat
 from mpi_ntkdfl.comm.reduce import exact_mean, reduced_bytes
-from mpi_ntkdfl.federation import dense, server
+from mpi_ntkdfl.federation import dense, raw_samples, server
 from mpi_ntkdfl.federation.clients import Federation, Samples
 from mpi_ntkdfl.federation.codecs import Coding, Decoded
 from mpi_ntkdfl.federation.crossing import Crossing
-from mpi_ntkdfl.federation.formats import samples_format
-from mpi_ntkdfl.federation.jacobian_messages import FactoredMessage, JacobianMessage
-from mpi_ntkdfl.federation.neighbourhood import Neighbourhood, stacked
+from mpi_ntkdfl.federation.jacobian_messages import FactoredMessage, SamplesMessage
+from mpi_ntkdfl.federation.neighbourhood import Neighbourhood
 from mpi_ntkdfl.federation.transfer import Outgoing, Pair, Transfer
 from mpi_ntkdfl.federation.waves import (
     WorkingSet,
@@ -39,22 +38,36 @@ from mpi_ntkdfl.topology.mixing import weights
 from mpi_ntkdfl.topology.placement import neighbour_ranks
 from mpi_ntkdfl.topology.present import Hearing
 
-JacobianKind = Literal["factored", "dense"]
+JacobianKind = Literal["inputs", "factored", "dense"]
 
 
 class Exchange:
-    """The messages of one graph. It is a context manager that frees its communicator at the end."""
+    """The messages of one graph. It is a context manager that frees its communicator at the end.
 
-    def __init__(self, federation: Federation, graph: Graph, lasting: bool = True) -> None:
+    Attributes:
+        federation: the clients.
+        graph: the communication graph.
+        lasting: whether the graph is used for many rounds.
+        kept: the raw samples of the rank's clients and their neighbours, by client id, once they were
+            sent and if they are kept.
+        rank: this rank.
+    """
+
+    def __init__(
+        self, federation: Federation, graph: Graph, lasting: bool = True, resumed: bool = False
+    ) -> None:
         """Opens the exchange; all ranks take part.
 
         Args:
             federation: the clients.
             graph: the communication graph.
             lasting: whether the graph is used for many rounds.
+            resumed: whether the run had rounds on this graph before, in an earlier start.
         """
         self.federation = federation
-        self.graph = graph
+        self.graph, self.lasting = graph, lasting
+        self.kept: dict[int, Arrays] | None = None
+        self._hold_samples = lasting and resumed
         self.rank = federation.world.rank
         with federation.clock("connect"):
             neighbours = neighbour_ranks(graph, federation.placement, self.rank)
@@ -119,13 +132,14 @@ class Exchange:
         return Decoded(self.share_messages(codec.format(phase), own), codec)
 
     def share_messages(
-        self, form: MessageFormat, messages: Mapping[int, Arrays]
+        self, form: MessageFormat, messages: Mapping[int, Arrays], rows: np.ndarray | None = None
     ) -> dict[int, Arrays]:
         """Every client sends one message to its neighbours; the caller books the protocol bytes.
 
         Args:
-            form: layout of a message; every message has one row.
-            messages: arrays `[1, ...]` of this rank's clients, by client id.
+            form: layout of a message.
+            messages: arrays `[row, ...]` of this rank's clients, by client id.
+            rows: number of rows of each client's message, `[client]`; None for one.
 
         Returns:
             Messages of the rank's own clients and of all their neighbours, by client id.
@@ -134,18 +148,21 @@ class Exchange:
         by_client = dict(messages)
         with f.clock("exchange"):
             leaving, coming = self._crossing.leaving, self._crossing.coming
-            each, outgoing = form.nbytes(1), Outgoing(f.ledger, f.staging)
+            count = np.ones(self.graph.clients, dtype=np.int64) if rows is None else rows
+            outgoing, nbytes = Outgoing(f.ledger, f.staging), form.nbytes_each(count)
             for clients in leaving:
                 for client in clients:
-                    outgoing.add(form, 1, partial(by_client.__getitem__, client))
+                    outgoing.add(form, int(count[client]), partial(by_client.__getitem__, client))
             pending = outgoing.start(
-                channel, [len(c) * each for c in leaving], [len(c) * each for c in coming]
+                channel,
+                [int(nbytes[c].sum()) for c in leaving],
+                [int(nbytes[c].sum()) for c in coming],
             )
             received, start = f.staging.arrive(Flight(pending, f.clock).wait()), 0
             for clients in coming:
                 for client in clients:
-                    by_client[client] = form.read(received, start, 1)
-                    start += each
+                    by_client[client] = form.read(received, start, int(count[client]))
+                    start += int(nbytes[client])
         return by_client
 
     def average(
@@ -216,15 +233,9 @@ class Exchange:
             This rank's present clients in id order, with their stacked samples in client-id order.
         """
         f = self.federation
-        form = samples_format(f.network, f.dtype)
-
-        def make(pair: Pair) -> Arrays:
-            own = f.samples[pair[1]]
-            return {"inputs": own.inputs, "labels": own.labels}
-
         work = WorkingSet(f.network, taus, f.dtype.itemsize)
-        for client, parts in self._in_waves(form, work, make, at_once=1):
-            yield client, Samples(stacked(parts, "inputs"), stacked(parts, "labels").long())
+        for client, parts in raw_samples.collected(self, work, at_once=1):
+            yield client, raw_samples.together(f, parts)
 
     def neighbourhoods(
         self, w_bar: torch.Tensor, kind: JacobianKind, inputs: bool, taus: int
@@ -236,9 +247,10 @@ class Exchange:
 
         Args:
             w_bar: averages of this rank's clients, `[owned, param]`.
-            kind: `factored` sends the network's factored form, `dense` every entry of the Jacobian.
-            inputs: whether the neighbours' raw inputs are needed. A factored form always contains them;
-                with dense Jacobians they are sent in addition.
+            kind: `inputs` sends the samples, from which the receiver computes the Jacobian; `factored`
+                sends the network's factored form, `dense` every entry of the Jacobian.
+            inputs: whether the neighbours' raw inputs are needed. Only dense Jacobians come without
+                them; they are then sent in addition.
             taus: number of residuals by which the caller multiplies at once.
 
         Yields:
@@ -247,31 +259,33 @@ class Exchange:
         at = self.share(w_bar, "averages")
         f = self.federation
         work = WorkingSet(f.network, taus, f.dtype.itemsize)
-        if kind == "factored":
-            yield from self._in_messages(FactoredMessage(), at, work)
-        else:
+        if kind == "dense":
             yield from dense.neighbourhoods(self, at, work, inputs)
-
-    def _in_messages(
-        self, message: JacobianMessage, at: Mapping[int, torch.Tensor], work: WorkingSet
-    ) -> Iterator[Neighbourhood]:
-        f = self.federation
-
-        def make(pair: Pair) -> Arrays:
-            return message.make(f, at[pair[0]], pair[1])
-
-        form, at_once = message.form(f.network, f.dtype), self.at_once(work.taus)
-        for client, parts in self._in_waves(form, work, make, at_once):
+            return
+        message, at_once = (
+            SamplesMessage() if kind == "inputs" else FactoredMessage(),
+            self.at_once(taus),
+        )
+        if kind == "inputs":
+            collected = raw_samples.collected(self, work, at_once)
+        else:
+            form = message.form(f)
+            self.book_samples(form)
+            collected = self.in_waves(
+                form, work, lambda p: message.make(f, at[p[0]], p[1]), at_once
+            )
+        for client, parts in collected:
             with f.clock("jacobian"):
                 neighbourhood = message.receive(f, at[client], client, parts)
             yield neighbourhood
 
-    def _in_waves(
+    def in_waves(
         self, form: MessageFormat, work: WorkingSet, make: Callable[[Pair], Arrays], at_once: int
     ) -> Iterator[tuple[int, list[Arrays]]]:
         """Collects the messages `make(i, j)` of closed neighbourhoods for the own clients i.
 
-        The clients are processed in waves, so that a rank keeps to its working memory.
+        The clients are processed in waves, so that a rank keeps to its working memory. The caller books
+        the protocol bytes.
 
         Args:
             form: layout of a message; its number of rows is the number of samples of j.
@@ -287,7 +301,6 @@ class Exchange:
         waves = factored_waves(
             self.graph, f.placement, f.sizes, message_bytes, work, f.memory_limit, at_once
         )
-        self.book_samples(form)
         heard = self.heard(form.phase)
         turns = len(waves[self.rank])
         transfer = self.transfer(form, [wave[0] for wave in waves], make)
@@ -335,6 +348,12 @@ class Exchange:
     def book_samples(self, form: MessageFormat) -> None:
         """Books a message with one row per sample from every client to each of its neighbours."""
         self._book_rows(form, self._samples_through)
+
+    def book_once(self, form: MessageFormat) -> None:
+        """Books samples, which clients on a lasting graph keep: only in the first round of the run."""
+        if not self._hold_samples:
+            self.book_samples(form)
+        self._hold_samples = self.lasting
 
     def _book_rows(self, form: MessageFormat, through: np.ndarray) -> None:
         for phase, count in form.by_phase(1, travelling=False).items():

@@ -10,7 +10,7 @@ from mpi_ntkdfl.runtime.errors import InputError
 
 
 def samples_format(network: Network, dtype: torch.dtype) -> MessageFormat:
-    """Raw inputs and labels."""
+    """Raw inputs of type `dtype`, which is uint8 where the data set stores bytes, and labels."""
     return MessageFormat({**_inputs(network, dtype), **_labels()})
 
 
@@ -34,7 +34,7 @@ def required_form(network: Network) -> FactoredForm:
     if network.factored is None:
         raise InputError(
             "algorithm.jacobian=factored needs a network with a factored form of its Jacobian, "
-            f"which {network.describe()} does not have; set algorithm.jacobian=dense"
+            f"which {network.describe()} does not have; set algorithm.jacobian=inputs"
         )
     return network.factored
 

@@ -14,7 +14,8 @@ from typing import Protocol
 import torch
 
 from mpi_ntkdfl.comm.messages import Arrays, MessageFormat
-from mpi_ntkdfl.federation.clients import Federation
+from mpi_ntkdfl.federation import raw_samples
+from mpi_ntkdfl.federation.clients import Federation, Samples
 from mpi_ntkdfl.federation.formats import factored_format, required_form, samples_format
 from mpi_ntkdfl.federation.neighbourhood import HeldNeighbourhood, stacked
 from mpi_ntkdfl.model.network import Network
@@ -23,7 +24,7 @@ from mpi_ntkdfl.model.network import Network
 class JacobianMessage(Protocol):
     """A way to send a Jacobian."""
 
-    def form(self, network: Network, dtype: torch.dtype) -> MessageFormat:
+    def form(self, federation: Federation) -> MessageFormat:
         """Layout of the message."""
         ...
 
@@ -42,13 +43,13 @@ class JacobianMessage(Protocol):
 class FactoredMessage:
     """The network's factored form, outputs and labels."""
 
-    def form(self, network: Network, dtype: torch.dtype) -> MessageFormat:
+    def form(self, federation: Federation) -> MessageFormat:
         """Layout of the message.
 
         Raises:
             InputError: for a network without a factored form.
         """
-        return factored_format(network, dtype)
+        return factored_format(federation.network, federation.dtype)
 
     def make(self, federation: Federation, params: torch.Tensor, source: int) -> Arrays:
         """Computes the factored form by one forward pass."""
@@ -70,24 +71,36 @@ class FactoredMessage:
 
 @dataclass(frozen=True)
 class SamplesMessage:
-    """Raw inputs and labels."""
+    """Raw inputs, as bytes where the data set stores bytes, and labels."""
 
-    def form(self, network: Network, dtype: torch.dtype) -> MessageFormat:
+    def form(self, federation: Federation) -> MessageFormat:
         """Layout of the message."""
-        return samples_format(network, dtype)
+        return samples_format(federation.network, federation.travelling)
 
     def make(self, federation: Federation, params: torch.Tensor, source: int) -> Arrays:
         """The samples as they are."""
-        samples = federation.samples[source]
-        return {"inputs": samples.inputs, "labels": samples.labels}
+        return raw_samples.message(federation, source)
 
     def receive(
         self, federation: Federation, params: torch.Tensor, client: int, parts: Sequence[Arrays]
     ) -> HeldNeighbourhood:
         """Computes the Jacobian of the stacked samples."""
-        inputs, labels = stacked(parts, "inputs"), stacked(parts, "labels").long()
-        jacobian = federation.network.jacobian(params, inputs)
-        return HeldNeighbourhood(client, jacobian.outputs, labels, inputs, jacobian)
+        samples = raw_samples.together(federation, parts)
+        return linearised(federation, params, client, samples)
+
+
+def linearised(
+    federation: Federation, params: torch.Tensor, client: int, samples: Samples
+) -> HeldNeighbourhood:
+    """The neighbourhood of `client` at `params` `[param]`; the Jacobian of `samples` is computed here."""
+    network, inputs = federation.network, samples.inputs
+    form = network.factored
+    if form is None:
+        jacobian = network.jacobian(params, inputs)
+    else:  # this way computes with levels, as `FactoredMessage` does
+        arrays, _ = form.arrays(params, inputs)
+        jacobian = form.rebuild(params, arrays, federation.levels)
+    return HeldNeighbourhood(client, jacobian.outputs, samples.labels, inputs, jacobian)
 
 
 def smallest_message(network: Network) -> JacobianMessage:

@@ -73,7 +73,7 @@ def ask(
     """
     f, clients = exchange.federation, exchange.graph.clients
     message = smallest_message(f.network)
-    form = message.form(f.network, f.dtype)
+    form = message.form(f)
     new: np.ndarray | None = None
 
     def serve() -> int:

@@ -109,6 +109,45 @@ def factored_waves(
     return [own + [range(0)] * (most - len(own)) for own in waves]
 
 
+def moved_to_ranks(
+    graph: Graph, placement: Placement, message_bytes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes that each rank sends and receives if a client's message goes to a rank once: `[2][rank]`.
+
+    Args:
+        graph: the round's graph.
+        placement: which rank owns which client.
+        message_bytes: bytes of the message of each client, `[client]`.
+    """
+    both = np.concatenate([graph.edges, graph.edges[:, ::-1]])
+    targets = np.asarray(placement.owner(both[:, 0]))
+    crossing = targets != np.asarray(placement.owner(both[:, 1]))
+    pairs = np.unique(both[crossing, 1] * placement.ranks + targets[crossing])
+    clients, ranks = pairs // placement.ranks, pairs % placement.ranks
+    sources, nbytes = np.asarray(placement.owner(clients)), message_bytes[clients]
+    sent = np.bincount(sources, nbytes, placement.ranks).astype(np.int64)
+    return sent, np.bincount(ranks, nbytes, placement.ranks).astype(np.int64)
+
+
+def can_keep(
+    graph: Graph,
+    placement: Placement,
+    sizes: np.ndarray,
+    message_bytes: np.ndarray,
+    work: WorkingSet,
+    limit: int | None,
+    at_once: int = 1,
+) -> bool:
+    """Whether every rank has room for the messages of all its clients' neighbours at the same time.
+
+    The arguments are those of `factored_waves`, and the answer is the same on all ranks.
+    """
+    sent, received = moved_to_ranks(graph, placement, message_bytes)
+    one_client = work.one_client(largest_neighbourhood(graph, sizes))
+    room = DEFAULT_LIMIT if limit is None else limit - at_once * one_client
+    return int((sent + received).max()) <= room
+
+
 def clients_at_once(wanted: int | None, memory: int, limit: int | None, one_client: int) -> int:
     """The number of clients that a rank computes together.
 

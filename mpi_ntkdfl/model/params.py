@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 
@@ -39,13 +39,17 @@ def outside(tensor: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and shapes of the tensors in a flat vector, in their order.
+    """Names and shapes of the tensors in a flat vector, in their order; and the rest of a state_dict.
 
     Attributes:
         shapes: shape of each tensor by name; the vector concatenates them in this order.
+        aliases: further names of these tensors in a state_dict, as of tied weights.
+        constants: all other tensors of a state_dict by name, such as buffers and frozen parameters.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, torch.Tensor] = field(default_factory=dict, compare=False)
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -78,12 +82,37 @@ class Layout:
             for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
         }
 
+    def state_dict(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A complete state_dict, as a module's `load_state_dict` takes it.
+
+        Args:
+            flat: the parameters, `[P]`.
+        """
+        state = {name: tensor.clone() for name, tensor in self.unflatten(flat).items()}
+        further = {name: state[own].clone() for name, own in self.aliases.items()}
+        return {**state, **further, **{n: each.clone() for n, each in self.constants.items()}}
+
     def flatten(self, state: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Concatenates a state_dict into a vector `[P]`.
 
+        Aliases and constants may be missing, but they must not have other values than they have here.
+
         Raises:
-            InputError: for missing or unexpected names, a wrong shape, or values that are not finite.
+            InputError: for missing or unexpected names, a wrong shape, or values that are not finite, or
+                aliases and constants with other values.
         """
+        for name in [name for name in state if name in self.aliases or name in self.constants]:
+            own = self.constants.get(name)
+            if own is None:
+                own = state.get(self.aliases[name], state[name])
+            if not torch.equal(state[name].to(own.dtype), own):
+                raise InputError(
+                    f"weights: {name} must have the values that the network has when it is made "
+                    "(it is not trained, or is another name of a trained tensor), got other values; "
+                    "leave it out of the file"
+                )
+        rest = {*self.aliases, *self.constants}
+        state = {name: tensor for name, tensor in state.items() if name not in rest}
         if sorted(map(str, state)) != sorted(self.shapes):
             raise InputError(
                 f"weights: expected the tensors {', '.join(self.shapes)}; "

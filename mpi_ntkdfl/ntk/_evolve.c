@@ -1,27 +1,27 @@
 /* Evolution of one client's network outputs under the cross-entropy loss, on one thread of a CPU.
  *
- * The scheme and its notation are explained in evolve.py, its numbers come from scheme.py, and
- * evolve_batch.py holds the same scheme in tensors. In short: with the outputs f, one-hot targets Y,
- * the residual g = softmax(f) - Y, its integral z(u) = int_0^u g, and a factor F of the kernel
- * K = F^T F + K',
+ * evolve.py explains the scheme and its notation, scheme.py holds its constants, and evolve_batch.py
+ * is the same scheme in tensors. In short: with the outputs f, one-hot targets Y, the residual
+ * g = softmax(f) - Y, its integral z(u) = int_0^u g, and a factor F of the kernel K = F^T F + K',
  *
  *     f = f(0) - c F^T a - R,    a = F z  (fast, a few numbers per output),    R = c K' z  (slow).
  *
- * Outer steps compute R and R' = c K' g with the kernel and extrapolate them. Inner steps integrate a
- * and z along that path by an explicit Runge-Kutta pair, and sum g over the integers u.
+ * Outer steps compute R and R' = c K' g with the kernel and extrapolate R. Inner steps integrate a
+ * and z along the extrapolated R by an explicit Runge-Kutta pair, and sum g over the integers u.
  *
- * Layout. Samples are cut into tiles of TILE, the last one filled up with samples that the kernel
- * does not see. An array [output, sample] is one slot of every tile, [output][TILE]:
+ * Layout. The samples are cut into tiles of TILE samples. The last tile is padded with samples whose
+ * rows and columns of the kernel are zero. An array [output, sample] is one slot of every tile,
+ * [output][TILE]:
  *
  *     tiles[tile][slot][output][TILE]
  *
- * so that all arrays of a tile lie together, and every loop over the samples of a tile has a fixed
- * length and no remainder. The kernel is cut into blocks [TILE][TILE].
+ * All arrays of a tile are then next to each other in memory, and every loop over the samples of a
+ * tile has the same constant length. The kernel is cut into blocks [TILE][TILE].
  *
- * Bits. The result does not depend on the width of the processor's vectors: every sum over outputs,
- * samples or ranks is taken in the same order whatever the width, and the build forbids the compiler
- * to contract a product and a sum into one operation. So this file is compiled once per instruction
- * set and per type of number, and all builds of one type agree in every bit.
+ * Bits. The result does not depend on the width of the processor's vectors. Every sum over outputs,
+ * samples or ranks is taken in the same order for every width, and the build forbids the compiler to
+ * contract a product and a sum into one operation. This file is compiled once per instruction set
+ * and per type of number, and all builds of one type agree in every bit.
  */
 
 #include <math.h>
@@ -37,7 +37,7 @@
 typedef double real;
 typedef uint64_t bits;
 enum { MANTISSA = 52, BIAS = 1023, EXP_TERMS = 13 };
-#define LOG2_HIGH 0x1.62e42feep-1 /* log 2, so short that its product with a small integer is exact */
+#define LOG2_HIGH 0x1.62e42feep-1 /* log 2 in so few bits that products with small integers are exact */
 #define LOG2_LOW 0x1.a39ef35793c76p-33
 #else
 typedef float real;
@@ -49,14 +49,14 @@ enum { MANTISSA = 23, BIAS = 127, EXP_TERMS = 7 };
 
 enum {
     TILE = 64,  /* samples per tile */
-    RANK = 32,  /* rows of F that there is room for */
-    STAGES = 6, /* of the Runge-Kutta pair, the last of them the result */
-    ENDS = 3,   /* outer ends through which the path runs */
+    RANK = 32,  /* rows of F at most */
+    STAGES = 6, /* of the Runge-Kutta pair; the last one gives the result */
+    ENDS = 3,   /* ends of outer steps from which R is extrapolated */
     TERMS = 2 * ENDS,
-    POWERS = 5, /* theta^0 to theta^4, which a left sum needs */
+    POWERS = 5, /* theta^0 to theta^4, for the left sums */
 };
 
-/* Vectors of the processor's width. Products of matrices keep STRIP_ROWS x 2 of them in registers. */
+/* Vectors as wide as the processor's. Products of matrices keep STRIP_ROWS x 2 of them in registers. */
 #if defined(__AVX512F__)
 enum { VECTOR_BYTES = 64, STRIP_ROWS = 10 };
 #elif defined(__AVX__)
@@ -71,7 +71,7 @@ enum { LANES = VECTOR_BYTES / sizeof(real) };
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* Numbers of the scheme; compiled.py fills this in from scheme.py. */
+/* Constants of the scheme; compiled.py fills them in from scheme.py, where they are explained. */
 struct scheme {
     double mean_over_end, stable, safety, shrink, grow, first, shift, longest_shift;
     double inner_order, outer_orders[ENDS];
@@ -81,17 +81,17 @@ struct scheme {
     int64_t rank, passes, most_trials;
 };
 
-/* One client. Arrays have no padding: kernel [sample][sample], initial and targets
- * [sample][output], start [min(rank, sample)][sample], taus ascending. */
+/* The problem of one client. Its arrays have no padding: kernel [sample][sample], initial and targets
+ * [sample][output], start [min(rank, sample)][sample]. The taus are ascending. */
 struct problem {
     int64_t samples, outputs, marks;
     const real *kernel, *initial, *targets, *start;
     const int64_t *taus;
     double scale, inner_bound, outer_bound; /* c = lr / samples; bounds of the local errors */
-    real *workspace;                        /* of evolve_workspace() numbers, on a cache line */
-    real *sums_at, *outputs_at;             /* the results [tau][sample][output] */
-    int64_t products, trials;               /* columns multiplied by the kernel; inner steps tried */
-    double reached;                         /* u up to which the evolution came */
+    real *workspace;                        /* evolve_workspace() numbers, aligned to a cache line */
+    real *sums_at, *outputs_at;             /* results: S and f at the taus, [tau][sample][output] */
+    int64_t products, trials;               /* results: columns multiplied by K; inner steps tried */
+    double reached;                         /* result: u at the end of the last accepted step */
 };
 
 enum status { DONE, NOT_FINITE, COLLAPSED, TOO_MANY };
@@ -100,14 +100,14 @@ enum status { DONE, NOT_FINITE, COLLAPSED, TOO_MANY };
 enum {
     INITIAL,               /* f(0) */
     TARGET,                /* Y */
-    SUM,                   /* left sums of g: two slots, at the newest end and on the way */
+    SUM,                   /* left sums of g, two slots: at the newest end, and in the step being tried */
     STATE = SUM + 2,       /* three states of STATE_SLOTS each */
-    GAINED = STATE + 3 * 4,    /* sum_j b_j g_j of the inner step under way */
-    PATH,                  /* coefficients of f(0) - R */
-    END = PATH + TERMS,    /* gain of R over the last step, and R', at ENDS ends and a new one */
-    FACTORS = END + 2 * (ENDS + 1), /* gain of z and g, which the kernel multiplies */
-    MISSED = FACTORS + 2,  /* by how much the path was off at its end */
-    DRIFT,                 /* and its derivative */
+    GAINED = STATE + 3 * 4,    /* sum_j b_j g_j of the inner step being tried */
+    PATH,                  /* coefficients of f(0) - R as a polynomial: the path */
+    END = PATH + TERMS,    /* gain of R over the step to an end, and R' there: ENDS ends and a new one */
+    FACTORS = END + 2 * (ENDS + 1), /* the gain of z, and g: factors of the product with K' */
+    MISSED = FACTORS + 2,  /* the path's error at the end of an outer step */
+    DRIFT,                 /* the derivative of this error */
     SLOTS
 };
 /* Slots of a state: z, f, softmax(f) and dg/du. */
@@ -122,16 +122,16 @@ struct evolution {
     real *blocks;              /* K, then K' [tile of columns][tile of rows][TILE][TILE] */
     real *factor, *transposed; /* F [tile][RANK][TILE] and F^T [tile][TILE][RANK] */
     real *all;                 /* the slots */
-    real *scratch[3];          /* room for two slots each, or RANK rows of a tile */
+    real *scratch[3];          /* scratch memory, each for two slots or for RANK rows of a tile */
     real *rates;               /* a' = F g at the stages [STAGES + 1][output][RANK] */
     real *fast[3];             /* a of the three states [output][RANK] */
-    real *stage, *direction, *image; /* the same */
+    real *stage, *direction, *image; /* a of a stage; the power iteration's arrays; [output][RANK] */
     int turns;                 /* whether direction holds an iterate of the power iteration */
-    int newest, spare[2];      /* states: at the newest outer end, and free ones */
-    int sum;                   /* which of the two sums belongs to the newest end */
-    int ends[ENDS + 1], count; /* places of the ends, the newest first; how many there are */
-    double at[ENDS];           /* their u */
-    double shift, unit;        /* of the path's logarithm */
+    int newest, spare[2];      /* numbers of states: the one at the newest end, and two free ones */
+    int sum;                   /* which of the two SUM slots belongs to the newest end */
+    int ends[ENDS + 1], count; /* places of the ends, the newest first; number of ends so far */
+    double at[ENDS];           /* u of the ends */
+    double shift, unit;        /* of the logarithm in which the path is a polynomial */
     double step, inner_step, longest;
 };
 
@@ -147,7 +147,7 @@ INLINE real *state_of(const struct evolution *e, int tile, int state, int part)
 
 /* ------------------------------------------------------------------------- products of matrices */
 
-/* One strip of a product, rows x 2 vectors, in registers. */
+/* Adds one strip of a product to out: rows x 2 vectors, whose sums stay in registers. */
 INLINE void strip(int rows, int depth, int width, const real *restrict a, int stride,
                   const real *restrict b, real *restrict out)
 {
@@ -157,7 +157,7 @@ INLINE void strip(int rows, int depth, int width, const real *restrict a, int st
     for (int k = 0; k < depth; k++) {
         const vector *row = (const vector *)(b + (size_t)k * (size_t)width);
         const vector left = row[0], right = row[1];
-        /* The next block of the kernel, on its way from memory while this one is used. */
+        /* Fetches the next block of the kernel from memory while this one is used. */
         __builtin_prefetch(row + TILE * TILE / LANES, 0, 2);
         if (VECTOR_BYTES >= 64)
             __builtin_prefetch(row + 1 + TILE * TILE / LANES, 0, 2);
@@ -175,9 +175,9 @@ INLINE void strip(int rows, int depth, int width, const real *restrict a, int st
     }
 }
 
-/* out [rows][width] += a [rows][depth] b [depth][width]; the rows of a are stride apart.
+/* out [rows][width] += a [rows][depth] b [depth][width]; the rows of a are stride numbers apart.
  *
- * Every number is a sum over k in ascending order, added to out at the end. */
+ * Every number is summed over k in ascending order, and the sum is then added to out. */
 static void add_product(int rows, int depth, int width, const real *a, int stride, const real *b,
                         real *out)
 {
@@ -188,7 +188,7 @@ static void add_product(int rows, int depth, int width, const real *a, int strid
                   out + (size_t)row * (size_t)width + column);
         const real *rest = a + (size_t)row * (size_t)stride;
         real *into = out + (size_t)row * (size_t)width + column;
-        /* Constants here, so that every case keeps its sums in registers. */
+        /* The number of rows is a constant in every case, so that all sums stay in registers. */
 #define REST(n)                                                         \
     case n:                                                             \
         strip(n, depth, width, rest, stride, b + column, into); \
@@ -203,7 +203,7 @@ static void add_product(int rows, int depth, int width, const real *a, int strid
     }
 }
 
-/* out [rows][TILE] = the tile's columns of a K, where a is [rows][TILE] in every tile. */
+/* out [rows][TILE] = those columns of a K that belong to a tile; a is [rows][TILE] in every tile. */
 static void kernel_product(const struct evolution *e, int rows, const real *a, size_t tile_stride,
                            int tile, real *out)
 {
@@ -216,10 +216,11 @@ static void kernel_product(const struct evolution *e, int rows, const real *a, s
 
 /* ------------------------------------------------------------------- softmax and its derivative */
 
-/* e^x for x <= 0, to a few units in the last place.
+/* e^x for x <= 0, with an error of a few units in the last place.
  *
- * x = n log 2 + r with |r| <= log(2) / 2, e^x = 2^n e^r, and e^r is its Taylor polynomial. Below
- * e^-64, which is 0 beside 1, it stays there: subnormal numbers are slow. NaN stays NaN. */
+ * With x = n log 2 + r and |r| <= log(2) / 2, e^x = 2^n e^r, and e^r is computed as its Taylor
+ * polynomial. Below x = -64 the result is e^-64, which changes no sum with 1: smaller results could be
+ * subnormal numbers, which are slow. NaN stays NaN. */
 INLINE real exponential(real x)
 {
     static const real inverse_factorials[] = {
@@ -238,7 +239,8 @@ INLINE real exponential(real x)
         (real)(1.0 / 479001600),
     };
     x = x < -64 ? -64 : x;
-    /* So large a sum has no room for a fraction: it is rounded, and n are its low bits. */
+    /* This sum is so large that it has no bits for a fraction. The addition therefore rounds it to an
+     * integer, and its lowest bits are n. */
     const real rounder = (real)1.5 * (real)((bits)1 << MANTISSA);
     const real shifted = x * (real)1.44269504088896340736 + rounder, n = shifted - rounder;
     const real r = (x - n * LOG2_HIGH) - n * LOG2_LOW;
@@ -276,7 +278,7 @@ static void softmax(int outputs, const real *restrict f, real *restrict p)
             p[c + s] *= total[s];
 }
 
-/* Turn d into (diag(p) - p p^T) d for every sample; both [output][TILE]. */
+/* d = (diag(p) - p p^T) d for every sample; both [output][TILE]. */
 static void turn(int outputs, const real *restrict p, real *restrict d)
 {
     const size_t slot = (size_t)outputs * TILE;
@@ -291,7 +293,8 @@ static void turn(int outputs, const real *restrict p, real *restrict d)
             d[c + s] -= p[c + s] * total[s];
 }
 
-/* sum a b over a tile's slot: over the outputs for each sample, then over the samples in double. */
+/* The sum of a b over a tile's slot: first over the outputs of each sample, then over the samples in
+ * double precision. */
 static double dot(int outputs, const real *a, const real *b)
 {
     const size_t slot = (size_t)outputs * TILE;
@@ -315,7 +318,7 @@ static double norm(size_t count, const real *a)
 
 /* ------------------------------------------------------------------------------ the factor of K */
 
-/* gram = a b^T in double, where a and b are [RANK][TILE] in every tile. */
+/* The lower half of gram = a b^T in double precision, where a and b are [RANK][TILE] in every tile. */
 static void gram_matrix(int tiles, const real *a, const real *b, double gram[RANK][RANK])
 {
     enum { PARTS = 8 };
@@ -333,10 +336,11 @@ static void gram_matrix(int tiles, const real *a, const real *b, double gram[RAN
             }
 }
 
-/* Replace rows [RANK][TILE] in every tile by L^-1 rows, where gram = L L^T.
+/* Replaces rows [RANK][TILE] in every tile by L^-1 rows, where gram = L L^T.
  *
- * The Cholesky factorisation takes the largest pivot first and stops at those below least times the
- * first: rounding may have made them up. Rows beyond become zero. Only gram's lower half is read. */
+ * The Cholesky factorisation takes the largest pivot first. It stops at pivots below least times the
+ * first one, which may be rounding errors only; the remaining rows become zero. Only the lower half
+ * of gram is read. */
 static enum status whiten(int tiles, double gram[RANK][RANK], double least, real *rows)
 {
     int order[RANK], kept = 0;
@@ -362,7 +366,8 @@ static enum status whiten(int tiles, double gram[RANK][RANK], double least, real
         if (!(gram[p][p] > 0 && gram[p][p] > least * first))
             break;
         kept++;
-        /* Column k of L over what is left of gram; L stays in the columns of the pivots. */
+        /* Computes column k of L and subtracts its products from the rest of gram. L replaces the
+         * columns of the pivots. */
         gram[p][p] = sqrt(gram[p][p]);
         for (int i = k + 1; i < RANK; i++)
             gram[order[i]][p] /= gram[p][p];
@@ -389,9 +394,9 @@ static enum status whiten(int tiles, double gram[RANK][RANK], double least, real
     return DONE;
 }
 
-/* Find F with F^T F <= K close to K on its leading eigenvectors, and turn K into K'.
+/* Finds F, so that F^T F <= K is close to K on its leading eigenvectors, and replaces K by K'.
  *
- * With a basis B of a subspace iteration, F^T F = K B^T (B K B^T)^+ B K. */
+ * F^T F = K B^T (B K B^T)^+ B K with the basis B from a subspace iteration. */
 static enum status split_kernel(struct evolution *e)
 {
     const struct scheme *scheme = e->scheme;
@@ -443,7 +448,7 @@ static void combine(const struct evolution *e, int terms, const double *weights,
     }
 }
 
-/* scaled = -c a, [output][RANK]: what F^T takes to outputs. */
+/* -c a, [output][RANK]; its product with F^T is the fast part of the outputs. */
 static const real *scale_fast(const struct evolution *e, const real *a)
 {
     real *restrict scaled = e->image;
@@ -452,10 +457,10 @@ static const real *scale_fast(const struct evolution *e, const real *a)
     return scaled;
 }
 
-/* z^T K z of a state, given it as <z, f(0) - f> / c.
+/* z^T K z of a state, from size = <z, f(0) - f> / c.
  *
- * Where f moves by less than its rounding that is 0 or noise; |a|^2 = z^T F^T F z never exceeds it.
- * NaN stays NaN. */
+ * Where f has changed by less than its rounding error, size is 0 or noise. The result is therefore at
+ * least |a|^2 = z^T F^T F z, which never exceeds z^T K z. NaN stays NaN. */
 static double update_size(const struct evolution *e, int state, double size)
 {
     const double length = norm((size_t)e->outputs * RANK, e->fast[state]);
@@ -476,13 +481,13 @@ static void add_rate(const struct evolution *e, int tile, const real *g, real *o
 
 /* ------------------------------------------------------------------------------- the slow path */
 
-/* w = log((u + shift) / (origin + shift)) / unit, in which f(0) - R is a polynomial. */
+/* w = log((u + shift) / (origin + shift)) / unit. The path, f(0) - R, is a polynomial in w. */
 static double path_time(const struct evolution *e, double u)
 {
     return log1p((u - e->at[0]) / (e->at[0] + e->shift)) / e->unit;
 }
 
-/* The powers of w at u, or (order 1) their derivatives with respect to u. */
+/* The powers of w at u (order 0), or their derivatives with respect to u (order 1). */
 static void path_row(const struct evolution *e, double u, int order, double row[TERMS])
 {
     const double w = path_time(e, u);
@@ -495,7 +500,7 @@ static void path_row(const struct evolution *e, double u, int order, double row[
     }
 }
 
-/* Invert a [count][count] in place by Gauss and Jordan with the largest pivots of each column. */
+/* Inverts a [count][count] in place by Gauss-Jordan elimination with the largest pivot of each column. */
 static void invert(int count, double a[TERMS][TERMS])
 {
     double b[TERMS][TERMS] = {{0}};
@@ -530,7 +535,8 @@ static void invert(int count, double a[TERMS][TERMS])
     memcpy(a, b, sizeof b);
 }
 
-/* Let the path meet R' at the newest end, and R and R' at the older ones. */
+/* Computes the path's coefficients, so that it matches R' at the newest end, and R and R' at the older
+ * ends. R at the newest end is matched because w is 0 there. */
 static void follow(struct evolution *e)
 {
     const int known = 2 * e->count - 1;
@@ -539,7 +545,7 @@ static void follow(struct evolution *e)
     if (e->count > 1)
         e->unit = -path_time(e, e->at[1]);
     for (int i = 0; i < known; i++) {
-        /* Slope, then value and slope of every older end. */
+        /* The slope at the newest end, then value and slope at every older end. */
         path_row(e, e->at[(i + 1) / 2], i % 2 == 0, row);
         memcpy(system[i], row + 1, (TERMS - 1) * sizeof *row);
     }
@@ -555,8 +561,8 @@ static void follow(struct evolution *e)
             real weights[TERMS];
             for (int i = 0; i < known; i++)
                 weights[i] = (real)system[term][i];
-            /* R at the older ends relative to the newest is minus the gains since: their difference
-             * would drown in the rounding of R. */
+            /* R at an older end, relative to R at the newest end, is minus the sum of the gains since
+             * then. A difference of both values of R would be lost in rounding. */
             for (size_t i = 0; i < e->slot; i++)
                 out[i] = -weights[0] * slope[0][i];
             if (e->count > 1)
@@ -569,7 +575,8 @@ static void follow(struct evolution *e)
     }
 }
 
-/* out = the path or its derivative at a row of powers, [output][TILE] of one tile. */
+/* out [output][TILE] = the path in one tile, where row holds powers of w; its derivative, where row
+ * holds their derivatives. */
 static void path_values(const struct evolution *e, int tile, const double row[TERMS],
                         real *restrict out)
 {
@@ -587,7 +594,7 @@ static void path_values(const struct evolution *e, int tile, const double row[TE
 
 /* ----------------------------------------------------------------------------------- step sizes */
 
-/* sqrt(|square / size|), 0 where square is 0. */
+/* sqrt(|square / size|), or 0 if square is 0. */
 static double relative(double square, double size)
 {
     if (square == 0)
@@ -595,7 +602,8 @@ static double relative(double square, double size)
     return fabs(size) > 0 ? sqrt(fabs(square) / fabs(size)) : INFINITY;
 }
 
-/* By how much the next step may be longer than the last, given its error over its bound. */
+/* The factor by which the next step may be longer than the last one, whose error over its bound is
+ * error. */
 static double step_factor(const struct scheme *scheme, double error, double order)
 {
     if (!isfinite(error))
@@ -604,7 +612,8 @@ static double step_factor(const struct scheme *scheme, double error, double orde
     return fmin(scheme->grow, fmax(scheme->shrink, wanted));
 }
 
-/* The step to take: an equal share near the end of the way, which avoids a tiny last step. */
+/* The length of the next step: step, or, if less than two steps are left, an equal share of what is
+ * left. This avoids a tiny last step. */
 static double share(double left, double step)
 {
     if (left >= 2 * step)
@@ -612,7 +621,8 @@ static double share(double left, double step)
     return left > step ? left / ceil(left / step - 1e-9) : left;
 }
 
-/* The next step after an accepted trial, which may have been cut short to meet an end. */
+/* The next step after an accepted trial. The trial may have been shortened to meet an end; then the step
+ * size is at least what it was. */
 static double lengthened(double step, double trial, double factor)
 {
     return trial < step ? fmax(step, trial * factor) : trial * factor;
@@ -623,10 +633,10 @@ static int moves(double step, double u)
     return step > 1e-12 * fmax(1, u);
 }
 
-/* Bound inner steps by the spectral radius of the fast Jacobian c F (diag(p) - p p^T) F^T.
+/* Bounds the inner steps by the spectral radius of the fast part's Jacobian, c F (diag(p) - p p^T) F^T.
  *
- * Power iteration, continued from call to call; the matrix is symmetric, so every iterate bounds the
- * radius from below. */
+ * A power iteration, which continues from call to call, gives the radius. The matrix is symmetric, so
+ * every iterate gives a lower bound of it. */
 static void limit_step(struct evolution *e, int iterations)
 {
     const int outputs = e->outputs;
@@ -637,7 +647,7 @@ static void limit_step(struct evolution *e, int iterations)
         memset(e->image, 0, count * sizeof *e->image);
         for (int tile = 0; tile < e->tiles; tile++) {
             const real *p = state_of(e, tile, e->newest, P), *y = slot_of(e, tile, TARGET);
-            if (iteration < 0) { /* where it starts: F g */
+            if (iteration < 0) { /* the iteration starts from F g */
                 for (size_t i = 0; i < e->slot; i++)
                     turned[i] = p[i] - y[i];
             } else {
@@ -658,16 +668,17 @@ static void limit_step(struct evolution *e, int iterations)
         for (size_t i = 0; i < count; i++)
             e->direction[i] = e->image[i] / length;
     }
-    e->turns = radius > 0; /* 0 / 0 where nothing moves: start anew the next time */
+    e->turns = radius > 0; /* NaN (0 / 0) if nothing changes: the next call starts the iteration anew */
     e->longest = e->turns ? e->scheme->stable / radius : INFINITY;
 }
 
 /* ---------------------------------------------------------------------------------- inner steps */
 
-/* Weights that turn end values of a step into the left sum of g over the integers in [start, end).
+/* The weights by which the values at both ends of a step give the left sum of g over the integers in
+ * [start, end).
  *
- * With the quintic q that has q, q', q'' = z, g, g' at both ends, the sum of q' is
- * w0 (z1 - z0) + w1 g0 + w2 g1 + w3 g0' + w4 g1'. Return whether there is an integer. */
+ * Let q be the polynomial of degree 5 with q, q', q'' = z, g, g' at both ends. The sum of q' is
+ * w0 (z1 - z0) + w1 g0 + w2 g1 + w3 g0' + w4 g1'. Returns whether the step contains an integer. */
 static int left_sum_weights(const struct scheme *scheme, double start, double end,
                             real weights[POWERS])
 {
@@ -701,7 +712,7 @@ static int left_sum_weights(const struct scheme *scheme, double start, double en
     return 1;
 }
 
-/* image = F g with g of a state, [output][RANK]. */
+/* rate [output][RANK] = F g with the g of a state. */
 static void fast_rate(struct evolution *e, int state, real *rate)
 {
     real *g = e->scratch[0];
@@ -714,9 +725,9 @@ static void fast_rate(struct evolution *e, int state, real *rate)
     }
 }
 
-/* BEND of a state: dg/du = (diag(p) - p p^T) (path' - c F^T a'), of one tile.
+/* Computes BEND of a state in one tile: dg/du = (diag(p) - p p^T) (path' - c F^T a').
  *
- * scaled is -c a' with a' = F g, and row holds the powers' derivatives. */
+ * scaled is -c a' with a' = F g, and row holds the derivatives of the powers of w. */
 static void bend(const struct evolution *e, int tile, int state, const double row[TERMS],
                  const real *scaled)
 {
@@ -726,10 +737,10 @@ static void bend(const struct evolution *e, int tile, int state, const double ro
     turn(e->outputs, state_of(e, tile, state, P), slope);
 }
 
-/* The stages of one inner step from state now to state after, over step from u.
+/* Computes the stages of one inner step of length step from state now, at u, to state after.
  *
- * Rates 0 are known; the others are filled in. Return the estimated local error over its bound, with
- * F^T F for K in the norm. */
+ * The rates of stage 0 are known; those of the other stages are computed. Returns the estimated local
+ * error over its bound, with F^T F for K in the norm. */
 static double try_step(struct evolution *e, int now, int after, double u, double step)
 {
     const struct scheme *scheme = e->scheme;
@@ -786,7 +797,7 @@ static double try_step(struct evolution *e, int now, int after, double u, double
     return relative(error * error, size) / e->problem->inner_bound;
 }
 
-/* Add the left sum of g over [u, end) to the sum under way; end values from states now and after. */
+/* Adds the left sum of g over a step from state now to state after to the sum of the step being tried. */
 static void add_left_sum(struct evolution *e, int tile, int now, int after,
                          const real weights[POWERS])
 {
@@ -802,9 +813,9 @@ static void add_left_sum(struct evolution *e, int tile, int now, int after,
     }
 }
 
-/* Integrate along the path from u to end; *now is the state at u and becomes that at end.
+/* Integrates along the path from u to end. *now is the state at u, and then the state at end.
  *
- * States are never written where the newest outer end has its own. */
+ * The state at the newest end of an outer step is never overwritten. */
 static enum status integrate(struct evolution *e, int *now, double u, double end)
 {
     struct problem *problem = e->problem;
@@ -824,7 +835,8 @@ static enum status integrate(struct evolution *e, int *now, double u, double end
             continue;
         }
         e->inner_step = lengthened(e->inner_step, trial, factor);
-        /* Not u + trial, which may round across an integer end and count it twice. */
+        /* Not u + trial: its rounding error could move it past an integer end, which would then be
+         * counted twice. */
         const double reached = trial == left ? end : u + trial;
         real weights[POWERS] = {0};
         const int sums = left_sum_weights(scheme, u, reached, weights);
@@ -847,7 +859,7 @@ static enum status integrate(struct evolution *e, int *now, double u, double end
 
 /* ---------------------------------------------------------------------------------- outer steps */
 
-/* out [sample][output] = a slot, without the padding. */
+/* Copies a slot of one tile into out [sample][output], without the padding. */
 static void unpack(const struct evolution *e, int tile, const real *slot, real *out)
 {
     const int64_t first = (int64_t)tile * TILE, left = e->problem->samples - first;
@@ -856,9 +868,10 @@ static void unpack(const struct evolution *e, int tile, const real *slot, real *
             out[(first + s) * e->outputs + c] = slot[c * TILE + s];
 }
 
-/* R and R' from one product of K' with the gain of z and g, into the spare end.
+/* Computes the gain of R, and R', at the spare end, from one product of K' with the gain of z and g.
  *
- * Not z itself: the rounding errors of its product would be relative to all of z. */
+ * The product takes the gain of z and not z, because rounding errors of a product are relative to its
+ * factors. */
 static void multiply_by_kernel(struct evolution *e, int now)
 {
     for (int tile = 0; tile < e->tiles; tile++) {
@@ -879,10 +892,11 @@ static void multiply_by_kernel(struct evolution *e, int now)
     e->problem->products += 2 * e->outputs;
 }
 
-/* Compare the path with R computed at its end, u = then, and move the state's outputs onto R.
+/* Compares the path with the computed R at u = then, and corrects the outputs of state now by their
+ * difference (MISSED).
  *
- * Return the error of the outer step over its bound. To first order g is off by H missed over the
- * step, with H = diag(p) - p p^T. */
+ * Returns the error of the outer step over its bound. To first order g has an error of H MISSED, with
+ * H = diag(p) - p p^T. */
 static double correct(struct evolution *e, int now, double then)
 {
     double value[TERMS], slope[TERMS], square = 0, size = 0;
@@ -913,9 +927,10 @@ static double correct(struct evolution *e, int now, double then)
     return relative(square, size) / e->problem->outer_bound;
 }
 
-/* Subtract from outputs [sample][output] at u what the path to then had missed on the way.
+/* Subtracts the path's error at u from out, the outputs [sample][output] at a tau inside the step.
  *
- * A cubic in w: 0 with its slope at the origin, missed and drift at the end. */
+ * The error is taken to be a cubic polynomial in w: it and its slope are 0 at the origin, and MISSED and
+ * DRIFT at the end of the step, u = then. */
 static void correct_mark(const struct evolution *e, double u, double then, real *out)
 {
     const double whole = path_time(e, then), part = path_time(e, u) / whole;
@@ -932,7 +947,7 @@ static void correct_mark(const struct evolution *e, double u, double then, real 
     }
 }
 
-/* Make the spare end, at u, the newest. */
+/* Makes the spare end, at u, the newest one. */
 static void add_end(struct evolution *e, double u)
 {
     const int place = e->ends[ENDS];
@@ -946,7 +961,7 @@ static void add_end(struct evolution *e, double u)
         e->count++;
 }
 
-/* Make the state at u = then the newest end. */
+/* Accepts an outer step: the state at u = then becomes the one at the newest end. */
 static void accept(struct evolution *e, int now, double then)
 {
     add_end(e, then);
@@ -965,9 +980,11 @@ static void accept(struct evolution *e, int now, double then)
     follow(e);
 }
 
-/* Take the outer step to u = then if its error is in bounds; *error is the error over the bound.
+/* Tries the outer step to u = then, and accepts it if its error is in bounds; *error becomes the error
+ * over its bound.
  *
- * Results at taus on the way are written at once; a step that is rejected will come by again. */
+ * Results at taus inside the step are written before that. If the step is rejected, a later step writes
+ * them again. */
 static enum status attempt(struct evolution *e, double then, double *error)
 {
     struct problem *problem = e->problem;
@@ -1008,7 +1025,7 @@ static enum status attempt(struct evolution *e, double then, double *error)
     return DONE;
 }
 
-/* Cut the kernel, the outputs and the targets into tiles. Padding sees and moves nothing. */
+/* Cuts the kernel, the outputs and the targets into tiles. The padding is zero. */
 static void pack(struct evolution *e)
 {
     const struct problem *problem = e->problem;
@@ -1040,14 +1057,15 @@ static void pack(struct evolution *e)
     }
 }
 
-/* ------------------------------------------------------------------------------- what is called */
+/* -------------------------------------------------------------------- functions that Python calls */
 
 static int tiles_of(int64_t samples)
 {
     return (int)((samples + TILE - 1) / TILE);
 }
 
-/* Set the sizes and lay the arrays out from base on, which may be NULL; return their numbers. */
+/* Sets the sizes and places all arrays one after another from base on, which may be NULL. Returns the
+ * number of numbers they need. */
 static size_t arrange(struct evolution *e, int64_t samples, int64_t outputs, real *base)
 {
     e->outputs = (int)outputs;
@@ -1082,7 +1100,7 @@ static size_t arrange(struct evolution *e, int64_t samples, int64_t outputs, rea
     return used;
 }
 
-/* Start at u = 0 with z = 0, S = 0 and R = 0. */
+/* Prepares the state at u = 0, where z = 0, S = 0 and R = 0. */
 static enum status begin(struct evolution *e)
 {
     pack(e);
@@ -1112,20 +1130,20 @@ static enum status begin(struct evolution *e)
     return DONE;
 }
 
-/* Numbers of a workspace, in units of the type. */
+/* The size of a workspace, in numbers of the build's type. */
 int64_t evolve_workspace(int64_t samples, int64_t outputs)
 {
     struct evolution e;
     return (int64_t)arrange(&e, samples, outputs, NULL);
 }
 
-/* Bytes of the structures, to see that the caller means the same ones. */
+/* The sizes of both structures, by which the caller checks that it has the same ones. */
 int64_t evolve_layout(void)
 {
     return (int64_t)(sizeof(struct scheme) * 1000 + sizeof(struct problem));
 }
 
-/* Whether the processor has the instructions of level 2, 3 or 4 of x86-64. */
+/* Whether the processor has the instructions of a level of x86-64: 2, 3 or 4. */
 int evolve_runs(int level)
 {
 #if defined(__x86_64__)
@@ -1143,7 +1161,7 @@ int evolve_runs(int level)
 #endif
 }
 
-/* Evolve one client; a status. All memory is the caller's. */
+/* Evolves one client and returns a status. All memory belongs to the caller. */
 int evolve_client(const struct scheme *scheme, struct problem *problem)
 {
     struct evolution e = {.scheme = scheme, .problem = problem, .scale = (real)problem->scale};

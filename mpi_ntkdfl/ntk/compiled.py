@@ -1,7 +1,7 @@
-"""The evolution compiled for the processor: finds the builds of `_evolve.c` and calls them.
+"""The compiled evolution: finds the builds of `_evolve.c` and calls them.
 
-`setup.py` makes one build per type of number and instruction set, where there is a compiler. Nothing is
-compiled later. A build is loaded at its first use and compared with the tensor version once.
+`setup.py` makes one build per type of number and instruction set if there is a C compiler. Nothing is
+compiled later. A build is loaded when it is first used, and then compared once with the tensor version.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mpi_ntkdfl.ntk import scheme
 from mpi_ntkdfl.ntk.evolve_batch import evolve_batch
 
 FOLDER = Path(__file__).parent
-"""Where the builds lie."""
+"""The folder of the builds."""
 
 LEVELS = (4, 3, 2)
-"""Levels of x86-64 that there may be builds for, the widest first."""
+"""The levels of x86-64 for which there may be builds, the one with the widest vectors first."""
 
 _DONE, _NOT_FINITE, _COLLAPSED, _TOO_MANY = range(4)
 _STAGES, _ENDS, _POWERS = len(scheme.STAGES), scheme.ENDS, len(scheme.LEFT_SUM)
@@ -60,7 +60,7 @@ class _Problem(ctypes.Structure):
 
 @cache
 def _scheme() -> _Scheme:
-    """The numbers of `scheme`, for C."""
+    """The constants of `scheme` as a structure of C."""
     rows = tuple((ctypes.c_double * _STAGES)(*row) for row in scheme.STAGES)
     return _Scheme(
         mean_over_end=scheme.MEAN_OVER_END,
@@ -87,18 +87,18 @@ def _scheme() -> _Scheme:
 
 @dataclass(frozen=True)
 class Build:
-    """One build that runs here.
+    """One build that this processor can run.
 
     Attributes:
-        level: the instructions it uses, as "x86-64-v3" or "generic".
-        library: what was loaded.
+        level: the instructions that it uses, such as "x86-64-v3" or "generic".
+        library: the loaded library.
     """
 
     level: str
     library: ctypes.CDLL
 
     def workspace(self, samples: int, outputs: int) -> int:
-        """Numbers of memory that the evolution of a client takes beside its arguments."""
+        """Size of the workspace for one client, in numbers of the build's type."""
         return int(self.library.evolve_workspace(samples, outputs))
 
     def evolve(
@@ -113,7 +113,7 @@ class Build:
         """Evolves one client's outputs under the cross-entropy loss; arguments as in `evolve.evolve`.
 
         Returns:
-            S(tau) and f(tau * lr), `[tau, sample, output]`; kernel products spent.
+            S(tau) and f(tau * lr), `[tau, sample, output]` each; the number of kernel products computed.
 
         Raises:
             ArithmeticError: as in `evolve.evolve`.
@@ -149,11 +149,11 @@ class Build:
 
 
 def builds(dtype: torch.dtype) -> list[Build]:
-    """All builds for a type of number that run on this processor, the widest first."""
+    """All builds for a type of number that run on this processor, those with the widest vectors first."""
     if platform.machine() not in ("x86_64", "AMD64"):
         library = _load(dtype, "generic")
         return [Build("generic", library)] if library else []
-    # The narrowest tells what the processor has.
+    # Every processor can run the narrowest build, which says what else the processor can run.
     least = _load(dtype, f"v{LEVELS[-1]}")
     able = [level for level in LEVELS if least and least.evolve_runs(level)]
     loaded = ((f"x86-64-v{level}", _load(dtype, f"v{level}")) for level in able)
@@ -161,7 +161,7 @@ def builds(dtype: torch.dtype) -> list[Build]:
 
 
 def _load(dtype: torch.dtype, level: str) -> ctypes.CDLL | None:
-    """The library of that name, or None if there is none or it is another version's."""
+    """The library of that type and level, or None if there is none or it belongs to another version."""
     path = FOLDER / f"_evolve_{str(dtype).removeprefix('torch.')}_{level}.so"
     try:
         library = ctypes.CDLL(str(path))
@@ -177,9 +177,9 @@ def _load(dtype: torch.dtype, level: str) -> ctypes.CDLL | None:
 
 @cache
 def find(dtype: torch.dtype) -> Build | str:
-    """The build to use for a type of number, or why there is none.
+    """The build to use for a type of number, or the reason why there is none.
 
-    The first call compares it with the tensor version on a small problem (some 30 ms).
+    The first call compares the build with the tensor version on a small problem, which takes about 30 ms.
     """
     if not any(FOLDER.glob("_evolve_*.so")):
         return "it was not built: there was no C compiler when mpi_ntkdfl was installed"
@@ -196,11 +196,11 @@ def find(dtype: torch.dtype) -> Build | str:
 
 
 _CHECKED = 1e-4
-"""Tolerance at which the small problem is evolved."""
+"""Tolerance of the small problem's evolution."""
 
 
 def _deviation(build: Build, dtype: torch.dtype) -> float:
-    """Relative difference of left sums from those of the tensor version."""
+    """Relative difference between the left sums of a build and those of the tensor version."""
     samples, classes = 70, 3
     rows = scheme.start(samples, torch.empty(0, dtype=dtype))
     kernel, outputs = samples * (rows.T @ rows), rows[:classes].T.contiguous()

@@ -1,48 +1,52 @@
 """Evolution of one client's network outputs under its neural tangent kernel.
 
-Notation.  Public arrays are [sample, output] (N samples, C outputs) and the kernel is
-[sample, sample]; the integration works on [output, sample].  Time ``u`` is counted in gradient
+Notation.  Public arrays are [sample, output], with N samples and C outputs, and the kernel is
+[sample, sample].  The integration works on [output, sample].  Time ``u`` is counted in gradient
 steps: ``tau`` steps of rate ``lr`` reach ``t = tau * lr``.  With outputs ``f``, one-hot targets
-``Y``, c = lr / N and the residual ``g``,
+``Y``, c = lr / N and the residual ``g``, the outputs follow
 
-    df/du = -c K g(f),    g(f) = softmax(f) - Y   or   f - Y,
+    df/du = -c K g(f),    g(f) = softmax(f) - Y   or   f - Y.
 
-and the weight update after ``tau`` steps is linear in the left sum (Thompson, Yue, Wong, Dai,
-"NTK-DFL: Enhancing Decentralized Federated Learning in Heterogeneous Settings via Neural
-Tangent Kernel", ICML 2025)
+The weight update after ``tau`` steps is linear in the left sum
 
-    S(tau) = sum_{u=0}^{tau-1} g(f(u)).
+    S(tau) = sum_{u=0}^{tau-1} g(f(u))
+
+(Thompson, Yue, Wong, Dai, "NTK-DFL: Enhancing Decentralized Federated Learning in Heterogeneous
+Settings via Neural Tangent Kernel", ICML 2025).
 
 The squared loss has a closed form in the eigenbasis of K.
 
 Cross-entropy.  With the integral ``z(u) = int_0^u g`` the outputs are ``f = f(0) - c K z``.
-A few directions carry most of K: a Nystroem factor F [rank, sample] (Halko, Martinsson, Tropp,
-SIAM Review 53, 2011) splits ``K = F^T F + K'`` with K' positive semidefinite and small, hence
+Most of K lies in a few directions.  A Nystroem factor F [rank, sample] (Halko, Martinsson, Tropp,
+SIAM Review 53, 2011) splits ``K = F^T F + K'``, where K' is positive semidefinite and small, so
 
-    f = f(0) - c F^T a - R,    a = F z  (fast, rank numbers an output),    R = c K' z  (slow).
+    f = f(0) - c F^T a - R,    a = F z  (fast: rank numbers per output),    R = c K' z  (slow).
 
-* Outer steps.  R and R' = c K' g are computed at the ends of the outer steps, by one product of
-  K' with [z, g], and extrapolated over the next step by the polynomial in log(u + shift) that
-  matches both at the last three ends: residuals decay on ever longer scales, on which a
-  polynomial in u reaches half as far.  The difference from the R computed afterwards controls
-  the step.
-* Inner steps.  Along that path, a and z are integrated by an explicit Runge-Kutta pair that
-  touches F and not K.  The fast directions soon follow the slow ones and the steps are bound by
-  stability, so the pair, of order 4 in six stages, is stable to -9.7 on the negative axis, three
-  times as far as that of Dormand and Prince.
-* Left sums.  On every inner step the quintic that matches z, z' = g and z'' at both ends is
-  differentiated and summed over the integers inside the step; on long steps this is the
+* Outer steps.  At the end of each outer step one product of K' with [z, g] gives R and its
+  derivative R' = c K' g.  Over the next outer step R is extrapolated: a polynomial in
+  log(u + shift) takes its values and slopes from the last three ends.  The logarithm is used
+  because residuals decay on longer and longer time scales; a polynomial in u could extrapolate
+  only half as far.  The difference between the extrapolated R and the R that is computed
+  afterwards controls the step size.
+* Inner steps.  Along the extrapolated R, an explicit Runge-Kutta pair integrates a and z.  It uses
+  F only, and never K.  The fast directions soon follow the slow ones; from then on stability
+  limits the step size.  The pair has order 4, six stages and is stable to -9.7 on the negative
+  axis, three times as far as the pair of Dormand and Prince.
+* Left sums.  On every inner step a polynomial of degree 5 takes z, z' = g and z'' from both ends.
+  Its derivative is summed over the integers inside the step.  On long steps this is the
   Euler-Maclaurin formula.
 
-Any F gives the right answer, as K' enters by its exact products; F decides the cost alone.
+The result is right for every F, because the products with K' are exact.  F only decides how many
+products and steps are needed.
 
-Error measure.  An error ``e`` of S moves the update by ``J^T e``, of squared norm ``e^T K e``;
-for S itself this is ``<z, f(0) - f> / c``, which costs no product, and at least ``|a|^2``.  In this
-norm the flow is contractive, so the errors of the steps at most add up.
+Error measure.  An error ``e`` of S changes the update by ``J^T e``, whose squared norm is
+``e^T K e``.  The squared norm for S itself is ``<z, f(0) - f> / c``, which costs no product with K,
+and is at least ``|a|^2``.  The flow is contractive in this norm, so the error of the result is at most
+the sum of the steps' errors.
 
-The scheme is implemented twice, with the numbers of `scheme`: for one client on a CPU in C (`compiled`),
-and for many clients in tensors on any device (`evolve_batch`), which also serves where there was no
-compiler.
+The scheme is implemented twice, and both implementations read their numbers from `scheme`:
+`compiled` is C for one client on a CPU, and `evolve_batch` is tensors for many clients on any device.
+The tensors also serve where there was no compiler at installation.
 """
 
 from __future__ import annotations
@@ -75,8 +79,8 @@ class Evolution:
         taus: numbers of steps, ascending.
         residual_sums: S(tau) [tau, sample, output].
         outputs: f(tau * lr) [tau, sample, output].
-        products: kernel products spent, counted in columns of the other factor over C; 0 for
-            the squared loss, which takes an eigendecomposition instead.
+        products: number of products of K with an array of C columns that were computed; 0 for the
+            squared loss, which is solved by an eigendecomposition instead.
     """
 
     taus: tuple[int, ...]
@@ -96,7 +100,7 @@ def evolve(
     overwrite: bool = False,
     implementation: Implementation = "tensor",
 ) -> Evolution:
-    """Evolve the outputs and sum the residuals over the first tau steps.
+    """Evolves the outputs and sums the residuals over the first tau steps.
 
     Args:
         kernel: K [sample, sample], symmetric positive semidefinite, float32 or float64.
@@ -105,20 +109,20 @@ def evolve(
         lr: learning rate, positive.
         taus: numbers of steps, positive and ascending.
         loss: "cross-entropy" or "squared".
-        tolerance: bound aimed at for the error of the update relative to the update,
-            ``sqrt(e^T K e / S^T K S)`` with e the error of S.  Rounding sets a floor of a few
-            1e-6 in float32 and 1e-13 in float64.  The squared loss is exact to rounding.
-        overwrite: whether the kernel's memory may be used, which spares the tensor version another of
-            its size.
-        implementation: "compiled", for tensors on a CPU where `compiled.find` finds a build, or "tensor".
+        tolerance: intended bound of the update's relative error, ``sqrt(e^T K e / S^T K S)``, where e
+            is the error of S.  Rounding errors are a few 1e-6 in float32 and 1e-13 in float64, so a
+            smaller tolerance gains nothing.  The squared loss is exact to rounding.
+        overwrite: whether the kernel may be overwritten.  The tensor version then needs no copy of it.
+        implementation: "tensor", or "compiled", which needs arrays on a CPU and a build that
+            `compiled.find` returns.
 
     Returns:
         The evolution, in the type and on the device of the inputs.
 
     Raises:
-        ValueError: on a shape, type, loss or number that does not fit, or if there is no build.
-        ArithmeticError: if a value turns non-finite, the step size collapses, or there is no end after
-            `scheme.MOST_TRIALS` inner steps.
+        ValueError: if a shape, type, loss or number does not fit, or if there is no build.
+        ArithmeticError: if a value becomes non-finite, if the step size becomes too small to advance u,
+            or if `scheme.MOST_TRIALS` inner steps were not enough.
     """
     marks = _check_numbers(lr, taus, tolerance)
     _check_arrays(kernel, outputs, targets)
@@ -145,12 +149,12 @@ def choose(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple[Imple
     """Decides for this process which version evolves, and says why.
 
     Args:
-        wanted: `compute.evolution`: auto, compiled or tensor.
-        device: where the run computes.
-        dtype: in which type of number.
+        wanted: the setting `compute.evolution`: auto, compiled or tensor.
+        device: the device of the run.
+        dtype: the type of the run's numbers.
 
     Raises:
-        InputError: if `compiled` is wanted and does not serve here.
+        InputError: if `compiled` is wanted and cannot be used here.
     """
     if wanted == "tensor":
         return "tensor", "compute.evolution is tensor"
@@ -166,10 +170,10 @@ def choose(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple[Imple
 
 
 def _check_arrays(kernel: torch.Tensor, outputs: torch.Tensor, targets: torch.Tensor) -> None:
-    """Check shapes, types, devices and values.
+    """Checks shapes, types, devices and values.
 
     Raises:
-        ValueError: naming what was expected and what was given.
+        ValueError: if one does not fit; the message names what was expected and what was given.
         ArithmeticError: if a value is not finite.
     """
     if outputs.ndim != 2 or outputs.shape[0] < 1 or outputs.shape[1] < 2:
@@ -187,16 +191,17 @@ def _check_arrays(kernel: torch.Tensor, outputs: torch.Tensor, targets: torch.Te
             raise ValueError(f"expected {name} {shape}, got {tuple(array.shape)}")
         if (array.dtype, array.device) != (outputs.dtype, outputs.device):
             raise ValueError(f"expected {name} {wanted}, got {array.dtype} on {array.device}")
-        # Both extremes are NaN if any value is; one pass, no temporary of the kernel's size.
+        # The minimum and maximum are NaN if any value is. They are found in one pass and without a
+        # second array of the kernel's size.
         if not torch.stack(torch.aminmax(array)).isfinite().all():
             raise ArithmeticError(f"{name} holds a value that is not finite")
 
 
 def _check_numbers(lr: float, taus: Sequence[int], tolerance: float) -> tuple[int, ...]:
-    """Return taus as a tuple.
+    """Checks the numbers, and returns `taus` as a tuple.
 
     Raises:
-        ValueError: naming what was expected and what was given.
+        ValueError: if one does not fit; the message names what was expected and what was given.
     """
     for name, value in (("lr", lr), ("tolerance", tolerance)):
         if not (value > 0 and math.isfinite(value)):
@@ -220,8 +225,8 @@ def _evolve_squared(
     ``f(tau) = Y + Q diag(e^{-a tau}) Q^T (f0 - Y)`` and
     ``S(tau) = Q diag((1 - e^{-a tau}) / (1 - e^{-a})) Q^T (f0 - Y)``.
 
-    In float64 throughout: an eigenvalue found in float32 is off by 1e-7 of the largest one,
-    and small eigenvalues enter S multiplied by tau^2.
+    All of it is computed in float64. In float32 every eigenvalue would have an error of 1e-7 times
+    the largest one, and errors of small eigenvalues enter S multiplied by tau^2.
     """
     values, vectors = torch.linalg.eigh(kernel.double())
     rate = values.clamp(min=0.0) * (lr / kernel.shape[0])

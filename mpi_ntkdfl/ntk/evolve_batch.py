@@ -1,9 +1,10 @@
-"""Evolution of many clients at once, for devices that one client cannot fill.
+"""Evolution of many clients at once, for devices that one client does not keep busy.
 
 `evolve` explains the scheme. Every client has its own u, step sizes and errors, as tensors on the device.
 All clients take their inner steps together until each has reached the end of its outer step. A client
-that has arrived, or whose step is rejected, keeps its state. The host reads one flag per step.
-Arrays are [client, output, sample], padded by samples that the kernel does not see, with residual zero.
+that has reached its end, or whose step is rejected, keeps its state. The host reads one flag per step.
+Arrays are [client, output, sample]. Clients with fewer samples are padded: rows and columns of the kernel
+are zero in the padding, and so are the residuals.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from dataclasses import dataclass
 import torch
 
 from mpi_ntkdfl.ntk import scheme
+from mpi_ntkdfl.ntk.factors import nystroem_factors
 from mpi_ntkdfl.ntk.left_sums import LeftSums
 from mpi_ntkdfl.ntk.path import Constants, Ends, Path
+from mpi_ntkdfl.ntk.step_sizes import adapted, relative, share
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,11 @@ class BatchEvolution:
     """Residual sums and outputs at the requested numbers of steps. See `evolve.Evolution`.
 
     Attributes:
-        residual_sums: S(tau) `[client, tau, sample, output]`; padding is zero.
-        outputs: f(tau * lr), likewise; padding is not meaningful.
-        failures: why a client's evolution failed, `[client]`, or an empty text; the entries of those that
-            failed mean nothing.
-        products: kernel products spent on every client, counted as there.
+        residual_sums: S(tau) `[client, tau, sample, output]`, zero in the padding.
+        outputs: f(tau * lr) `[client, tau, sample, output]`, without meaning in the padding.
+        failures: one text per client: why its evolution failed, or an empty text. Sums and outputs of
+            clients that failed have no meaning.
+        products: kernel products computed for every client, counted as in `evolve.Evolution`.
     """
 
     residual_sums: torch.Tensor
@@ -51,11 +54,11 @@ def evolve_batch(
     Args:
         kernels: K `[client, sample, sample]`, zero where either sample is padding. Overwritten.
         outputs: f(0) `[client, sample, output]`, zero in the padding.
-        targets: one-hot Y, likewise.
-        sizes: samples of each client, its first ones.
+        targets: one-hot Y `[client, sample, output]`, zero in the padding.
+        sizes: number of samples of each client; the padding comes after them.
         lr: learning rate, positive.
         taus: numbers of steps, positive and ascending.
-        tolerance: as in `evolve`.
+        tolerance: as in `evolve.evolve`.
 
     Raises:
         ValueError: if the shapes do not fit.
@@ -68,33 +71,12 @@ def evolve_batch(
         )
     size = torch.tensor(sizes, device=outputs.device)
     real = torch.arange(samples, device=outputs.device) < size[:, None]
-    # The softmax of zero outputs, so that the residual is zero.
+    # The outputs of padding are zero and their softmax is 1 / C. With the same targets the residual is 0.
     filled = torch.where(real[:, :, None], targets, 1.0 / classes)
     scale = (lr / size.double()).to(outputs)[:, None, None]
     return _Lockstep(
         kernels, outputs.mT.contiguous(), filled.mT.contiguous(), scale, tolerance
     ).run(taus)
-
-
-def _nystroem_factors(kernels: torch.Tensor) -> torch.Tensor:
-    """A factor F `[client, rank, sample]` of each kernel; see `evolve`. Missing ranks are zero."""
-    image = scheme.start(kernels.shape[1], kernels).expand(kernels.shape[0], -1, -1) @ kernels
-    for _ in range(scheme.PASSES):
-        wide = image.double()
-        basis = _whitened(wide @ wide.mT, image, scheme.LEAST_IN_BASIS)
-        image = basis @ kernels
-    return _whitened(image @ basis.mT, image, scheme.LEAST_IN_FACTOR)
-
-
-def _whitened(gram: torch.Tensor, rows: torch.Tensor, least: float) -> torch.Tensor:
-    """`gram^(-1/2) rows` on the eigenvectors above `least` times the largest eigenvalue, else zero."""
-    gram = gram.double()
-    sound = gram.isfinite().all(dim=2).all(dim=1)[:, None, None]
-    values, vectors = torch.linalg.eigh(torch.where(sound, (gram + gram.mT) / 2, 0.0))
-    keep = (values > least * values[:, -1:]) & (values > 0)
-    weights = torch.where(keep, values.clamp(min=1e-300).rsqrt(), 0.0)[:, :, None] * vectors.mT
-    whitened: torch.Tensor = weights.to(rows) @ rows
-    return whitened
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -108,36 +90,17 @@ def _jacobian(probability: torch.Tensor, direction: torch.Tensor) -> torch.Tenso
     return weighted - probability * weighted.sum(1, keepdim=True)
 
 
-def _relative(square: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
-    """sqrt(|square / size|) `[client]`, 0 where square is 0."""
-    return torch.where(square == 0, 0.0, (square / size).abs_().sqrt_())
-
-
-def _factor(error: torch.Tensor, order: torch.Tensor | float) -> torch.Tensor:
-    """By how much the next steps may be larger, given the errors `[client]`."""
-    free = scheme.SAFETY * error.clamp(min=1e-10) ** (-1.0 / order)
-    return torch.where(error.isfinite(), free.clamp(scheme.SHRINK, scheme.GROW), scheme.SHRINK)
-
-
-def _share(left: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    """Steps to take: equal shares near the end of the way."""
-    ratio = left / step
-    equal = left / (ratio - 1e-9).ceil_().clamp_(min=1)
-    return torch.where(ratio >= 2, step, equal)
-
-
-def _adapted(
-    step: torch.Tensor, trial: torch.Tensor, error: torch.Tensor, order: torch.Tensor | float
-) -> torch.Tensor:
-    """Step sizes `[client]` after trials with these errors, relative to their bounds."""
-    wanted = trial * _factor(error, order)
-    cut_short = (error <= 1) & (trial < step)
-    return torch.where(cut_short, torch.maximum(step, wanted), wanted)
-
-
 @dataclass
 class _State:
-    """z, a = F z, f, softmax(f) and the left sums; `a` is `[client, output, rank]`."""
+    """The state of all clients at their u; arrays are `[client, output, sample]`.
+
+    Attributes:
+        integral: z.
+        fast: a = F z, `[client, output, rank]`.
+        outputs: f.
+        probability: softmax(f).
+        sums: the left sums of g up to u.
+    """
 
     integral: torch.Tensor
     fast: torch.Tensor
@@ -146,7 +109,7 @@ class _State:
     sums: torch.Tensor
 
     def where(self, mask: torch.Tensor, other: _State) -> _State:
-        """Its own clients where the mask `[client]` is true, the other's elsewhere."""
+        """This state for clients whose entry of `mask` `[client]` is true, and `other` for the rest."""
         mine, others = vars(self), vars(other)
         return _State(**{k: torch.where(mask[:, None, None], mine[k], others[k]) for k in mine})
 
@@ -162,18 +125,18 @@ class _Lockstep:
         scale: torch.Tensor,
         tolerance: float,
     ) -> None:
-        """Splits the kernels and starts everybody at u = 0.
+        """Splits the kernels; all clients start at u = 0.
 
         Args:
             kernels: K `[client, sample, sample]`, overwritten by K'.
             initial: f(0) `[client, output, sample]`.
-            targets: Y, likewise.
+            targets: Y `[client, output, sample]`.
             scale: c = lr / N, `[client, 1, 1]`.
-            tolerance: of the update.
+            tolerance: bound of the update's relative error.
         """
         self.initial, self.targets, self.scale = initial, targets, scale
         self.inner_bound, self.outer_bound = scheme.bounds(tolerance, initial.dtype)
-        self.factor = _nystroem_factors(kernels)
+        self.factor = nystroem_factors(kernels)
         self.columns = (scheme.PASSES + 1) * self.factor.shape[1]
         self.transposed = self.factor.mT.contiguous()
         self.scaled = scale * self.factor
@@ -185,7 +148,7 @@ class _Lockstep:
         stages, device = len(scheme.STAGES) + 1, initial.device
         self.residuals = zero.new_empty(stages, *zero.shape)
         self.rates = zero.new_empty(stages, *fast.shape)
-        # Numbers go to the device once: each transfer would wait for all that is under way.
+        # Constants go to the device once, because every transfer waits until the device has finished.
         self.rows = [zero.new_tensor(row) for row in scheme.STAGES]
         self.error_row = zero.new_tensor(scheme.ERROR)
         fractions = [math.fsum(row) for row in scheme.STAGES]
@@ -201,7 +164,7 @@ class _Lockstep:
         self.shift = scheme.SHIFT * self.longest.clamp(max=scheme.LONGEST_SHIFT)
 
     def run(self, taus: Sequence[int]) -> BatchEvolution:
-        """Integrates everybody to the last tau."""
+        """Integrates all clients to the last tau."""
         self.taus = torch.tensor(taus, dtype=torch.float64, device=self.now.device)
         empty = self.initial.new_zeros(len(self.initial), len(taus), *self.initial.shape[1:])
         self.sums_at, self.at = empty, empty.clone()
@@ -211,20 +174,19 @@ class _Lockstep:
             if not bool(live.any()):
                 break
             left = end - self.now
-            trial = torch.where(live, _share(left, self.step), 0.0)
+            trial = torch.where(live, share(left, self.step), 0.0)
             then = torch.where(trial == left, end, self.now + trial)
             order = self.orders[self.ends.count - 1]
             error = self._attempt(then, live)
-            adapted = _adapted(self.step, trial, error, order)
-            self.step = torch.where(live, adapted, self.step)
+            self.step = torch.where(live, adapted(self.step, trial, error, order), self.step)
             self._require_progress(live & ~(error <= 1), self.step, self.now)
             self._limit_step(1)
-        sums, outputs = (found.mT.contiguous() for found in (self.sums_at, self.at))
+        sums, outputs = self.sums_at.mT.contiguous(), self.at.mT.contiguous()
         products = -(-self.columns // self.initial.shape[1])
         return BatchEvolution(sums, outputs, self._failures(sums, outputs), products)
 
     def _failures(self, sums: torch.Tensor, outputs: torch.Tensor) -> list[str]:
-        """Why each client failed, or an empty text."""
+        """One text per client: why its evolution failed, or an empty text."""
         finite = (sums.isfinite() & outputs.isfinite()).flatten(1).all(1)
         numbers = zip(
             *(x.tolist() for x in (self.failed, finite, self.trials, self.now)), strict=True
@@ -241,11 +203,14 @@ class _Lockstep:
     def _require_progress(
         self, rejected: torch.Tensor, step: torch.Tensor, now: torch.Tensor
     ) -> None:
-        """Gives up clients whose step no longer moves u."""
+        """Gives up rejected clients whose next step would be too short to change u."""
         self.failed |= rejected & ~(step > 1e-12 * now.clamp(min=1.0))
 
     def _limit_step(self, iterations: int) -> None:
-        """Bounds inner steps by the spectral radius of the fast Jacobian; see `evolve`."""
+        """Bounds the inner steps by the spectral radius of the fast part's Jacobian; see `evolve`.
+
+        The radius comes from a power iteration that continues from call to call.
+        """
         state, direction = self.state, self.direction
         for _ in range(iterations):
             turned = _jacobian(state.probability, direction @ self.factor)
@@ -260,7 +225,7 @@ class _Lockstep:
         self.longest = torch.where(moves, scheme.STABLE / value, math.inf)
 
     def _slow_parts(self, gain: torch.Tensor, state: _State) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both c K' gain and c K' g `[client, output, sample]`, from one kernel product."""
+        """From one kernel product: c K' `gain` and c K' g, `[client, output, sample]` each."""
         both = torch.cat([gain, state.probability - self.targets], dim=1)
         self.columns += both.shape[1]
         first, second = (self.scale * (both @ self.rest)).chunk(2, dim=1)
@@ -269,7 +234,11 @@ class _Lockstep:
     # ------------------------------------------------------------------------------- outer steps
 
     def _attempt(self, then: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
-        """Takes the outer steps to `then` whose errors are in bounds; the errors `[client]`."""
+        """Tries the outer steps to `then` `[client]` and keeps those whose error is at most 1.
+
+        Returns:
+            The errors relative to their bound, `[client]`.
+        """
         path = Path(self.ends, self.initial, self.shift, self.path_constants)
         state, passed = self._inner_steps(path, then)
         gain, slope = self._slow_parts(state.integral - self.state.integral, state)
@@ -280,7 +249,7 @@ class _Lockstep:
         outputs = state.outputs - missed
         size = self._size(state, outputs) * self.scale[:, 0, 0]
         square = scheme.MEAN_OVER_END * (then - self.now) * _dot(turned, missed)
-        error = _relative(square, size) / self.outer_bound
+        error = relative(square, size) / self.outer_bound
         accepted = live & ~self.failed & (error <= 1)
         self._collect(path, passed, accepted, then, missed, drift)
         state.outputs, state.probability = outputs, torch.softmax(outputs, 1)
@@ -298,7 +267,10 @@ class _Lockstep:
         missed: torch.Tensor,
         drift: torch.Tensor,
     ) -> None:
-        """Keeps sums and outputs at the taus in accepted steps, less what the path had missed."""
+        """Keeps sums and outputs at those taus that lie in accepted steps.
+
+        The outputs are corrected by the error of the extrapolated path, which is known at the step's end.
+        """
         sums, outputs = passed
         taus = self.taus.expand(len(then), -1)
         inside = accepted[:, None] & (self.now[:, None] < taus) & (taus <= then[:, None])
@@ -315,7 +287,11 @@ class _Lockstep:
     def _inner_steps(
         self, path: Path, then: torch.Tensor
     ) -> tuple[_State, tuple[torch.Tensor, torch.Tensor]]:
-        """Integrates along the path to `then`; also sums and outputs at the taus on the way."""
+        """Integrates along the path to `then`.
+
+        Returns:
+            The state at `then`; the left sums and the outputs at the taus passed on the way.
+        """
         state, now = self.state, self.now
         sums_at, at = self.sums_at, self.at
         g, rate = self.residuals, self.rates
@@ -330,12 +306,12 @@ class _Lockstep:
             stop = torch.minimum(ahead, then)
             left = stop - now
             wanted = torch.minimum(self.inner_step, self.longest)
-            trial = torch.where(active, _share(left, wanted), 0.0)
+            trial = torch.where(active, share(left, wanted), 0.0)
             after, slow = self._stages(state, path, now, trial)
             error = self._error(after, trial)
             accepted = active & (error <= 1)
-            adapted = _adapted(self.inner_step, trial, error, scheme.INNER_ORDER)
-            self.inner_step = torch.where(active, adapted, self.inner_step)
+            inner_step = adapted(self.inner_step, trial, error, scheme.INNER_ORDER)
+            self.inner_step = torch.where(active, inner_step, self.inner_step)
             self._require_progress(active & ~accepted, self.inner_step, now)
             self.trials += active
             self.failed |= active & (self.trials > scheme.MOST_TRIALS)
@@ -357,10 +333,13 @@ class _Lockstep:
     def _stages(
         self, state: _State, path: Path, now: torch.Tensor, step: torch.Tensor
     ) -> tuple[_State, torch.Tensor]:
-        """One step of the pair; fills g and a' of all stages but the first, which are known.
+        """Takes one step of the Runge-Kutta pair.
+
+        g and a' of the first stage are known from the step before. Those of the other stages are
+        computed here and stay in `self.residuals` and `self.rates`.
 
         Returns:
-            The state at its end; the slope of the path there.
+            The state at the step's end; the slope of the path at this end.
         """
         fields = path.along(now[:, None] + step[:, None] * self.fractions)
         length = step.to(state.fast)[:, None, None]
@@ -375,21 +354,22 @@ class _Lockstep:
         return _State(integral, fast, outputs, probability, state.sums), fields[-1]
 
     def _error(self, after: _State, step: torch.Tensor) -> torch.Tensor:
-        """Estimated local errors over their bound `[client]`; F^T F stands for K in the norm."""
+        """Estimated local errors relative to their bound, `[client]`, with F^T F for K in the norm."""
         fast = _weighted(self.error_row, self.rates)
         size = self._size(after, after.outputs)
-        return _relative(step**2 * _dot(fast, fast), size) / self.inner_bound
+        return relative(step**2 * _dot(fast, fast), size) / self.inner_bound
 
     def _size(self, state: _State, outputs: torch.Tensor) -> torch.Tensor:
-        """z^T K z `[client]`, as `<z, f(0) - f> / c`.
+        """z^T K z `[client]`, computed as `<z, f(0) - f> / c`.
 
-        Where f moves by less than its rounding that is 0 or noise; |a|^2 never exceeds z^T K z.
+        Where f has changed by less than its rounding error this is 0 or noise. The result is therefore
+        at least |a|^2, which never exceeds z^T K z.
         """
         size = _dot(state.integral, self.initial - outputs) / self.scale[:, 0, 0]
         return torch.maximum(size, _dot(state.fast, state.fast))
 
     def _curvature(self, state: _State, slow: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
-        """dg/du, given the slow part of df/du and da/du."""
+        """dg/du, from the slow part `slow` of df/du and from `rate` = da/du."""
         slope = torch.baddbmm(slow, rate, self.scaled, alpha=-1.0)
         return _jacobian(state.probability, slope)
 

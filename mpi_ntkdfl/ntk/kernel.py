@@ -11,7 +11,7 @@ def trace_kernel(jacobian: Operator, outputs: int) -> torch.Tensor:
     """`K = (1/C) sum_c J_c J_c^T`, `[sample, sample]`, over the stacked samples of a neighbourhood.
 
     Args:
-        jacobian: Operator of the N stacked samples.
+        jacobian: the Jacobian operator of the N stacked samples.
         outputs: C, the number of outputs.
     """
     return jacobian.trace_gram().div_(outputs)

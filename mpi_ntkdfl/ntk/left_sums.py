@@ -10,9 +10,10 @@ import torch
 from mpi_ntkdfl.ntk import scheme
 
 _OF_LENGTH = (-1, 0, 0, 1, 1)
-"""The powers of the step's length that go with the weights of `scheme.LEFT_SUM`."""
+"""The power of the step's length by which each weight of `scheme.LEFT_SUM` is multiplied."""
 
-# (x + h j)^k by the binomial theorem: what x^a and h^i sum_j j^i contribute to each weight.
+# The contribution of each product of x^a and h^i sum_j j^i to each weight, from (x + h j)^k by the
+# binomial theorem.
 _BINOMIAL = np.array(
     [
         [
@@ -25,7 +26,7 @@ _BINOMIAL = np.array(
 
 
 class LeftSums:
-    """Weights that turn end values of steps into the left sums of g over them; see `evolve`."""
+    """Weights by which the values at both ends of a step give the left sum of g; see `evolve`."""
 
     def __init__(self, device: torch.device) -> None:
         """Puts the coefficients on a device."""
@@ -38,7 +39,12 @@ class LeftSums:
         self.binomial = on_device(_BINOMIAL.reshape(5, 25).T)
 
     def weights(self, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-        """The five weights `[client, 5]` for the integers in [start, end) `[client]`; zero if none."""
+        """The weights `[client, 5]` of the left sum over the integers u in [start, end).
+
+        Args:
+            start: u at the starts of the steps, `[client]`.
+            end: u at their ends, `[client]`. The weights are zero where the step contains no integer.
+        """
         first, step = start.ceil(), torch.where(end > start, end - start, 1.0)[:, None]
         n = (end.ceil() - first)[:, None]
         x, h = (first - start)[:, None] / step, 1 / step

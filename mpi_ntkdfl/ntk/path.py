@@ -1,7 +1,7 @@
-"""The slow part of evolutions along u, known at a few points and extrapolated from there.
+"""The slow part R of evolutions: interpolated at the last ends of outer steps, and extrapolated.
 
-R flattens out as the residuals decay on ever longer scales, so a polynomial in log u follows it much
-further than one in u. Every client has its own u.
+The residuals decay on longer and longer time scales, and R flattens out. A polynomial in log u therefore
+follows R much further than a polynomial in u. Every client has its own u. `evolve` explains the scheme.
 """
 
 from __future__ import annotations
@@ -15,25 +15,29 @@ _TERMS = 6
 
 
 class Constants:
-    """Small arrays a path needs, put on the device once."""
+    """Small constant arrays of a path, which are put on the device once."""
 
     def __init__(self, device: torch.device) -> None:
         self.powers = torch.arange(_TERMS, dtype=torch.float64, device=device)
         self.below = (self.powers - 1).clamp(min=0)
         self.identity = torch.eye(_TERMS - 1, dtype=torch.float64, device=device)
-        # Ends that the slope at the newest, and value and slope at each older one, take.
+        # How many ends a client must have for each condition on its polynomial: the slope at the newest
+        # end, value and slope at the second newest, value and slope at the third newest.
         self.needed = torch.tensor([1, 2, 2, 3, 3], device=device)
 
 
 @dataclass(frozen=True)
 class Ends:
-    """The newest ends of each client's outer steps, the newest first; unused places hold anything finite.
+    """The last three ends of each client's outer steps, the newest first.
+
+    A client at its start has fewer ends; the places without an end hold any finite numbers.
 
     Attributes:
-        count: how many of the three each client has, `[client]` int64.
-        at: u, `[3, client]` float64.
-        value: R at the newest, `[client, output, sample]`.
-        gain, slope: over the step that ended there, and of R there, `[3, client, output, sample]`.
+        count: how many of the three ends each client has, `[client]` int64.
+        at: u of the ends, `[3, client]` float64.
+        value: R at the newest end, `[client, output, sample]`.
+        gain: by how much R grew over the step to each end, `[3, client, output, sample]`.
+        slope: R' at each end, `[3, client, output, sample]`.
     """
 
     count: torch.Tensor
@@ -44,7 +48,7 @@ class Ends:
 
     @classmethod
     def start(cls, slope: torch.Tensor) -> Ends:
-        """One end for everybody, at u = 0 with R = 0, where R has the `slope`."""
+        """One end for every client, at u = 0, where R = 0 and R' = `slope` `[client, output, sample]`."""
         zero, clients = torch.zeros_like(slope), slope.shape[0]
         return cls(
             torch.ones(clients, dtype=torch.int64, device=slope.device),
@@ -57,7 +61,14 @@ class Ends:
     def followed(
         self, accepted: torch.Tensor, at: torch.Tensor, gain: torch.Tensor, slope: torch.Tensor
     ) -> Ends:
-        """With a new end for the `accepted` `[client]`; the others keep theirs."""
+        """The ends after a step: clients that are `accepted` `[client]` have a new end, others do not.
+
+        Args:
+            accepted: which clients have a new end, `[client]` bool.
+            at: u of the new ends, `[client]`.
+            gain: by how much R grew over the step, `[client, output, sample]`.
+            slope: R' at the new ends, `[client, output, sample]`.
+        """
         here = accepted[:, None, None]
 
         def shifted(new: torch.Tensor, old: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -78,21 +89,21 @@ class Path:
     def __init__(
         self, ends: Ends, initial: torch.Tensor, shift: torch.Tensor, constants: Constants
     ) -> None:
-        """Interpolates values and slopes of R at the newest ends.
+        """Computes the coefficients that match values and slopes of R at the ends.
 
         Args:
-            ends: of all clients.
+            ends: the last ends of all clients.
             initial: f(0), `[client, output, sample]`.
-            shift: of u in the logarithm, `[client]` float64.
-            constants: on the same device.
+            shift: the shift of u in the logarithm, `[client]` float64.
+            constants: constant arrays on the same device.
         """
         self.constants = constants
         self.origin, self.shift, self.shape = ends.at[0], shift, initial.shape
         self.unit = torch.ones_like(shift)
         unit = -self._time(ends.at[1][:, None])[:, 0]
         self.unit = torch.where(ends.count > 1, unit, self.unit)
-        # One row for the slope at the newest end, then value and slope at each older one. What a
-        # client has no end for says that a coefficient is zero.
+        # Conditions on the coefficients: the first row is the slope at the newest end; then value and
+        # slope at each older end. Where a client has no such end, the row says that a coefficient is 0.
         older = ends.at[1:].T
         rows = torch.cat(
             [
@@ -101,35 +112,40 @@ class Path:
             ],
             dim=1,
         )[:, :, 1:]
-        there = ends.count[:, None] >= constants.needed
-        rows = torch.where(there[:, :, None], rows, constants.identity)
-        # Values relative to the newest end, where rounding would drown their differences.
+        applies = ends.count[:, None] >= constants.needed
+        rows = torch.where(applies[:, :, None], rows, constants.identity)
+        # Values of R enter relative to the newest end, as sums of gains. Differences of the values
+        # themselves would be lost in rounding.
         gaps = -ends.gain[:2].cumsum(0)
-        known = torch.stack([ends.slope[0], gaps[0], ends.slope[1], gaps[1], ends.slope[2]], dim=1)
-        known = torch.where(there[:, :, None], known.flatten(2), 0.0)
+        wanted = torch.stack([ends.slope[0], gaps[0], ends.slope[1], gaps[1], ends.slope[2]], dim=1)
+        wanted = torch.where(applies[:, :, None], wanted.flatten(2), 0.0)
         inverse, _ = torch.linalg.inv_ex(rows)
         first = (initial - ends.value).flatten(1)[:, None]
-        self.coefficients = torch.cat([first, -inverse.to(initial) @ known], dim=1)
+        self.coefficients = torch.cat([first, -inverse.to(initial) @ wanted], dim=1)
 
     def _time(self, at: torch.Tensor) -> torch.Tensor:
-        """Where u = `at` `[client, point]` lies in w."""
+        """The logarithm w at u = `at` `[client, point]`."""
         origin, shift, unit = self.origin[:, None], self.shift[:, None], self.unit[:, None]
         return torch.log1p((at - origin) / (origin + shift)) / unit
 
     def _rows(self, at: torch.Tensor, order: int) -> torch.Tensor:
-        """Derivative with respect to u of the powers, at `at` `[client, point]`: `[client, point, 6]`."""
-        w, known = self._time(at)[:, :, None], self.constants
+        """Powers of w at u = `at` `[client, point]`, or (order 1) their derivatives with respect to u.
+
+        Returns:
+            `[client, point, 6]`.
+        """
+        w, constants = self._time(at)[:, :, None], self.constants
         if order == 0:
-            return w**known.powers
+            return w**constants.powers
         rate = self.unit[:, None] * (at + self.shift[:, None])
-        return w**known.below * known.powers / rate[:, :, None]
+        return w**constants.below * constants.powers / rate[:, :, None]
 
     def slope(self, at: torch.Tensor) -> torch.Tensor:
-        """Derivative with respect to u at `at` `[client]`: `[client, output, sample]`."""
+        """The path's derivative with respect to u at `at` `[client]`: `[client, output, sample]`."""
         return self._evaluated(self._rows(at[:, None], 1))[0]
 
     def along(self, at: torch.Tensor) -> torch.Tensor:
-        """Values at `at` `[client, point]`, and the derivative at the last point.
+        """The path's values at u = `at` `[client, point]`, then its derivative at the last point.
 
         Returns:
             `[point + 1, client, output, sample]`.
@@ -137,15 +153,21 @@ class Path:
         return self._evaluated(torch.cat([self._rows(at, 0), self._rows(at[:, -1:], 1)], dim=1))
 
     def _evaluated(self, rows: torch.Tensor) -> torch.Tensor:
-        found = rows.to(self.coefficients) @ self.coefficients
-        return found.transpose(0, 1).reshape(-1, *self.shape)
+        values = rows.to(self.coefficients) @ self.coefficients
+        return values.transpose(0, 1).reshape(-1, *self.shape)
 
     def deviation(self, at: torch.Tensor, end: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights of value and slope at `end` `[client]` in a cubic in w, 0 with its slope at the origin.
+        """How an error of the path that is known at its end is spread over the step before.
+
+        The error is taken to be a cubic polynomial in w. It and its slope are 0 at the newest end, the
+        origin, and have given values at `end`.
 
         Args:
             at: u between the origin and the end, `[client, point]`.
-            end: u where value and slope are given.
+            end: u where the error and its slope are known, `[client]`.
+
+        Returns:
+            The weights of the error at `end` and of its slope at `end`, `[client, point]` each.
         """
         whole = self._time(end[:, None])
         part = self._time(at) / whole

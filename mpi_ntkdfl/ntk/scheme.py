@@ -1,4 +1,4 @@
-"""Numbers of the scheme that evolves outputs; `evolve` explains it."""
+"""The constants of the scheme that evolves outputs. `evolve` explains the scheme."""
 
 from __future__ import annotations
 
@@ -6,29 +6,31 @@ import math
 
 import torch
 
-# Bounds of the local estimates, in tolerances.  The estimates belong to the lower order of each
-# method and are pessimistic for the result that is kept; measured in the tests.
+# Bounds of the estimated local errors, in units of the tolerance. The estimates are those of the lower
+# order of each method; the result that is kept has a smaller error. Tests measure it.
 INNER_FRACTION = 1.5
 OUTER_FRACTION = 1.5
-# The extrapolation error grows like s^2 (s + d)^2; its mean over a step is a quarter of its end.
+# The extrapolation's error grows like s^2 (s + d)^2 over a step; its mean is a quarter of its end value.
 MEAN_OVER_END = 0.25
-# |P| <= 0.9 from -2 to -9.77 for the pair's stability polynomial P; the rest allows the power
-# iteration to be 30 % low.
+# The pair's stability polynomial P satisfies |P| <= 0.9 from -2 to -9.77. The bound is lower, because the
+# power iteration may underestimate the spectral radius by up to 30 %.
 STABLE = 7.5
 RANK, PASSES = 32, 2
 SAFETY, SHRINK, GROW = 0.8, 0.2, 3.0
-# The first step and the shift of u in the path's logarithm, in longest stable inner steps: the
-# scales on which the fast directions start to move and have settled.
+# The first step, and the shift of u in the path's logarithm, in units of the longest stable inner step.
+# On these two time scales the fast directions start to change and have settled.
 FIRST, SHIFT = 0.007, 0.15
-# The longest step in the shift, which is finite where nothing moves.
+# Upper bound of the longest stable step from which the shift is computed. Where nothing changes, that
+# step is infinite, and the shift must be finite.
 LONGEST_SHIFT = 1e6
 ENDS = 3
 INNER_ORDER, OUTER_ORDERS = 4.0, (2.5, 4.5, 5.5)
 
-# Stages, the last of them the result, and the difference from the embedded result of order 3.
-# Coefficients: the polynomial of degree 6 that agrees with exp to order 4 and stays below 0.9 in
-# absolute value the furthest; then least squares on the error terms of order 5, on the stages'
-# own errors of order 2 and on their growth, subject to the conditions of order 4.
+# The Runge-Kutta pair. STAGES has one row of coefficients per stage; the last row gives the result. ERROR
+# gives the difference from the embedded result of order 3. How the coefficients were found: the stability
+# polynomial is the one of degree 6 that agrees with exp to order 4 and stays below 0.9 in absolute value
+# furthest. Subject to it and to the conditions of order 4, least squares minimise the error terms of
+# order 5, the stages' own errors of order 2, and the growth of these errors.
 STAGES = (
     (0.1565796949303249,),
     (0.07150196155762101, 0.1741259449894775),
@@ -48,8 +50,8 @@ ERROR = (
     *(-0.028898634076223, -0.141080153749879, 0.1268762824347194),
 )
 
-# The integers [start, end) that a step of length 1 meets lie at theta in [0, 1). The weights of the
-# left sum over them, from the sums of theta^0 to theta^4; see `evolve`.
+# The integers u in [start, end) lie at theta in [0, 1), if the step is scaled to length 1. Each row gives
+# one weight of the left sum over them, from the sums of theta^0 to theta^4; see `evolve`.
 LEFT_SUM = (
     (0, 0, 30, -60, 30),
     (1, 0, -18, 32, -15),
@@ -65,45 +67,45 @@ POWER_SUMS = (
     (0, 0, 1 / 4, -1 / 2, 1 / 4, 0),
     (0, -1 / 30, 0, 1 / 3, -1 / 2, 1 / 5),
 )
-# Directions below these shares of the largest are left out of the basis and of the factor: rounding may
-# have turned them, and would make K' indefinite.
+# Eigenvalues below these fractions of the largest one are left out of the basis and of the factor.
+# Rounding may have changed their directions, so that K' would not be positive semidefinite.
 LEAST_IN_BASIS, LEAST_IN_FACTOR = 1e-12, 1e-5
-# Inner steps tried, after which an evolution is given up: one that diverges can need any number. The
-# paper's evolutions need up to 120, the stiffest tests 640, and the paper's kernels at 1,000 and 10,000
-# times the paper's learning rate up to 2,900 and 4,000.
+# After this many inner steps an evolution is given up, because one that diverges may need any number.
+# The paper's evolutions need up to 120 and the stiffest tests 640. The paper's kernels need up to 2,900
+# and 4,000 at 1,000 and 10,000 times the paper's learning rate.
 MOST_TRIALS = 10_000
 
 
 def too_many(u: float) -> str:
-    """Why an evolution was given up at u."""
+    """The reason of an evolution that was given up at u after too many inner steps."""
     return f"not done after {MOST_TRIALS:,} inner steps, at u = {u:g}"
 
 
 def collapsed(u: float) -> str:
-    """Why an evolution was given up at u, whose steps no longer moved it."""
+    """The reason of an evolution that was given up at u because its steps were too short to change u."""
     return f"the step size collapsed at u = {u:g}"
 
 
 def bounds(tolerance: float, dtype: torch.dtype) -> tuple[float, float]:
-    """Bounds of the local errors of inner and outer steps, relative to the update.
+    """Bounds of the local errors of inner and of outer steps, relative to the update.
 
     Args:
-        tolerance: of the update.
-        dtype: its rounding is the least that can be asked for.
+        tolerance: bound of the update's relative error.
+        dtype: type of the numbers. Its rounding error limits the bounds from below.
     """
     reachable = max(tolerance, 4 * torch.finfo(dtype).eps)
     return INNER_FRACTION * reachable, OUTER_FRACTION * reachable
 
 
 def start(samples: int, like: torch.Tensor) -> torch.Tensor:
-    """Rows `[rank, sample]` from which the subspace iteration starts: a fixed function of N.
+    """The rows `[rank, sample]` from which the subspace iteration starts. They depend only on N.
 
     Args:
         samples: N.
-        like: any tensor of the type and device.
+        like: any tensor with the type and device that the rows should have.
     """
     row = torch.arange(1, min(RANK, samples) + 1, dtype=torch.float64, device=like.device)
     column = torch.arange(1, samples + 1, dtype=torch.float64, device=like.device)
-    # Quadratic phases at an irrational rate are spread evenly and repeat for no N.
+    # Phases that grow quadratically at an irrational rate are spread evenly and never repeat.
     phase = torch.outer(row, column * (column + 1)) * ((math.sqrt(5) - 1) / 2)
     return torch.cos(phase).to(like.dtype)

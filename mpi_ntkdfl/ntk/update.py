@@ -1,4 +1,4 @@
-"""From evolved residuals to weights, and the choice of how far to evolve (NTK-DFL, steps 6 and 7)."""
+"""New weights from evolved residuals, and the choice of the number of steps (NTK-DFL, steps 6 and 7)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def candidate_weights(
     """`w(tau) = w_bar - (lr/N) sum_c J_c^T S_c(tau)`, `[tau, param]`.
 
     Args:
-        w_bar: `[param]`, the neighbourhood's average, where the Jacobian was taken.
-        products: `sum_c J_c^T S_c(tau)`, `[tau, param]`, with S the left sums of the residuals.
-        lr: learning rate, the time of one step.
-        samples: N, the samples of the neighbourhood.
+        w_bar: the average of the neighbourhood, at which the Jacobian was taken, `[param]`.
+        products: `sum_c J_c^T S_c(tau)`, `[tau, param]`, where S are the left sums of the residuals.
+        lr: learning rate, which is the time of one step.
+        samples: N, the number of samples in the neighbourhood.
     """
     return torch.add(w_bar, products, alpha=-lr / samples)
 
@@ -29,9 +29,9 @@ def network_losses(
     labels: torch.Tensor,
     loss: Loss,
 ) -> list[float]:
-    """Loss of the true network at each of `candidates` `[tau, param]` on the neighbourhood's samples.
+    """Losses `[tau]` of the network itself at `candidates` `[tau, param]` on the neighbourhood's samples.
 
-    This is what the authors' code selects tau by. It needs the neighbours' raw inputs.
+    The authors' code chooses tau by this loss. It needs the neighbours' raw inputs.
     """
     outputs = network.functions(candidates, inputs)(inputs)
     losses: list[float] = loss_value(outputs, labels, loss).tolist()
@@ -39,15 +39,12 @@ def network_losses(
 
 
 def linearised_losses(outputs: torch.Tensor, labels: torch.Tensor, loss: Loss) -> list[float]:
-    """Loss of the evolved outputs `[tau, sample, output]`: no raw inputs needed."""
+    """Losses `[tau]` of the evolved `outputs` `[tau, sample, output]`. They need no raw inputs."""
     losses: list[float] = loss_value(outputs, labels, loss).tolist()
     return losses
 
 
 def best(losses: list[float]) -> int:
-    """Index of the smallest loss, the first of equals; a loss that is not finite never wins.
-
-    Returns -1 if none is finite.
-    """
+    """The index of the smallest finite loss (the first of equal ones), or -1 if no loss is finite."""
     finite = [index for index, value in enumerate(losses) if abs(value) < float("inf")]
     return min(finite, key=losses.__getitem__, default=-1)

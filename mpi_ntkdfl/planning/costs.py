@@ -1,8 +1,8 @@
-"""What a round costs: the seconds of each client's work on a machine, and of a whole round on ranks.
+"""What a round costs: seconds of each client's work on a machine, and seconds of a whole round on ranks.
 
-Methods count their own work (`Method.work`). This module adds what is common to all methods (averaging
-and evaluation), and what ranks do in addition. Clients are shared out to ranks by these costs, and
-`check` shows them.
+Methods count their own work (`Method.work`). This module adds the work that all methods share, which is
+averaging and evaluation, and the work of the ranks. Clients are distributed over ranks by these costs,
+and `check` shows them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mpi_ntkdfl.topology.placement import Placement
 
 @dataclass(frozen=True)
 class Machine:
-    """What one thread of a machine does.
+    """The speed of one thread of a machine.
 
     Attributes:
         peak: operations per second of a large matrix product.
@@ -34,11 +34,20 @@ class Machine:
     bandwidth: float
     call: float
 
+    @property
+    def words(self) -> str:
+        """The speed for people."""
+        return f"{self.peak / 1e9:.0f} Gflop/s, {self.bandwidth / 1e9:.0f} GB/s per thread"
+
 
 NOMINAL = Machine(peak=60e9, bandwidth=12e9, call=4e-6)
 """A core of a server of about 2020. Placement uses these numbers, so that it is the same everywhere."""
 
-# The products of a phase are smaller or flatter than the measured one and reach this share of its speed.
+START_UP = 2.5
+"""Core seconds per run and rank until the first round starts: libraries and data (measured on CPU)."""
+
+# The matrix products of a phase are smaller or flatter than the measured one. Each number is their speed
+# as a fraction of the measured one.
 _EFFICIENCY = {
     "train": 0.5,
     "jacobian": 0.5,
@@ -49,12 +58,13 @@ _EFFICIENCY = {
     "evaluate": 0.7,
 }
 _RECORDING, _CHECKPOINT_RATE = 0.01, 400e6
-"""Seconds to append to the record; bytes per second of a checkpoint, hashed and flushed."""
-_CALLS_BESIDES = 200
+"""Seconds to append a row to the record; bytes per second at which a checkpoint is hashed and written."""
+_OTHER_CALLS = 200
+"""Tensor operations per round and client that no phase counts."""
 
 
 def _load(first: FirstRound) -> Load:
-    """The clients of round 0. Where graphs are dynamic, neighbours are taken to be average ones."""
+    """The clients of round 0. If graphs are dynamic, every client is given average neighbours."""
     own = first.sizes.astype(np.float64)
     degrees = np.asarray(first.graph.degrees, dtype=np.float64)
     if first.config.topology.dynamic:
@@ -66,30 +76,30 @@ def _load(first: FirstRound) -> Load:
 
 
 def round_work(first: FirstRound) -> dict[str, Work]:
-    """What a round asks of each client, by phase; without what a server computes."""
+    """The work of each client in a round, by phase, without the work of a server."""
     config, network, load = first.config, first.network, _load(first)
-    found = dict(first.method.work(config.algorithm, load))
+    work = dict(first.method.work(config.algorithm, load))
     if first.needs.vectors or first.needs.messages:
         averaged = (load.degrees + 1) * network.layout.size * (8 + 8 + load.itemsize)
-        before = found.get("update", Work(load.nothing, load.nothing, load.nothing))
-        found["update"] = Work(
+        before = work.get("update", Work(load.nothing, load.nothing, load.nothing))
+        work["update"] = Work(
             before.operations, before.bytes + averaged, before.calls + 4 * (load.degrees + 1)
         )
     weights = network.work.products
     share = 1 / config.evaluation.every
     tested = first.test_samples if config.evaluation.clients else 0
-    found["evaluate"] = Work(
+    work["evaluate"] = Work(
         share * (2 * weights * tested + 6 * weights * load.own),
         share * (load.itemsize * 6 * tested * network.work.widest + 120 * network.layout.size)
         + load.nothing,
         share * 500 + load.nothing,
     )
-    found["other"] = Work(load.nothing, load.nothing, load.nothing + _CALLS_BESIDES)
-    return found
+    work["other"] = Work(load.nothing, load.nothing, load.nothing + _OTHER_CALLS)
+    return work
 
 
 def _server_work(first: FirstRound) -> dict[str, Work]:
-    """What a server computes in a round, for a typical choice of participants."""
+    """The work of a server in a round, for an average choice of participants."""
     gathered, nothing = np.array([first.sizes.mean() * first.needs.participants]), np.zeros(1)
     load = Load(first.network, first.dtype.itemsize, gathered, gathered, nothing)
     return first.method.server_work(first.config.algorithm, load)
@@ -97,22 +107,22 @@ def _server_work(first: FirstRound) -> dict[str, Work]:
 
 def client_seconds(work: dict[str, Work], machine: Machine) -> dict[str, np.ndarray]:
     """Seconds of each client `[client]` by phase, on one thread of `machine`."""
-    found = {}
+    seconds = {}
     for phase, each in work.items():
         products = each.operations / (machine.peak * _EFFICIENCY.get(phase, 1.0))
-        found[phase] = products + each.bytes / machine.bandwidth + each.calls * machine.call
-    return found
+        seconds[phase] = products + each.bytes / machine.bandwidth + each.calls * machine.call
+    return seconds
 
 
 def placement_costs(work: dict[str, Work]) -> np.ndarray:
-    """Costs by which clients are shared out to ranks, `[client]` int64: microseconds on `NOMINAL`."""
+    """Costs by which clients are distributed over ranks, `[client]` int64: microseconds on `NOMINAL`."""
     total = sum(client_seconds(work, NOMINAL).values(), np.zeros(1))
     costs: np.ndarray = np.rint(1e6 * total).astype(np.int64)
     return costs
 
 
 def balanced(first: FirstRound) -> FirstRound:
-    """The same round, with clients shared out so that all ranks have about the same work."""
+    """The same round with clients distributed so that all ranks have about the same work."""
     costs = placement_costs(round_work(first))
     return replace(first, placement=Placement.balanced(costs, first.placement.ranks))
 
@@ -122,35 +132,42 @@ def round_seconds(first: FirstRound, moved: int, machine: Machine, cores: int) -
 
     Args:
         first: round 0.
-        moved: bytes that all ranks give to MPI.
+        moved: number of bytes that all ranks together pass to MPI.
         machine: the speed of a thread.
-        cores: of a host. All ranks are taken to share one host. If they need more cores than it has,
-            they slow each other down in proportion.
+        cores: number of cores of a host. All ranks are assumed to be on one host. If they need more
+            cores than it has, all of them take longer in proportion.
     """
     config, placement = first.config, first.placement
     by_client = client_seconds(round_work(first), machine)
     starts = placement.offsets[:-1]
     by_rank = {phase: np.add.reduceat(each, starts) for phase, each in by_client.items()}
     busiest = int(np.argmax(sum(by_rank.values(), np.zeros(placement.ranks))))
-    found = {phase: float(each[busiest]) for phase, each in by_rank.items()}
-    for phase, seconds in client_seconds(_server_work(first), machine).items():
-        found[phase] = found.get(phase, 0.0) + float(seconds[0])
+    seconds = {phase: float(each[busiest]) for phase, each in by_rank.items()}
+    for phase, of_server in client_seconds(_server_work(first), machine).items():
+        seconds[phase] = seconds.get(phase, 0.0) + float(of_server[0])
     if moved:
         # Messages are packed, copied out and in, and read.
-        found["exchange"] = 8 * moved / placement.ranks / machine.bandwidth
+        seconds["exchange"] = 8 * moved / placement.ranks / machine.bandwidth
     stored = placement.clients * first.network.layout.size * first.dtype.itemsize
-    found["record"] = _RECORDING + stored / (_CHECKPOINT_RATE * config.output.checkpoint_every)
+    seconds["record"] = _RECORDING + stored / (_CHECKPOINT_RATE * config.output.checkpoint_every)
     slower = max(1.0, placement.ranks * config.compute.threads / cores)
-    return {phase: slower * seconds for phase, seconds in found.items()}
+    return {phase: slower * each for phase, each in seconds.items()}
+
+
+def disk_bytes(first: FirstRound) -> int:
+    """Bytes of a run's record and of its two checkpoints, about."""
+    config = first.config
+    checkpoint = config.clients * first.network.layout.size * first.dtype.itemsize
+    return 2 * checkpoint + config.rounds * config.clients * 80 + 60_000
 
 
 # ------------------------------------------------------------------------------------- this machine
 
 
 def measure(dtype: torch.dtype) -> Machine:
-    """Measures one thread of this machine in about half a second, and takes the best of several tries.
+    """Measures one thread of this machine in about half a second; the best of several tries counts.
 
-    Times are CPU times, so other processes matter only where they use the cache and the memory.
+    Times are CPU times, so other processes have an effect only if they use the cache and the memory.
     """
     size = 1024
     a, b = (torch.ones(size, size, dtype=dtype) for _ in range(2))
@@ -168,11 +185,11 @@ def measure(dtype: torch.dtype) -> Machine:
 
 
 def _best(task: Callable[[], object], budget: float) -> float:
-    """Shortest time of `task` in seconds; it is tried once, and then for `budget` seconds."""
+    """The shortest time of `task` in seconds, which runs once untimed and then for `budget` seconds."""
     task()
-    found, end = float("inf"), time.process_time() + budget
+    shortest, end = float("inf"), time.process_time() + budget
     while time.process_time() < end:
         start = time.process_time()
         task()
-        found = min(found, time.process_time() - start)
-    return found
+        shortest = min(shortest, time.process_time() - start)
+    return shortest

@@ -1,4 +1,4 @@
-"""What planning knows of a run: its configuration, and the clients, graph and ranks of round 0."""
+"""The input of planning: a run's configuration, and the clients, the graph and the ranks of round 0."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl.algorithms.base import Method, Needs
+from mpi_ntkdfl.comm.messages import MessageFormat
 from mpi_ntkdfl.config import Config
+from mpi_ntkdfl.federation.formats import samples_format
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.placement import Placement
@@ -21,13 +23,14 @@ class FirstRound:
     """Round 0 of a run, from which the costs of all rounds are predicted.
 
     Attributes:
-        config: the run.
+        config: configuration of the run.
         method: the class of its method.
         network: the model of every client.
-        sizes: samples of each client, `[client]`.
+        sizes: number of samples of each client, `[client]`.
         test_samples: number of samples in the test set.
-        graph: of round 0.
+        graph: the graph of round 0.
         placement: which rank owns which client.
+        stored_bytes: whether the data set stores inputs as bytes.
     """
 
     config: Config
@@ -37,6 +40,7 @@ class FirstRound:
     test_samples: int
     graph: Graph
     placement: Placement
+    stored_bytes: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -48,3 +52,10 @@ class FirstRound:
     def needs(self) -> Needs:
         """What a round of the method sends and keeps."""
         return self.method.needs(self.config.algorithm, self.network, self.dtype)
+
+    @cached_property
+    def blocks(self) -> tuple[MessageFormat, ...]:
+        """The layouts, per sample, of the messages about a client's samples."""
+        if not self.needs.samples:
+            return self.needs.blocks
+        return (samples_format(self.network, torch.uint8 if self.stored_bytes else self.dtype),)

@@ -17,6 +17,7 @@ from mpi_ntkdfl.comm.messages import MessageFormat
 from mpi_ntkdfl.config import MethodSettings
 from mpi_ntkdfl.environment.links import Floats, Integers
 from mpi_ntkdfl.environment.rounds import Leg
+from mpi_ntkdfl.federation.formats import samples_format
 from mpi_ntkdfl.federation.waves import neighbourhood_sums
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.topology.graphs import Graph
@@ -34,6 +35,7 @@ class RoundModel:
         settings: of the method.
         network: the model of every client.
         dtype: floating-point type of weights and data.
+        travelling: type in which raw inputs travel.
         sizes: samples of each client, `[client]`.
         speeds: operations per second of each node, `[client + 1]`; the last one is the server.
     """
@@ -42,6 +44,7 @@ class RoundModel:
     settings: MethodSettings
     network: Network
     dtype: torch.dtype
+    travelling: torch.dtype
     sizes: np.ndarray
     speeds: Floats
 
@@ -51,23 +54,33 @@ class RoundModel:
         return self.method.needs(self.settings, self.network, self.dtype)
 
     @cached_property
+    def _blocks(self) -> tuple[MessageFormat, ...]:
+        """The layouts, per sample, of messages about a client's samples."""
+        if not self.needs.samples:
+            return self.needs.blocks
+        return (samples_format(self.network, self.travelling),)
+
+    @cached_property
     def order(self) -> tuple[base.Leg, ...]:
         """The legs of a round, as the method says them or by default."""
         needs = self.needs
         if needs.legs:
             return needs.legs
-        messages = _phases(needs.messages), _phases(needs.blocks)
+        messages = _phases(needs.messages), _phases(self._blocks)
         phases = [*((phase,) for phase in needs.vectors), *(each for each in messages if each)]
         work = tuple(self._work(Graph(len(self.sizes), np.zeros((0, 2), np.int64))))
         return tuple(base.Leg(each, work if not place else ()) for place, each in enumerate(phases))
 
-    def legs(self, graph: Graph, present: np.ndarray, asked: Integers) -> tuple[list[Leg], Floats]:
+    def legs(
+        self, graph: Graph, present: np.ndarray, asked: Integers, samples: bool = True
+    ) -> tuple[list[Leg], Floats]:
         """The legs of one round, and the seconds that each node computes after the last one, `[node]`.
 
         Args:
             graph: among those present.
             present: who takes part, `[client]`.
             asked: ids of the clients that a server asks for their blocks.
+            samples: whether raw samples travel in this round; on a lasting graph clients keep them.
         """
         seconds = self._seconds(graph, present, asked)
         nothing = np.zeros(len(self.speeds))
@@ -77,7 +90,7 @@ class RoundModel:
             compute = sum((seconds.pop(phase, nothing) for phase in leg.before), nothing)
             if leg.way == "neighbours":
                 source, target = np.concatenate([graph.edges, graph.edges[:, ::-1]]).T
-                nbytes = self._to_neighbours(leg.phases)[source]
+                nbytes = self._to_neighbours(leg.phases, samples)[source]
             elif leg.way == "up":
                 source = asked if self.needs.participants else clients
                 target = np.full(len(source), server)
@@ -94,19 +107,20 @@ class RoundModel:
         """Bytes of a parameter vector."""
         return self.network.layout.size * self.dtype.itemsize
 
-    def _to_neighbours(self, phases: Sequence[str]) -> Floats:
+    def _to_neighbours(self, phases: Sequence[str], samples: bool) -> Floats:
         """Bytes that each client sends to one neighbour in some phases, `[client]`."""
         needs, whole = self.needs, np.zeros(len(self.sizes))
         whole += sum(self._vector for phase in needs.vectors if phase in phases)
         whole += sum(_bytes(form, phases) for form in needs.messages)
-        whole += self.sizes * float(sum(_bytes(form, phases) for form in needs.blocks))
+        if samples or not needs.samples:
+            whole += self.sizes * float(sum(_bytes(form, phases) for form in self._blocks))
         return whole
 
     def _to_server(self, phases: Sequence[str]) -> Floats:
         """Bytes that each client sends to a server, `[client]`."""
         if not self.needs.participants:
             return np.full(len(self.sizes), float(self._vector))
-        each: Floats = self.sizes * float(sum(_bytes(form, phases) for form in self.needs.blocks))
+        each: Floats = self.sizes * float(sum(_bytes(form, phases) for form in self._blocks))
         return each
 
     def _seconds(self, graph: Graph, present: np.ndarray, asked: Integers) -> dict[str, Floats]:

@@ -1,7 +1,7 @@
-"""What a run will take, before it runs: bytes per round and memory per rank. It starts no MPI.
+"""Predicts what a run will need, before it runs: bytes per round and memory per rank. MPI is not started.
 
-The numbers come from the same formats and waves that the exchange uses, so the ledger of the real run
-must agree with them; a test compares both.
+The numbers come from the same message formats and waves that the exchange uses, so the ledger of the
+real run must agree with them. A test compares both.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from mpi_ntkdfl.comm.reduce import reduced_bytes
 from mpi_ntkdfl.federation.waves import (
     DEFAULT_LIMIT,
     WorkingSet,
+    can_keep,
     factored_waves,
     largest_neighbourhood,
+    moved_to_ranks,
     neighbourhood_sums,
     slice_width,
     smallest_limit,
@@ -29,8 +31,8 @@ from mpi_ntkdfl.runtime.units import readable
 from mpi_ntkdfl.topology.schedule import participants
 
 LIBRARIES, SCIKIT_LEARN = 280 * 10**6, 100 * 10**6
-"""Bytes of a rank's interpreter and libraries before it holds any data, and of the library that rank 0
-loads for the data sets that come with it (measured on CPU)."""
+"""Bytes of a rank's interpreter and libraries before it holds any data, and bytes of scikit-learn, which
+rank 0 loads if the data set comes from there. Both were measured on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,12 @@ class Plan:
 
     Attributes:
         params: P.
-        largest: samples of the largest neighbourhood, or the most a server gathers.
-        traffic: protocol and MPI bytes of the round, `[2, phase]`, without statistics.
-        waves: exchanges of Jacobians or samples per round; 0 for methods that send none.
+        largest: number of samples in the largest neighbourhood, or the largest number that a server
+            gathers.
+        traffic: protocol bytes and MPI bytes of the round, `[2, phase]`, without statistics.
+        waves: number of exchanges of Jacobians or samples per round; 0 for methods that send none.
         slices: parameters per slice of dense Jacobians; 0 for factored ones.
-        memory: bytes that the largest rank holds, by purpose.
+        memory: bytes of the rank that holds the most, by purpose.
     """
 
     params: int
@@ -56,23 +59,28 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Collecting:
-    """How the blocks of a round are collected, as in `Plan`; `smallest` is the least working memory."""
+    """How the blocks of a round are collected.
+
+    Attributes:
+        largest, waves, slices: as in `Plan`.
+        smallest: smallest number of bytes of working memory with which it works.
+        working: largest number of bytes that it uses; None if it uses all that is allowed.
+    """
 
     largest: int
     waves: int
     slices: int
     smallest: int
     working: int | None = None
-    """Most bytes that it takes; None where it fills what is allowed."""
 
 
 def make_plan(first: FirstRound) -> Plan:
     """Plans the first round.
 
     Raises:
-        InputError: if `compute.memory_limit` cannot hold one client's neighbourhood or what a server
-            gathers; if a server should ask more clients than there are, or clients start with
-            different weights although the method holds one model.
+        InputError: if `compute.memory_limit` is too small for one client's neighbourhood or for what a
+            server gathers; if a server should ask more clients than exist; if clients start with
+            different weights although the method has one model for all.
     """
     config, needs, limit = first.config, first.needs, first.config.compute.memory_bytes
     if needs.participants:
@@ -107,6 +115,16 @@ def _working_set(first: FirstRound) -> WorkingSet:
     return WorkingSet(first.network, first.needs.taus, first.dtype.itemsize)
 
 
+def _keeps_samples(first: FirstRound) -> bool:
+    """Whether ranks keep the raw samples that they received; see `federation/raw_samples.py`."""
+    if not first.needs.samples or first.config.topology.dynamic:
+        return False
+    nbytes = first.blocks[0].nbytes_each(first.sizes)
+    at_once, limit = first.config.compute.batch or 1, first.config.compute.memory_bytes
+    arguments = first.graph, first.placement, first.sizes, nbytes, _working_set(first), limit
+    return can_keep(*arguments, at_once)
+
+
 def _by_neighbours(first: FirstRound) -> _Collecting:
     """How clients collect blocks from their neighbours."""
     graph, sizes, placement, needs = first.graph, first.sizes, first.placement, first.needs
@@ -117,28 +135,33 @@ def _by_neighbours(first: FirstRound) -> _Collecting:
         turns = max(len(placement.owned(rank)) for rank in range(placement.ranks))
         width = slice_width(graph, sizes, work, limit)
         return _Collecting(largest, turns, width, smallest_limit(graph, sizes, None, work))
-    if not needs.blocks:
+    if not first.blocks:
         least = work.one_client(int(sizes.max()))
         return _Collecting(largest, 0, 0, least, least)
-    message_bytes = needs.blocks[0].nbytes_each(sizes)
+    message_bytes = first.blocks[0].nbytes_each(sizes)
+    if _keeps_samples(first):
+        sent, received = moved_to_ranks(graph, placement, message_bytes)
+        least = work.one_client(largest) * at_once
+        # Received samples are kept from round to round, beside the messages of the first round.
+        return _Collecting(largest, 1, 0, least, least + int((sent + received).max()))
     waves = factored_waves(graph, placement, sizes, message_bytes, work, limit, at_once)
     held = 4 * neighbourhood_sums(graph, message_bytes)
     crossing = np.asarray(placement.owner(graph.edges))
     share = float(np.mean(crossing[:, 0] != crossing[:, 1])) if len(crossing) else 0.0
-    # What stays on its rank is made when it is needed, for one client at a time.
+    # Blocks that stay on their rank are computed when they are needed, for one client at a time.
     most = max(int(held[wave.start : wave.stop].sum()) for own in waves for wave in own)
     own = int((held // 4).max()) + int(message_bytes.max())
-    beside = (at_once - 1) * work.one_client(largest)
-    working = work.one_client(largest) + beside + own + int(share * most)
-    smallest = smallest_limit(graph, sizes, message_bytes, work) + beside
+    others = (at_once - 1) * work.one_client(largest)
+    working = work.one_client(largest) + others + own + int(share * most)
+    smallest = smallest_limit(graph, sizes, message_bytes, work) + others
     return _Collecting(largest, len(waves[0]), 0, smallest, working)
 
 
 def _at_server(first: FirstRound) -> _Collecting:
     """How a server collects blocks from its participants."""
-    # Some round may draw the clients with the most samples.
+    # The largest case: a round that draws the clients with the most samples.
     most = np.sort(first.sizes)[-first.needs.participants :]
-    received = int(first.needs.blocks[0].nbytes_each(most).sum())
+    received = int(first.blocks[0].nbytes_each(most).sum())
     gathered = int(most.sum())
     return _Collecting(gathered, 1, 0, _working_set(first).one_client(gathered) + received)
 
@@ -152,11 +175,11 @@ def _traffic(first: FirstRound) -> np.ndarray:
     crossing = targets != np.asarray(placement.owner(both[:, 1]))
     ghosts = len(np.unique(both[crossing, 1] * placement.ranks + targets[crossing]))
     sources = np.bincount(both[crossing, 1], minlength=placement.clients)
-    found = np.zeros((2, len(TRAFFIC_PHASES)), dtype=np.int64)
+    traffic = np.zeros((2, len(TRAFFIC_PHASES)), dtype=np.int64)
 
     def book(kind: int, counts: dict[str, int], times: int) -> None:
         for phase, count in counts.items():
-            found[kind, TRAFFIC_PHASES.index(phase)] += count * times
+            traffic[kind, TRAFFIC_PHASES.index(phase)] += count * times
 
     def vector(phase: str) -> MessageFormat:
         return MessageFormat({"vector": Field(phase, (params,), first.dtype)})
@@ -169,31 +192,34 @@ def _traffic(first: FirstRound) -> np.ndarray:
             book(0, vector(phase).by_phase(1, travelling=False), placement.clients)
         if placement.ranks > 1:
             book(1, {"weights": reduced_bytes(params, placement.ranks)}, placement.ranks)
-    for form in needs.blocks:
+    if _keeps_samples(first):
+        pairs = np.unique(both[crossing, 1] * placement.ranks + targets[crossing])
+        sources = np.bincount(pairs // placement.ranks, minlength=placement.clients)
+    for form in first.blocks:
         book(0, form.by_phase(int(graph.degrees @ sizes), travelling=False), 1)
         for samples, times in zip(sizes.tolist(), sources.tolist(), strict=True):
             book(1, form.by_phase(samples, travelling=True), times)
-    return found
+    return traffic
 
 
 def _server_traffic(first: FirstRound) -> np.ndarray:
-    """The same if participants send blocks to rank 0, which sends a vector to all clients."""
+    """Like `_traffic`, for methods whose participants send blocks to rank 0, which answers all."""
     config, sizes, placement, needs = first.config, first.sizes, first.placement, first.needs
     asked = participants(config.clients, needs.participants, config.seed, round=0)
-    found = np.zeros((2, len(TRAFFIC_PHASES)), dtype=np.int64)
-    for form in needs.blocks:
+    traffic = np.zeros((2, len(TRAFFIC_PHASES)), dtype=np.int64)
+    for form in first.blocks:
         for client in asked.tolist():
             samples, away = int(sizes[client]), placement.owner(client) > 0
             for phase, count in form.by_phase(samples, travelling=False).items():
-                found[0, TRAFFIC_PHASES.index(phase)] += count
+                traffic[0, TRAFFIC_PHASES.index(phase)] += count
             for phase, count in form.by_phase(samples, travelling=True).items():
-                found[1, TRAFFIC_PHASES.index(phase)] += count * away
+                traffic[1, TRAFFIC_PHASES.index(phase)] += count * away
     vector = first.network.layout.size * first.dtype.itemsize
-    found[:, TRAFFIC_PHASES.index("weights")] = (
+    traffic[:, TRAFFIC_PHASES.index("weights")] = (
         vector * placement.clients,
         vector * (placement.ranks > 1),
     )
-    return found
+    return traffic
 
 
 def _memory(first: FirstRound, working: int) -> dict[str, int]:
@@ -210,9 +236,9 @@ def _memory(first: FirstRound, working: int) -> dict[str, int]:
         "libraries": LIBRARIES + SCIKIT_LEARN * bundled,
         "own samples": max(int(sizes[own.start : own.stop].sum()) for own in owned)
         * features
-        * item,
+        * (item + (first.needs.samples and first.stored_bytes)),
         "test set": first.test_samples * features * item,
-        # Weights, averages, new weights, and the neighbours' copies of the first two, at most.
+        # At most: weights, averages and new weights, and the neighbours' copies of weights and averages.
         "weights": 5 * max(len(own) for own in owned) * network.layout.size * item,
         **kept,
         "working set (at most)": working,

@@ -26,7 +26,12 @@ class Timekeeper:
     """
 
     def __init__(
-        self, conditions: Conditions, model: RoundModel, seed: int, presence: Presence
+        self,
+        conditions: Conditions,
+        model: RoundModel,
+        seed: int,
+        presence: Presence,
+        lasting: bool = False,
     ) -> None:
         """Starts at second 0.
 
@@ -35,10 +40,12 @@ class Timekeeper:
             model: what clients send and compute.
             seed: the run's seed.
             presence: tells the methods who takes part; it is changed before every round.
+            lasting: whether all rounds have the same graph, on which clients keep raw samples.
         """
         clients = len(model.sizes)
         self._conditions, self._waiting = conditions, conditions.waiting
         self._model, self._seed, self._presence = model, seed, presence
+        self._lasting = lasting
         self._holders = np.ones(clients, dtype=bool)
         self.seconds, self.clients = 0.0, np.zeros(clients)
         self.active = np.ones(clients, dtype=bool)
@@ -77,7 +84,8 @@ class Timekeeper:
             return None
         here = among(graph, present)
         asked = self._asked(number, present)
-        legs, rest = self._model.legs(here, present, asked)
+        travel = number == 0 or not self._lasting
+        legs, rest = self._model.legs(here, present, asked, travel)
         # A server has no clock of its own: it waits for clients, whose clocks are later.
         timing = simulate(
             legs,

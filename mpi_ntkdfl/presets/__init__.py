@@ -8,7 +8,7 @@ from typing import Any
 
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.paths import user_path
-from mpi_ntkdfl.runtime.registry import did_you_mean, unknown
+from mpi_ntkdfl.runtime.registry import did_you_mean, neither, unknown
 from mpi_ntkdfl.runtime.yaml_text import read_yaml
 
 
@@ -68,11 +68,7 @@ def _read_file(source: str) -> str:
     try:
         return user_path(source, "the configuration").read_text(encoding="utf-8")
     except (OSError, ValueError, InputError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(
-            f"{source!r} is neither a preset ({', '.join(names())}) nor a readable YAML file: "
-            f"{reason}{did_you_mean(source, names())}"
-        ) from error
+        raise InputError(neither(source, "preset", names(), error)) from error
 
 
 def read_overrides(assignments: Iterable[str]) -> dict[str, Any]:

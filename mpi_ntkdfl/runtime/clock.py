@@ -11,6 +11,9 @@ from types import TracebackType
 
 import numpy as np
 
+from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.registry import unknown
+
 PHASES = (
     "graph",
     "connect",
@@ -75,7 +78,13 @@ class Clock:
         self._since = now
 
     def __call__(self, phase: str) -> _Block:
-        """Charges the time inside the `with` block to `phase`, one of `PHASES`."""
+        """Charges the time inside the `with` block to `phase`, one of `PHASES`.
+
+        Raises:
+            InputError: for another phase; records and tables know these only.
+        """
+        if phase not in self._seconds:
+            raise InputError(unknown("phase of the clock", phase, PHASES))
         return _Block(self, phase)
 
     def enter(self, phase: str) -> None:

@@ -21,7 +21,7 @@ from mpi_ntkdfl.runtime import limits
 PACKAGE = Path(__file__).resolve().parent.parent
 """The folder of this package."""
 
-_SOURCES = (".py", ".c", ".yaml")
+_SOURCES = (".py", ".c", ".csv", ".yaml")
 """Suffixes of the files of the package that decide a result."""
 
 _LIBRARIES = ("torch", "numpy", "mpi4py", "h5py")
@@ -211,14 +211,16 @@ def _of_file(path: Path, size: int, changed: int, inode: int) -> str:
 
 
 def commit(package: Path = PACKAGE) -> str:
-    """Commit of the source tree that `package` lies in.
+    """Commit of the sources of `package`: of the clone that it lies in, or from which it was installed.
 
     Returns:
         The commit's 40 digits; its first 12 digits and `-dirty` if files of the package differ from the
-        commit; `unknown` for an installed package, or if git does not answer.
+        commit of their clone; `unknown` if the package was not installed from a clone, or if git does not
+        answer.
     """
     if not (package.parent / ".git").exists():
-        return "unknown"
+        written = package / "COMMIT"  # by setup.py
+        return written.read_text().strip() if written.exists() else "unknown"
     head, changes = _git(package, "rev-parse", "HEAD"), _git(package, "status", "-s", "--", ".")
     if head is None or changes is None:
         return "unknown"

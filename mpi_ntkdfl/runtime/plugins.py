@@ -58,6 +58,15 @@ def as_json(plugins: Iterable[Plugin]) -> str:
     return json.dumps([{"name": each.name, "sha256": each.sha256} for each in plugins])
 
 
+def from_json(text: str) -> list[Plugin]:
+    """The plugins that `as_json` wrote.
+
+    Raises:
+        Exception: of many kinds, if the text is damaged.
+    """
+    return [Plugin(str(each["name"]), str(each["sha256"])) for each in json.loads(text)]
+
+
 def load(paths: Iterable[str | Path]) -> list[Plugin]:
     """Runs the files that the user names; a file that was loaded before does not run again.
 

@@ -20,7 +20,11 @@ class Registry(Mapping[str, T]):
     """
 
     def __init__(
-        self, kind: str, entries: Mapping[str, T] | None = None, group: str | None = None
+        self,
+        kind: str,
+        entries: Mapping[str, T] | None = None,
+        group: str | None = None,
+        own: str = "one of your own needs --plugin FILE.py",
     ) -> None:
         """Starts with the entries that come with the package.
 
@@ -29,8 +33,10 @@ class Registry(Mapping[str, T]):
             entries: entries by name.
             group: group of the entry points with which other installed packages offer entries, such as
                 `mpi_ntkdfl.methods`. An entry point is loaded when its name is first asked for.
+            own: how a user gives an entry that does not come with the package, for messages. `{name}`
+                stands for the name that was asked for.
         """
-        self.kind, self.group = kind, group
+        self.kind, self.group, self._own = kind, group, own
         self._entries = dict(entries or {})
         self.adopt: Callable[[str, Any], None] | None = None
         """Function of a name and an object that registers the object of an entry point; None if entry
@@ -56,12 +62,20 @@ class Registry(Mapping[str, T]):
         """The entry of that name.
 
         Raises:
-            InputError: if there is none; the message lists all names, the closest one first.
+            InputError: if there is none.
         """
         if name not in self:
-            offered = plugins.installed_names(self.group) if self.group else ()
-            raise InputError(unknown(self.kind, name, {*self._entries, *offered}))
+            raise InputError(self.unknown(name))
         return self._entries[name]
+
+    def unknown(self, name: object) -> str:
+        """The message for a name that is not in the table.
+
+        It names the closest entry, lists all entries, and says how a user adds one.
+        """
+        offered = plugins.installed_names(self.group) if self.group else ()
+        names = {*self._entries, *offered}
+        return f"{unknown(self.kind, name, names)}; {self._own.replace('{name}', str(name))}"
 
     def __getitem__(self, name: str) -> T:
         if name not in self._entries and self.group is not None:
@@ -86,3 +100,20 @@ def did_you_mean(name: object, names: Iterable[str]) -> str:
     """The end of a message about a misspelt name: `; did you mean 'ring'?`, or nothing."""
     closest = difflib.get_close_matches(str(name), list(names), n=1)
     return f"; did you mean {closest[0]!r}?" if closest else ""
+
+
+def neither(source: str, kind: str, names: Iterable[str], error: Exception) -> str:
+    """The message for a word that is neither a name of the package nor a readable YAML file.
+
+    Args:
+        source: the word.
+        kind: what the names are, such as `preset`.
+        names: names of that kind.
+        error: why the word cannot be read as a file.
+    """
+    names, source = list(names), source[:80]
+    reason = getattr(error, "strerror", None) or str(error)
+    return (
+        f"{source!r} is neither a {kind} nor a readable YAML file ({reason})"
+        f"{did_you_mean(source, names) or ';'} there are: {', '.join(names)}"
+    )

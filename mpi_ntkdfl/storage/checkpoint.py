@@ -4,6 +4,10 @@
                   shapes of the state_dict), round, sha256
     /params       [client, param]
     /state/NAME   [client, ...]     what the method carries beside the weights, if anything
+    /constants/I  [...]             tensors of the state_dict that are not trained, such as buffers
+
+The attribute `beside` (JSON) has the names of the constants, and further names of trained tensors. It is
+absent for networks without such tensors.
 
 `round` is the number of rounds done, which is the next round's number. `sha256` is over everything
 else in the file. The checkpoint before is kept as `RUN.ckpt-1.h5`, for the case that a disk damages
@@ -19,6 +23,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -87,6 +92,8 @@ def write(
         if run:
             file.attrs["run"] = run
         file.attrs["layout"] = json.dumps(list(layout.shapes.items()))
+        if beside := _beside(layout):
+            file.attrs["beside"] = json.dumps(beside)
         file.attrs["round"] = done
         for name, rows in sorted(arrays.items()):
             dataset, start = file.create_dataset(name, rows.shape, rows.dtype), 0
@@ -97,13 +104,37 @@ def write(
                 digest.update(whole.data)
                 start += len(whole)
             assert start == rows.shape[0], f"{name}: {start} of {rows.shape[0]} clients came"
+        for place, tensor in enumerate(layout.constants.values()):
+            name = f"constants/{place}"
+            file[name] = _as_array(tensor)
+            digest.update(_described(name, file[name]))
         file.attrs["sha256"] = digest.hexdigest()
 
 
 def _header(config_yaml: str, layout: Layout, done: int, run: str) -> bytes:
     """The attributes as the checksum covers them; checkpoints of earlier versions name no run."""
     told = [SCHEMA, config_yaml, list(layout.shapes.items()), done, *([run] if run else [])]
+    if beside := _beside(layout):
+        told.append(beside)
     return json.dumps(told).encode()
+
+
+def _beside(layout: Layout) -> dict[str, Any]:
+    """What the header says of the tensors of a state_dict that are not in the flat vector."""
+    if not (layout.aliases or layout.constants):
+        return {}
+    return {"aliases": dict(layout.aliases), "constants": list(layout.constants)}
+
+
+def _as_array(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor in a type that HDF5 has."""
+    array: np.ndarray = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
+    return array
+
+
+def _described(name: str, dataset: h5py.Dataset) -> bytes:
+    """Name, shape, type and content of a small dataset."""
+    return _describe(name, dataset) + np.ascontiguousarray(dataset[()]).tobytes()
 
 
 def _describe(name: str, dataset: h5py.Dataset) -> bytes:
@@ -149,7 +180,12 @@ class Checkpoint:
         if int(file.attrs["schema"]) != SCHEMA:
             raise ValueError(f"schema {file.attrs['schema']}, this version reads {SCHEMA}")
         shapes = {name: tuple(size) for name, size in json.loads(file.attrs["layout"])}
-        self.layout = Layout(shapes)
+        beside = json.loads(str(file.attrs.get("beside", "{}")))
+        constants = {}
+        for place, name in enumerate(beside.get("constants", ())):
+            sane(file, f"constants/{place}")
+            constants[name] = torch.from_numpy(np.array(file[f"constants/{place}"]))
+        self.layout = Layout(shapes, beside.get("aliases", {}), constants)
         self.round = int(file.attrs["round"])
         self.config = str(file.attrs["config"])
         self.run = str(file.attrs.get("run", ""))
@@ -169,6 +205,9 @@ class Checkpoint:
             step = max(1, _BLOCK // max(1, dataset.nbytes // max(1, self.clients)))
             for start in range(0, self.clients, step):
                 digest.update(np.ascontiguousarray(dataset[start : start + step]).data)
+        for place in range(len(self.layout.constants)):
+            name = f"constants/{place}"
+            digest.update(_described(name, self._file[name]))
         if digest.hexdigest() != self._file.attrs["sha256"]:
             raise ValueError("its content does not fit its checksum")
 
@@ -219,7 +258,7 @@ def state_dict(checkpoint: Checkpoint, client: int | None) -> dict[str, torch.Te
     wanted = range(clients) if client is None else range(client, client + 1)
     rows = torch.from_numpy(checkpoint.rows("params", wanted))
     flat = exact_mean(SoloWorld(), rows, clients) if client is None else rows[0]
-    return {name: tensor.clone() for name, tensor in checkpoint.layout.unflatten(flat).items()}
+    return checkpoint.layout.state_dict(flat)
 
 
 def export_weights(checkpoint: Checkpoint, client: int | None, target: Path) -> None:

@@ -13,10 +13,12 @@ import torch
 
 from mpi_ntkdfl.algorithms.base import Method, Needs
 from mpi_ntkdfl.config import Config
+from mpi_ntkdfl.data.facts import DataFacts
 from mpi_ntkdfl.evaluate import Evaluation
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.clock import PHASES
+from mpi_ntkdfl.runtime.metric import conditions
 from mpi_ntkdfl.storage import checkpoint, identity, lock, whole
 from mpi_ntkdfl.storage.checkpoint import Rows
 from mpi_ntkdfl.storage.outputs import Outputs
@@ -53,7 +55,7 @@ class Journal:
 
     def create(
         self,
-        shares: tuple[np.ndarray, np.ndarray] | None,
+        data: DataFacts | None,
         contents: Mapping[str, str] | None,
         method: Method[Any],
     ) -> None:
@@ -61,12 +63,12 @@ class Journal:
 
         Args:
             method: of this run; the record stores what readers need to know of it.
-            shares: offsets and indices of the partition, on rank 0.
+            data: what the record stores about the samples, on rank 0.
             contents: of the files, by the names in `identity.FILES`, on rank 0.
         """
 
         def begin() -> None:
-            assert shares is not None
+            assert data is not None
             assert contents is not None
             config, network = self._config, self._federation.network
             needs = method.needs(config.algorithm, network, self._federation.dtype)
@@ -77,13 +79,18 @@ class Journal:
                 "seed": config.seed,
                 "data": contents["data"],
                 "contents": json.dumps(dict(contents)),
+                **data.attributes,
                 **facts(type(method), needs),
                 **self._provenance(),
             }
+            fulfilled = conditions(
+                network.classes, data.sites, config.clients, config.environment is not None
+            )
             whole.remove(self._outputs)
             whole.remove_leftovers(self._outputs)
-            simulated = config.environment is not None
-            self._record.create(attributes, config.clients, self._world.size, shares, simulated)
+            self._record.create(
+                attributes, config.clients, self._world.size, data.arrays, data.sites, fulfilled
+            )
 
         self._world.on_root(begin)
         self._begin_trace(0)

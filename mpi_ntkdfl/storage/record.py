@@ -12,12 +12,14 @@ docs/output.md describes every dataset. What is no metric:
                  all hosts), threads, memory (of rank 0), mpi, torch, device, choices (JSON), plugins
                  (JSON) of the first start; resumed (JSON, the same of later starts, and round);
                  method_label, method_look (JSON, see runtime/looks.py; absent if it has none),
-                 method_central (1 if the method has a server)
+                 method_central (1 if the method has a server); class_names, site_names (JSON; absent
+                 where classes or sites are only numbered)
     /traffic     attribute phases
     /time        attribute phases
     /topology    edges [edge, 2], offsets [round + 1]      round k: edges[offsets[k]:offsets[k+1]]
     /simulated   only in runs with an environment          metrics of the federation's clock
     /partition   offsets [client + 1], indices             into the training set
+                 labels, sites (if there are sites)        of the samples `indices`
 """
 
 from __future__ import annotations
@@ -56,6 +58,7 @@ from mpi_ntkdfl.metrics import (
 from mpi_ntkdfl.runtime import identity, limits
 from mpi_ntkdfl.runtime.clock import PHASES
 from mpi_ntkdfl.runtime.hdf5 import reading, sane, writing
+from mpi_ntkdfl.runtime.metric import Condition
 from mpi_ntkdfl.storage.schema import describe, metrics_of, starts_of
 from mpi_ntkdfl.storage.whole import replacing
 
@@ -165,8 +168,9 @@ class Record:
         attributes: Mapping[str, str | int],
         clients: int,
         ranks: int,
-        partition: tuple[np.ndarray, np.ndarray],
-        simulated: bool = False,
+        partition: Mapping[str, np.ndarray],
+        sites: int = 0,
+        fulfilled: frozenset[Condition] = frozenset(),
     ) -> None:
         """Makes the file with empty datasets, replacing one that is there.
 
@@ -175,8 +179,9 @@ class Record:
                 `provenance`.
             clients: M.
             ranks: R.
-            partition: offsets `[client + 1]` and indices.
-            simulated: whether the run has an environment.
+            partition: by name, `offsets` `[client + 1]`, `indices` and what `data.facts` adds.
+            sites: number of sites; 0 if the test samples have none.
+            fulfilled: what the run has; metrics that need more are left out.
 
         Raises:
             SimulationError: if the file cannot be written.
@@ -184,8 +189,9 @@ class Record:
         with replacing(self.path) as path, writing(path, "w") as file:
             file.attrs["schema"] = SCHEMA
             file.attrs.update({"resumed": "[]", **attributes})
-            self._lay_out(file, clients, ranks, simulated)
-            for name, values in zip(("offsets", "indices"), partition, strict=True):
+            metrics = [metric for metric in recorded() if metric.when <= fulfilled]
+            self._lay_out(file, metrics, {"client": clients, "rank": ranks, "site": sites})
+            for name, values in partition.items():
                 file.create_dataset(f"partition/{name}", data=values, **_CHECKED)
 
     def resume(
@@ -213,10 +219,11 @@ class Record:
             kept = [r for r in _of(file, ROUNDS)[:].tolist() if r <= done and r % every == 0]
             clients, ranks = _of(file, CLIENT_ACCURACY).shape[1], _of(file, SECONDS).shape[1]
             ranks = max(ranks, int(start["ranks"]))
+            sizes = {"client": clients, "rank": ranks}
             for metric in metrics_of(file):
                 rows = done if metric.by_round else len(kept)
                 if metric.dataset not in file:
-                    _create(file, metric, clients, ranks)
+                    _create(file, metric, sizes)
                     _of(file, metric).resize(rows, axis=0)
                     _of(file, metric)[...] = np.nan
                 describe(_of(file, metric), metric)
@@ -232,10 +239,11 @@ class Record:
             starts = [*json.loads(file.attrs["resumed"]), {"round": done, **start}]
             file.attrs["resumed"] = json.dumps(starts)
 
-    def _lay_out(self, file: h5py.File, clients: int, ranks: int, simulated: bool) -> None:
-        for metric in recorded():
-            if simulated or not metric.simulated:
-                _create(file, metric, clients, ranks)
+    def _lay_out(
+        self, file: h5py.File, metrics: Sequence[Metric], sizes: Mapping[str, int]
+    ) -> None:
+        for metric in metrics:
+            _create(file, metric, sizes)
         for name, dtype, rows, shape in (
             ("topology/edges", "i4", 0, (2,)),
             ("topology/offsets", "i8", 1, ()),
@@ -333,10 +341,16 @@ def _of(file: h5py.File, metric: Metric) -> h5py.Dataset:
     return file[metric.dataset]
 
 
-def _create(file: h5py.File, metric: Metric, clients: int, ranks: int) -> None:
-    """An empty dataset that says what it holds; another number of ranks may go on with it."""
+def _create(file: h5py.File, metric: Metric, sizes: Mapping[str, int]) -> None:
+    """An empty dataset that says what it holds; another number of ranks may go on with it.
+
+    Args:
+        file: the record.
+        metric: which one.
+        sizes: of the axes `client`, `rank` and `site`, as far as the metric has them.
+    """
     phases = _PHASES.get(metric.dataset.partition("/")[0], ())
-    sizes = {"client": clients, "rank": ranks, "phase": len(phases)}
+    sizes = {**sizes, "phase": len(phases)}
     names = metric.axes.split(",")[1:]
     shape = tuple(sizes[name] for name in names)
     limits = (None, *(None if name == "rank" else sizes[name] for name in names))
@@ -358,7 +372,7 @@ def _fit_phases(file: h5py.File) -> None:
     for place, phase in enumerate(former):
         fitted[..., PHASES.index(phase)] = seconds[..., place]
     del file[SECONDS.dataset]
-    _create(file, SECONDS, clients=0, ranks=fitted.shape[1])
+    _create(file, SECONDS, {"rank": fitted.shape[1]})
     _of(file, SECONDS).resize(len(fitted), axis=0)
     _of(file, SECONDS)[...] = fitted
     file["time"].attrs["phases"] = list(PHASES)

@@ -35,7 +35,8 @@ def metrics_of(file: h5py.File) -> list[Metric]:
     Raises:
         Exception: of many kinds, over a damaged file.
     """
-    own = [metric for metric in recorded() if not metric.simulated or metric.dataset in file]
+    # A metric with conditions is only in the records of runs that fulfil them.
+    own = [metric for metric in recorded() if not metric.when or metric.dataset in file]
     paths = {metric.dataset for metric in own}
     others: list[Metric] = []
 

@@ -10,7 +10,7 @@ import numpy as np
 from mpi_ntkdfl.analysis import tables, traces
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.studies.definition import Variant
-from mpi_ntkdfl.studies.grid import Study, StudyRun, has_other_sources, is_done, rounds_recorded
+from mpi_ntkdfl.studies.grid import Study, StudyRun, has_other_code, is_done, rounds_recorded
 
 
 @dataclass(frozen=True)
@@ -101,19 +101,22 @@ class Results:
             lines.append(f"  {run.label} ({run.key}{started})")
         return lines
 
-    def other_sources_text(self) -> list[str]:
-        """Runs that other sources of the package computed, one line each; empty if there are none."""
+    def other_code_text(self) -> list[str]:
+        """Runs that other sources of the package, or other plugins, computed; one line per run.
+
+        Empty if there are none.
+        """
         runs = dict.fromkeys(
             f"  {finished.run.label} ({finished.run.key})"
             for cell in self.cells
             for finished in cell.finished
-            if has_other_sources(finished.run.outputs)
+            if has_other_code(finished.run.outputs)
         )
         if not runs:
             return []
         head = (
-            f"{len(runs)} runs were computed by other sources of the package than those of this report; "
-            "`study run --fresh` does them again:"
+            f"{len(runs)} runs were computed by other sources of the package, or by other plugins, than "
+            "those of this report; `study run --fresh` does them again:"
         )
         return [head, *runs]
 

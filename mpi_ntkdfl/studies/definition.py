@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from mpi_ntkdfl.metrics import at
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.registry import neither
 from mpi_ntkdfl.runtime.settings import Section
 from mpi_ntkdfl.runtime.yaml_text import read_yaml
 
@@ -261,10 +262,7 @@ def text(source: str) -> str:
     try:
         return Path(source).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(
-            f"{source!r} is neither a study ({', '.join(names())}) nor a readable YAML file: {reason}"
-        ) from error
+        raise InputError(neither(source, "study", names(), error)) from error
 
 
 def read(source: str) -> Definition:

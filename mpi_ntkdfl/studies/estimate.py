@@ -15,16 +15,13 @@ from mpi_ntkdfl.data import sources
 from mpi_ntkdfl.data.source import Size
 from mpi_ntkdfl.metrics import SECONDS
 from mpi_ntkdfl.model.networks import build
-from mpi_ntkdfl.planning.costs import NOMINAL, Machine, round_seconds
+from mpi_ntkdfl.planning.costs import NOMINAL, START_UP, Machine, disk_bytes, round_seconds
 from mpi_ntkdfl.planning.first_round import FirstRound
 from mpi_ntkdfl.runtime.units import duration, readable
 from mpi_ntkdfl.studies.grid import Study, StudyRun, is_done, rounds_recorded
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.placement import Placement
 from mpi_ntkdfl.topology.schedule import Schedule
-
-START_UP = 2.5
-"""Core seconds per run and rank until the first round starts: libraries and data (measured on CPU)."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +107,7 @@ class _Prediction:
 
     def nbytes(self, config: Config) -> int:
         """Bytes of a record and two checkpoints, about."""
-        first = self._first(config)
-        checkpoint = config.clients * first.network.layout.size * first.dtype.itemsize
-        return 2 * checkpoint + config.rounds * config.clients * 80 + 60_000
+        return disk_bytes(self._first(config))
 
     def _first(self, config: Config) -> FirstRound:
         """Round 0 if all clients had equally many samples."""

@@ -19,7 +19,7 @@ from mpi_ntkdfl.runtime.units import duration
 from mpi_ntkdfl.storage import whole
 from mpi_ntkdfl.storage.lock import InUse, holder, locked
 from mpi_ntkdfl.storage.outputs import Outputs
-from mpi_ntkdfl.studies.grid import Study, StudyRun, has_other_sources, is_done
+from mpi_ntkdfl.studies.grid import Study, StudyRun, has_other_code, is_done
 
 
 def launch(template: str | None, ranks: int) -> Launch | None:
@@ -40,7 +40,7 @@ class Tally:
     Attributes:
         done: finished now.
         before: finished before.
-        other_sources: of those, the ones that other sources of the package computed.
+        other_code: of those, the ones that other sources of the package or other plugins computed.
         elsewhere: another worker is at them.
         failed: what went wrong, by the run's label.
         stopped: whether a signal or the time limit ended the work.
@@ -48,7 +48,7 @@ class Tally:
 
     done: int = 0
     before: int = 0
-    other_sources: int = 0
+    other_code: int = 0
     elsewhere: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     stopped: bool = False
@@ -79,17 +79,17 @@ def work(
         runs: to do, in order.
         how: to start them, None in this process.
         say: gets one line per run.
-        fresh: do runs again that other sources of the package computed, or began.
+        fresh: do runs again that other sources of the package, or other plugins, computed or began.
     """
     tally, weights = Tally(), study.definition.needs_weights
     for place, run in enumerate(runs, 1):
         if signalled():
             tally.stopped = True
             return tally
-        other = has_other_sources(run.outputs)
+        other = has_other_code(run.outputs)
         if is_done(run, weights) and not (other and fresh):
             tally.before += 1
-            tally.other_sources += other
+            tally.other_code += other
             continue
         where, start = f"[{place}/{len(runs)}] {run.label} ({run.key})", time.monotonic()
         try:
@@ -123,7 +123,7 @@ def _claimed(run: StudyRun, weights: bool, how: Launch | None, fresh: bool) -> b
         if who := holder(outputs):
             raise InUse(f"{outputs.record} is held by {who}")
     with locked(claim):
-        if fresh and has_other_sources(run.outputs):
+        if fresh and has_other_code(run.outputs):
             with locked(run.outputs):
                 whole.remove(run.outputs)
         if is_done(run, weights):

@@ -21,6 +21,7 @@ from mpi_ntkdfl.config import Config, effect, parse
 from mpi_ntkdfl.metrics import SECONDS
 from mpi_ntkdfl.presets import read_overrides, read_source
 from mpi_ntkdfl.runtime import identity as package
+from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.storage import identity
 from mpi_ntkdfl.storage.outputs import Outputs
@@ -96,7 +97,7 @@ class Study:
 def key(config: Config) -> str:
     """Hash of all settings that a run's result depends on, beyond the last bits.
 
-    Paths count, except the folder of a data set, which differs between machines. The content of files is
+    Paths count, except that of a data set, which differs between machines. The content of files is
     not in it; see `run_name`.
     """
     settings: dict[str, Any] = {}
@@ -113,7 +114,10 @@ def key(config: Config) -> str:
 
 def counts(setting: str, config: Config | None = None) -> bool:
     """Whether two runs of a study that differ in this setting are two runs."""
-    return setting != "dataset.root" and effect(setting, config) not in ("rounding", "nothing")
+    what = effect(setting, config)
+    return what not in ("rounding", "nothing") and not (
+        what == "place" and setting.startswith("dataset.")
+    )
 
 
 def run_name(config: Config, folder: Path) -> str:
@@ -222,15 +226,23 @@ def is_done(run: StudyRun, weights: bool) -> bool:
     return not weights or rounds_kept(run.outputs) >= rounds
 
 
-def has_other_sources(outputs: Outputs) -> bool:
-    """Whether a start of a run used other sources of the package than this process.
+def has_other_code(outputs: Outputs) -> bool:
+    """Whether a start of a run used other code than this process has.
 
-    False if there is no readable record, or it is of an earlier version that recorded no sources.
+    Code is the sources of the package and the plugins. A plugin that only this process loaded does not
+    count: the run did without it.
+
+    Returns:
+        False if there is no readable record, or it is of an earlier version that recorded no sources.
     """
-    own = package.own()["sources"]
+    own, own_plugins = package.own()["sources"], set(plugins.loaded())
 
     def other(file: h5py.File) -> bool:
-        return any(str(start.get("sources", own)) != own for start in starts_of(file.attrs))
+        return any(
+            str(start.get("sources", own)) != own
+            or not set(plugins.from_json(str(start.get("plugins", "[]")))) <= own_plugins
+            for start in starts_of(file.attrs)
+        )
 
     return bool(_read(outputs.record, other))
 

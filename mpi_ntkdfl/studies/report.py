@@ -45,7 +45,7 @@ class Report:
         ]
         blocks = ["\n".join(head), compare_text.text(self.outcomes)]
         blocks += ["\n".join(published_text(d.figure)) for d in self.drawings if d.figure.published]
-        for notes in (self.results.missing_text(), self.results.other_sources_text()):
+        for notes in (self.results.missing_text(), self.results.other_code_text()):
             if notes:
                 blocks.append("\n".join(notes))
         return "\n\n".join(blocks)

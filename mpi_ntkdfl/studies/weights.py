@@ -154,6 +154,7 @@ def drift(cell: Cell) -> Mapping[str, np.ndarray]:
             config.clients,
             config.seed,
             run.data.sites,
+            run.data.site_names,
         )
         given = None
         if config.model.weights is not None:

@@ -267,7 +267,7 @@ def _refuse_other_formats(text: str, path: str) -> None:
     for name, begin in _OTHERS.items():
         if re.match(begin, text[:4096], re.IGNORECASE):
             raise InputError(
-                f"{path} is a {name} file; only edge lists (one pair of clients per line) and GraphML "
+                f"{path} is a {name} file; edge lists (one pair of clients per line) and GraphML "
                 "(.graphml, .xml) can be read: convert it, for example with networkx.write_graphml"
             )
 

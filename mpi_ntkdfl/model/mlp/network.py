@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 
+from mpi_ntkdfl.model.kinds.base import Scheme
 from mpi_ntkdfl.model.losses import Loss, loss_gradient
 from mpi_ntkdfl.model.mlp.descent import descend
 from mpi_ntkdfl.model.mlp.jacobian import FactoredJacobian, LayerInputsForm
@@ -20,7 +22,13 @@ from mpi_ntkdfl.model.training import Data
 
 @dataclass(frozen=True)
 class MLP(Stack):
-    """A multilayer perceptron with ReLU between its layers; `widths` as in `Stack`."""
+    """A multilayer perceptron with ReLU between its layers; `widths` as in `Stack`.
+
+    Attributes:
+        scheme: how starting weights are drawn.
+    """
+
+    scheme: Scheme = "kaiming"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -52,11 +60,13 @@ class MLP(Stack):
         return " - ".join(map(str, self.widths))
 
     def initial(self, generator: np.random.Generator) -> np.ndarray:
-        """Kaiming-normal weights (standard deviation sqrt(2 / fan_in)) and zero biases, `[P]` float64.
-
-        The source is He et al., "Delving deep into rectifiers", ICCV 2015. The NTK-DFL paper starts
-        with these weights.
-        """
+        """Starting weights of the network's `scheme`, `[P]` float64; see `Scheme`."""
+        if self.scheme == "torch":
+            pieces = []
+            for fan_in, fan_out in pairwise(self.widths):
+                reach = 1 / math.sqrt(fan_in)
+                pieces.append(generator.uniform(-reach, reach, fan_out * (fan_in + 1)))
+            return np.concatenate(pieces)
         pieces = [
             generator.standard_normal(size) * math.sqrt(2 / shape[1])
             if len(shape) == 2

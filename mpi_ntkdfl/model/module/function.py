@@ -24,6 +24,18 @@ def made(make: Make, seed: int) -> torch.nn.Module:
         return make()
 
 
+def _layout(module: torch.nn.Module, trained: Mapping[str, torch.nn.Parameter]) -> Layout:
+    """The layout of a module's parameters `trained`, which are those that require a gradient."""
+    names = {id(parameter): name for name, parameter in trained.items()}
+    aliases, constants = {}, {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if id(tensor) in names and name not in trained:
+            aliases[name] = names[id(tensor)]
+        elif name not in trained and isinstance(tensor, torch.Tensor):
+            constants[name] = tensor.detach()
+    return Layout({name: tuple(p.shape) for name, p in trained.items()}, aliases, constants)
+
+
 class FlatModule:
     """A module's outputs as a function of a flat parameter vector and inputs.
 
@@ -32,7 +44,8 @@ class FlatModule:
 
     Attributes:
         module: the module; its own parameters are never changed.
-        layout: names and shapes of the parameters that require a gradient.
+        layout: names and shapes of the parameters that require a gradient, and the rest of the module's
+            state_dict.
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
@@ -40,7 +53,7 @@ class FlatModule:
         self.module = module
         parameters = dict(module.named_parameters())
         trained = {name: p for name, p in parameters.items() if p.requires_grad}
-        self.layout = Layout({name: tuple(p.shape) for name, p in trained.items()})
+        self.layout = _layout(module, trained)
         self._trained = trained
         frozen = {name: p for name, p in parameters.items() if not p.requires_grad}
         self._constants: dict[str, torch.Tensor] = {**frozen, **dict(module.named_buffers())}

@@ -24,9 +24,10 @@ ROOM = 2**25
 """How many numbers of gradients and activations a computation holds: 128 MiB in float32. It is constant,
 because the rounding of sums over ranges of samples depends on the lengths of the ranges."""
 
-_MOST_AT_ONCE = 512
+_MOST_AT_ONCE, _EVALUATED_AT_ONCE = 512, 64
 _PLACES_CUDA = 64
-"""The most samples of a pass; the most clients that train together on a GPU."""
+"""The most samples of a pass, and of a pass without gradients on a CPU, because few samples stay in the
+caches; the most clients that train together on a GPU."""
 
 
 class ModuleNetwork:
@@ -122,11 +123,13 @@ class ModuleNetwork:
 
     def functions(self, params: torch.Tensor, like: Inputs) -> Callable[[Inputs], torch.Tensor]:
         """A function that computes the outputs for one parameter vector after another."""
-        rows = [aligned(row) for row in params]
+        rows, at_once = [aligned(row) for row in params], self._limits.at_once
+        if not on_gpu(params.device):
+            at_once = min(at_once, _EVALUATED_AT_ONCE)
 
         def outputs(inputs: Inputs) -> torch.Tensor:
             assert isinstance(inputs, torch.Tensor)
-            parts = chunks(len(inputs), self._limits.at_once)
+            parts = chunks(len(inputs), at_once)
             with torch.no_grad():
                 return torch.stack(
                     [

@@ -1,0 +1,40 @@
+"""Settings in words, for legends, tables and summaries."""
+
+from __future__ import annotations
+
+_WORDS: dict[tuple[str, object], str] = {
+    ("topology.dynamic", True): "dynamic graph",
+    ("topology.dynamic", False): "static graph",
+    ("model.init", "shared"): "shared start",
+    ("model.init", "per-client"): "own starts",
+    ("algorithm.averaging", "plain"): "equal weights",
+    ("algorithm.averaging", "samples"): "averaging by samples",
+    ("algorithm.averaging", "metropolis"): "Metropolis weights",
+    ("algorithm.averaging", "none"): "no averaging",
+    ("evaluation.clients", True): "clients tested",
+    ("evaluation.clients", False): "clients not tested",
+    ("topology.kind", "erdos-renyi"): "Erdos-Renyi graph",
+}
+
+
+def said(key: str, value: object) -> str:
+    """A setting as people say it, such as `degree 5`, `static graph` or `5 clients`.
+
+    Args:
+        key: dotted, such as `topology.dynamic`.
+        value: of the setting, not None.
+    """
+    word = value if isinstance(value, str | bool) else None
+    if (key, word) in _WORDS:
+        return _WORDS[key, word]
+    section, _, name = key.rpartition(".")
+    name = name.replace("_", " ")
+    if isinstance(value, bool):
+        return name if value else f"not {name}"
+    if key == "topology.kind":
+        return f"{value} graph"
+    if name in ("kind", "name"):
+        return f"{section} {value}"
+    if key in ("clients", "rounds"):
+        return f"{value} {key}"
+    return f"{name} {value}"

@@ -1,0 +1,1 @@
+"""The modules of the built-in networks. `model/kinds/` has their settings."""

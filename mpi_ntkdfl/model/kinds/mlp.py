@@ -1,0 +1,54 @@
+"""The multilayer perceptron: settings and how it is built. This module does not import torch."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+
+from mpi_ntkdfl.config import ModelSettings
+from mpi_ntkdfl.model.kinds.base import NetworkKind, Scheme
+from mpi_ntkdfl.runtime.settings import a_list
+
+if TYPE_CHECKING:
+    from mpi_ntkdfl.model.network import Network
+
+
+class MlpSettings(ModelSettings):
+    """A multilayer perceptron with ReLU."""
+
+    factored = True
+
+    name: Literal["mlp"] = "mlp"
+    hidden: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...],
+        Field(strict=False, max_length=100),
+        a_list("[100]"),
+    ] = (100,)
+    """Widths of the layers between features and outputs; [] is a linear model."""
+    scheme: Scheme = "kaiming"
+    """How starting weights are drawn. `kaiming`: weights with deviation sqrt(2 / fan_in) and zero biases.
+    `torch`: as torch makes its layers, uniformly between -1 / sqrt(fan_in) and 1 / sqrt(fan_in).
+    """
+
+    @model_serializer(mode="wrap")
+    def _leave_out_the_former_scheme(
+        self, serialize: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        """Leaves out `kaiming`, so that names of runs are as they were before there was a choice."""
+        section: dict[str, Any] = serialize(self)
+        return {k: v for k, v in section.items() if k != "scheme" or v != "kaiming"}
+
+
+class Mlp(NetworkKind):
+    """A multilayer perceptron; samples of any shape are flattened."""
+
+    Settings = MlpSettings
+
+    @classmethod
+    def build(cls, settings: MlpSettings, shape: tuple[int, ...], classes: int) -> Network:
+        """An MLP with the data set's features and classes, and the hidden widths between them."""
+        from mpi_ntkdfl.model.mlp import MLP
+
+        return MLP((math.prod(shape), *settings.hidden, classes), settings.scheme)
