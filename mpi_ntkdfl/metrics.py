@@ -43,42 +43,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.metric import UNTIMED as UNTIMED
 from mpi_ntkdfl.runtime.metric import About as About  # public: users write rows of the table
 from mpi_ntkdfl.runtime.metric import Metric as Metric
 from mpi_ntkdfl.runtime.metric import Place as Place
 from mpi_ntkdfl.runtime.metric import mean_over_sites, worst_site
+from mpi_ntkdfl.runtime.metric import missing_ranks as missing_ranks
+from mpi_ntkdfl.runtime.metric import slowest_rank as slowest_rank
 from mpi_ntkdfl.runtime.registry import Registry
-
-UNTIMED = ("evaluate", "record")
-"""Phases that serve the experiment only; a real federation would not spend this time."""
-
-
-def slowest_rank(seconds: np.ndarray, phases: Sequence[str]) -> np.ndarray:
-    """Seconds `[round]` of each round's slowest rank, without the phases `UNTIMED`.
-
-    Ranks that did not exist in a round are NaN in every phase, and are left out. Other NaNs (in some
-    phases of a rank, or in all phases of all ranks) make the result NaN.
-
-    Args:
-        seconds: `[round, rank, phase]`.
-        phases: names of the phases.
-    """
-    timed = [phase not in UNTIMED for phase in phases]
-    by_rank = np.where(missing_ranks(seconds), -np.inf, seconds[..., timed].sum(axis=2))
-    return by_rank.max(axis=1, initial=-np.inf) if by_rank.size else np.zeros(len(seconds))
-
-
-def missing_ranks(by_rank: np.ndarray) -> np.ndarray:
-    """Which ranks did not exist in a round, `[round, rank]` bool.
-
-    In a round without any number no rank counts as missing.
-
-    Args:
-        by_rank: `[round, rank, ...]`, NaN for ranks that did not exist in a round.
-    """
-    empty = np.isnan(by_rank).all(axis=tuple(range(2, by_rank.ndim)))
-    missing: np.ndarray = empty & ~empty.all(axis=1, keepdims=True)
-    return missing
 
 
 def _mean_where_chosen(taus: np.ndarray, about: About) -> np.ndarray:
@@ -226,6 +198,7 @@ WAITED = dataclasses.replace(
     column="waited",
 )
 
+
 SIMULATED = Metric(
     name="simulated",
     label="simulated time of the federation",
@@ -239,13 +212,12 @@ SIMULATED = Metric(
 )
 CLIENT_SECONDS = Metric(
     name="client-seconds",
-    label="when a client was done with its last round, mean over clients",
+    label="when clients were done with their last round, sum over clients",
     axes="round,client",
     dataset="simulated/client_seconds",
     unit="s",
     when=frozenset({"environment"}),
     cumulative=True,
-    reduce=lambda seconds, about: seconds.mean(axis=1),
     places=frozenset(),
 )
 ACTIVE = Metric(
@@ -257,7 +229,6 @@ ACTIVE = Metric(
     when=frozenset({"environment"}),
     cumulative=True,
     reduce=lambda active, about: active.mean(axis=1),
-    places=frozenset({"y"}),
 )
 
 

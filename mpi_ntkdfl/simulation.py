@@ -27,8 +27,8 @@ from mpi_ntkdfl.storage import identity
 from mpi_ntkdfl.storage.journal import Journal
 from mpi_ntkdfl.storage.lock import locked
 from mpi_ntkdfl.storage.outputs import Outputs, refuse
-from mpi_ntkdfl.storage.record import Times
 from mpi_ntkdfl.storage.resume import find_start, finished_without_weights
+from mpi_ntkdfl.storage.times import Times
 from mpi_ntkdfl.topology.graphs import Graph
 
 Mode = Literal["new", "overwrite", "resume"]

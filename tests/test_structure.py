@@ -26,7 +26,7 @@ LAYERS = [
     ["runtime"],
     ["presets"],
     ["config"],
-    ["data", "topology", "model"],
+    ["data", "topology", "model", "environment"],
     ["ntk"],
     ["comm"],
     ["federation"],

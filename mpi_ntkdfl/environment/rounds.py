@@ -155,10 +155,12 @@ def _by_deadline(
         ready = ready + leg.compute
         arrivals = ready[leg.source] + links.seconds(leg.source, leg.target, leg.nbytes)
         pairs = leg.source * len(clocks) + leg.target
-        missed = (arrivals > closes) | np.isin(pairs, given_up)
+        ignored = np.isin(pairs, given_up)
+        missed = (arrivals > closes) | ignored
         given_up = np.union1d(given_up, pairs[missed])
         # Whoever misses a message learns that when the leg closes.
-        ready = _latest(ready, leg.target, np.where(missed, closes, arrivals))
+        waited = np.where(ignored, start, np.minimum(arrivals, closes))
+        ready = _latest(ready, leg.target, waited)
         now = min(closes, max(now, _longest(ready[taking_part])))
         ready = np.maximum(ready, now)
         late.append(missed)

@@ -216,3 +216,35 @@ class Metric:
                 totals = reduced if self.cumulative else np.cumsum(reduced)
                 reduced = np.concatenate([[0.0], totals])[about.rounds]
         return np.asarray(reduced, dtype=np.float64)
+
+
+UNTIMED = ("evaluate", "record")
+"""Phases that serve the experiment only; a real federation would not spend this time."""
+
+
+def slowest_rank(seconds: np.ndarray, phases: Sequence[str]) -> np.ndarray:
+    """Seconds `[round]` of each round's slowest rank, without the phases `UNTIMED`.
+
+    Ranks that did not exist in a round are NaN in every phase, and are left out. Other NaNs (in some
+    phases of a rank, or in all phases of all ranks) make the result NaN.
+
+    Args:
+        seconds: `[round, rank, phase]`.
+        phases: names of the phases.
+    """
+    timed = [phase not in UNTIMED for phase in phases]
+    by_rank = np.where(missing_ranks(seconds), -np.inf, seconds[..., timed].sum(axis=2))
+    return by_rank.max(axis=1, initial=-np.inf) if by_rank.size else np.zeros(len(seconds))
+
+
+def missing_ranks(by_rank: np.ndarray) -> np.ndarray:
+    """Which ranks did not exist in a round, `[round, rank]` bool.
+
+    In a round without any number no rank counts as missing.
+
+    Args:
+        by_rank: `[round, rank, ...]`, NaN for ranks that did not exist in a round.
+    """
+    empty = np.isnan(by_rank).all(axis=tuple(range(2, by_rank.ndim)))
+    missing: np.ndarray = empty & ~empty.all(axis=1, keepdims=True)
+    return missing

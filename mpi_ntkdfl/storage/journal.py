@@ -22,8 +22,9 @@ from mpi_ntkdfl.runtime.metric import conditions
 from mpi_ntkdfl.storage import checkpoint, identity, lock, whole
 from mpi_ntkdfl.storage.checkpoint import Rows
 from mpi_ntkdfl.storage.outputs import Outputs
-from mpi_ntkdfl.storage.record import Record, RoundRecord, Times, last_times, provenance
+from mpi_ntkdfl.storage.record import Record, RoundRecord, provenance
 from mpi_ntkdfl.storage.resume import Start
+from mpi_ntkdfl.storage.times import Times, last_times
 from mpi_ntkdfl.storage.trace import Trace
 from mpi_ntkdfl.topology.graphs import Graph
 
@@ -145,7 +146,7 @@ class Journal:
         return weights
 
     def clocks(self) -> tuple[float, np.ndarray, np.ndarray]:
-        """The simulated times with which a resumed run goes on, on all ranks; see `record.last_times`."""
+        """The simulated times with which a resumed run goes on, on all ranks; see `times.last_times`."""
         return self._world.on_root(lambda: last_times(self._record.path))
 
     def _begin_trace(self, done: int) -> None:

@@ -40,24 +40,21 @@ from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.evaluate import Evaluation
 from mpi_ntkdfl.metrics import (
-    ACTIVE,
     BUSIEST_BYTES,
     BYTES,
     CLIENT_ACCURACY,
-    CLIENT_SECONDS,
     IN_FLIGHT,
     MEAN_TAU,
     MPI_BYTES,
     ROUNDS,
     SECONDS,
-    SIMULATED,
     WAITED,
     Metric,
     recorded,
 )
 from mpi_ntkdfl.runtime import identity, limits
 from mpi_ntkdfl.runtime.clock import PHASES
-from mpi_ntkdfl.runtime.hdf5 import reading, sane, writing
+from mpi_ntkdfl.runtime.hdf5 import sane, writing
 from mpi_ntkdfl.runtime.metric import Condition
 from mpi_ntkdfl.storage.schema import describe, metrics_of, starts_of
 from mpi_ntkdfl.storage.whole import replacing
@@ -70,30 +67,6 @@ _PHASES = {"traffic": TRAFFIC_PHASES, "time": PHASES}
 
 _CHECKED = {"chunks": True, "fletcher32": True}
 """Datasets carry checksums, which HDF5 compares whenever it reads."""
-
-
-@dataclass(frozen=True)
-class Times:
-    """Simulated time at the end of a round.
-
-    Attributes:
-        seconds: on the federation's clock.
-        clients: when each client was done with its last round, `[client]`.
-        active: which clients took part, `[client]`.
-    """
-
-    seconds: float
-    clients: np.ndarray
-    active: np.ndarray
-
-    @property
-    def values(self) -> dict[str, np.ndarray]:
-        """The values by the metrics' names."""
-        return {
-            SIMULATED.name: np.array(self.seconds),
-            CLIENT_SECONDS.name: self.clients,
-            ACTIVE.name: self.active,
-        }
 
 
 @dataclass(frozen=True)
@@ -289,29 +262,6 @@ class Record:
             shutil.copyfile(self.path, path)
             with writing(path, "r+") as file:
                 yield file
-
-
-def last_times(path: Path) -> tuple[float, np.ndarray, np.ndarray]:
-    """The simulated times with which a run goes on.
-
-    Args:
-        path: the record of a run with an environment, cut to the rounds that are done.
-
-    Returns:
-        Seconds at the end of the last round; when each client was done, `[client]`; who took part in the
-        last round in which anybody did, `[client]`. Before the first such round that is everybody.
-    """
-    with reading(path) as file:
-        seconds, clients = (_of(file, metric)[-1:] for metric in (SIMULATED, CLIENT_SECONDS))
-        active = _of(file, ACTIVE)
-        holders = np.ones(active.shape[1], dtype=bool)
-        for number in range(len(active) - 1, -1, -1):
-            if (row := active[number].astype(bool)).any():
-                holders = row
-                break
-    if not len(seconds):
-        return 0.0, np.zeros(len(holders)), holders
-    return float(seconds[0]), clients[0], holders
 
 
 def last_choices(file: h5py.File) -> dict[str, str]:
