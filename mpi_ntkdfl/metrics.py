@@ -43,7 +43,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from mpi_ntkdfl.runtime.errors import InputError
-from mpi_ntkdfl.runtime.metric import UNTIMED as UNTIMED
 from mpi_ntkdfl.runtime.metric import About as About  # public: users write rows of the table
 from mpi_ntkdfl.runtime.metric import Metric as Metric
 from mpi_ntkdfl.runtime.metric import Place as Place
@@ -215,13 +214,12 @@ CLIENT_SECONDS = Metric(
     label="when clients were done with their last round, sum over clients",
     axes="round,client",
     dataset="simulated/client_seconds",
-    unit="s",
     when=frozenset({"environment"}),
     cumulative=True,
     places=frozenset(),
 )
 ACTIVE = Metric(
-    name="active",
+    name="participation",
     label="share of clients that took part in the last round",
     axes="round,client",
     dataset="simulated/active",
@@ -229,6 +227,7 @@ ACTIVE = Metric(
     when=frozenset({"environment"}),
     cumulative=True,
     reduce=lambda active, about: active.mean(axis=1),
+    head="active",
 )
 
 

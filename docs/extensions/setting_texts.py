@@ -101,8 +101,9 @@ def _entries(section: str, settings: type[BaseModel]) -> Iterator[str]:
         value = schema["properties"][key]
         default = "must be given" if field.is_required() else f"default {_code(field.default)}"
         yield f"`{f'{section}.' if section else ''}{key}`"
-        yield f": {_words(value, schema)}; {default}; affects: {declared_effect(field)}."
-        yield f"  {' '.join(texts[key].split())}\n"
+        yield f": {' '.join(texts[key].split())}"
+        yield ""
+        yield f"  *{_words(value, schema)}; {default}; affects: {declared_effect(field)}*\n"
 
 
 def _plain_keys(schema: Mapping[str, Any]) -> set[str]:
@@ -116,6 +117,7 @@ def _plain_keys(schema: Mapping[str, Any]) -> set[str]:
 
 def _code(value: object) -> str:
     value = list(value) if isinstance(value, tuple) else value
+    value = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     text = (
         yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
     )

@@ -94,6 +94,10 @@ __all__ = [
 ]
 
 
+_ABSENT = ("stop_at", "environment")
+"""Keys that the text of a configuration leaves out where they are null."""
+
+
 class Config(Section):
     """A whole run; equal configurations give equal results."""
 
@@ -101,6 +105,10 @@ class Config(Section):
     """The only source of randomness. Runs that differ only in the seed repeat one experiment."""
     rounds: int = affects("extent", default=30, ge=1, le=MOST_ROUNDS)
     """Number of rounds."""
+    stop_at: float | None = affects("extent", default=None, gt=0, le=1)
+    """Accuracy of the average at which the run is finished, before all rounds are done. It is looked
+    at after every evaluated round. null: all rounds are done.
+    """
     clients: int = Field(default=300, ge=1, le=MOST_CLIENTS)
     """Number of clients."""
     on_divergence: Literal["stop", "continue"] = "stop"
@@ -127,12 +135,6 @@ class Config(Section):
     environment: EnvironmentSettings | None = None
     """Simulated time: links, devices and availability of the clients. null leaves it out."""
 
-    @model_serializer(mode="wrap")
-    def _leave_out_no_environment(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out an absent environment, so that names and texts of other runs stay as they were."""
-        whole: dict[str, Any] = serialize(self)
-        return {k: v for k, v in whole.items() if k != "environment" or v is not None}
-
     @field_validator("dataset", "model", "algorithm", mode="before")
     @classmethod
     def _of_its_own_class(cls, value: Any, info: ValidationInfo) -> Any:
@@ -145,6 +147,12 @@ class Config(Section):
         if issubclass(settings_class, MethodSettings) and (model := info.data.get("model")):
             value = {**settings_class.defaults(model), **value}
         return settings_class.model_validate(value)
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out keys that say nothing, so that names and texts of other runs stay as they were."""
+        whole: dict[str, Any] = serialize(self)
+        return {k: v for k, v in whole.items() if k not in _ABSENT or v is not None}
 
     @model_validator(mode="after")
     def _graph_exists(self) -> Config:

@@ -62,21 +62,22 @@ def _checked(number: float | None) -> float:
 
 
 class LinkSettings(Section):
-    """Links of the clients.
-
-    A message from i to j takes `latency` plus its bytes over the smaller of two rates: i's `up` divided
-    by its receivers, and j's `down` divided by its senders. `spread` is the sigma of a log-normal
-    factor that each client has on both rates. `regions` is a CSV file with round-trip times in
-    milliseconds between regions; it takes the place of `latency`. Client i is in region i modulo their
-    number. `server` is the rate of a server's link in each direction; null is that of the clients.
-    """
+    """Links of the clients, and of a server if the method has one."""
 
     latency: _Latency = "50ms"
+    """Time of every message on its way, in one direction."""
     up: Annotated[str, _RATE] = "10Mbit/s"
+    """Rate at which a client sends; its messages of one leg have equal parts."""
     down: Annotated[str, _RATE] = "50Mbit/s"
+    """Rate at which a client receives; messages to it have equal parts."""
     spread: float = Field(default=0.0, ge=0, le=5)
+    """Sigma of a log-normal factor that each client has; 0 makes all clients equal."""
     regions: str | None = affects("place", default=None)
+    """CSV file with round-trip milliseconds between regions, in the place of `latency`. Client i is in
+    region i modulo their number.
+    """
     server: Annotated[str | None, _RATE] = None
+    """Rate of a server's link in each direction; null is that of the clients."""
 
     @property
     def latency_seconds(self) -> float:
@@ -95,10 +96,12 @@ class LinkSettings(Section):
 
 
 class DeviceSettings(Section):
-    """Devices of the clients: operations per second, and the sigma of a log-normal factor per client."""
+    """Devices of the clients."""
 
     speed: _Speed = "20GFLOP/s"
+    """Operations per second of a device."""
     spread: float = Field(default=0.0, ge=0, le=5)
+    """Sigma of a log-normal factor that each client has; 0 makes all clients equal."""
 
     @property
     def operations(self) -> float:
@@ -117,6 +120,7 @@ class Bernoulli(Section):
 
     kind: Literal["bernoulli"]
     p: float = Field(default=0.9, gt=0, le=1)
+    """Probability with which a client takes part in a round."""
 
 
 class OnOff(Section):
@@ -124,7 +128,9 @@ class OnOff(Section):
 
     kind: Literal["on-off"]
     on: _Span = "10min"
+    """Mean stay."""
     off: _Span = "2min"
+    """Mean absence."""
 
     @property
     def means(self) -> tuple[float, float]:
@@ -137,6 +143,7 @@ class TraceFile(Section):
 
     kind: Literal["trace"]
     path: str = affects("place")
+    """JSON file with the intervals in which each client is present."""
 
 
 Availability = Annotated[Always | Bernoulli | OnOff | TraceFile, Field(discriminator="kind")]
@@ -159,6 +166,7 @@ class Deadline(Section):
 
     kind: Literal["deadline"]
     seconds: float = Field(default=5.0, gt=0, le=MOST_SECONDS)
+    """Simulated seconds that a round lasts at most."""
 
 
 Waiting = Annotated[Barrier | Neighbours | Deadline, Field(discriminator="kind")]
@@ -168,9 +176,13 @@ class EnvironmentSettings(Section):
     """Simulated time: what the federation's clients are connected by, compute on, and wait for."""
 
     links: LinkSettings = LinkSettings()
+    """Latency and rates of the clients' links."""
     devices: DeviceSettings = DeviceSettings()
+    """Speed of the clients' devices."""
     availability: Availability = Always()
+    """Which clients take part in which rounds."""
     waiting: Waiting = Barrier()
+    """For whom clients wait."""
 
     @property
     def always(self) -> bool:
