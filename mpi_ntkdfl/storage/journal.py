@@ -214,6 +214,11 @@ class Journal:
                 self._run,
             )
 
+    def close(self) -> None:
+        """Removes what only another round would need."""
+        if self._world.rank == 0:
+            self._record.close()
+
     def _rows(self, mine: torch.Tensor) -> Rows:
         """An array of all clients, of which these are rank 0's; blocks come when they are asked for."""
 

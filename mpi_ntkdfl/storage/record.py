@@ -1,7 +1,8 @@
 """The record of a run, `RUN.h5`: provenance, and the metrics of the table `metrics.METRICS`.
 
-Only rank 0 writes. Each append makes a copy and renames it over the record. So whoever opens the file,
-while the run goes on or after it was killed, finds a whole one with every finished round.
+Only rank 0 writes. Each append makes a new whole file and renames it over the record; see `growing`.
+So whoever opens the file, while the run goes on or after it was killed, finds a whole one with every
+finished round.
 
 docs/output.md describes every dataset. What is no metric:
 
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,6 +56,7 @@ from mpi_ntkdfl.metrics import (
 from mpi_ntkdfl.runtime import identity, limits
 from mpi_ntkdfl.runtime.clock import PHASES
 from mpi_ntkdfl.runtime.hdf5 import sane, writing
+from mpi_ntkdfl.storage.growing import Growing
 from mpi_ntkdfl.storage.schema import describe, metrics_of, starts_of
 from mpi_ntkdfl.storage.whole import replacing
 
@@ -63,8 +66,11 @@ _PHASES = {"traffic": TRAFFIC_PHASES, "time": PHASES}
 """The phases of the datasets of a group that have such an axis."""
 
 
-_CHECKED = {"chunks": True, "fletcher32": True}
+_CHECKED = {"fletcher32": True}
 """Datasets carry checksums, which HDF5 compares whenever it reads."""
+
+_CHUNK = 8192
+"""Bytes of a chunk with several rows. HDF5 writes a chunk again for every row that is added to it."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +139,7 @@ class Record:
     def __init__(self, path: Path) -> None:
         """Names the file; `create` makes it."""
         self.path = path
+        self._growing = Growing(path)
 
     def create(
         self,
@@ -158,7 +165,7 @@ class Record:
             file.attrs.update({"resumed": "[]", **attributes})
             self._lay_out(file, clients, ranks)
             for name, values in partition.items():
-                file.create_dataset(f"partition/{name}", data=values, **_CHECKED)
+                file.create_dataset(f"partition/{name}", data=values, chunks=True, **_CHECKED)
 
     def resume(
         self,
@@ -194,7 +201,7 @@ class Record:
                 describe(_of(file, metric), metric)
                 _of(file, metric).resize(rows, axis=0)
                 if metric.by_rank:
-                    _widen(_of(file, metric), ranks)
+                    _widen(file, metric, ranks)
             offsets = file["topology/offsets"]
             offsets.resize(done + 1, axis=0)
             file["topology/edges"].resize(int(offsets[done]), axis=0)
@@ -211,7 +218,11 @@ class Record:
             ("topology/edges", "i4", 0, (2,)),
             ("topology/offsets", "i8", 1, ()),
         ):
-            file.create_dataset(name, (rows, *shape), dtype, maxshape=(None, *shape), **_CHECKED)
+            limits = (None, *shape)
+            chunks = _chunks(shape, np.dtype(dtype))
+            file.create_dataset(
+                name, (rows, *shape), dtype, maxshape=limits, chunks=chunks, **_CHECKED
+            )
         for group, phases in _PHASES.items():
             file[group].attrs["phases"] = list(phases)
 
@@ -233,17 +244,27 @@ class Record:
         Raises:
             SimulationError: if the file cannot be written.
         """
-        with self._changing() as file:
-            rows: dict[str, np.ndarray] = {}
+        rows: dict[str, np.ndarray] = {}
+        if round_record is not None:
+            rows |= round_record.values
+        if evaluation is not None:
+            rows |= {**evaluation, ROUNDS.name: np.array(done), MEAN_TAU.name: taus}
+        # Copies, because the change is applied once more at the next append.
+        rows = {name: np.array(values) for name, values in rows.items()}
+
+        def add(file: h5py.File) -> None:
             if round_record is not None:
-                rows |= round_record.values
                 _extend(file["topology/edges"], round_record.edges)
                 _extend(file["topology/offsets"], [len(file["topology/edges"])])
-            if evaluation is not None:
-                rows |= {**evaluation, ROUNDS.name: np.array(done), MEAN_TAU.name: taus}
             for metric in metrics_of(file):
                 if (round_record if metric.by_round else evaluation) is not None:
                     _append(_of(file, metric), rows.get(metric.name))
+
+        self._growing.append(add)
+
+    def close(self) -> None:
+        """Removes what only the next append would need."""
+        self._growing.close()
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[h5py.File]:
@@ -282,17 +303,32 @@ def _of(file: h5py.File, metric: Metric) -> h5py.Dataset:
 
 
 def _create(file: h5py.File, metric: Metric, clients: int, ranks: int) -> None:
-    """An empty dataset that says what it holds; another number of ranks may go on with it."""
+    """An empty dataset that says what it holds.
+
+    Only the first axis may grow. With a second such axis HDF5 would keep the chunks in a B-tree, and the
+    library crashes over a damaged one.
+    """
     phases = _PHASES.get(metric.dataset.partition("/")[0], ())
     sizes = {"client": clients, "rank": ranks, "phase": len(phases)}
     names = metric.axes.split(",")[1:]
     shape = tuple(sizes[name] for name in names)
-    limits = (None, *(None if name == "rank" else sizes[name] for name in names))
     fill = {"fillvalue": np.nan} if metric.by_rank else {}
     dataset = file.create_dataset(
-        metric.dataset, (0, *shape), metric.dtype, maxshape=limits, **_CHECKED, **fill
+        metric.dataset,
+        (0, *shape),
+        metric.dtype,
+        maxshape=(None, *shape),
+        chunks=_chunks(shape, np.dtype(metric.dtype)),
+        **_CHECKED,
+        **fill,
     )
     describe(dataset, metric)
+
+
+def _chunks(shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
+    """Shape of the chunks of a dataset whose rows have the shape `shape`."""
+    sides = tuple(max(1, size) for size in shape)
+    return (max(1, _CHUNK // (math.prod(sides) * dtype.itemsize)), *sides)
 
 
 def _fit_phases(file: h5py.File) -> None:
@@ -305,18 +341,25 @@ def _fit_phases(file: h5py.File) -> None:
     fitted[np.isnan(seconds).all(axis=2)] = np.nan  # a rank that was not there
     for place, phase in enumerate(former):
         fitted[..., PHASES.index(phase)] = seconds[..., place]
-    del file[SECONDS.dataset]
-    _create(file, SECONDS, clients=0, ranks=fitted.shape[1])
-    _of(file, SECONDS).resize(len(fitted), axis=0)
-    _of(file, SECONDS)[...] = fitted
+    _replace(file, SECONDS, fitted)
     file["time"].attrs["phases"] = list(PHASES)
 
 
-def _widen(dataset: h5py.Dataset, ranks: int) -> None:
+def _widen(file: h5py.File, metric: Metric, ranks: int) -> None:
     """Makes room for `ranks` ranks, which former rounds did not have."""
-    former = dataset.shape[1]
-    dataset.resize(ranks, axis=1)
-    dataset[:, former:] = np.nan  # stored: readers take what is larger than its file for damaged
+    former = _of(file, metric)
+    if former.maxshape[1] != ranks:  # None in records of earlier versions
+        values = np.full((len(former), ranks, *former.shape[2:]), np.nan)
+        values[:, : former.shape[1]] = former[:]
+        _replace(file, metric, values)
+
+
+def _replace(file: h5py.File, metric: Metric, values: np.ndarray) -> None:
+    """A new dataset of a metric by rank, with other sizes than the former one."""
+    del file[metric.dataset]
+    _create(file, metric, clients=0, ranks=values.shape[1])
+    _of(file, metric).resize(len(values), axis=0)
+    _of(file, metric)[...] = values
 
 
 def _append(dataset: h5py.Dataset, values: np.ndarray | None) -> None:

@@ -21,14 +21,18 @@ from mpi_ntkdfl.storage.outputs import Outputs, unwritable
 _TEMPORARY = ".mpi_ntkdfl-tmp"
 
 
-def temporary(path: Path) -> Path:
+def temporary(path: Path, part: str = "") -> Path:
     """The name under which this process makes `path`.
+
+    Args:
+        path: path of the file.
+        part: tells several temporary files of `path` apart.
 
     Two runs that take each other's lock for left behind have different names. No user's file has such
     a name.
     """
     maker = lock.token(path) or f"process-{os.getpid()}"
-    return path.with_name(f".{path.name}.{maker}{_TEMPORARY}")
+    return path.with_name(f".{path.name}.{maker}{part}{_TEMPORARY}")
 
 
 def remove(outputs: Outputs) -> None:
@@ -59,12 +63,19 @@ def _literal(name: str) -> str:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, former: Path | None = None) -> Iterator[Path]:
+def replacing(
+    path: Path,
+    former: Path | None = None,
+    begin: Path | None = None,
+    before_rename: Callable[[], None] = lambda: None,
+) -> Iterator[Path]:
     """Yields a temporary path at which to write a file of a run, which then replaces `path`.
 
     Args:
         path: what to replace.
         former: where the file that it replaces is kept, if anywhere.
+        begin: a file that moves to the temporary path; None for an empty file.
+        before_rename: called before `path` is replaced, if the outputs still belong to this run.
 
     Raises:
         SimulationError: if the file cannot be written, or another run has taken the outputs over.
@@ -73,9 +84,13 @@ def replacing(path: Path, former: Path | None = None) -> Iterator[Path]:
     def sure() -> None:
         lock.require_own(path)
 
+    def sure_and_called() -> None:
+        sure()
+        before_rename()
+
     try:
         sure()
-        with made_whole(path, temporary(path), former, sure) as made:
+        with made_whole(path, temporary(path), former, sure_and_called, begin) as made:
             yield made
     except OSError as error:
         raise SimulationError(
@@ -89,6 +104,7 @@ def made_whole(
     made: Path,
     former: Path | None = None,
     sure: Callable[[], None] = lambda: None,
+    begin: Path | None = None,
 ) -> Iterator[Path]:
     """Yields `made` to write to; afterwards flushes it to disk and renames it to `path`.
 
@@ -99,13 +115,17 @@ def made_whole(
         made: a name in the same folder.
         former: where the file that `path` was is kept, if anywhere.
         sure: called before `path` is replaced; raises if it must not be.
+        begin: a file that moves to `made`; None for an empty file.
 
     Raises:
         OSError: if the file cannot be written.
     """
     _clear(made)
-    # Nobody's link is followed: a name that is taken meanwhile is an error.
-    os.close(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    if begin is not None:
+        begin.replace(made)
+    else:
+        # Nobody's link is followed: a name that is taken meanwhile is an error.
+        os.close(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
         yield made
         with made.open("rb+") as handle:
