@@ -5,6 +5,7 @@ Rank 0 reads the data set and checks everything. Then every rank receives the sa
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from mpi_ntkdfl.data.dataset import Dataset, Scaling
 from mpi_ntkdfl.data.facts import DataFacts, facts
 from mpi_ntkdfl.federation.clients import ByteTable, Federation, Samples
 from mpi_ntkdfl.model import byte_products
+from mpi_ntkdfl.model.by_sample import Sites
 from mpi_ntkdfl.model.levels import LEAST_FEATURES, Inputs, Levels
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.model.networks import build, check_inputs
@@ -37,6 +39,8 @@ from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.paths import user_path
 from mpi_ntkdfl.topology.placement import Placement
 from mpi_ntkdfl.topology.schedule import Schedule
+
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -189,6 +193,7 @@ class Assembly:
         weights: starting weights of this rank's clients, `[owned, param]`.
         test_inputs: inputs of the test set, `[sample, *shape]`.
         test_labels: labels of the test set, `[sample]`.
+        test_sites: sites of the test samples; None if there are none.
         facts: what the record stores about the samples, on rank 0; None on other ranks.
     """
 
@@ -197,6 +202,7 @@ class Assembly:
     weights: torch.Tensor
     test_inputs: Inputs
     test_labels: torch.Tensor
+    test_sites: Sites | None
     facts: DataFacts | None
 
 
@@ -235,7 +241,9 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
 
     stored, labels = _own_samples(world, placement, problem)
     levels, by_bytes = _levels(config, world, network, scaling, stored, chosen)
-    choices = {"byte products": by_bytes}
+    choices = {"byte products": by_bytes, **network.choices}
+    for name, choice in network.choices.items():
+        LOGGER.info("%s: %s", name, choice)
     evolution: Implementation = "tensor"
     if evolves(config.algorithm):
         evolution, reason = _evolution(config, world, chosen, dtype)
@@ -274,9 +282,11 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         evolution=evolution,
         choices=choices,
     )
+    count = world.on_root(lambda: problem.dataset.tested_sites if problem else 0)
+    sites = Sites(world.broadcast(data.test_sites if data else None), count) if count else None
     about = facts(problem.dataset, problem.partition) if problem else None
     test_inputs = levels.take(tested) if levels else plain(tested)
-    return Assembly(federation, schedule, weights, test_inputs, test_labels, about)
+    return Assembly(federation, schedule, weights, test_inputs, test_labels, sites, about)
 
 
 def _byte_table(scaling: Scaling, features: int, config: Config, chosen: torch.device) -> ByteTable:

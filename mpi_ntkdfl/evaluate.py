@@ -14,20 +14,30 @@ from mpi_ntkdfl.federation.exchange import mean_over_clients
 from mpi_ntkdfl.federation.waves import cut
 from mpi_ntkdfl.metrics import (
     ACCURACY,
+    AUC,
+    BALANCED,
+    BY_SITE,
+    CALIBRATION,
     CLIENT_ACCURACY,
     CLIENT_LOSS,
+    CROSS_ACCURACY,
     DEVIATION,
     GRADIENT_NORM,
     LOSS,
     METRICS,
     OWN_ACCURACY,
+    SENSITIVITY,
+    SPECIFICITY,
     Metric,
 )
+from mpi_ntkdfl.model import two_classes
+from mpi_ntkdfl.model.by_sample import BySample, Sites
 from mpi_ntkdfl.model.levels import Inputs
 from mpi_ntkdfl.model.losses import Loss, correct, loss_value
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.runtime.device import on_gpu
 from mpi_ntkdfl.runtime.errors import SimulationError
+from mpi_ntkdfl.runtime.metric import conditions
 
 # Test samples per forward pass on a CPU. They are so few that the hidden layer stays in the cache. The
 # number is constant, because the rounding of sums over chunks depends on it.
@@ -172,6 +182,31 @@ def _measured(metric: Metric, view: View) -> float:
         ) from error
 
 
+_OF_TWO_CLASSES = (
+    (AUC, two_classes.auc),
+    (BALANCED, two_classes.balanced_accuracy),
+    (SENSITIVITY, two_classes.sensitivity),
+    (SPECIFICITY, two_classes.specificity),
+    (CALIBRATION, two_classes.calibration_error),
+)
+
+
+def _apart(columns: Mapping[str, np.ndarray], every: np.ndarray) -> dict[str, np.ndarray]:
+    """The columns of all clients, `[client]` or `[client, site]` each.
+
+    Args:
+        columns: those of the own clients, which tell names, order and widths.
+        every: all columns of all clients side by side, `[client, column]`.
+    """
+    values, start = {}, 0
+    for name, own in columns.items():
+        width = own.shape[1] if own.ndim == 2 else 1
+        part = every[:, start : start + width]
+        values[name] = part if own.ndim == 2 else part[:, 0]
+        start += width
+    return values
+
+
 class Evaluator:
     """Evaluates all clients of a federation on one test set."""
 
@@ -182,6 +217,7 @@ class Evaluator:
         labels: torch.Tensor,
         loss: Loss,
         clients: bool,
+        sites: Sites | None = None,
     ) -> None:
         """Stores the test set and counts its classes.
 
@@ -191,10 +227,14 @@ class Evaluator:
             labels: test labels, `[sample]`.
             loss: the loss to report.
             clients: whether to evaluate every client's own model too.
+            sites: sites of the test samples; None if there are none.
         """
         self._federation = federation
         self._inputs, self._labels, self._loss, self._clients = inputs, labels, loss, clients
         self._present = self._by_class(labels)
+        network, count = federation.network, 0 if sites is None else sites.sites
+        self._by_sample = BySample(network, inputs, labels, sites)
+        self._fulfilled = conditions(network.classes, count, federation.placement.clients)
         self._own = {
             client: self._by_class(own.labels) for client, own in federation.samples.items()
         }
@@ -205,12 +245,12 @@ class Evaluator:
         with f.clock("evaluate"):
             average = mean_over_clients(f, weights)
             columns = self._of_clients(weights, average, done)
-            own = np.stack(list(columns.values()), axis=1)
+            own = np.column_stack(list(columns.values()))
             if f.world.rank:
                 f.ledger.book_mpi("statistics", own.nbytes)
             gathered = list(f.world.collect(own))
             every = np.concatenate(gathered) if gathered else own
-            values = dict(zip(columns, every.T, strict=True))
+            values = _apart(columns, every)
             values[DEVIATION.name] = values[DEVIATION.name].mean()
             if f.world.rank == 0:
                 values |= self._of_average(average, done)
@@ -220,7 +260,7 @@ class Evaluator:
     def _of_clients(
         self, weights: torch.Tensor, average: torch.Tensor, done: int
     ) -> dict[str, np.ndarray]:
-        """Metrics that are measured on own clients' `weights` `[owned, param]`; `[owned]` each."""
+        """Metrics measured on own clients' `weights` `[owned, param]`: `[owned]`, or `[owned, site]`."""
         f = self._federation
         distance = torch.linalg.vector_norm((weights - average).double(), dim=1)
         columns: dict[str, np.ndarray] = {}
@@ -234,6 +274,10 @@ class Evaluator:
                     for client, hits in zip(f.owned, right, strict=True)
                 ]
             )
+            if CROSS_ACCURACY.when <= self._fulfilled:
+                columns[CROSS_ACCURACY.name] = np.array(
+                    [self._by_sample.accuracies(self._by_sample.outputs(w)) for w in weights]
+                ).reshape(len(weights), -1)
             if registered := _registered("row,client"):
                 views = (
                     self._view(params, client, done)
@@ -254,9 +298,28 @@ class Evaluator:
             ACCURACY.name: np.array(right.sum() / len(self._labels)),
             LOSS.name: np.array(loss),
         }
+        if self._fulfilled:
+            values |= self._of_samples(average)
         if registered := _registered("row"):
             view = self._view(average, None, done)
             values |= {metric.name: np.array(_measured(metric, view)) for metric in registered}
+        return values
+
+    def _of_samples(self, average: torch.Tensor) -> dict[str, np.ndarray]:
+        """Metrics of the `average` `[param]` for two classes and for sites, if the run has them."""
+        outputs, by_site = self._by_sample.outputs(average), BY_SITE[ACCURACY.name]
+        values = {}
+        if by_site.when <= self._fulfilled:
+            values[by_site.name] = self._by_sample.accuracies(outputs)
+        for metric, measure in _OF_TWO_CLASSES:
+            if not metric.when <= self._fulfilled:
+                continue
+            chance, labels = two_classes.chances(outputs), self._by_sample.classes
+            values[metric.name] = np.array(measure(chance, labels))
+            if by_site.when <= self._fulfilled:
+                values[BY_SITE[metric.name].name] = np.array(
+                    [measure(chance[of], labels[of]) for of in self._by_sample.members()]
+                )
         return values
 
     def _view(self, params: torch.Tensor, client: int | None, done: int) -> View:

@@ -46,6 +46,7 @@ from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.metric import About as About  # public: users write rows of the table
 from mpi_ntkdfl.runtime.metric import Metric as Metric
 from mpi_ntkdfl.runtime.metric import Place as Place
+from mpi_ntkdfl.runtime.metric import mean_over_sites, worst_site
 from mpi_ntkdfl.runtime.registry import Registry
 
 UNTIMED = ("evaluate", "record")
@@ -225,6 +226,52 @@ WAITED = dataclasses.replace(
     column="waited",
 )
 
+
+def _of_two_classes(name: str, label: str) -> Metric:
+    return Metric(
+        name=name,
+        label=f"{label} of the average",
+        dataset=f"binary/{name.replace('-', '_')}",
+        when=frozenset({"two classes"}),
+    )
+
+
+AUC = _of_two_classes("auc", "ROC AUC")
+BALANCED = _of_two_classes("balanced-accuracy", "balanced accuracy")
+SENSITIVITY = _of_two_classes("sensitivity", "sensitivity")
+SPECIFICITY = _of_two_classes("specificity", "specificity")
+CALIBRATION = _of_two_classes("calibration-error", "expected calibration error")
+
+
+def _by_site(metric: Metric) -> Metric:
+    """The same measure of the average model on the test samples of each site."""
+    return Metric(
+        name=f"site-{metric.name}",
+        label=f"{metric.label}, mean site",
+        axes="row,site",
+        dataset=f"sites/{metric.name.replace('-', '_')}",
+        when=metric.when | {"sites"},
+        reduce=mean_over_sites,
+        places=metric.places & {"y", "mark", "end"},
+    )
+
+
+BY_SITE = {
+    metric.name: _by_site(metric)
+    for metric in (ACCURACY, AUC, BALANCED, SENSITIVITY, SPECIFICITY, CALIBRATION)
+}
+"""By the name of a metric of the average: the metric by site."""
+CROSS_ACCURACY = Metric(
+    name="cross-accuracy",
+    label="test accuracy, mean client and site",
+    axes="row,client,site",
+    dataset="sites/client_accuracy",
+    when=frozenset({"cross sites"}),
+    reduce=lambda values, about: mean_over_sites(values.reshape(len(values), -1), about),
+    places=frozenset({"y"}),
+)
+"""Each client's own model on the test samples of each site."""
+
 METRICS: Registry[Metric] = Registry(
     "metric",
     {
@@ -272,6 +319,18 @@ METRICS: Registry[Metric] = Registry(
             SECONDS,
             IN_FLIGHT,
             WAITED,
+            *(AUC, BALANCED, SENSITIVITY, SPECIFICITY, CALIBRATION),
+            *BY_SITE.values(),
+            Metric(
+                name="worst-site-accuracy",
+                label="test accuracy of the average, worst site",
+                axes="row,site",
+                source=BY_SITE[ACCURACY.name].name,
+                when=frozenset({"sites"}),
+                reduce=worst_site,
+                places=frozenset({"y", "mark", "end"}),
+            ),
+            CROSS_ACCURACY,
         )
     },
 )

@@ -171,7 +171,7 @@ WRONG = {
     ),
     "copied test": (
         {f"{a}_test": SOUND[f"{a}_train"] for a in ("x", "y", "site")},
-        "the test samples must differ",
+        "test samples must differ",
     ),
     "classes": ({"classes": 2}, "labels must be in 0..1, got 2"),
     "classes of text": ({"classes": "two"}, "classes must be a number from 1"),

@@ -533,11 +533,18 @@ def test_damaged_femnist_is_refused_or_valid(
 
 def test_catalogue(cache: Path) -> None:
     entries = {entry.name: entry for entry in sources.catalogue()}
-    assert list(entries) == ["digits", "breast-cancer", "mnist", "fashion-mnist", "femnist"]
+    assert list(entries) == [
+        "digits",
+        "breast-cancer",
+        "heart-disease",
+        "mnist",
+        "fashion-mnist",
+        "femnist",
+    ]
     assert entries["mnist"].where == "python -m mpi_ntkdfl data fetch mnist"
     assert not entries["femnist"].found
-    for name in ("digits", "breast-cancer"):
-        entry, got = entries[name], sources.load(dataset(name))
+    for name in ("digits", "breast-cancer", "heart-disease"):
+        entry, got = entries[name], sources.load(dataset_settings(name))
         assert entry.found
         assert (entry.train_samples, entry.features) == got.train_inputs.shape
         assert (entry.test_samples, entry.classes) == (len(got.test_labels), got.classes)

@@ -78,11 +78,18 @@ def outcomes(
 
 
 def columns(outcomes: Sequence[Outcome], place: Place) -> list[Metric]:
-    """The metrics that appear at a place: those of the table, and those that only records have."""
+    """The metrics that appear at a place: those of the table, and those that only records have.
+
+    A metric with conditions appears if it was measured.
+    """
     metrics = dict(METRICS)
     for outcome in outcomes:
         metrics.update(outcome.metrics)
-    return at(place, list(metrics.values()))
+    return [
+        metric
+        for metric in at(place, list(metrics.values()))
+        if not metric.when or any(metric.name in outcome.metrics for outcome in outcomes)
+    ]
 
 
 def _outcome(group: Group, name: str, traces: Sequence[Trace], targets: Sequence[float]) -> Outcome:

@@ -111,6 +111,13 @@ class Dataset:
             if getattr(self, field) == tuple(map(str, range(len(getattr(self, field))))):
                 object.__setattr__(self, field, ())
 
+    @property
+    def tested_sites(self) -> int:
+        """Number of sites; 0 if the training or the test samples have none."""
+        if self.sites is None or self.test_sites is None:
+            return 0
+        return int(self.sites.max(initial=-1)) + 1
+
     def input_blocks(self) -> Iterator[npt.NDArray[Any]]:
         """Inputs [block, d] of a network for all samples, a block after another."""
         for inputs in (self.train_inputs, self.test_inputs):

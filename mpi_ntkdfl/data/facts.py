@@ -21,10 +21,12 @@ class DataFacts(NamedTuple):
             those of the samples `indices`, in the same order.
         attributes: of the record: `class_names` and `site_names`, JSON lists of texts; absent if classes
             or sites are only numbered.
+        sites: number of sites; 0 if the test samples have none.
     """
 
     arrays: Mapping[str, npt.NDArray[Any]]
     attributes: Mapping[str, str]
+    sites: int
 
 
 def facts(dataset: Dataset, partition: Partition) -> DataFacts:
@@ -37,7 +39,8 @@ def facts(dataset: Dataset, partition: Partition) -> DataFacts:
     if dataset.sites is not None:
         arrays["sites"] = _small(dataset.sites[partition.indices])
     names = {"class_names": dataset.class_names, "site_names": dataset.site_names}
-    return DataFacts(arrays, {key: json.dumps(value) for key, value in names.items() if value})
+    attributes = {key: json.dumps(value) for key, value in names.items() if value}
+    return DataFacts(arrays, attributes, dataset.tested_sites)
 
 
 def _small(numbers: npt.NDArray[np.int64]) -> npt.NDArray[Any]:

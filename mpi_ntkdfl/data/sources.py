@@ -16,13 +16,18 @@ from mpi_ntkdfl.data.bundled import BreastCancer, Digits
 from mpi_ntkdfl.data.dataset import Dataset
 from mpi_ntkdfl.data.fashion_mnist import FASHION_MNIST
 from mpi_ntkdfl.data.femnist import Femnist
+from mpi_ntkdfl.data.heart_disease import HeartDisease
 from mpi_ntkdfl.data.mnist import MNIST
 from mpi_ntkdfl.data.registered import Loader, Registered
 from mpi_ntkdfl.data.source import Size, Source
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.registry import Registry
 
-_OWN: list[Source[Any]] = [Digits(), BreastCancer(), MNIST, FASHION_MNIST, Femnist(), Arrays()]
+_OWN: list[Source[Any]] = [
+    *(Digits(), BreastCancer(), HeartDisease()),
+    *(MNIST, FASHION_MNIST, Femnist()),
+    Arrays(),
+]
 
 DATASETS: Registry[Source[Any]] = Registry(
     "data set", {source.name: source for source in _OWN}, group="mpi_ntkdfl.datasets"

@@ -11,9 +11,45 @@ import numpy as np
 from mpi_ntkdfl.runtime.units import readable, three_digits
 
 Axes = Literal[
-    "row", "row,client", "round", "round,client", "round,phase", "round,rank", "round,rank,phase"
+    "row",
+    "row,client",
+    "row,site",
+    "row,client,site",
+    "round",
+    "round,client",
+    "round,phase",
+    "round,rank",
+    "round,rank,phase",
 ]
 """Axes of a dataset. A `row` is an evaluation. A `round` is any round, evaluated or not."""
+
+Condition = Literal["two classes", "sites", "cross sites"]
+"""What a run must have so that a metric is measured:
+
+- `two classes`: the data set has two classes.
+- `sites`: its training and test samples have sites, at least 2 and at most `MOST_SITES`.
+- `cross sites`: in addition, the number of clients times that of sites is at most `MOST_PAIRS`.
+"""
+
+MOST_SITES, MOST_PAIRS = 100, 10_000
+"""The most sites, and pairs of client and site, for which a run measures every one on its own."""
+
+
+def conditions(classes: int, sites: int, clients: int) -> frozenset[Condition]:
+    """What a run has; `Metric.when` says what a metric needs.
+
+    Args:
+        classes: number of classes.
+        sites: number of sites; 0 if the test samples have none.
+        clients: number of clients.
+    """
+    named: dict[Condition, bool] = {
+        "two classes": classes == 2,
+        "sites": 2 <= sites <= MOST_SITES,
+        "cross sites": 2 <= sites <= MOST_SITES and sites * clients <= MOST_PAIRS,
+    }
+    return frozenset(name for name, holds in named.items() if holds)
+
 
 Place = Literal["x", "panel", "y", "mark", "target", "end", "show", "live", "progress"]
 """Where a metric appears:
@@ -46,6 +82,20 @@ Reduction = Callable[[np.ndarray, About], np.ndarray]
 """A function from the values of a dataset to one number per row or round."""
 
 
+def mean_over_sites(values: np.ndarray, about: About) -> np.ndarray:
+    """Reduction `[row, site]` to the mean over sites that have a number; NaN if none has."""
+    known = ~np.isnan(values)
+    counts = known.sum(axis=1)
+    means: np.ndarray = np.where(known, values, 0).sum(axis=1) / np.maximum(counts, 1)
+    return np.where(counts > 0, means, np.nan)
+
+
+def worst_site(values: np.ndarray, about: About) -> np.ndarray:
+    """Reduction `[row, site]` to the least number; NaN if no site has one."""
+    worst: np.ndarray = np.fmin.reduce(values, axis=1, initial=np.inf)
+    return np.where(np.isnan(values).all(axis=1), np.nan, worst)
+
+
 @dataclass(frozen=True)
 class Metric:
     """One row of the table.
@@ -60,6 +110,7 @@ class Metric:
         unit: unit, such as `B` or `s`; empty for a number without a unit.
         log: whether its axis is logarithmic in figures.
         optional: whether records of earlier versions may lack it.
+        when: what a run must have so that the metric is measured. Records of other runs lack it.
         measure: only for a metric that a user adds: a function from an `evaluate.View` of one model to
             the model's number. With the axes `row,client` it is called for each client, with the axes
             `row` once for the average.
@@ -80,6 +131,7 @@ class Metric:
     unit: str = ""
     log: bool = False
     optional: bool = False
+    when: frozenset[Condition] = frozenset()
     measure: Callable[[Any], float] | None = None
     reduce: Reduction | None = None
     cumulative: bool = False
@@ -97,7 +149,9 @@ class Metric:
         for field, default in defaults.items():
             object.__setattr__(self, field, getattr(self, field) or default)
         # A record may come from a run without the user's code that measures it.
-        object.__setattr__(self, "optional", self.optional or self.measure is not None)
+        object.__setattr__(
+            self, "optional", self.optional or self.measure is not None or bool(self.when)
+        )
 
     @property
     def by_round(self) -> bool:
@@ -117,7 +171,7 @@ class Metric:
     @property
     def of_clients(self) -> bool:
         """Whether it is measured on each client's own model: only if `evaluation.clients` is set."""
-        return self.axes == "row,client" and not self.counts
+        return self.axes.startswith("row,client") and not self.counts
 
     @property
     def counts(self) -> bool:

@@ -1,9 +1,9 @@
-"""Files that are never half written.
+"""Replaces files so that no reader ever sees a half written one.
 
-A file that a reader may open is made under a temporary name, flushed to disk, and renamed. What a kill
-leaves behind is the file before or the file after, and a temporary one that the next run removes.
-Readers keep the file they opened, so neither waits for the other, and HDF5's own locks, which some
-network file systems lack, are not needed.
+A file is made under a temporary name, flushed to disk, and renamed. If the process is killed, the old or
+the new file is there and complete, and perhaps a temporary file, which the next run removes. A reader
+keeps the file that it has opened, so readers and writers never wait for each other. HDF5's own locks,
+which some network file systems do not support, are not needed.
 """
 
 from __future__ import annotations
@@ -22,23 +22,22 @@ _TEMPORARY = ".mpi_ntkdfl-tmp"
 
 
 def temporary(path: Path, part: str = "") -> Path:
-    """The name under which this process makes `path`.
+    """The temporary name under which this process makes `path`. No user's file has such a name.
+
+    The name differs between processes, even if two runs write the same outputs by mistake.
 
     Args:
         path: path of the file.
         part: tells several temporary files of `path` apart.
-
-    Two runs that take each other's lock for left behind have different names. No user's file has such
-    a name.
     """
     maker = lock.token(path) or f"process-{os.getpid()}"
     return path.with_name(f".{path.name}.{maker}{part}{_TEMPORARY}")
 
 
 def remove(outputs: Outputs) -> None:
-    """Removes record, checkpoints and timeline.
+    """Removes record, checkpoints and timeline of a run.
 
-    The oldest first: what a kill leaves of it is still a run that can go on, or start again.
+    The oldest file is removed first, so that after a kill the run can still be resumed or started again.
 
     Raises:
         SimulationError: if another run has taken the outputs over.
@@ -47,18 +46,18 @@ def remove(outputs: Outputs) -> None:
         lock.require_own(file)
         file.unlink(missing_ok=True)
     if outputs.trace.is_file() and outputs.trace.read_bytes()[:1] == b"[":
-        outputs.trace.unlink()  # a timeline; another file of that name is not a run's
+        outputs.trace.unlink()  # it begins like a timeline; other files of that name are kept
 
 
 def remove_leftovers(outputs: Outputs) -> None:
-    """Removes the temporary files of runs that were killed; the lock is held."""
+    """Removes temporary files of runs that were killed. The caller must hold the lock."""
     for file in outputs.files:
         for left in file.parent.glob(f".{_literal(file.name)}.*{_TEMPORARY}"):
             _clear(left)
 
 
 def _literal(name: str) -> str:
-    """`name` for `glob`, where some characters stand for others."""
+    """A pattern of `glob` that matches only `name`."""
     return "".join(f"[{each}]" if each in "*?[" else each for each in name)
 
 
@@ -72,13 +71,14 @@ def replacing(
     """Yields a temporary path at which to write a file of a run, which then replaces `path`.
 
     Args:
-        path: what to replace.
-        former: where the file that it replaces is kept, if anywhere.
-        begin: a file that moves to the temporary path; None for an empty file.
-        before_rename: called before `path` is replaced, if the outputs still belong to this run.
+        path: the file to replace.
+        former: path at which the replaced file is kept, or None.
+        begin: a file that is moved to the temporary path; None for an empty file.
+        before_rename: function that is called before `path` is replaced, if the outputs still belong to
+            this run.
 
     Raises:
-        SimulationError: if the file cannot be written, or another run has taken the outputs over.
+        SimulationError: if the file cannot be written, or if another run has taken the outputs over.
     """
 
     def sure() -> None:
@@ -106,16 +106,16 @@ def made_whole(
     sure: Callable[[], None] = lambda: None,
     begin: Path | None = None,
 ) -> Iterator[Path]:
-    """Yields `made` to write to; afterwards flushes it to disk and renames it to `path`.
+    """Yields the file `made` to write to; afterwards flushes it to disk and renames it to `path`.
 
-    If anything fails `made` is removed and `path` is as before.
+    If anything fails, `made` is removed and `path` is unchanged.
 
     Args:
-        path: what to replace.
-        made: a name in the same folder.
-        former: where the file that `path` was is kept, if anywhere.
-        sure: called before `path` is replaced; raises if it must not be.
-        begin: a file that moves to `made`; None for an empty file.
+        path: the file to replace.
+        made: a temporary name in the same folder.
+        former: path at which the replaced file is kept, or None.
+        sure: function that is called before `path` is replaced, and raises if it must not be.
+        begin: a file that is moved to `made`; None for an empty file.
 
     Raises:
         OSError: if the file cannot be written.
@@ -124,7 +124,7 @@ def made_whole(
     if begin is not None:
         begin.replace(made)
     else:
-        # Nobody's link is followed: a name that is taken meanwhile is an error.
+        # O_EXCL follows no link; it is an error if the name exists by now.
         os.close(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
         yield made
@@ -142,28 +142,28 @@ def made_whole(
 
 
 def _clear(made: Path) -> None:
-    """Removes what a killed process left under a temporary name; only a file can be that."""
+    """Removes the file that a killed process left under a temporary name; anything else is kept."""
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISREG(made.lstat().st_mode):
             made.unlink()
 
 
 def _keep(path: Path, former: Path) -> None:
-    """Makes the file `path` known as `former` too, replacing what that was."""
+    """Gives the file `path` the second name `former`, which replaces an older file of that name."""
     link = temporary(former)
     _clear(link)
     try:
         os.link(path, link)
-    except OSError:  # a file system without hard links: until the rename only `former` is there
+    except OSError:  # without hard links only `former` exists until the new file is renamed
         path.replace(former)
     else:
         link.replace(former)
-        # Renaming does nothing if both names are one file already, as after a kill right here.
+        # A rename does nothing if both names are already one file, as after a kill at this place.
         link.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flushes names in a folder to disk."""
+    """Flushes the names of files in a folder to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
