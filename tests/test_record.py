@@ -126,7 +126,8 @@ def test_graphs_and_partition_come_back(tmp_path):
     write_record(tmp_path / "run.h5", rounds=2)
     with h5py.File(tmp_path / "run.h5", "r") as file:
         # The library crashes over damage in the index of a dataset that has two growing axes.
-        assert all(file[metric.dataset].maxshape.count(None) == 1 for metric in recorded())
+        stored = [file[each.dataset] for each in recorded() if each.dataset in file]
+        assert {each.maxshape.count(None) for each in stored} == {1}
         edges, offsets = file["topology/edges"][:], file["topology/offsets"][:]
         found = [edges[a:b] for a, b in zip(offsets, offsets[1:], strict=False)]
         assert len(found) == 2
