@@ -33,7 +33,7 @@ from mpi_ntkdfl.ntk.evolve import Implementation, choose
 from mpi_ntkdfl.planning.costs import NOMINAL, Machine, balanced, measure, round_seconds
 from mpi_ntkdfl.planning.first_round import FirstRound
 from mpi_ntkdfl.planning.plan import Plan, make_plan
-from mpi_ntkdfl.runtime import device, seeds
+from mpi_ntkdfl.runtime import allocator, device, seeds
 from mpi_ntkdfl.runtime.clock import Clock
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.paths import user_path
@@ -242,6 +242,9 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
     stored, labels = _own_samples(world, placement, problem)
     levels, by_bytes = _levels(config, world, network, scaling, stored, chosen)
     choices = {"byte products": by_bytes, **network.choices}
+    if network.choices and not device.on_gpu(chosen):
+        kept = allocator.keep_memory()
+        choices["freed memory"] = "kept by the process" if kept else "given back to the system"
     for name, choice in network.choices.items():
         LOGGER.info("%s: %s", name, choice)
     evolution: Implementation = "tensor"

@@ -109,6 +109,11 @@ class ModuleNetwork:
         return f"{self._label} (module of torch{how})"
 
     @property
+    def module(self) -> torch.nn.Module:
+        """The module, with the weights that it has when it is made with the seed 0."""
+        return self._function.module
+
+    @property
     def choices(self) -> dict[str, str]:
         """How kernels are computed: by the fast form, or by the generic one and why."""
         return {"kernel": self._facts.kernel}
