@@ -159,7 +159,8 @@ def run(
         problem = None  # frees the whole data set on rank 0: every rank has its part
         simulation = Simulation(config, assembly, outputs, report)
         if first is None:
-            simulation.journal.create(assembly.facts, contents, simulation.method)
+            names = assembly.schedule.names
+            simulation.journal.create(assembly.facts, contents, simulation.method, names)
         else:
             simulation.weights = simulation.journal.resume(start, simulation.method)
         return simulation.run(first)

@@ -7,6 +7,7 @@ import json
 import sys
 import types
 
+import h5py
 import pytest
 
 import mpi_ntkdfl as nd
@@ -201,3 +202,21 @@ def test_a_start_that_finished_no_round_says_that_its_limit_is_too_short(tmp_pat
         _say_goodbye(Outputs.at(path), Outcome(1, 1, 5, "time limit"))
     assert "this start finished no round" in told.getvalue()
     assert "(round 1 took 0:0" in told.getvalue()
+
+
+def test_names_of_a_graph_are_recorded_and_metropolis_weights_run(tmp_path):
+    graph = tmp_path / "g.txt"
+    graph.write_text("fay eve {}\neve dan {}\ndan ann {}\nann bob {}\nbob cem {}\nann cem {}\n")
+    kind = {"kind": "file", "path": str(graph)}
+    config = nd.load_config(
+        "quickstart",
+        clients=6,
+        rounds=1,
+        topology=kind,
+        **{"partition.samples": 30},
+        algorithm={"taus": [20], "averaging": "metropolis"},
+    )
+    nd.run(config, tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5") as file:
+        names = [name.decode() for name in file["topology/nodes"][:]]
+    assert names == ["ann", "bob", "cem", "dan", "eve", "fay"]

@@ -141,13 +141,20 @@ class Network(Protocol):
         """The Jacobian at `params` `[P]` of `inputs` `[sample, *shape]`."""
         ...
 
-    def trainer(self, data: Sequence[Data], batch: int, epochs: int) -> Trainer:
+    def trainer(
+        self,
+        data: Sequence[Data],
+        batch: int,
+        epochs: int,
+        shifts: Sequence[torch.Tensor] = (),
+    ) -> Trainer:
         """An object that takes the local steps of several clients; it is made once per run.
 
         Args:
             data: inputs and labels of each client.
             batch: number of samples per step.
             epochs: number of passes per round through each client's samples.
+            shifts: what is added to each client's outputs in its loss, `[output]`; empty for nothing.
         """
         ...
 
@@ -159,6 +166,7 @@ class Network(Protocol):
         lr: float,
         taus: Sequence[int],
         loss: Loss,
+        shift: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Full-batch gradient descent on the mean loss of all samples.
 
@@ -169,6 +177,7 @@ class Network(Protocol):
             lr: learning rate.
             taus: numbers of steps after which the parameters are returned, ascending.
             loss: the name of the loss.
+            shift: what is added to the outputs in the loss, `[output]`; None for nothing.
 
         Returns:
             The parameters after each of `taus`, `[tau, P]`.

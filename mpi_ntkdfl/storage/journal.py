@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -61,6 +61,7 @@ class Journal:
         data: DataFacts | None,
         contents: Mapping[str, str] | None,
         method: Method[Any],
+        names: Sequence[str] = (),
     ) -> None:
         """Makes an empty record. Files of an earlier run with this name are removed.
 
@@ -68,6 +69,7 @@ class Journal:
             data: facts that the record stores about the samples, on rank 0.
             contents: SHA-256 of the files, by the names in `identity.FILES`, on rank 0.
             method: the run's method; the record stores what readers need to know about it.
+            names: of the clients, if the file of the graph has names.
         """
 
         def begin() -> None:
@@ -90,7 +92,13 @@ class Journal:
             whole.remove(self._outputs)
             whole.remove_leftovers(self._outputs)
             self._record.create(
-                attributes, config.clients, self._world.size, data.arrays, data.sites, fulfilled
+                attributes,
+                config.clients,
+                self._world.size,
+                data.arrays,
+                data.sites,
+                fulfilled,
+                names,
             )
 
         self._world.on_root(begin)

@@ -17,6 +17,7 @@ docs/output.md describes every dataset. The record holds these things beside the
     /traffic     attribute phases
     /time        attribute phases
     /topology    edges [edge, 2], offsets [round + 1]      round k: edges[offsets[k]:offsets[k+1]]
+                 nodes [client]                           names, if the file of the graph has names
     /partition   offsets [client + 1], indices             into the training set
                  labels, sites (if there are sites)        of the samples `indices`
 """
@@ -144,6 +145,7 @@ class Record:
         partition: Mapping[str, np.ndarray],
         sites: int = 0,
         fulfilled: frozenset[Condition] = frozenset(),
+        names: Sequence[str] = (),
     ) -> None:
         """Makes the file with empty datasets, and replaces an existing file.
 
@@ -155,6 +157,7 @@ class Record:
             partition: by name, `offsets` `[client + 1]`, `indices` and what `data.facts` adds.
             sites: number of sites; 0 if the test samples have none.
             fulfilled: conditions that the run fulfils; metrics that need others are left out.
+            names: of the clients, `[client]`, if the file of the graph has names.
 
         Raises:
             SimulationError: if the file cannot be written.
@@ -166,6 +169,8 @@ class Record:
             self._lay_out(file, metrics, {"client": clients, "rank": ranks, "site": sites})
             for name, values in partition.items():
                 file.create_dataset(f"partition/{name}", data=values, **_CHECKED)
+            if names:
+                file.create_dataset("topology/nodes", data=list(names), dtype=h5py.string_dtype())
 
     def resume(
         self,

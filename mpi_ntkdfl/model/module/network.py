@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl.model.levels import Inputs
-from mpi_ntkdfl.model.losses import Loss, loss_gradient
+from mpi_ntkdfl.model.losses import Loss, loss_gradient, shifted
 from mpi_ntkdfl.model.module.checks import examined
 from mpi_ntkdfl.model.module.fast import fast_numbers
 from mpi_ntkdfl.model.module.function import FlatModule, Make, chunks, made
@@ -160,12 +160,25 @@ class ModuleNetwork:
         shares: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Gradient `[P]` of the loss, computed for one range of samples after another."""
+        return self._gradient(params, inputs, labels, loss, shares, None)
+
+    def _gradient(
+        self,
+        params: torch.Tensor,
+        inputs: torch.Tensor,
+        labels: torch.Tensor,
+        loss: Loss,
+        shares: torch.Tensor | None,
+        shift: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The same, with `shift` `[output]` added to the outputs if it is not None."""
         if shares is None:
             shares = params.new_full((len(labels),), 1 / len(labels))
         total, point = torch.zeros_like(params), aligned(params)
         for some in chunks(len(labels), self._limits.at_once):
             part = inputs[some], labels[some]
-            total.add_(loss_gradient(self._function, point, *part, loss, shares[some]))
+            network = shifted(self._function, shift)
+            total.add_(loss_gradient(network, point, *part, loss, shares[some]))
         return total
 
     def jacobian(self, params: torch.Tensor, inputs: torch.Tensor) -> ModuleJacobian:
@@ -174,10 +187,17 @@ class ModuleNetwork:
             self._function, params, inputs, self.classes, self._limits, self._facts.plan
         )
 
-    def trainer(self, data: Sequence[Data], batch: int, epochs: int) -> ModuleTrainer:
+    def trainer(
+        self,
+        data: Sequence[Data],
+        batch: int,
+        epochs: int,
+        shifts: Sequence[torch.Tensor] = (),
+    ) -> ModuleTrainer:
         """Training by autograd."""
         together = on_gpu(data[0][0].device) and self._facts.vectorised
-        return ModuleTrainer(self._function, data, batch, epochs, _PLACES_CUDA if together else 1)
+        places = _PLACES_CUDA if together else 1
+        return ModuleTrainer(self._function, data, batch, epochs, places, shifts)
 
     def descend(
         self,
@@ -187,11 +207,13 @@ class ModuleNetwork:
         lr: float,
         taus: Sequence[int],
         loss: Loss,
+        shift: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Full-batch gradient descent by autograd: `[tau, P]`."""
         wanted = []
         for step in range(1, taus[-1] + 1):
-            params = params - lr * self.loss_gradient(params, inputs, labels, loss)
+            gradient = self._gradient(params, inputs, labels, loss, None, shift)
+            params = params - lr * gradient
             if step in taus:
                 wanted.append(params)
         return torch.stack(wanted)
