@@ -76,7 +76,8 @@ def fast_numbers(plan: Plan, samples: int, outputs: int, room: int) -> int:
     per_sample = plan.activations + outputs * plan.signals
     batch = min(max(min(room, _BATCH_NUMBERS), per_sample), samples * per_sample)
     squares = (1 + 2 * len(plan.linear)) * samples * samples
-    return gradients + batch + squares
+    # Signals are copied into one array per use, and convolutions have workspaces of their own.
+    return gradients + 2 * batch + squares
 
 
 def sum_of(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
