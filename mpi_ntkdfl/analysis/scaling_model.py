@@ -25,10 +25,10 @@ import numpy as np
 
 from mpi_ntkdfl import config as configuration
 from mpi_ntkdfl.analysis.scaling import Point
-from mpi_ntkdfl.metrics import UNTIMED
 from mpi_ntkdfl.runtime import seeds
 from mpi_ntkdfl.runtime.clock import COORDINATING
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.metric import UNTIMED
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.placement import Placement, neighbour_ranks, pairs
 from mpi_ntkdfl.topology.schedule import Schedule
@@ -120,8 +120,8 @@ class Prediction:
     Attributes:
         ranks, clients: R and M.
         seconds: by phase.
-        sent: bytes a rank hands to MPI, mean over the ranks looked at.
-        neighbours: other ranks it talks to, likewise.
+        sent: bytes that a rank passes to MPI, mean over some ranks.
+        neighbours: number of other ranks with which a rank exchanges messages, mean over these ranks.
         imbalance: largest over mean computation of all ranks.
     """
 
