@@ -5,7 +5,6 @@ Rank 0 reads the data set and checks everything. Then every rank receives the sa
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from mpi_ntkdfl.environment.conditions import Conditions
 from mpi_ntkdfl.federation.clients import ByteTable, Federation, Samples
 from mpi_ntkdfl.model import byte_products
 from mpi_ntkdfl.model.by_sample import Sites
+from mpi_ntkdfl.model.choices import network_choices
 from mpi_ntkdfl.model.levels import LEAST_FEATURES, Inputs, Levels
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.model.networks import build, check_inputs
@@ -34,14 +34,12 @@ from mpi_ntkdfl.ntk.evolve import Implementation, choose
 from mpi_ntkdfl.planning.costs import NOMINAL, Machine, balanced, measure, round_seconds
 from mpi_ntkdfl.planning.first_round import FirstRound
 from mpi_ntkdfl.planning.plan import Plan, make_plan
-from mpi_ntkdfl.runtime import allocator, device, seeds
+from mpi_ntkdfl.runtime import device, seeds
 from mpi_ntkdfl.runtime.clock import Clock
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.paths import user_path
 from mpi_ntkdfl.topology.placement import Placement
 from mpi_ntkdfl.topology.schedule import Schedule
-
-LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -251,12 +249,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
 
     stored, labels = _own_samples(world, placement, problem)
     levels, by_bytes = _levels(config, world, network, scaling, stored, chosen)
-    choices = {"byte products": by_bytes, **network.choices}
-    if network.choices and not device.on_gpu(chosen):
-        kept = allocator.keep_memory()
-        choices["freed memory"] = "kept by the process" if kept else "given back to the system"
-    for name, choice in network.choices.items():
-        LOGGER.info("%s: %s", name, choice)
+    choices = {"byte products": by_bytes, **network_choices(network, chosen)}
     evolution: Implementation = "tensor"
     if evolves(config.algorithm):
         evolution, reason = _evolution(config, world, chosen, dtype)
