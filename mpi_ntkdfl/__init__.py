@@ -13,6 +13,8 @@ The Python interface:
 - `register_network`, `register_dataset`, `register_method`, `register_metric` and `register_codec` add
   something under a name that configurations may then use. A file that calls them is a plugin:
   `run --plugin FILE.py`.
+- `CsvLog`, `JsonLinesLog`, `TensorBoardLog`, `WandbLog` and `MlflowLog` are callbacks of `run`: they send
+  a run's numbers elsewhere while it runs.
 - `InputError` and `SimulationError` are the exceptions that these functions raise.
 
 Importing the package loads neither torch nor MPI. A name is imported when it is first used.
@@ -31,6 +33,11 @@ if TYPE_CHECKING:
     from mpi_ntkdfl.api import run as run
     from mpi_ntkdfl.data.sources import register_dataset as register_dataset
     from mpi_ntkdfl.federation.codecs import register_codec as register_codec
+    from mpi_ntkdfl.loggers import CsvLog as CsvLog
+    from mpi_ntkdfl.loggers import JsonLinesLog as JsonLinesLog
+    from mpi_ntkdfl.loggers import MlflowLog as MlflowLog
+    from mpi_ntkdfl.loggers import TensorBoardLog as TensorBoardLog
+    from mpi_ntkdfl.loggers import WandbLog as WandbLog
     from mpi_ntkdfl.metrics import register_metric as register_metric
     from mpi_ntkdfl.model.module.operators import jacobian as jacobian
     from mpi_ntkdfl.model.module.operators import kernel as kernel
@@ -50,6 +57,11 @@ _HOMES = {
     "register_method": "algorithms",
     "register_metric": "metrics",
     "register_codec": "federation.codecs",
+    "CsvLog": "loggers",
+    "JsonLinesLog": "loggers",
+    "TensorBoardLog": "loggers",
+    "WandbLog": "loggers",
+    "MlflowLog": "loggers",
     "InputError": "runtime.errors",
     "SimulationError": "runtime.errors",
 }

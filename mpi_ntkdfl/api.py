@@ -15,6 +15,7 @@ import numpy as np
 from mpi_ntkdfl import presets
 from mpi_ntkdfl.analysis import tables, traces
 from mpi_ntkdfl.config import Config, parse
+from mpi_ntkdfl.loggers import all_of
 from mpi_ntkdfl.metrics import ROUNDS
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.paths import user_path
@@ -97,15 +98,9 @@ def run(
     if overwrite and resume:
         raise InputError("overwrite and resume cannot be used together; choose one of them")
     mode: simulation.Mode = "overwrite" if overwrite else "resume" if resume else "new"
-    listeners = list(callbacks)
-
-    def report(progress: Progress) -> None:
-        for listener in listeners:
-            listener(progress)
-
     outputs, threads = Outputs.at(user_path(str(path), "path")), torch.get_num_threads()
     try:
-        simulation.run(config, SoloWorld(), outputs, mode, report)
+        simulation.run(config, SoloWorld(), outputs, mode, all_of(callbacks))
     finally:
         torch.set_num_threads(threads)  # a run sets `compute.threads`
     return open_record(outputs.record)

@@ -5,6 +5,7 @@ Rank 0 reads the data set and checks everything. Then every rank receives the sa
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,8 @@ from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.paths import user_path
 from mpi_ntkdfl.topology.placement import Placement
 from mpi_ntkdfl.topology.schedule import Schedule
+
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -238,7 +241,9 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
 
     stored, labels = _own_samples(world, placement, problem)
     levels, by_bytes = _levels(config, world, network, scaling, stored, chosen)
-    choices = {"byte products": by_bytes}
+    choices = {"byte products": by_bytes, **network.choices}
+    for name, choice in network.choices.items():
+        LOGGER.info("%s: %s", name, choice)
     evolution: Implementation = "tensor"
     if evolves(config.algorithm):
         evolution, reason = _evolution(config, world, chosen, dtype)

@@ -17,7 +17,16 @@ from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.evaluate import Evaluation, Evaluator
 from mpi_ntkdfl.federation.exchange import Exchange
-from mpi_ntkdfl.metrics import CLIENT_LOSS, LOSS
+from mpi_ntkdfl.metrics import (
+    ACCURACY,
+    BYTES,
+    CLIENT_LOSS,
+    LOSS,
+    MEAN_TAU,
+    METRICS,
+    ROUNDS,
+    About,
+)
 from mpi_ntkdfl.runtime.errors import Diverged, SimulationError, locating
 from mpi_ntkdfl.runtime.stopping import SIGNALS, Budget, nothing_to_save, signalled
 from mpi_ntkdfl.storage import identity
@@ -42,6 +51,7 @@ class Progress:
         taus: the number of steps that each client chose, `[client]`.
         seconds: seconds since this start of the program began its first round.
         first: the number of this start's first round.
+        sent: protocol bytes of all clients since the start of the run.
     """
 
     done: int
@@ -50,6 +60,23 @@ class Progress:
     taus: np.ndarray
     seconds: float
     first: int = 0
+    sent: int = 0
+
+    def numbers(self) -> dict[str, float]:
+        """One number per metric, by the names that `plot` knows; empty if the round was not evaluated.
+
+        `rounds` comes first. Metrics of clients are means over clients. `bytes` are the protocol bytes
+        since the start of the run, and `elapsed` are the seconds of this start of the program.
+        """
+        if self.evaluation is None:
+            return {}
+        about = About(np.array([self.done]))
+        measured = {**self.evaluation, MEAN_TAU.name: self.taus}
+        numbers = {ROUNDS.name: float(self.done)}
+        for metric in METRICS.values():
+            if metric.name in measured:
+                numbers[metric.name] = float(metric.curve(measured[metric.name][None], about)[0])
+        return {**numbers, BYTES.name: float(self.sent), "elapsed": self.seconds}
 
 
 @dataclass(frozen=True)
@@ -61,17 +88,19 @@ class Outcome:
         done: number of rounds done.
         rounds: number of all rounds.
         reason: what stopped the run before its last round; empty if nothing did.
+        reached: whether the average has reached `stop_at`, which finishes the run.
     """
 
     first: int
     done: int
     rounds: int
     reason: str = ""
+    reached: bool = False
 
     @property
     def finished(self) -> bool:
-        """Whether all rounds are done."""
-        return self.done >= self.rounds
+        """Whether all rounds are done that the run shall have."""
+        return self.reached or self.done >= self.rounds
 
 
 def run(
@@ -99,18 +128,22 @@ def run(
         nothing_to_save(True)
         held.callback(nothing_to_save, False)
 
-        def read() -> int | None:
-            """The number of rounds done by the run that is resumed; None for a new run."""
+        def read() -> Outcome | int | None:
+            """The number of rounds done by the run that is resumed; None for a new run.
+
+            An outcome if the run is finished.
+            """
             nonlocal problem, start, contents
             killed = held.enter_context(locked(outputs))
             refuse(outputs, replace=mode != "new")
             if mode == "resume":
                 done = finished_without_weights(outputs, config, killed)
                 if done is not None:
-                    return done
+                    return Outcome(done, done, config.rounds, reached=done < config.rounds)
                 start = held.enter_context(find_start(outputs, config))
-            if start is not None and start.checkpoint.round >= config.rounds:
-                return start.checkpoint.round
+            if start is not None and start.checkpoint.round >= start.last:
+                done = start.checkpoint.round
+                return Outcome(done, done, config.rounds, reached=done < config.rounds)
             problem = prepare(config, world.size, going_on=start is not None)
             contents = identity.contents(config, problem.dataset.fingerprint())
             if start is None:
@@ -120,13 +153,14 @@ def run(
             return start.checkpoint.round
 
         first = world.on_root(read)
-        if first is not None and first >= config.rounds:
-            return Outcome(first, first, config.rounds)
+        if isinstance(first, Outcome):
+            return first
         assembly = assemble(config, world, problem)
         problem = None  # frees the whole data set on rank 0: every rank has its part
         simulation = Simulation(config, assembly, outputs, report)
         if first is None:
-            simulation.journal.create(assembly.facts, contents, simulation.method)
+            names = assembly.schedule.names
+            simulation.journal.create(assembly.facts, contents, simulation.method, names)
         else:
             simulation.weights = simulation.journal.resume(start, simulation.method)
         return simulation.run(first)
@@ -188,6 +222,7 @@ class Simulation:
         """
         rounds = self.config.rounds
         self._first = done = resumed or 0
+        self._reached = False
         self._start = self._saved = time.monotonic()
         self._budget = Budget(self.config.output.seconds)
         self.federation.clock.lap()
@@ -219,7 +254,7 @@ class Simulation:
                 self._budget.round_done()
         if exchange is not None:
             exchange.close()
-        return Outcome(self._first, done, rounds, reason)
+        return Outcome(self._first, done, rounds, reason, self._reached)
 
     # ----------------------------------------------------------------------------- between rounds
 
@@ -247,20 +282,31 @@ class Simulation:
         due = done % self.config.evaluation.every == 0 or done == self.config.rounds
         evaluation = self.evaluate(self.weights, done) if due else None
         handed = self.journal.hand_in(taus)
+        self._reached = self._reaches_target(done, evaluation)
         decided = self._look_around(done)
         every_tau = self.journal.finish_round(done, graph, handed, evaluation)
         if self.world.rank == 0:
             seconds = time.monotonic() - self._start
             rounds = self.config.rounds
-            self.report(Progress(done, rounds, evaluation, every_tau, seconds, self._first))
+            sent = self.journal.sent
+            self.report(Progress(done, rounds, evaluation, every_tau, seconds, self._first, sent))
             # This check comes after recording, so that the record has the row of the divergence. An
             # exception on rank 0 ends all ranks.
             if evaluation is not None and done and self.config.on_divergence == "stop":
                 require_finite_losses(evaluation)
         return decided
 
+    def _reaches_target(self, done: int, evaluation: Evaluation | None) -> bool:
+        """Whether the run is finished because of `stop_at`; only rank 0 knows the evaluation."""
+        target = self.config.stop_at
+        if target is None or not done or evaluation is None or self.world.rank:
+            return False
+        return bool(evaluation[ACCURACY.name] >= target)
+
     def _look_around(self, done: int) -> tuple[str, bool]:
         """Decides, alike on all ranks, whether to stop after `done` rounds.
+
+        Only rank 0 knows beforehand whether the average has reached `stop_at`; afterwards all do.
 
         Returns:
             The reason to stop here, empty to continue; whether to write a checkpoint.
@@ -269,13 +315,16 @@ class Simulation:
         spent = self.world.rank == 0 and self._budget.spent()
         minutes = settings.checkpoint_minutes
         late = self.world.rank == 0 and minutes is not None and now - self._saved > 60 * minutes
-        flags = [*(seen == number for number in SIGNALS), spent, late]
+        flags = [*(seen == number for number in SIGNALS), spent, late, self._reached]
         with self.federation.clock("agree"):
             counts = self.world.total(np.array(flags, dtype=np.int64))
-        *signals, spent, late = counts.tolist()
+        *signals, spent, late, reached = counts.tolist()
+        self._reached = bool(reached)
         reasons = [*(number.name for number in SIGNALS), "time limit"]
         reason = ""
-        if done < self.config.rounds:
+        if self._reached:
+            reason = "stop_at"
+        elif done < self.config.rounds:
             named = zip(reasons, [*signals, spent], strict=True)
             reason = next((name for name, ranks in named if ranks), "")
         cadence = done % settings.checkpoint_every == 0 or done == self.config.rounds

@@ -5,6 +5,7 @@ Tests compare the package with this. Nothing here is shared with the package but
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -52,7 +53,13 @@ def kernel(j: torch.Tensor) -> torch.Tensor:
 
 
 def left_sums(
-    k: torch.Tensor, f: torch.Tensor, y: torch.Tensor, lr: float, taus: list[int], loss: str
+    k: torch.Tensor,
+    f: torch.Tensor,
+    y: torch.Tensor,
+    lr: float,
+    taus: list[int],
+    loss: str,
+    fineness: int = 10,
 ) -> dict[int, torch.Tensor]:
     """sum_{u<tau} (prediction(f(u lr)) - Y) along df/dt = -K (prediction - Y) / N, by small RK4 steps."""
 
@@ -63,7 +70,7 @@ def left_sums(
         return -k @ residual(z) / len(z)
 
     stiffness = float(torch.linalg.eigvalsh(k)[-1]) / len(f) * lr
-    substeps = max(10, int(10 * stiffness) + 1)
+    substeps = max(fineness, int(fineness * stiffness) + 1)
     h, total, found = lr / substeps, torch.zeros_like(f), {}
     for u in range(1, max(taus) + 1):
         total = total + residual(f)
@@ -114,19 +121,30 @@ def step_of(
     lr: float,
     taus: list[int],
     loss: str,
+    calibration: float = 0.0,
+    linearisations: int = 1,
+    fineness: int = 10,
 ) -> tuple[torch.Tensor, int]:
-    """The same for any network, given by its outputs and its Jacobian."""
-    j, start = entries(w, x), outputs(w, x)
-    y = torch.eye(start.shape[1], dtype=x.dtype)[labels]
-    sums = left_sums(kernel(j), start, y, lr, taus, loss)
-    best = None
-    for tau in taus:
-        step = sum(j[:, c].T @ sums[tau][:, c] for c in range(start.shape[1]))
-        candidate = w - lr / len(x) * step
-        value = loss_of(outputs(candidate, x), labels, loss)
-        if best is None or value < best[0]:
-            best = value, candidate, tau
-    return best[1], best[2]
+    """The same for any network, given by its outputs and its Jacobian; evolved several times."""
+    classes, total = outputs(w, x).shape[1], 0
+    counts = [int((labels == c).sum()) for c in range(classes)]
+    shift = [calibration * math.log((n + 1) / (len(x) + classes)) for n in counts]
+    shift = torch.tensor(shift, dtype=x.dtype)
+    y = torch.eye(classes, dtype=x.dtype)[labels]
+    for turn in range(linearisations):
+        j, start = entries(w, x), outputs(w, x) + shift
+        sums = left_sums(kernel(j), start, y, lr, taus, loss, fineness)
+        best = (loss_of(start, labels, loss), w, 0) if turn else None
+        for tau in taus:
+            step = sum(j[:, c].T @ sums[tau][:, c] for c in range(classes))
+            candidate = w - lr / len(x) * step
+            value = loss_of(outputs(candidate, x) + shift, labels, loss)
+            if best is None or value < best[0]:
+                best = value, candidate, tau
+        w, total = best[1], total + best[2]
+        if not best[2]:
+            break
+    return w, total
 
 
 def ntk_dfl_round(

@@ -165,7 +165,7 @@ def test_presets():
         (["presets", "fast"], "unknown preset 'fast'; there are: hospitals"),
         (["show"], "Missing argument 'RUN.h5'"),
         (["show", "no.h5"], "no record at no.h5"),
-        (["show", "."], "is no readable record"),
+        (["show", "."], "is not a readable record"),
         (["export", "no.h5", "--average", "w.pt"], "no checkpoint at no.ckpt.h5"),
         (["export", ".", "--average", "w.pt"], "no checkpoint at .ckpt.h5"),
         (["export", "no.h5", "w.pt"], "choose one of --client I and --average"),
@@ -464,7 +464,7 @@ def bad_runs(tmp_path):
     yield [*sets(), "-o", old], "old.h5 exists; choose another -o, give --resume"
     yield [*sets(), "-o", tmp_path / "w.pt" / "run.h5"], "cannot write"
     yield [*sets(), "-o", "/proc/x.h5"], "cannot write /proc/x.h5"
-    yield [*sets(), "-o", tmp_path, "--overwrite"], "is no file"
+    yield [*sets(), "-o", tmp_path, "--overwrite"], "is not a regular file"
     yield ["--junk"], "No such option"
 
 

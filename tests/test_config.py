@@ -109,7 +109,7 @@ def test_keys_of_the_former_kind_are_unknown_to_the_new_one():
     [
         ("raunds=3", "raunds: unknown key, got 3"),
         ("model.heads=3", "model.heads: unknown key"),
-        ("algorithm.momentum=0.9", "algorithm.momentum: unknown key"),
+        ("algorithm.weight_decay=0.9", "algorithm.weight_decay: unknown key"),
         ("rounds=many", "rounds: Input should be a valid integer, got 'many'"),
         ("rounds=3.5", "rounds: Input should be a valid integer"),
         ("rounds=true", "rounds: Input should be a valid integer"),

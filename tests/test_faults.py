@@ -512,7 +512,7 @@ def test_looking_at_a_record_that_is_missing_or_damaged(path):
     assert_refused(command("show", path).wait(), f"no record at {path}")
     path.write_bytes(b"\x89HDF\r\n\x1a\n")
     for words in ((), ("--follow",)):
-        assert_refused(command("show", path, *words).wait(), "is no readable record")
+        assert_refused(command("show", path, *words).wait(), "is not a readable record")
 
 
 def test_looking_on_disturbs_nothing(path, whole):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import h5py
 import pytest
 
-from mpi_ntkdfl.storage import lock
+from mpi_ntkdfl.storage import lock, lock_file
 from mpi_ntkdfl.storage.outputs import Outputs
 from tests.children import (
     after_round,
@@ -24,7 +24,7 @@ from tests.children import (
 
 pytestmark = pytest.mark.usefixtures("quick_starts")
 
-ELSEWHERE = lock.Claim(host="other-host", process=7, place="other-host boot 1", token="t" * 12)
+ELSEWHERE = lock_file.Claim(host="other-host", process=7, place="other-host boot 1", token="t" * 12)
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_lock_that_is_a_link_or_not_a_lock(path, words):
         else:
             name.write_text(content)
         if words == ("run",):
-            assert_refused(run(path, "--resume"), "is no lock that a run made; remove it")
+            assert_refused(run(path, "--resume"), "is not a lock file that a run made; remove it")
             assert name.is_symlink() or name.read_text() == content
         else:
             ended = command("show", path).wait()
@@ -127,7 +127,7 @@ def test_a_run_of_another_host_is_seen_though_the_kernel_grants_its_lock(path):
     assert Outputs(path).lock.exists()
     ended = run(path, before=impatient)  # its heart has stopped
     assert ended.code == 0
-    assert "was locked by process 7 on other-host: looking for" in ended.err
+    assert "was locked by process 7 on other-host: waiting up to" in ended.err
     assert not Outputs(path).lock.exists()
 
 
@@ -141,13 +141,13 @@ def test_show_sees_a_run_of_another_host(path, monkeypatch):
 
 def test_a_lock_that_goes_while_one_looks_is_held_by_nobody(path, monkeypatch):
     with lock.locked(Outputs(path)):
-        read = lock._read
+        read = lock_file.read
 
         def gone(name):
             name.unlink()
             return read(name)
 
-        monkeypatch.setattr(lock, "_read", gone)
+        monkeypatch.setattr(lock_file, "read", gone)
         assert lock.holder(Outputs(path)) is None
         monkeypatch.undo()
 
@@ -164,7 +164,7 @@ def test_a_run_whose_lock_is_no_longer_its_own_stops_and_touches_nothing(path, r
 
     ended = run(path, before=after_round(1, take_over))
     assert ended.code == 1
-    assert f"{path} is no longer this run's" in ended.err
+    assert f"{path} no longer belongs to this run" in ended.err
     assert "Traceback" not in ended.err
     former = seen.read_text()
     seen.unlink()
@@ -176,7 +176,7 @@ def test_a_run_whose_lock_is_no_longer_its_own_stops_and_touches_nothing(path, r
 def test_a_heart_beats(path, monkeypatch):
     monkeypatch.setattr(lock, "_BEAT", 0.02)
     with lock.locked(Outputs(path)):
-        first = lock._read(Outputs(path).lock)
+        first = lock_file.read(Outputs(path).lock)
         assert lock._beats(Outputs(path).lock, first)
     assert not Outputs(path).lock.exists()
 
@@ -225,9 +225,11 @@ def test_a_finished_record_without_checkpoints_is_finished(path):
     ended = run(path, "--resume")
     assert ended.code == 0
     assert "is finished: 3 rounds; nothing to do" in ended.out
-    assert "its checkpoints are not there" in ended.err
-    assert_refused(run(path, "--resume", rounds="4"), "holds 3 rounds, but its checkpoints are not")
-    assert_refused(run(path, "--resume", rounds="2"), "rounds may grow, not fall below the 3")
+    assert "its checkpoints are missing" in ended.err
+    assert_refused(
+        run(path, "--resume", rounds="4"), "holds 3 rounds, but its checkpoints are missing"
+    )
+    assert_refused(run(path, "--resume", rounds="2"), "rounds must be at least 3")
     assert files(path.parent) == before
 
 
@@ -235,6 +237,6 @@ def test_an_unfinished_record_without_checkpoints_is_refused(path):
     assert interrupted(path, 2).code == 75
     delete_checkpoints(path)
     before = files(path.parent)
-    assert_refused(run(path, "--resume"), "its checkpoints are not there", "give --overwrite")
+    assert_refused(run(path, "--resume"), "its checkpoints are missing", "give --overwrite")
     assert files(path.parent) == before
     assert run(path, "--overwrite").code == 0

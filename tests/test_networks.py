@@ -373,7 +373,7 @@ REFUSED = {
     ),
     "a backward pass over the batch": (
         lambda: Odd(lambda linear, x: Halved.apply(linear(x))),
-        "its derivatives are not right",
+        "HalvedBackward is not the derivative of the forward pass; pass every parameter",
     ),
     "not finite": (lambda: Odd(lambda linear, x: linear(x).log()), "outputs are not finite"),
 }
@@ -408,7 +408,7 @@ def test_a_zero_branch_does_not_hide_a_wrong_derivative():
         nn.init.zeros_(module.linear.bias)
         return module
 
-    with pytest.raises(InputError, match="its derivatives are not right"):
+    with pytest.raises(InputError, match="HalvedBackward is not the derivative"):
         ModuleNetwork(hidden, (6,), 3, "zero")
 
 

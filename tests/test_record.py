@@ -395,7 +395,7 @@ def read_or_refuse(path, read):
 @pytest.mark.parametrize("read", [tables.read, read_checkpoint])
 def test_files_that_are_none(tmp_path, content, read):
     (tmp_path / "run.h5").write_bytes(content)
-    with pytest.raises(InputError, match="run.h5 is no readable"):
+    with pytest.raises(InputError, match="run.h5 is not a readable"):
         read(tmp_path / "run.h5")
 
 
@@ -403,15 +403,15 @@ def test_files_that_are_none(tmp_path, content, read):
 def test_missing_files_and_folders(tmp_path, read):
     with pytest.raises(InputError, match="no (record|checkpoint) at .*run.h5"):
         read(tmp_path / "run.h5")
-    with pytest.raises(InputError, match="is no readable"):
+    with pytest.raises(InputError, match="is not a readable"):
         read(tmp_path)
 
 
 def test_records_are_no_checkpoints_nor_the_reverse(tmp_path):
     (record, read), (weights, read_weights) = records_and_checkpoints(tmp_path)
-    with pytest.raises(InputError, match="is no readable checkpoint"):
+    with pytest.raises(InputError, match="is not a readable checkpoint"):
         read_weights(record)
-    with pytest.raises(InputError, match="is no readable record"):
+    with pytest.raises(InputError, match="is not a readable record"):
         read(weights)
 
 
@@ -420,7 +420,7 @@ def test_checkpoint_of_another_shape_than_its_layout(tmp_path):
     with h5py.File(path, "r+") as file:
         del file["params"]
         file["params"] = np.zeros((CLIENTS, LAYOUT.size + 1))
-    with pytest.raises(InputError, match="do not fit"):
+    with pytest.raises(InputError, match="unlike the model"):
         read(path)
 
 

@@ -171,7 +171,8 @@ def test_a_file_system_without_hard_links(path, whole):
         ended = run(path, "--resume", rounds="2", before=lambda: setattr(os, "link", refuse))
         assert (ended.code, bits(path)) == (0, whole(rounds="2"))
         assert (
-            "checkpoint" not in ended.err or "the one before, after round 1, is whole" in ended.err
+            "checkpoint" not in ended.err
+            or "the checkpoint before, after round 1, is used instead" in ended.err
         )
         assert clean(path)
 
@@ -245,7 +246,10 @@ def test_rounds_may_grow(path, whole, every, finished):
 def test_rounds_grow_and_shrink_in_between(path, whole):
     assert run(path, rounds="3", evaluation__every="2").code == 0
     assert interrupted(path, 4, "--resume", rounds="6", evaluation__every="2").code == 75
-    for rounds, words in (("3", "not fall below the 4"), ("4", "rounds may change only to more")):
+    for rounds, words in (
+        ("3", "rounds must be at least 4"),
+        ("4", "can only be changed to more than 4"),
+    ):
         ended = run(path, "--resume", rounds=rounds, evaluation__every="2")
         assert ended.code == 2
         assert words in ended.err
@@ -316,7 +320,7 @@ REFUSED = {
     "evaluation.every was 1, is 2": {"evaluation__every": "2"},
     "evaluation.clients was True, is False": {"evaluation__clients": "false"},
     "compute.dtype was float32, is float64": {"compute__dtype": "float64"},
-    "not fall below the 2 that are done; got 1": {"rounds": "1"},
+    "rounds must be at least 2, because so many are done; got 1": {"rounds": "1"},
 }
 
 
@@ -461,8 +465,8 @@ def test_the_checkpoint_before_serves_if_the_newest_is_damaged(again, whole, dam
         newest.write_bytes(damage(content, chance))
     ended = run(again, "--resume")
     assert ended.code == 0
-    assert "run.ckpt.h5 is no readable checkpoint" in ended.err
-    assert "the one before, after round 1, is whole" in ended.err
+    assert "run.ckpt.h5 is not a readable checkpoint" in ended.err
+    assert "the checkpoint before, after round 1, is used instead" in ended.err
     assert starts(again) == [1]
     assert bits(again) == whole()
     assert clean(again)
@@ -488,22 +492,25 @@ def test_damage_that_leaves_nothing_to_go_on_with(again, which):
     way_out = "give --overwrite"
     if which == "record":
         record.write_bytes(record.read_bytes()[:-500])
-        said = "run.h5 is no readable record"
+        said = "run.h5 is not a readable record"
     elif which == "both":
         for file in (newest, former):
             file.write_bytes(file.read_bytes()[:-50])
-        said, way_out = "run.ckpt.h5 is no readable checkpoint", "run.ckpt-1.h5 is no readable"
+        said, way_out = (
+            "run.ckpt.h5 is not a readable checkpoint",
+            "run.ckpt-1.h5 is not a readable",
+        )
     elif which == "missing record":
         record.unlink()
-        said = "has no record"
+        said = "the record"
     elif which == "short record":
         with h5py.File(record) as file:
             config_yaml = file.attrs["config"]
         Record(record).resume(1, 1, config_yaml, {"ranks": 1})
-        said = "holds 1 rounds, its checkpoint 2"
+        said = "holds 1 rounds and its checkpoint 2"
     else:
         shutil.copy(newest, record)
-        said = "is no readable record"
+        said = "is not a readable record"
     before = files(again.parent)
     assert_refused(run(again, "--resume"), said, way_out)
     assert files(again.parent) == before

@@ -37,6 +37,7 @@ LAYERS = [
     ["simulation"],
     ["analysis"],
     ["studies"],
+    ["loggers"],
     ["api"],
     ["cli"],
     ["__main__", "__init__"],

@@ -12,6 +12,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -294,7 +295,6 @@ def test_graphml(tmp_path: Path, name: str) -> None:
 
 
 def test_graphml_written_by_networkx_comes_back(tmp_path: Path) -> None:
-    import networkx as nx
 
     nx.write_graphml(nx.petersen_graph(), tmp_path / "petersen.graphml")
     graph = drawn("file", 10, path=str(tmp_path / "petersen.graphml"))
@@ -319,7 +319,10 @@ def test_directed_graphml_needs_both_directions(tmp_path: Path) -> None:
         ("0 1_0\n", "line 1: a node must .* got '1_0'"),
         ("0 \u0663\n", "line 1: a node must"),
         ("0 " + "9" * 5000, "line 1: a node must"),
-        ("0 1 0.5\n", "line 1: an edge must be two clients"),
+        ("0 1 two\n", "line 1: an edge must be two clients"),
+        ("0 1 {} {}\n", "line 1: an edge must be two clients"),
+        ("a b\n", "names 2 nodes, and there are 4 clients: set clients to 2"),
+        ("a 1\n", "a node must be an integer from 0 to 3, got 'a'"),
         ("0\n", "line 1: an edge must be two clients"),
         (b"\xff\xfe\x00", "readable UTF-8 file"),
     ],
@@ -511,3 +514,44 @@ def test_weights_need_one_size_a_client(sizes: list[int] | None) -> None:
 def test_unknown_weights_are_refused() -> None:
     with pytest.raises(ValueError, match="'other'"):
         weights("other", path_graph(3))  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- files as networkx and people write them
+
+
+@pytest.mark.parametrize("write", [nx.write_edgelist, nx.write_weighted_edgelist, nx.write_graphml])
+def test_files_of_networkx_with_and_without_weights(tmp_path, caplog, write):
+    """Weights are ignored in every format, and said."""
+    plain = nx.cycle_graph(4)
+    weighted = nx.Graph([(*edge, {"weight": 2.5}) for edge in plain.edges()])
+    for number, drawn_from in enumerate((plain, weighted)):
+        path = tmp_path / ("g.graphml" if write is nx.write_graphml else "g.txt")
+        if write is nx.write_weighted_edgelist and not number:
+            continue
+        write(drawn_from, path)
+        caplog.clear()
+        graph = drawn("file", 4, path=str(path))
+        assert graph.edges.tolist() == [[0, 1], [0, 3], [1, 2], [2, 3]]
+        assert ("weights and other attributes of edges are ignored" in caplog.text) == bool(number)
+
+
+@pytest.mark.parametrize("suffix", ["txt", "graphml"])
+def test_names_are_numbered_in_alphabetical_order(tmp_path, suffix):
+    named = nx.Graph([("dora", "carl"), ("carl", "anna"), ("anna", "bert")])
+    path = tmp_path / f"g.{suffix}"
+    (nx.write_edgelist if suffix == "txt" else nx.write_graphml)(named, path)
+    graph = drawn("file", 4, path=str(path))
+    assert graph.names == ("anna", "bert", "carl", "dora")
+    assert graph.edges.tolist() == [[0, 1], [0, 2], [2, 3]]
+
+
+def test_metropolis_weights_are_symmetric_and_sum_to_one():
+    graph = drawn("star", 5)
+    found = weights("metropolis", graph)
+    matrix = np.zeros((5, 5))
+    for client in range(5):
+        matrix[client, graph.closed(client)] = found.of(client)
+    expected = np.diag([0.2, *[0.8] * 4])
+    expected[0, 1:] = expected[1:, 0] = 0.2
+    assert matrix == pytest.approx(expected)
+    assert weights("metropolis", Graph.from_pairs(2, [])).values.tolist() == [1, 1]

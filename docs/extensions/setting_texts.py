@@ -101,8 +101,9 @@ def _entries(section: str, settings: type[BaseModel]) -> Iterator[str]:
         value = schema["properties"][key]
         default = "must be given" if field.is_required() else f"default {_code(field.default)}"
         yield f"`{f'{section}.' if section else ''}{key}`"
-        yield f": {_words(value, schema)}; {default}; affects: {declared_effect(field)}."
-        yield f"  {' '.join(texts[key].split())}\n"
+        yield f": {' '.join(texts[key].split())}"
+        yield ""
+        yield f"  *{_words(value, schema)}; {default}; affects: {declared_effect(field)}*\n"
 
 
 def _plain_keys(schema: Mapping[str, Any]) -> set[str]:

@@ -7,11 +7,13 @@ neighbourhood it lacks the kernel only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 
+from mpi_ntkdfl.algorithms.aids import RoundMomentum, calibration_shift, remembered
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult, may_diverge
 from mpi_ntkdfl.algorithms.steps import StepSettings, keep_best
 from mpi_ntkdfl.algorithms.work import Load, Work
@@ -20,19 +22,27 @@ from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.ntk.update import network_losses
 from mpi_ntkdfl.runtime.looks import GREY, LineStyle
+from mpi_ntkdfl.topology.mixing import Averaging
 
 
 class AverageGdSettings(StepSettings):
     """Settings of the control."""
+
+    optional: ClassVar[tuple[str, ...]] = (*StepSettings.optional, "momentum")
 
     name: Literal["average-gd"] = "average-gd"
     data: Literal["own", "neighbourhood"] = "own"
     """On whose samples a client descends and chooses tau: its `own`, or those of its closed
     `neighbourhood`, which are then sent as they are.
     """
-    averaging: Literal["plain", "samples"] = "plain"
+    averaging: Averaging = "plain"
     """Weights of the average over the neighbourhood: equal (`plain`), or in proportion to the
-    clients' samples (`samples`).
+    clients' samples (`samples`), or Metropolis weights (`metropolis`), which keep the mean of all
+    clients on graphs of unequal degrees.
+    """
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """Descent starts at a + momentum (a - a'), where a is the client's average and a' its average of
+    the round before.
     """
 
 
@@ -44,15 +54,17 @@ class AverageGd(Method[AverageGdSettings]):
     look = LineStyle(GREY, (1.2, 1.2), "<")
 
     def __init__(self, settings: AverageGdSettings, federation: Federation) -> None:
-        """Prepares the method; it carries no state from round to round but the weights."""
+        """Prepares the method; with momentum, it carries the averages of the last round."""
         super().__init__(settings, federation)
         self.loss = settings.loss
+        self.momentum = RoundMomentum(settings.momentum, self.no_vectors(), "averages")
 
     @classmethod
     def needs(cls, settings: AverageGdSettings, network: Network, dtype: torch.dtype) -> Needs:
         """Weights, and raw samples if clients descend on their neighbours'."""
         shared = settings.data == "neighbourhood"
-        return Needs(("weights",), samples=shared, taus=len(settings.taus))
+        kept = remembered(settings.momentum, network, dtype)
+        return Needs(("weights",), samples=shared, taus=len(settings.taus), kept=kept)
 
     @classmethod
     def work(cls, settings: AverageGdSettings, load: Load) -> dict[str, Work]:
@@ -66,6 +78,7 @@ class AverageGd(Method[AverageGdSettings]):
         """One round; see the module's head for the steps."""
         s, f = self.settings, self.federation
         w_bar = exchange.average(weights, s.averaging)
+        point = self.momentum.point(w_bar, number)
         new, taus = w_bar.clone(), [0] * len(w_bar)
         data: Iterable[tuple[int, Samples]] = f.samples.items()
         if s.data == "neighbourhood":
@@ -73,13 +86,22 @@ class AverageGd(Method[AverageGdSettings]):
         for client, samples in data:
             row = client - f.owned.start
             with may_diverge(f, number, client):
-                new[row], taus[row] = self._descend(w_bar[row], samples, s.rate(number))
+                new[row], taus[row] = self._descend(point[row], samples, s.rate(number))
         return RoundResult(new, taus)
 
     def _descend(self, w: torch.Tensor, data: Samples, lr: float) -> tuple[torch.Tensor, int]:
         s, f = self.settings, self.federation
         with f.clock("evolve"):
-            candidates = f.network.descend(w, data.inputs, data.labels, lr, s.taus, s.loss)
+            shift = calibration_shift(data.labels, f.network.classes, s.calibration, f.dtype)
+            candidates = f.network.descend(w, data.inputs, data.labels, lr, s.taus, s.loss, shift)
         with f.clock("select"):
-            losses = network_losses(f.network, candidates, data.inputs, data.labels, s.loss)
+            losses = network_losses(f.network, candidates, data.inputs, data.labels, s.loss, shift)
             return keep_best(candidates, losses, s.taus)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """With momentum, the averages of the last round, `[owned, param]`."""
+        return self.momentum.state()
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Takes back the averages."""
+        self.momentum.restore(state)

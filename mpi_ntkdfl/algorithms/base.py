@@ -156,6 +156,12 @@ class Method(ABC, Generic[SettingsT]):
         """Prepares the method for the clients of `federation`."""
         self.settings, self.federation = settings, federation
 
+    def no_vectors(self) -> torch.Tensor:
+        """Zeros, one parameter vector per client of this rank, `[owned, param]`."""
+        f = self.federation
+        shape = len(f.owned), f.network.layout.size
+        return torch.zeros(shape, dtype=f.dtype, device=f.device)
+
     @classmethod
     def name(cls) -> str:
         """The name by which configurations call the method."""

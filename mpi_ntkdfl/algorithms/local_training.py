@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from mpi_ntkdfl.algorithms.aids import calibration_shift
 from mpi_ntkdfl.algorithms.base import may_diverge, not_finite
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.model.training import Orders, Pack, Rule, Sgd
@@ -20,18 +21,28 @@ class LocalTraining:
     Orders depend on seed, client and round.
     """
 
-    def __init__(self, federation: Federation, batch: int, epochs: int) -> None:
+    def __init__(
+        self, federation: Federation, batch: int, epochs: int, calibration: float = 0.0
+    ) -> None:
         """Prepares the network's trainer.
 
         Args:
             federation: the clients.
             batch: samples per step.
             epochs: local passes per round.
+            calibration: of the loss to the client's own labels; see `aids.calibration_shift`.
         """
         self._federation, self._epochs = federation, epochs
         own = [federation.samples[client] for client in federation.owned]
         data = [(samples.inputs, samples.labels) for samples in own]
-        self.trainer = federation.network.trainer(data, batch, epochs)
+        network, dtype = federation.network, federation.dtype
+        shifts = [
+            shift
+            for samples in own
+            if (shift := calibration_shift(samples.labels, network.classes, calibration, dtype))
+            is not None
+        ]
+        self.trainer = network.trainer(data, batch, epochs, shifts)
 
     def descend(self, weights: torch.Tensor, number: int, sgd: Sgd) -> torch.Tensor:
         """A round's local steps by SGD; velocities start at zero.

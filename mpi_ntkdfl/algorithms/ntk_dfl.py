@@ -7,18 +7,23 @@ in function space, and takes the weights that follow from the evolution.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 
+from mpi_ntkdfl.algorithms.aids import RoundMomentum, remembered
 from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult, may_diverge
 from mpi_ntkdfl.algorithms.steps import NtkSettings, evolve_together, ntk_step, ntk_step_work
 from mpi_ntkdfl.algorithms.work import Load, Work
 from mpi_ntkdfl.config import ModelSettings
-from mpi_ntkdfl.federation.clients import Federation
+from mpi_ntkdfl.federation.clients import Federation, Samples
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.federation.formats import dense_entries, dense_heading, factored_format
+from mpi_ntkdfl.federation.jacobian_messages import linearised
+from mpi_ntkdfl.federation.neighbourhood import Neighbourhood
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.runtime.looks import BLUE, LineStyle
 
@@ -26,17 +31,34 @@ from mpi_ntkdfl.runtime.looks import BLUE, LineStyle
 class NtkDflSettings(NtkSettings):
     """Settings of NTK-DFL; the defaults are the paper's. Tau is chosen by the neighbourhood's loss."""
 
+    optional: ClassVar[tuple[str, ...]] = (*NtkSettings.optional, "momentum", "linearisations")
+
     name: Literal["ntk-dfl"] = "ntk-dfl"
     jacobian: Literal["inputs", "factored", "dense"] = "factored"
     """How Jacobians travel: in the network's factored form, which is the default where the network
     has one; as raw samples, from which the receiver computes them (`inputs`), which is the smallest
     message and the default for all other networks; or entry by entry (`dense`), as in the paper.
     """
-    averaging: Literal["plain", "samples", "none"] = "plain"
+    averaging: Literal["plain", "samples", "metropolis", "none"] = "plain"
     """Weights of the average over the neighbourhood: equal (`plain`), or in proportion to the
-    clients' samples (`samples`). With `none` a client evolves its own weights, with its neighbours'
-    Jacobians at these weights.
+    clients' samples (`samples`), or Metropolis weights (`metropolis`), which keep the mean of all
+    clients on graphs of unequal degrees. With `none` a client evolves its own weights, with its
+    neighbours' Jacobians at these weights.
     """
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """The network is linearised at a + momentum (a - a'), where a is the client's average and a' its
+    average of the round before. 0 linearises at the average, as in the paper.
+    """
+    linearisations: int = Field(default=1, ge=1, le=1000)
+    """Evolutions per round. After the first, the Jacobian is taken again at the new weights, on the
+    samples that the client holds, and the outputs evolve again, as long as that lowers the loss. The
+    recorded tau is the sum. No message is added, except that dense Jacobians then come with inputs.
+    """
+
+    @property
+    def inputs(self) -> bool:
+        """Whether a client needs its neighbours' inputs."""
+        return self.selection == "network" or self.linearisations > 1
 
     @classmethod
     def defaults(cls, model: ModelSettings) -> dict[str, Any]:
@@ -52,9 +74,10 @@ class NtkDfl(Method[NtkDflSettings]):
     look = LineStyle(BLUE, (), "o")
 
     def __init__(self, settings: NtkDflSettings, federation: Federation) -> None:
-        """Prepares the method; it carries no state from round to round but the weights."""
+        """Prepares the method; with momentum, it carries the averages of the last round."""
         super().__init__(settings, federation)
         self.loss = settings.loss
+        self.momentum = RoundMomentum(settings.momentum, self.no_vectors(), "averages")
 
     @classmethod
     def needs(cls, settings: NtkDflSettings, network: Network, dtype: torch.dtype) -> Needs:
@@ -62,14 +85,14 @@ class NtkDfl(Method[NtkDflSettings]):
         vectors: tuple[str, ...] = ("weights", "averages")
         if settings.averaging == "none":
             vectors = ("averages",)
-        taus = len(settings.taus)
+        taus, kept = len(settings.taus), remembered(settings.momentum, network, dtype)
         if settings.jacobian == "inputs":
-            return Needs(vectors, samples=True, taus=taus)
+            return Needs(vectors, samples=True, taus=taus, kept=kept)
         if settings.jacobian == "factored":
-            return Needs(vectors, blocks=(factored_format(network, dtype),), taus=taus)
-        heading = dense_heading(network, dtype, inputs=settings.selection == "network")
+            return Needs(vectors, blocks=(factored_format(network, dtype),), taus=taus, kept=kept)
+        heading = dense_heading(network, dtype, inputs=settings.inputs)
         entries = dense_entries(network, dtype, network.layout.size)
-        return Needs(vectors, blocks=(heading, entries), dense=True, taus=taus)
+        return Needs(vectors, blocks=(heading, entries), dense=True, taus=taus, kept=kept)
 
     @classmethod
     def work(cls, settings: NtkDflSettings, load: Load) -> dict[str, Work]:
@@ -77,11 +100,13 @@ class NtkDfl(Method[NtkDflSettings]):
         counts = load.network.work
         # Senders compute the outputs for each receiver; from samples a receiver computes them itself.
         passes = load.gathered if settings.jacobian == "inputs" else load.own * (load.degrees + 1)
-        found = ntk_step_work(settings, load.network, load.gathered, load.itemsize)
+        times = settings.linearisations
+        step = ntk_step_work(settings, load.network, load.gathered, load.itemsize)
+        found = {phase: work.times(times) for phase, work in step.items()}
         found["jacobian"] = Work(
-            2 * counts.products * (passes + load.gathered),
-            3 * load.itemsize * load.gathered * counts.activations,
-            60 * (load.degrees + 1),
+            2 * counts.products * (passes + (2 * times - 1) * load.gathered),
+            3 * times * load.itemsize * load.gathered * counts.activations,
+            60 * (load.degrees + times),
         )
         return found
 
@@ -90,17 +115,70 @@ class NtkDfl(Method[NtkDflSettings]):
         s = self.settings
         w_bar = weights if s.averaging == "none" else exchange.average(weights, s.averaging)
         new, taus = w_bar.clone(), [0] * len(w_bar)
-        first = self.federation.owned.start
-        rate, inputs = s.rate(number), s.selection == "network"
-        hoods = exchange.neighbourhoods(w_bar, s.jacobian, inputs, taus=len(s.taus))
+        point = self.momentum.point(w_bar, number)
+        hoods = exchange.neighbourhoods(point, s.jacobian, s.inputs, taus=len(s.taus))
         # Dense Jacobians are used for one client at a time.
         at_once = 1 if s.jacobian == "dense" else exchange.at_once(len(s.taus))
         while together := list(islice(hoods, at_once)):
-            evolved = evolve_together(together, rate, s, self.federation)
-            for hood, evolution in zip(together, evolved, strict=True):
-                row = hood.client - first
-                with may_diverge(self.federation, number, hood.client):
-                    new[row], taus[row] = ntk_step(
-                        hood, w_bar[row], rate, s, self.federation, evolution
-                    )
+            moved = self._evolve(together, point, new, taus, number)
+            for _ in range(s.linearisations - 1):
+                held = [
+                    (hood.client, hood.inputs, hood.labels)
+                    for hood in together
+                    if hood.client in moved
+                ]
+                together = [self._at(new, *each) for each in held]
+                moved = self._evolve(together, new, new, taus, number, must_improve=True)
         return RoundResult(new, taus)
+
+    def _evolve(
+        self,
+        hoods: Sequence[Neighbourhood],
+        starts: torch.Tensor,
+        new: torch.Tensor,
+        taus: list[int],
+        number: int,
+        must_improve: bool = False,
+    ) -> set[int]:
+        """Takes the step of each neighbourhood; `new` and `taus` are changed in place.
+
+        Args:
+            hoods: neighbourhoods, linearised at `starts`.
+            starts: weights of all clients of the rank, `[owned, param]`.
+            new: gets the new weights, `[owned, param]`.
+            taus: the numbers of steps are added to it, `[owned]`.
+            number: of the round.
+            must_improve: as in `ntk_step`.
+
+        Returns:
+            The clients that took a step.
+        """
+        s, f, moved = self.settings, self.federation, set()
+        rate = s.rate(number)
+        evolved = evolve_together(hoods, rate, s, f)
+        for hood, evolution in zip(hoods, evolved, strict=True):
+            row = hood.client - f.owned.start
+            with may_diverge(f, number, hood.client):
+                w, tau = ntk_step(hood, starts[row], rate, s, f, evolution, must_improve)
+                new[row] = w
+                taus[row] += tau
+                if tau:
+                    moved.add(hood.client)
+        return moved
+
+    def _at(
+        self, weights: torch.Tensor, client: int, inputs: torch.Tensor | None, labels: torch.Tensor
+    ) -> Neighbourhood:
+        """The neighbourhood with these samples, linearised at the client's row of `weights`."""
+        f = self.federation
+        assert inputs is not None
+        with f.clock("jacobian"):
+            return linearised(f, weights[client - f.owned.start], client, Samples(inputs, labels))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """With momentum, the averages of the last round, `[owned, param]`."""
+        return self.momentum.state()
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Takes back the averages."""
+        self.momentum.restore(state)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from mpi_ntkdfl.algorithms.aids import calibration_shift
 from mpi_ntkdfl.algorithms.base import require_finite
 from mpi_ntkdfl.algorithms.work import Work
 from mpi_ntkdfl.config import MethodSettings
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.federation.neighbourhood import Neighbourhood
-from mpi_ntkdfl.model.losses import Loss, one_hot
+from mpi_ntkdfl.model.losses import Loss, loss_value, one_hot
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.ntk.evolve import Evolution, evolve
 from mpi_ntkdfl.ntk.evolve_batch import evolve_batch
@@ -34,6 +35,8 @@ _WAY_OUT = (
 class StepSettings(MethodSettings):
     """Settings of a round's steps; the defaults are those of the NTK-DFL paper."""
 
+    optional: ClassVar[tuple[str, ...]] = ("calibration",)
+
     lr: float = Field(default=0.01, gt=0, le=1e30)
     """Learning rate: the time of one step. Round k uses lr * exp(-lr_decay * k), k from 0."""
     lr_decay: float = Field(default=0.07, ge=0, le=100)
@@ -46,6 +49,11 @@ class StepSettings(MethodSettings):
     """Candidate numbers of steps. A client keeps the candidate with the lowest loss."""
     loss: Loss = "cross-entropy"
     """The training loss. The squared loss has a closed form."""
+    calibration: float = Field(default=0.0, ge=0, le=100)
+    """Calibration * log(share of the class among the samples of the step) is added to the outputs, in
+    the training loss and in the loss that chooses tau. 0 adds nothing, 1 is logit adjustment for label
+    skew. It needs the cross-entropy loss.
+    """
 
     @field_validator("taus")
     @classmethod
@@ -53,6 +61,19 @@ class StepSettings(MethodSettings):
         if list(taus) != sorted(set(taus)):
             raise ValueError("expected ascending, distinct numbers of steps")
         return taus
+
+    @model_validator(mode="after")
+    def _shifts_need_softmax(self) -> StepSettings:
+        if self.calibration and self.loss == "squared":
+            raise ValueError(
+                f"calibration needs loss=cross-entropy, got calibration {self.calibration} with "
+                "loss=squared; leave out one of them"
+            )
+        return self
+
+    def shift(self, labels: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor | None:
+        """What calibration adds to the outputs `[sample, output]` of samples with these labels."""
+        return calibration_shift(labels, outputs.shape[1], self.calibration, outputs.dtype)
 
     def rate(self, number: int) -> float:
         """The learning rate of round `number`; the first is 0."""
@@ -102,6 +123,7 @@ def ntk_step(
     settings: NtkSettings,
     federation: Federation,
     evolved: Evolution | Diverged | None = None,
+    must_improve: bool = False,
 ) -> tuple[torch.Tensor, int]:
     """Evolves the network with the kernel of `hood`, whose Jacobian was taken at `w` `[param]`.
 
@@ -115,6 +137,7 @@ def ntk_step(
         settings: of the method.
         federation: for the network and the clock.
         evolved: the result of `evolve_together`: the evolution, or the reason why it failed, or None.
+        must_improve: whether `w` is kept, with tau 0, if no candidate has a lower loss.
 
     Returns:
         The new weights `[param]` and the tau they belong to.
@@ -129,14 +152,33 @@ def ntk_step(
         products = hood.transposed_product(evolution.residual_sums)
         candidates = candidate_weights(w, products, lr, len(hood.labels))
     with federation.clock("select"):
-        if settings.selection == "network":
-            assert hood.inputs is not None
-            losses = network_losses(
-                federation.network, candidates, hood.inputs, hood.labels, settings.loss
-            )
-        else:
-            losses = linearised_losses(evolution.outputs, hood.labels, settings.loss)
+        losses = _losses(hood, candidates, evolution, settings, federation.network)
+        if must_improve:
+            before = float(loss_value(_outputs(hood, settings), hood.labels, settings.loss))
+            if not min(losses) < before:
+                return w, 0
         return keep_best(candidates, losses, settings.taus)
+
+
+def _outputs(hood: Neighbourhood, s: NtkSettings) -> torch.Tensor:
+    """The outputs in the training loss at the point of linearisation, `[sample, output]`."""
+    shift = s.shift(hood.labels, hood.outputs)
+    return hood.outputs if shift is None else hood.outputs + shift
+
+
+def _losses(
+    hood: Neighbourhood,
+    candidates: torch.Tensor,
+    evolution: Evolution,
+    s: NtkSettings,
+    network: Network,
+) -> list[float]:
+    """The losses that choose tau, one for each of `candidates` `[tau, param]`."""
+    if s.selection == "linearised":
+        return linearised_losses(evolution.outputs, hood.labels, s.loss)
+    assert hood.inputs is not None
+    shift = s.shift(hood.labels, hood.outputs)
+    return network_losses(network, candidates, hood.inputs, hood.labels, s.loss, shift)
 
 
 def _evolve(hood: Neighbourhood, lr: float, s: NtkSettings, federation: Federation) -> Evolution:
@@ -147,7 +189,7 @@ def _evolve(hood: Neighbourhood, lr: float, s: NtkSettings, federation: Federati
         try:
             return evolve(
                 kernel,
-                hood.outputs,
+                _outputs(hood, s),
                 targets,
                 lr,
                 s.taus,
@@ -186,7 +228,7 @@ def evolve_together(
             kernels[place, : sizes[place], : sizes[place]] = hood.kernel()
     with federation.clock("evolve"):
         for place, hood in enumerate(hoods):
-            outputs[place, : sizes[place]] = hood.outputs
+            outputs[place, : sizes[place]] = _outputs(hood, s)
             targets[place, : sizes[place]] = one_hot(hood.labels, classes, outputs.dtype)
         batch = evolve_batch(kernels, outputs, targets, sizes, lr, s.taus, s.tolerance)
         return [

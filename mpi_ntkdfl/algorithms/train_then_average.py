@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
+from mpi_ntkdfl.algorithms.aids import RoundMomentum, remembered
 from mpi_ntkdfl.algorithms.base import Needs, RoundResult
 from mpi_ntkdfl.algorithms.training import TrainingMethod, TrainingSettings
 from mpi_ntkdfl.federation.clients import Federation
@@ -22,14 +23,18 @@ from mpi_ntkdfl.federation.codecs import (
 )
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.topology.mixing import Averaging
 
 
 class GossipSettings(TrainingSettings):
     """Settings of methods that train and then average with the neighbours."""
 
-    averaging: Literal["plain", "samples"] = "plain"
+    optional: ClassVar[tuple[str, ...]] = (*TrainingSettings.optional, "codec", "round_momentum")
+
+    averaging: Averaging = "plain"
     """Weights of the average over the neighbourhood: equal (`plain`), or in proportion to the
-    clients' samples (`samples`).
+    clients' samples (`samples`), or Metropolis weights (`metropolis`), which keep the mean of all
+    clients on graphs of unequal degrees.
     """
     codec: CodecChoice | None = None
     """How weights are written into messages, such as `{weights: {name: quantize, levels: 16}}`.
@@ -37,11 +42,10 @@ class GossipSettings(TrainingSettings):
     the average of the decoded changes.
     """
 
-    @model_serializer(mode="wrap")
-    def _leave_out_no_codec(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out an absent codec, so that names of runs are as they were before there were codecs."""
-        section: dict[str, Any] = serialize(self)
-        return {k: v for k, v in section.items() if k != "codec" or v is not None}
+    round_momentum: float = Field(default=0.0, ge=0, lt=1)
+    """Local training starts at x + round_momentum (x - x'), where x' is where the client's round
+    before would have started without this. It is what `momentum` is for ntk-dfl.
+    """
 
     def weights_codec(self, params: int, dtype: torch.dtype) -> Codec[Any] | None:
         """The codec of weights `[params]` of type `dtype`, None to send them as they are."""
@@ -89,35 +93,40 @@ class TrainThenAverage(TrainingMethod[SettingsT]):
         super().__init__(settings, federation)
         codec = settings.weights_codec(federation.network.layout.size, federation.dtype)
         self.coding = None if codec is None else Coding(codec, federation)
+        self.momentum = RoundMomentum(settings.round_momentum, self.no_vectors(), "round starts")
 
     @classmethod
     def needs(cls, settings: SettingsT, network: Network, dtype: torch.dtype) -> Needs:
         """Weights, or the messages of the codec, go to the neighbours."""
         kept = cls.training_bytes(settings, network, dtype)
+        kept = remembered(settings.round_momentum, network, dtype, kept)
         codec = settings.weights_codec(network.layout.size, dtype)
         if codec is None:
             return Needs(("weights",), kept=kept)
         arrays = codec.state().values()
-        remembered = sum(array.numel() * array.element_size() for array in arrays)
+        coded = sum(array.numel() * array.element_size() for array in arrays)
 
         def kept_with_codec(samples: int) -> int:
-            return remembered + (kept(samples) if kept is not None else 0)
+            return coded + (kept(samples) if kept is not None else 0)
 
         return Needs(messages=(message_format(codec, "weights"),), kept=kept_with_codec)
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """Trains, then averages."""
-        trained, kind = self.train(weights, number), self.settings.averaging
+        start, kind = self.momentum.point(weights, number), self.settings.averaging
+        trained = self.train(start, number)
         if self.coding is None:
             return RoundResult(exchange.average(trained, kind))
         changes = exchange.average(trained - weights, kind, self.coding, number)
         return RoundResult(weights + changes)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What the codec remembers."""
-        return {} if self.coding is None else self.coding.state()
+        """What momentum and codec remember."""
+        coded = {} if self.coding is None else self.coding.state()
+        return {**coded, **self.momentum.state()}
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Gives the codec back what it remembered."""
+        """Gives momentum and codec back what they remembered."""
+        self.momentum.restore(state)
         if self.coding is not None:
             self.coding.restore(state)

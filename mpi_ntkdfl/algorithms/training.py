@@ -22,6 +22,8 @@ _CALLS_PER_STEP = 25  # of local training, for all clients of a group together
 class TrainingSettings(MethodSettings):
     """Settings of local training by SGD."""
 
+    optional: ClassVar[tuple[str, ...]] = ("calibration",)
+
     lr: float = Field(gt=0, le=1e30)
     """Learning rate. Round k uses lr * lr_factor^k, k from 0."""
     lr_factor: float = Field(default=1.0, gt=0, le=1)
@@ -34,6 +36,10 @@ class TrainingSettings(MethodSettings):
     """v <- momentum v + gradient + weight_decay w, then w <- w - lr v; a round starts with v = 0."""
     weight_decay: float = Field(default=0.0, ge=0, le=1e6)
     """Factor of the weights in the gradient."""
+    calibration: float = Field(default=0.0, ge=0, le=100)
+    """In the loss of local training, calibration * log(share of the class among the client's own
+    samples) is added to the outputs. 0 adds nothing, 1 is logit adjustment for label skew.
+    """
 
     def sgd(self, number: int) -> Sgd:
         """The descent of round `number`; the first is 0."""
@@ -58,7 +64,9 @@ class TrainingMethod(Method[SettingsT]):
     def __init__(self, settings: SettingsT, federation: Federation) -> None:
         """Prepares local training."""
         super().__init__(settings, federation)
-        self.training = LocalTraining(federation, settings.batch, settings.epochs)
+        self.training = LocalTraining(
+            federation, settings.batch, settings.epochs, settings.calibration
+        )
 
     def train(self, weights: torch.Tensor, number: int) -> torch.Tensor:
         """The weights `[owned, param]` after the local steps of round `number`.

@@ -27,6 +27,10 @@ class Work:
     bytes: np.ndarray
     calls: np.ndarray
 
+    def times(self, count: int) -> Work:
+        """The work of doing this `count` times."""
+        return Work(count * self.operations, count * self.bytes, count * self.calls)
+
 
 @dataclass(frozen=True)
 class Load:

@@ -36,7 +36,7 @@ def warnings(groups: Sequence[Group]) -> list[str]:
         lines.append(f"the runs were not computed by the same code: {'; '.join(codes)}")
     for each in traces:
         done = int(each.rounds[-1]) if len(each.rounds) else 0
-        if done != each.settings["rounds"]:
+        if done != each.settings["rounds"] and not each.stopped:
             lines.append(f"{each.name} has {done} of {each.settings['rounds']} rounds")
     for group in groups:
         again = Counter((trace.seed, trace.partition) for trace in group.traces)

@@ -21,13 +21,20 @@ def status(outputs: Outputs, run: tables.Run) -> str:
     """
     done, rounds = tables.rounds_of(run)
     if done >= rounds:
-        return f"finished: {done} rounds"
+        return finished(done, int(run.config["rounds"]), run.config.get("stop_at"))
     from mpi_ntkdfl.storage.lock import holder  # loads pydantic, which finished runs do without
 
     writer = holder(outputs)
     if writer is not None:
         return f"running: {done} of {rounds} rounds done, by {writer}"
     return f"stopped: {done} of {rounds} rounds recorded; run it again with --resume to go on"
+
+
+def finished(done: int, rounds: int, stop_at: float | None) -> str:
+    """How a run is finished: with all its rounds, or before because it has reached `stop_at`."""
+    if done < rounds:
+        return f"finished: {done} of {rounds} rounds, the average reached stop_at ({stop_at:g})"
+    return f"finished: {done} rounds"
 
 
 def follow(outputs: Outputs, interval: float) -> Iterator[str]:

@@ -287,7 +287,7 @@ def studies(points: Iterable[Point]) -> list[Study]:
 
 def same_family(setting: str) -> bool:
     """Whether runs that differ in a setting can belong to one scaling study."""
-    return setting in ("clients", "rounds") or not apart(setting)
+    return setting in ("clients", "rounds", "stop_at") or not apart(setting)
 
 
 def warnings(points: Iterable[Point]) -> list[str]:

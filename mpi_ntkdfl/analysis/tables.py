@@ -18,6 +18,7 @@ import yaml
 from mpi_ntkdfl.analysis.starts import Start, starts
 from mpi_ntkdfl.analysis.words import said
 from mpi_ntkdfl.metrics import (
+    ACCURACY,
     BYTES,
     IN_FLIGHT,
     METRICS,
@@ -33,7 +34,7 @@ from mpi_ntkdfl.metrics import (
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.hdf5 import reading, sane
 from mpi_ntkdfl.runtime.units import duration, readable
-from mpi_ntkdfl.storage.schema import metrics_of
+from mpi_ntkdfl.storage.schema import end_of_run, metrics_of
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def read(path: Path) -> Run:
         reason = str(error)
         if "filter returned failure" in reason:
             reason = "damaged: some of its numbers do not fit their checksum"
-        raise InputError(f"{path} is no readable record: {reason}") from error
+        raise InputError(f"{path} is not a readable record: {reason}") from error
 
 
 def without_checkpoints(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
@@ -245,13 +246,19 @@ def _fingerprint(parts: Sequence[np.ndarray]) -> str:
 
 
 def rounds_of(run: Run) -> tuple[int, int]:
-    """Rounds in the record, and rounds the run is to have.
+    """Rounds in the record, and the round after which the run is finished, as far as the record tells.
 
     Raises:
         InputError: if the record lacks what a run writes.
     """
     try:
-        return run.done, int(run.config["rounds"])
+        rows = run.rounds <= run.done
+        return run.done, end_of_run(
+            int(run.config["rounds"]),
+            run.config.get("stop_at"),
+            run.rounds[rows],
+            run[ACCURACY][rows],
+        )
     except Exception as error:  # attributes of a damaged record can hold anything
         raise InputError(f"the record is damaged or none of this program: {error}") from error
 

@@ -114,6 +114,12 @@ class Trace:
         """The run's seed."""
         return self.settings["seed"]
 
+    @property
+    def stopped(self) -> bool:
+        """Whether the run ended before its last round because its average reached `stop_at`."""
+        target = self.settings.get("stop_at")
+        return isinstance(target, float | int) and self.first(target) is not None
+
     def first(self, target: float) -> int | None:
         """The first evaluated row whose accuracy is at least `target`, if any."""
         rows = np.flatnonzero(self.curves[ACCURACY.name] >= target)

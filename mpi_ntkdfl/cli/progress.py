@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-import numpy as np
-
-from mpi_ntkdfl.metrics import About, at
+from mpi_ntkdfl.metrics import at
 from mpi_ntkdfl.runtime.units import duration, round_words
 from mpi_ntkdfl.simulation import Progress
 
@@ -28,12 +26,10 @@ class Reporter(Protocol):
 def describe(progress: Progress) -> str:
     """One line: round, accuracy of the average, mean client, chosen tau, time used and left."""
     parts = [round_words(progress.done, progress.rounds)]
-    if progress.evaluation is not None:
-        about = About(np.array([progress.done]))
-        for metric in at("progress"):
-            if metric.name in progress.evaluation:
-                value = metric.curve(progress.evaluation[metric.name][None], about)[0]
-                parts.append(f"{metric.head} {metric.text(value)}")
+    numbers = progress.numbers()
+    for metric in at("progress"):
+        if metric.name in numbers:
+            parts.append(f"{metric.head} {metric.text(numbers[metric.name])}")
     if progress.done and progress.taus.any():
         parts.append(f"mean tau {progress.taus.mean():.0f}")
     parts.append(f"{duration(progress.seconds)} gone")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import numpy as np
 
 from mpi_ntkdfl import config
 from mpi_ntkdfl.cli.failing import failing_together, output_may_end
@@ -14,6 +15,7 @@ from mpi_ntkdfl.cli.groups import PROGRAM, examples
 from mpi_ntkdfl.cli.options import PLUGIN, SET, SOURCE, read_config
 from mpi_ntkdfl.comm.launcher import launched_rank, launched_size, not_all_started, under_launcher
 from mpi_ntkdfl.comm.mpi import MpiWorld, open_world
+from mpi_ntkdfl.metrics import SECONDS
 from mpi_ntkdfl.runtime import logs, plugins
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.paths import user_path
@@ -25,12 +27,14 @@ from mpi_ntkdfl.runtime.stopping import (
     watch_parent,
     watch_signals,
 )
+from mpi_ntkdfl.runtime.units import duration
 from mpi_ntkdfl.storage.outputs import Outputs, choose
 
 START_LIMIT = 300.0
 """Seconds within which all ranks must have started MPI and read the configuration."""
 
 if TYPE_CHECKING:
+    from mpi_ntkdfl.analysis import tables
     from mpi_ntkdfl.simulation import Outcome
 
 
@@ -47,6 +51,14 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", help="The record to write.")
 @click.option("--resume", is_flag=True, help="Go on with an existing run, or start a new one.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing record and its checkpoints.")
+@click.option(
+    "--log",
+    "logs_wanted",
+    metavar="FILE.csv|FILE.jsonl|KIND:WHERE",
+    multiple=True,
+    help="Also write the numbers of every evaluated round to a file, or to tensorboard:FOLDER, "
+    "wandb:PROJECT, mlflow:EXPERIMENT. Repeatable.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print only warnings and the summary.")
 def run(
     source: str,
@@ -55,6 +67,7 @@ def run(
     output: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    logs_wanted: tuple[str, ...] = (),
     quiet: bool = False,
 ) -> None:
     """Run a preset or a YAML file; start it under mpirun or srun for several ranks.
@@ -79,7 +92,7 @@ def run(
     logs.set_up(world.rank, quiet)
     with failing_together(world):
         world.require_one_package()
-        from mpi_ntkdfl import simulation
+        from mpi_ntkdfl import loggers, simulation
         from mpi_ntkdfl.cli import progress
 
         _load_plugins(world, plugin_files)
@@ -87,13 +100,16 @@ def run(
         def decide() -> tuple[config.Config, Outputs]:
             found = read_config(source, overrides)
             wanted = None if output is None else user_path(output, "-o")
+            listeners.extend(loggers.forgiving(loggers.logger(word)) for word in logs_wanted)
             return found, choose(wanted, Path(source).stem, resume)
 
+        listeners: list[loggers.Callback] = []  # on rank 0, which alone reports
         settings, outputs = world.on_root(decide)
         mode: simulation.Mode = "resume" if resume else "overwrite" if overwrite else "new"
         with world.watched(settings.compute.patience, settings.output.seconds):
             with progress.reporter(quiet or world.rank > 0) as report:
-                outcome = simulation.run(settings, world, outputs, mode, report)
+                report_all = loggers.all_of([report, *listeners])
+                outcome = simulation.run(settings, world, outputs, mode, report_all)
             ignore_signals()  # those that echo the one that stopped the run
             if world.rank == 0:
                 with output_may_end():
@@ -123,21 +139,35 @@ def _load_plugins(world: MpiWorld, files: tuple[str, ...]) -> None:
 
 
 def _say_goodbye(outputs: Outputs, outcome: Outcome) -> None:
-    from mpi_ntkdfl.analysis import tables
+    from mpi_ntkdfl.analysis import live, tables
 
     if outcome.finished and outcome.first == outcome.done:
         click.echo(f"{outputs.record} is finished: {outcome.done} rounds; nothing to do")
         return
+    run = tables.read(outputs.record)
     ending = (
-        f"finished: {outcome.done} rounds"
-        if outcome.finished
-        else f"stopped after round {outcome.done} of {outcome.rounds} ({outcome.reason}); the same "
+        f"stopped after round {outcome.done} of {outcome.rounds} ({outcome.reason}); the same "
         "command with --resume goes on"
     )
-    click.echo(f"{tables.summary(tables.read(outputs.record))}\n\n{ending}\n")
+    if outcome.finished:
+        ending = live.finished(outcome.done, outcome.rounds, run.config.get("stop_at"))
+    elif outcome.first == outcome.done:
+        ending += f"\n{_no_round(run, outcome.done)}"
+    click.echo(f"{tables.summary(run)}\n\n{ending}\n")
     click.echo(f"record:  {outputs.record}")
     if outputs.checkpoint.exists():
         click.echo(f"weights: {outputs.checkpoint}")
+
+
+def _no_round(run: tables.Run, done: int) -> str:
+    """What to do about a start that was stopped before it finished a round."""
+    took = ""
+    if done:
+        took = f" (round {done} took {duration(float(np.nanmax(run[SECONDS][-1].sum(axis=1))))})"
+    return (
+        "this start finished no round: its time limit is too short for the start-up and one round"
+        f"{took}; give each start more time"
+    )
 
 
 @click.command(epilog=examples("doctor", f"mpirun -n 4 {PROGRAM} doctor"))

@@ -16,10 +16,12 @@ from pydantic import (
     BaseModel,
     Field,
     SerializeAsAny,
+    SerializerFunctionWrapHandler,
     TypeAdapter,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -90,6 +92,10 @@ __all__ = [
 ]
 
 
+_ABSENT = ("stop_at",)
+"""Keys that the text of a configuration leaves out where they are null."""
+
+
 class Config(Section):
     """A whole run; equal configurations give equal results."""
 
@@ -97,6 +103,10 @@ class Config(Section):
     """The only source of randomness. Runs that differ only in the seed repeat one experiment."""
     rounds: int = affects("extent", default=30, ge=1, le=MOST_ROUNDS)
     """Number of rounds."""
+    stop_at: float | None = affects("extent", default=None, gt=0, le=1)
+    """Accuracy of the average at which the run is finished, before all rounds are done. It is looked
+    at after every evaluated round. null: all rounds are done.
+    """
     clients: int = Field(default=300, ge=1, le=MOST_CLIENTS)
     """Number of clients."""
     on_divergence: Literal["stop", "continue"] = "stop"
@@ -133,6 +143,12 @@ class Config(Section):
         if issubclass(settings_class, MethodSettings) and (model := info.data.get("model")):
             value = {**settings_class.defaults(model), **value}
         return settings_class.model_validate(value)
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out keys that say nothing, so that names and texts of other runs stay as they were."""
+        whole: dict[str, Any] = serialize(self)
+        return {k: v for k, v in whole.items() if k not in _ABSENT or v is not None}
 
     @model_validator(mode="after")
     def _graph_exists(self) -> Config:

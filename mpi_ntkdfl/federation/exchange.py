@@ -34,7 +34,7 @@ from mpi_ntkdfl.federation.waves import (
     neighbourhood_sums,
 )
 from mpi_ntkdfl.topology.graphs import Graph
-from mpi_ntkdfl.topology.mixing import weights
+from mpi_ntkdfl.topology.mixing import Averaging, weights
 from mpi_ntkdfl.topology.placement import neighbour_ranks
 
 JacobianKind = Literal["inputs", "factored", "dense"]
@@ -163,7 +163,7 @@ class Exchange:
     def average(
         self,
         vectors: torch.Tensor,
-        kind: Literal["plain", "samples"] = "plain",
+        kind: Averaging = "plain",
         codec: Coding | None = None,
         number: int = 0,
     ) -> torch.Tensor:
@@ -171,7 +171,8 @@ class Exchange:
 
         Args:
             vectors: vectors of this rank's clients, `[owned, param]`.
-            kind: `plain` for equal weights, `samples` for weights in proportion to the clients' samples.
+            kind: `plain` for equal weights, `samples` for weights in proportion to the clients' samples,
+                `metropolis` for those that keep the mean of all clients on any graph.
             codec: as for `share`.
             number: as for `share`.
 

@@ -77,6 +77,25 @@ def symmetric_product(a: torch.Tensor) -> torch.Tensor:
     return symmetric_matrix(a.shape[0], lambda rows, columns: a[rows] @ a[columns].T, a)
 
 
+def add_lower_product(total: torch.Tensor, a: torch.Tensor) -> None:
+    """Adds `a a^T` of `a [n, k]` to the lower triangle of `total [n, n]`; above it are other numbers.
+
+    This is for long products, k much greater than n, of which several are added. `mirror` completes the
+    sum.
+    """
+    rows = len(a)
+    step = rows if on_gpu(a.device) else _TILE if rows > 4 * _TILE else _TILE // 2
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        total[start:stop, :stop].addmm_(a[start:stop], a[:stop].T)
+
+
+def mirror(lower: torch.Tensor) -> torch.Tensor:
+    """The symmetric matrix with the lower triangle of `lower [n, n]`, in its memory."""
+    upper = torch.ones_like(lower, dtype=torch.bool).triu_(1)
+    return lower.copy_(torch.where(upper, lower.T, lower))
+
+
 class DenseJacobian:
     """Entries of a Jacobian, `[sample, output, param]`, for all parameters or a range of them.
 

@@ -15,6 +15,8 @@ import torch
 from mpi_ntkdfl.model.params import outside
 
 Loss = Literal["cross-entropy", "squared"]
+Outputs = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""A network: a function from parameters `[P]` and inputs to outputs `[sample, output]`."""
 
 
 def one_hot(labels: torch.Tensor, classes: int, dtype: torch.dtype) -> torch.Tensor:
@@ -77,8 +79,16 @@ def correct(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return counts.scatter_add_(-1, labels.long().expand(hits.shape), hits.long())
 
 
+def shifted(outputs: Outputs, shift: torch.Tensor | None) -> Outputs:
+    """The network `outputs` with `shift` `[output]` added to its outputs; itself if `shift` is None."""
+    if shift is None:
+        return outputs
+    constant = outside(shift)
+    return lambda params, inputs: outputs(params, inputs) + constant
+
+
 def loss_gradient(
-    outputs: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    outputs: Outputs,
     params: torch.Tensor,
     inputs: torch.Tensor,
     labels: torch.Tensor,

@@ -91,6 +91,11 @@ class Network(Protocol):
         """A short description of the network, for people."""
         ...
 
+    @property
+    def choices(self) -> Mapping[str, str]:
+        """Ways of computing that the network has chosen, by name, for the log and the record."""
+        ...
+
     def initial(self, generator: np.random.Generator) -> np.ndarray:
         """Starting parameters `[P]` float64; they depend only on the numbers that `generator` draws."""
         ...
@@ -136,13 +141,20 @@ class Network(Protocol):
         """The Jacobian at `params` `[P]` of `inputs` `[sample, *shape]`."""
         ...
 
-    def trainer(self, data: Sequence[Data], batch: int, epochs: int) -> Trainer:
+    def trainer(
+        self,
+        data: Sequence[Data],
+        batch: int,
+        epochs: int,
+        shifts: Sequence[torch.Tensor] = (),
+    ) -> Trainer:
         """An object that takes the local steps of several clients; it is made once per run.
 
         Args:
             data: inputs and labels of each client.
             batch: number of samples per step.
             epochs: number of passes per round through each client's samples.
+            shifts: what is added to each client's outputs in its loss, `[output]`; empty for nothing.
         """
         ...
 
@@ -154,6 +166,7 @@ class Network(Protocol):
         lr: float,
         taus: Sequence[int],
         loss: Loss,
+        shift: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Full-batch gradient descent on the mean loss of all samples.
 
@@ -164,6 +177,7 @@ class Network(Protocol):
             lr: learning rate.
             taus: numbers of steps after which the parameters are returned, ascending.
             loss: the name of the loss.
+            shift: what is added to the outputs in the loss, `[output]`; None for nothing.
 
         Returns:
             The parameters after each of `taus`, `[tau, P]`.

@@ -28,12 +28,15 @@ def network_losses(
     inputs: torch.Tensor,
     labels: torch.Tensor,
     loss: Loss,
+    shift: torch.Tensor | None = None,
 ) -> list[float]:
     """Losses `[tau]` of the network itself at `candidates` `[tau, param]` on the neighbourhood's samples.
 
     The authors' code chooses tau by this loss. It needs the neighbours' raw inputs.
     """
     outputs = network.functions(candidates, inputs)(inputs)
+    if shift is not None:
+        outputs = outputs + shift
     losses: list[float] = loss_value(outputs, labels, loss).tolist()
     return losses
 

@@ -99,7 +99,11 @@ class _Watcher(threading.Thread):
         now = time.monotonic()
         name = signal.Signals(number).name
         if _starting:
-            end_now(UNFINISHED, f"stopped by {name} before the first round; nothing is lost")
+            end_now(
+                UNFINISHED,
+                f"stopped by {name} before the first round; nothing is lost. If this repeats, the time "
+                "limit is too short for the start-up and one round",
+            )
         if self._first is None:
             self._first = number, now
             if number == signal.SIGINT and _speaks:

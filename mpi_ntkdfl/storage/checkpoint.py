@@ -1,17 +1,17 @@
-"""The checkpoint of a run, `RUN.ckpt.h5`: all it takes to go on, by client and not by rank.
+"""The checkpoint of a run, `RUN.ckpt.h5`: everything that a resumed run needs, by client and not by rank.
 
     /             attributes: schema, run (id of the run), config (YAML), layout (JSON, names and
                   shapes of the state_dict), round, sha256
     /params       [client, param]
-    /state/NAME   [client, ...]     what the method carries beside the weights, if anything
+    /state/NAME   [client, ...]     arrays that the method carries from round to round, if any
     /constants/I  [...]             tensors of the state_dict that are not trained, such as buffers
 
-The attribute `beside` (JSON) has the names of the constants, and further names of trained tensors. It is
+The attribute `beside` (JSON) has the names of the constants, and other names of trained tensors. It is
 absent for networks without such tensors.
 
-`round` is the number of rounds done, which is the next round's number. `sha256` is over everything
-else in the file. The checkpoint before is kept as `RUN.ckpt-1.h5`, for the case that a disk damages
-the newest.
+`round` is the number of rounds done, which is also the number of the next round. `sha256` is the checksum
+of everything else in the file. The checkpoint before is kept as `RUN.ckpt-1.h5`, in case the newest one
+is damaged on the disk.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ _log = logging.getLogger(__name__)
 SCHEMA = 2
 
 _BLOCK = 64 * 2**20
-"""Bytes read at once to verify a checkpoint."""
+"""Number of bytes that are read at a time to verify a checkpoint."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """An array by client that arrives in blocks.
+    """An array `[client, ...]` of all clients that arrives in blocks.
 
     Attributes:
-        shape: `[client, ...]`, of all clients.
-        dtype: of its entries.
-        blocks: arrays of consecutive clients, in id order.
+        shape: shape of the whole array.
+        dtype: type of its entries.
+        blocks: arrays of consecutive clients, in the order of ids.
     """
 
     shape: tuple[int, ...]
@@ -68,19 +68,19 @@ def write(
     arrays: Mapping[str, Rows],
     run: str = "",
 ) -> None:
-    """Writes the newest checkpoint; the one before is kept.
+    """Writes a new checkpoint; the one before is kept.
 
     Args:
-        outputs: of the run.
+        outputs: the files of the run.
         config_yaml: the run's configuration.
-        layout: names and shapes within a row of `params`.
-        done: rounds done.
-        arrays: `params`, and `state/NAME` for each array of the method; their blocks are taken in
-            the order of the names.
+        layout: names and shapes of the tensors in a row of `params`.
+        done: number of rounds done.
+        arrays: `params`, and `state/NAME` for each array of the method. They are written in the order of
+            their names.
         run: id of the run.
 
     Raises:
-        SimulationError: if it cannot be written; both older checkpoints are as before.
+        SimulationError: if it cannot be written. Both older checkpoints are unchanged then.
     """
     digest = hashlib.sha256(_header(config_yaml, layout, done, run))
     with (
@@ -103,7 +103,9 @@ def write(
                 dataset[start : start + len(whole)] = whole
                 digest.update(whole.data)
                 start += len(whole)
-            assert start == rows.shape[0], f"{name}: {start} of {rows.shape[0]} clients came"
+            assert start == rows.shape[0], (
+                f"{name}: only {start} of {rows.shape[0]} clients arrived"
+            )
         for place, tensor in enumerate(layout.constants.values()):
             name = f"constants/{place}"
             file[name] = _as_array(tensor)
@@ -112,11 +114,11 @@ def write(
 
 
 def _header(config_yaml: str, layout: Layout, done: int, run: str) -> bytes:
-    """The attributes as the checksum covers them; checkpoints of earlier versions name no run."""
-    told = [SCHEMA, config_yaml, list(layout.shapes.items()), done, *([run] if run else [])]
+    """The attributes as they enter the checksum; checkpoints of earlier versions have no id of a run."""
+    header = [SCHEMA, config_yaml, list(layout.shapes.items()), done, *([run] if run else [])]
     if beside := _beside(layout):
-        told.append(beside)
-    return json.dumps(told).encode()
+        header.append(beside)
+    return json.dumps(header).encode()
 
 
 def _beside(layout: Layout) -> dict[str, Any]:
@@ -142,22 +144,22 @@ def _describe(name: str, dataset: h5py.Dataset) -> bytes:
 
 
 class Checkpoint:
-    """An open checkpoint, verified.
+    """An open checkpoint whose checksum was verified.
 
     Attributes:
-        path: of the file.
-        round: rounds done.
-        run: id of the run, empty in checkpoints of earlier versions.
-        config: the run's configuration, YAML.
-        layout: names and shapes within a row of `params`.
-        arrays: names of what it holds, `params` first.
+        path: path of the file.
+        round: number of rounds done.
+        run: id of the run; empty in checkpoints of earlier versions.
+        config: the run's configuration as YAML.
+        layout: names and shapes of the tensors in a row of `params`.
+        arrays: names of the arrays, `params` first.
     """
 
     def __init__(self, path: Path) -> None:
-        """Opens and verifies a checkpoint; `close` it.
+        """Opens and verifies a checkpoint. The caller must `close` it.
 
         Raises:
-            InputError: if the file is missing, damaged, or no checkpoint.
+            InputError: if the file is missing, damaged, or not a checkpoint.
         """
         self.path = path
         try:
@@ -166,19 +168,19 @@ class Checkpoint:
             raise InputError(
                 f"no checkpoint at {path}: has the run finished its first round?"
             ) from error
-        except Exception as error:  # over a damaged file h5py raises almost anything
-            raise InputError(f"{path} is no readable checkpoint: {error}") from error
+        except Exception as error:  # for a damaged file h5py can raise almost any exception
+            raise InputError(f"{path} is not a readable checkpoint: {error}") from error
         try:
             self._read_header()
             self._verify()
         except Exception as error:
             self.close()
-            raise InputError(f"{path} is no readable checkpoint: {error}") from error
+            raise InputError(f"{path} is not a readable checkpoint: {error}") from error
 
     def _read_header(self) -> None:
         file = self._file
         if int(file.attrs["schema"]) != SCHEMA:
-            raise ValueError(f"schema {file.attrs['schema']}, this version reads {SCHEMA}")
+            raise ValueError(f"it has schema {file.attrs['schema']}, this version reads {SCHEMA}")
         shapes = {name: tuple(size) for name, size in json.loads(file.attrs["layout"])}
         beside = json.loads(str(file.attrs.get("beside", "{}")))
         constants = {}
@@ -193,9 +195,11 @@ class Checkpoint:
         for name in self.arrays:
             sane(file, name)
         if file["params"].shape[1:] != (self.layout.size,):
-            raise ValueError(f"params of shape {file['params'].shape} do not fit the model")
+            raise ValueError(
+                f"its params have the shape {file['params'].shape}, unlike the model's"
+            )
         if any(len(file[name]) != self.clients for name in self.arrays):
-            raise ValueError("its arrays are of different numbers of clients")
+            raise ValueError("its arrays have different numbers of clients")
 
     def _verify(self) -> None:
         digest = hashlib.sha256(_header(self.config, self.layout, self.round, self.run))
@@ -209,15 +213,15 @@ class Checkpoint:
             name = f"constants/{place}"
             digest.update(_described(name, self._file[name]))
         if digest.hexdigest() != self._file.attrs["sha256"]:
-            raise ValueError("its content does not fit its checksum")
+            raise ValueError("its content does not match its checksum")
 
     @property
     def clients(self) -> int:
-        """Clients it holds."""
+        """The number of clients in the checkpoint."""
         return len(self._file["params"])
 
     def rows(self, name: str, clients: range) -> np.ndarray:
-        """Rows of consecutive `clients` of an array, `[clients, ...]`."""
+        """The rows of consecutive `clients` in the array of that name, `[clients, ...]`."""
         return np.asarray(self._file[name][clients.start : clients.stop])
 
     def close(self) -> None:
@@ -227,10 +231,10 @@ class Checkpoint:
 
 @contextlib.contextmanager
 def newest(outputs: Outputs) -> Iterator[Checkpoint]:
-    """Opens the newest whole checkpoint; says so if that is not the newest file.
+    """Opens the newest checkpoint; if it is damaged, logs a warning and opens the one before.
 
     Raises:
-        InputError: if there is none, or none is readable.
+        InputError: if there is no checkpoint, or none is readable.
     """
     try:
         checkpoint = Checkpoint(outputs.checkpoint)
@@ -241,13 +245,15 @@ def newest(outputs: Outputs) -> Iterator[Checkpoint]:
             checkpoint = Checkpoint(outputs.former_checkpoint)
         except InputError as former:
             raise InputError(f"{error}; {former}") from error
-        _log.warning("%s; the one before, after round %d, is whole", error, checkpoint.round)
+        _log.warning(
+            "%s; the checkpoint before, after round %d, is used instead", error, checkpoint.round
+        )
     with contextlib.closing(checkpoint):
         yield checkpoint
 
 
 def state_dict(checkpoint: Checkpoint, client: int | None) -> dict[str, torch.Tensor]:
-    """A client's weights, or for None the average of all, as a state_dict of torch.
+    """A client's weights, or the average of all clients' weights for None, as a state_dict of torch.
 
     Raises:
         InputError: if there is no such client.
@@ -262,7 +268,7 @@ def state_dict(checkpoint: Checkpoint, client: int | None) -> dict[str, torch.Te
 
 
 def export_weights(checkpoint: Checkpoint, client: int | None, target: Path) -> None:
-    """Writes what `state_dict` returns as a file of torch.
+    """Writes the result of `state_dict` to a file of torch (.pt).
 
     Raises:
         InputError: if there is no such client, or the file cannot be written.

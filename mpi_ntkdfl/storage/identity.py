@@ -1,9 +1,9 @@
-"""What makes a run the run that it is: its id, and the content of every file that decides its result.
+"""The identity of a run: its id, and the content of every file on which its result depends.
 
-Settings are compared by `config.effect`. Here is the rest: paths say nothing, the content at a path
-decides. A record holds the content of its files as the attribute `contents`, a JSON mapping of the
-names in `FILES` to SHA-256; each file of a run holds the run's id as the attribute `run`. The code that
-computed a run (package sources and plugins) is recorded per start; see `analysis.starts`.
+Runs are compared by their settings (`config.effect`) and by these contents; paths do not matter. A record
+holds the contents of its files as the attribute `contents`, a JSON mapping of the names in `FILES` to
+SHA-256. Each file of a run holds the run's id as the attribute `run`. The code that computed a run
+(sources of the package and plugins) is recorded for each start; see `analysis.starts`.
 """
 
 from __future__ import annotations
@@ -33,53 +33,55 @@ FILES = {
     "graph": "topology.path",
     "weights": "model.weights",
 }
-"""Every kind of file whose content decides a result, and the setting that says where it is."""
+"""Every kind of file on whose content a result depends, and the setting that holds its path."""
 
 
 # ------------------------------------------------------------------------------------------- the id
 
 
 def new_run() -> str:
-    """An id for a run that begins: 16 random hexadecimal digits."""
+    """An id for a new run: 16 random hexadecimal digits."""
     return secrets.token_hex(8)
 
 
 def run_of(file: h5py.File) -> str:
-    """The id of the run that a record or checkpoint is of; empty in files of earlier versions."""
+    """The id of the run to which a record or checkpoint belongs; empty in files of earlier versions."""
     return str(file.attrs.get("run", ""))
 
 
 def require_one_run(outputs: Outputs, record: str, other: str, path: Path) -> None:
-    """Refuses files of two runs.
+    """Checks that another file belongs to the same run as the record.
 
     Args:
-        outputs: of the run.
-        record: the id in its record; empty if an earlier version wrote it.
-        other: the id in another of its files; empty if an earlier version wrote that file. A record gets
-            its id when it goes on, so an older checkpoint may lie beside it.
-        path: of that file.
+        outputs: the files of the run.
+        record: the id in the record; empty if an earlier version wrote it.
+        other: the id in the other file; empty if an earlier version wrote it. A record of an earlier
+            version gets its id when it is resumed, so its older checkpoint may still have none.
+        path: path of the other file.
 
     Raises:
-        InputError: if they differ.
+        InputError: if they belong to different runs.
     """
     if other and other != record:
         raise InputError(
             f"{outputs.record} (run {record or 'of an earlier version'}) and {path} (run {other}) are "
-            "of two runs, so they do not belong together; put the files of one run back, or give "
+            "from different runs, so they do not belong together; put the files of one run back, or give "
             "--overwrite to start again"
         )
 
 
 def require_record_of(outputs: Outputs, checkpoint: Checkpoint) -> None:
-    """Refuses a checkpoint that lies beside the record of another run; a record may be missing.
+    """Checks that a checkpoint belongs to the same run as the record, which may be missing or damaged.
 
     Raises:
-        InputError: if they are of two runs.
+        InputError: if they belong to different runs.
     """
     try:
         with reading(outputs.record) as file:
             record = run_of(file)
-    except Exception:  # over a damaged file h5py raises almost anything; the weights are whole
+    except (
+        Exception
+    ):  # for a damaged file h5py can raise almost any exception; the checkpoint is whole
         return
     require_one_run(outputs, record, checkpoint.run, checkpoint.path)
 
@@ -88,10 +90,12 @@ def require_record_of(outputs: Outputs, checkpoint: Checkpoint) -> None:
 
 
 def contents(config: Config, data: str) -> dict[str, str]:
-    """SHA-256 of what decides the result of a run, by the names in `FILES`: what a record holds.
+    """SHA-256 of the files on which the result of a run depends, by the names in `FILES`.
+
+    A record holds this mapping.
 
     Args:
-        config: of the run. Files that it does not name, or that do not exist, are left out.
+        config: the run's configuration. Files that it does not name, or that do not exist, are left out.
         data: fingerprint of the samples (`Dataset.fingerprint`).
     """
     return {"data": data, **{name: digest for name, digest in of_files(config).items() if digest}}
@@ -101,7 +105,7 @@ def of_files(config: Config) -> dict[str, str]:
     """SHA-256 of the files that a configuration names, by the names in `FILES` without `data`.
 
     Returns:
-        Empty text for a file that cannot be read.
+        The hashes; an empty text for a file that cannot be read.
     """
     digests = {}
     for name, setting in FILES.items():
@@ -116,11 +120,11 @@ def of_files(config: Config) -> dict[str, str]:
 
 
 def before_reading(config: Config) -> dict[str, str]:
-    """What is known of the content of all files without reading samples: for the names of studies' runs.
+    """Contents of all files as far as they are known before samples are read. Studies name runs by them.
 
     Returns:
-        As `of_files`, and `data` if the samples are no published ones; see `data.source.Source.content`.
-        So it is empty for a configuration without files of the user's own.
+        The result of `of_files`, and `data` unless the samples are published ones; see
+        `data.source.Source.content`. The mapping is empty for a configuration without own files.
     """
     try:
         data: str | None = sources.content(config.dataset)
@@ -130,6 +134,6 @@ def before_reading(config: Config) -> dict[str, str]:
 
 
 def recorded(file: h5py.File) -> Mapping[str, str]:
-    """The contents in a record; of earlier versions only the data."""
-    told = json.loads(file.attrs.get("contents", "{}"))
-    return {"data": str(file.attrs["data"]), **{str(k): str(v) for k, v in told.items()}}
+    """The contents that a record holds; records of earlier versions have those of the data only."""
+    others = json.loads(file.attrs.get("contents", "{}"))
+    return {"data": str(file.attrs["data"]), **{str(k): str(v) for k, v in others.items()}}

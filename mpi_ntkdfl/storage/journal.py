@@ -1,9 +1,9 @@
-"""What a run leaves on disk as it goes: all ranks hand in their part, rank 0 writes."""
+"""Writes a run's files while it runs: all ranks send their data, and rank 0 writes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,12 +30,13 @@ from mpi_ntkdfl.topology.graphs import Graph
 
 @dataclass(frozen=True)
 class HandedIn:
-    """What all ranks know of a round, on its way to rank 0.
+    """All ranks' numbers of a round, which are on their way to rank 0.
 
     Attributes:
         busiest: protocol bytes through the busiest node, on rank 0.
-        arrived: waits; gives every rank's numbers on rank 0: tau of its clients, seconds by phase,
-            seconds of exchanges (both the bits of float64), bytes of the ledger.
+        arrived: function that waits for the numbers and returns one array per rank on rank 0. Each array
+            holds the tau of the rank's clients, seconds by phase and seconds of exchanges (both as the
+            bits of float64), and the bytes of the ledger.
     """
 
     busiest: int
@@ -43,28 +44,32 @@ class HandedIn:
 
 
 class Journal:
-    """Record and checkpoints of one run; all ranks call the same methods together."""
+    """Writes record and checkpoints of one run. All ranks must call the same methods."""
 
     def __init__(self, config: Config, federation: Federation, outputs: Outputs) -> None:
-        """Names the files; `create` or `resume` opens the journal."""
+        """Prepares the journal; afterwards call `create` or `resume`."""
         self._config, self._federation, self._outputs = config, federation, outputs
         self._world, self._clock = self._federation.world, self._federation.clock
         self._record = Record(outputs.record)
         self._trace: Trace | None = None
         self._run = ""  # on rank 0, from `create` or `resume`
+        self.sent = 0
+        """Protocol bytes of all clients since the start of the run, on rank 0."""
 
     def create(
         self,
         data: DataFacts | None,
         contents: Mapping[str, str] | None,
         method: Method[Any],
+        names: Sequence[str] = (),
     ) -> None:
-        """Begins an empty record; former outputs of that name are removed.
+        """Makes an empty record. Files of an earlier run with this name are removed.
 
         Args:
-            method: of this run; the record stores what readers need to know of it.
-            data: what the record stores about the samples, on rank 0.
-            contents: of the files, by the names in `identity.FILES`, on rank 0.
+            data: facts that the record stores about the samples, on rank 0.
+            contents: SHA-256 of the files, by the names in `identity.FILES`, on rank 0.
+            method: the run's method; the record stores what readers need to know about it.
+            names: of the clients, if the file of the graph has names.
         """
 
         def begin() -> None:
@@ -87,29 +92,35 @@ class Journal:
             whole.remove(self._outputs)
             whole.remove_leftovers(self._outputs)
             self._record.create(
-                attributes, config.clients, self._world.size, data.arrays, data.sites, fulfilled
+                attributes,
+                config.clients,
+                self._world.size,
+                data.arrays,
+                data.sites,
+                fulfilled,
+                names,
             )
 
         self._world.on_root(begin)
         self._begin_trace(0)
 
     def _provenance(self) -> dict[str, str | int]:
-        """Of this start, on rank 0."""
+        """The attributes that describe this start, on rank 0."""
         federation = self._federation
-        told = provenance(
+        attributes = provenance(
             self._world, str(federation.device), str(torch.__version__), federation.choices
         )
-        told["threads"] = self._config.compute.threads
-        if brought := plugins.loaded():
-            told["plugins"] = plugins.as_json(brought)
-        return told
+        attributes["threads"] = self._config.compute.threads
+        if loaded := plugins.loaded():
+            attributes["plugins"] = plugins.as_json(loaded)
+        return attributes
 
     def resume(self, start: Start | None, method: Method[Any]) -> torch.Tensor:
-        """Cuts the record to the checkpoint, and gives `method` its state back.
+        """Cuts the record at the checkpoint's round, and restores the state of `method`.
 
         Args:
-            start: where to go on, on rank 0; None elsewhere.
-            method: of this run.
+            start: the run to resume, on rank 0; None on other ranks.
+            method: the run's method.
 
         Returns:
             Weights of this rank's clients, `[owned, param]`.
@@ -120,13 +131,14 @@ class Journal:
             start.compare_choices(self._federation.choices)
             every, config_yaml = self._config.evaluation.every, self._config.to_yaml()
             if start.checkpoint.path != self._outputs.checkpoint:
-                # The next checkpoint keeps what has this name: not the damaged one.
+                # The next checkpoint keeps the file of this name, which must not be the damaged one.
                 lock.require_own(self._outputs.checkpoint)
                 start.checkpoint.path.replace(self._outputs.checkpoint)
             whole.remove_leftovers(self._outputs)
             self._run = start.run or identity.new_run()
-            told = self._provenance()
-            self._record.resume(start.checkpoint.round, every, config_yaml, told, self._run)
+            self.sent = start.sent
+            attributes = self._provenance()
+            self._record.resume(start.checkpoint.round, every, config_yaml, attributes, self._run)
             return start.checkpoint.arrays
 
         def rows(name: str, rank: int) -> np.ndarray:
@@ -143,17 +155,17 @@ class Journal:
         return weights
 
     def _begin_trace(self, done: int) -> None:
-        """Begins the timeline, or goes on with it after `done` rounds, if there shall be one."""
+        """Begins the timeline, or continues it after `done` rounds, if `output.trace` is on."""
         if self._config.output.trace:
             self._trace = Trace(self._outputs.trace, self._world, self._clock, done, self._run)
 
     def hand_in(self, taus: list[int]) -> HandedIn:
-        """Starts to bring to rank 0 what every rank knows of the round that is over.
+        """Starts to send this rank's numbers of the finished round to rank 0.
 
-        One message per rank, on its way while the ranks agree on whether to stop.
+        Every rank sends one message, which travels while the ranks agree on whether to stop.
 
         Args:
-            taus: this rank's clients' tau.
+            taus: the tau of each of this rank's clients.
         """
         world, ledger, placement = self._world, self._federation.ledger, self._federation.placement
         size = ledger.booked.size + len(PHASES) + 2
@@ -169,16 +181,16 @@ class Journal:
     def finish_round(
         self, done: int, graph: Graph | None, handed: HandedIn, evaluation: Evaluation | None
     ) -> np.ndarray:
-        """Appends to the record what there is after `done` rounds.
+        """Appends the finished round to the record.
 
         Args:
-            done: rounds done.
-            graph: of the round, or None at the start, which belongs to no round.
-            handed: from `hand_in`.
-            evaluation: a row, or None if this round is not evaluated.
+            done: number of rounds done.
+            graph: the round's graph; None at the start of the run, before the first round.
+            handed: the result of `hand_in`.
+            evaluation: the values of a row; None if this round is not evaluated.
 
         Returns:
-            Tau of every client, on rank 0.
+            The tau of every client on rank 0; nothing on other ranks.
         """
         with self._clock("gather"):
             every = handed.arrived()
@@ -193,10 +205,11 @@ class Journal:
         traffic = np.sum([row[-split:] for row in every], axis=0).reshape(2, -1)
         every_tau = np.concatenate([row[: -split - len(PHASES) - 2] for row in every])
         with self._clock("record"):
-            told = None
+            round_record = None
             if graph is not None:
-                told = RoundRecord(graph.edges, traffic, seconds, handed.busiest, flights)
-            self._record.append(done, every_tau, evaluation, told)
+                round_record = RoundRecord(graph.edges, traffic, seconds, handed.busiest, flights)
+                self.sent += int(traffic[0].sum())
+            self._record.append(done, every_tau, evaluation, round_record)
         return every_tau
 
     def checkpoint(self, done: int, weights: torch.Tensor, method: Method[Any]) -> None:
@@ -207,7 +220,7 @@ class Journal:
             if self._world.rank:
                 for _, array in sorted(arrays.items()):
                     self._federation.ledger.book_mpi("statistics", array.nbytes)
-                    list(self._world.collect(array.cpu().numpy()))  # hands it to rank 0
+                    list(self._world.collect(array.cpu().numpy()))  # sends it to rank 0
                 return
             checkpoint.write(
                 self._outputs,
@@ -219,7 +232,7 @@ class Journal:
             )
 
     def _rows(self, mine: torch.Tensor) -> Rows:
-        """An array of all clients, of which these are rank 0's; blocks come when they are asked for."""
+        """The array of all clients, given rank 0's part; other ranks' blocks arrive one after another."""
 
         def blocks() -> Iterator[np.ndarray]:
             yield from self._world.collect(mine.cpu().numpy())
@@ -229,15 +242,15 @@ class Journal:
 
 
 def facts(method: type[Method[Any]], needs: Needs) -> dict[str, str | int]:
-    """What a record stores of a method, because readers of records load no methods.
+    """Attributes that describe the method in a record, because readers of records load no methods.
 
     Args:
-        method: its class.
-        needs: what it needs in this run.
+        method: the method's class.
+        needs: the method's needs in this run.
 
     Returns:
-        Attributes of the record: `method_label`; `method_look` (JSON), if it has a look;
-        `method_central`, 1 if it has a server.
+        `method_label`; `method_look` (JSON), if the method has a look; `method_central`, which is 1 if
+        the method has a server, and 0 if not.
     """
     look = {} if method.look is None else {"method_look": method.look.to_json()}
     return {"method_label": method.label, **look, "method_central": int(needs.central)}

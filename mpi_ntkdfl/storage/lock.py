@@ -1,135 +1,101 @@
-"""One run at a time on the same outputs, on one host and on several.
+"""Locks: at most one run writes the same outputs, on one host and on several.
 
 The kernel's lock on the lock file decides between runs of one host, and on most network file systems
-between hosts. Some network file systems grant such a lock on every host, or on none. So the file also
-names who holds it, and the holder counts a number in it up about once per second, its heartbeat. A run
-that gets the kernel's lock on a file that another place named looks for a few seconds whether the number
-changes. No clock is compared with another host's.
+between hosts. Some network file systems grant such a lock on every host, or on none. The lock file
+therefore also names its holder, and the holder increases a number in it about once per second, its
+heartbeat. A run that gets the kernel's lock on a file that names a holder on another host or file system
+watches for a few seconds whether the number changes. Clocks of different hosts are never compared.
 
-Before a run replaces one of its files it looks whether the lock file still names it (`require_own`).
+Before a run replaces one of its files, it checks that the lock file still names it (`require_own`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import logging
 import os
 import socket
-import stat
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mpi_ntkdfl.runtime.errors import InputError, SimulationError
 from mpi_ntkdfl.runtime.stopping import cleaning
+from mpi_ntkdfl.storage import lock_file
 from mpi_ntkdfl.storage.outputs import Outputs, unwritable
 
 _log = logging.getLogger(__name__)
 
 _PATIENCE = 1.0
-"""Seconds a starting run waits for the lock: `show` holds it for a moment to see who else does."""
+"""Seconds for which a new run waits for the lock, because `show` holds it for a moment to look at it."""
 
 _BEAT = 1.0
 """Seconds between heartbeats."""
 
 _WATCH = 8.0
-"""Seconds without a heartbeat after which a holder elsewhere counts as gone."""
-
-_FIRST_BEAT = 10**9
-"""Heartbeats count from here, so that the text of a lock keeps its length."""
-
-_LONGEST = 10_000
-"""Bytes of a lock that are read; a real one has about 200."""
+"""Seconds without a heartbeat after which a holder on another host counts as ended."""
 
 
 class InUse(InputError):
     """Another process writes these outputs."""
 
 
-class Claim(BaseModel):
-    """What a lock file says.
-
-    Attributes:
-        writer: the program.
-        host: of the holder.
-        process: of the holder, on its host.
-        place: kernel and file system as the holder sees them; where they are equal the kernel's lock
-            tells whether the holder still runs.
-        token: of this holder only.
-        beat: the heartbeat, a number that grows.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    writer: Literal["mpi_ntkdfl"] = "mpi_ntkdfl"
-    host: str
-    process: int
-    place: str
-    token: str
-    beat: int = _FIRST_BEAT
-
-    def __str__(self) -> str:
-        return f"process {self.process} on {self.host}"
-
-
 class _Lock:
     """A lock that this process holds."""
 
     def __init__(self, outputs: Outputs, descriptor: int) -> None:
-        """Takes the lock file, open and locked as far as the file system does that; claims it."""
+        """Writes this process's claim into a lock file that is open and locked."""
         self._outputs, self._descriptor = outputs, descriptor
-        self.claim = Claim(
+        self.claim = lock_file.Claim(
             host=socket.gethostname(),
             process=os.getpid(),
-            place=_place(descriptor),
+            place=lock_file.place(descriptor),
             token=uuid.uuid4().hex[:12],
         )
-        with contextlib.suppress(OSError):  # a full disk is reported where it matters
+        with contextlib.suppress(
+            OSError
+        ):  # a full disk is reported when files of the run are written
             os.ftruncate(descriptor, 0)
-            _write(descriptor, self.claim)
+            lock_file.write(descriptor, self.claim)
         self._ended = threading.Event()
-        # A full disk leaves an empty file, which cannot tell whose it is; the kernel's lock still holds.
-        self._told = _read(outputs.lock) == self.claim
+        # On a full disk the file stays empty and names no holder. The kernel's lock protects it anyway.
+        self._claimed = lock_file.read(outputs.lock) == self.claim
 
     def start(self) -> None:
-        """Begins to beat."""
+        """Starts the heartbeat."""
         threading.Thread(target=self._beat, name="lock", daemon=True).start()
 
     def files(self) -> tuple[Path, ...]:
-        """What it protects."""
+        """The files that it protects."""
         return self._outputs.files
 
     def own(self) -> bool:
-        """Whether the lock file still names this holder, looked up anew.
+        """Whether the lock file still names this holder; the file is read again.
 
         Raises:
             OSError: if it cannot be read.
         """
-        if not self._told:
+        if not self._claimed:
             return True
         with contextlib.suppress(FileNotFoundError, InputError):
-            claim = _read(self._outputs.lock)
+            claim = lock_file.read(self._outputs.lock)
             return claim is not None and claim.token == self.claim.token
         return False
 
     def require(self) -> None:
-        """Makes sure that the outputs are still this run's.
+        """Checks that the outputs still belong to this run.
 
         Raises:
-            SimulationError: if another run has taken them over.
+            SimulationError: if they do not.
             OSError: if the lock file cannot be read.
         """
         if not self.own():
             raise SimulationError(
-                f"{self._outputs.record} is no longer this run's: its lock {self._outputs.lock} was "
-                f"removed, or another run has taken it over ({holder(self._outputs) or 'unknown'}); "
+                f"{self._outputs.record} no longer belongs to this run: its lock {self._outputs.lock} "
+                f"was removed, or another run has taken it over ({holder(self._outputs) or 'unknown'}); "
                 "this run stops and leaves the files as they are"
             )
 
@@ -137,13 +103,14 @@ class _Lock:
         claim = self.claim
         while not self._ended.wait(_BEAT):
             claim = claim.model_copy(update={"beat": claim.beat + 1})
-            # Opened anew each time: network file systems show other hosts what is closed.
+            # The file is opened and closed each time, because network file systems show a change to
+            # other hosts only after the file was closed.
             with contextlib.suppress(OSError):
                 if not self.own():
                     return
                 descriptor = os.open(self._outputs.lock, os.O_WRONLY | os.O_NOFOLLOW)
                 try:
-                    _write(descriptor, claim)
+                    lock_file.write(descriptor, claim)
                 finally:
                     os.close(descriptor)
 
@@ -155,21 +122,21 @@ class _Lock:
                 self._outputs.lock.unlink(missing_ok=True)
 
     def release(self) -> None:
-        """Gives the lock back."""
-        # Removed while it is still held: who waits for it sees that its name is gone or another's.
+        """Removes the lock file and releases the kernel's lock."""
+        # In this order: a process that waits for the kernel's lock then sees that the file is gone.
         self.remove()
         os.close(self._descriptor)
 
 
 _held: dict[Path, _Lock] = {}
-"""By the protected file. Locks belong to the process, as the kernel's locks do."""
+"""The locks that this process holds, by protected file."""
 
 
 def require_own(path: Path) -> None:
-    """Makes sure that `path`, a file of a run, is still protected by the lock that this process took.
+    """Checks that the lock that this process took still protects `path`, a file of a run.
 
     Raises:
-        SimulationError: if another run has taken the outputs over.
+        SimulationError: if it does not, because another run has taken the outputs over.
         OSError: if the lock cannot be read.
     """
     if path in _held:
@@ -177,22 +144,22 @@ def require_own(path: Path) -> None:
 
 
 def token(path: Path) -> str:
-    """What sets this holder's files apart from those of others; empty if `path` is not locked."""
+    """The token of this process's lock on `path`, for names of files; empty if `path` is not locked."""
     return _held[path].claim.token if path in _held else ""
 
 
 @contextlib.contextmanager
 def locked(outputs: Outputs) -> Iterator[bool]:
-    """Holds the lock of `outputs`; the kernel gives it back however the process ends.
+    """Holds the lock of `outputs`. If the process is killed, the kernel releases it.
 
-    Yields whether the holder before was killed: its lock was still there.
+    Yields whether the holder before was killed, which is so if its lock file still existed.
 
-    On a file system without locks the run goes on with a warning, and heartbeats keep runs apart.
-    Missing folders are made, and removed again if nothing was written to them.
+    On a file system without locks there is a warning, and only heartbeats keep runs apart. Missing
+    folders are made, and removed again if nothing was written to them.
 
     Raises:
-        InUse: if another run holds it.
-        InputError: if the folder cannot be written to, or the lock's name is taken by something else.
+        InUse: if another run holds the lock.
+        InputError: if the folder cannot be written to, or if another file has the lock's name.
     """
     with contextlib.ExitStack() as folder:
         try:
@@ -213,26 +180,27 @@ def locked(outputs: Outputs) -> Iterator[bool]:
 
 
 def holder(outputs: Outputs) -> str | None:
-    """Who is writing these outputs, as `process 123 on host`, or None if nobody is.
+    """The process that writes these outputs, as `process 123 on host`, or None if there is none.
 
-    Takes some seconds if the lock names another host. What is no lock of a run names nobody.
+    This takes some seconds if the lock names another host. A file that is not a lock of a run counts as
+    none.
     """
     try:
-        descriptor = _open(outputs.lock, os.O_RDONLY)
+        descriptor = lock_file.open_lock(outputs.lock, os.O_RDONLY)
     except (OSError, InputError):
         return None
     claim = None
     try:
-        claim = _read(outputs.lock)
+        claim = lock_file.read(outputs.lock)
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return str(claim) if claim else "unknown"
     except InputError:
         return None
-    except OSError:  # no locks here, or the file is gone
+    except OSError:  # the file system has no locks, or the file was removed
         return str(claim) if claim and _beats(outputs.lock, claim) else None
     else:
-        decided = claim is None or claim.place == _place(descriptor)
+        decided = claim is None or claim.place == lock_file.place(descriptor)
         return str(claim) if claim and not decided and _beats(outputs.lock, claim) else None
     finally:
         os.close(descriptor)
@@ -243,7 +211,7 @@ def holder(outputs: Outputs) -> str | None:
 
 @contextlib.contextmanager
 def _made(folder: Path) -> Iterator[None]:
-    """Makes a folder and those above it; removes those again in which nothing stayed."""
+    """Makes a folder and its missing parents; at the end removes those of them that are empty."""
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
 
     def remove() -> None:
@@ -261,18 +229,25 @@ def _made(folder: Path) -> Iterator[None]:
 
 
 def _acquire(outputs: Outputs) -> tuple[int, bool]:
-    """Opens the lock file and gets it to oneself; its descriptor, and whether one was left there."""
+    """Opens the lock file and takes the lock.
+
+    Returns:
+        The file's descriptor; whether the file had existed before.
+
+    Raises:
+        InUse: if another run holds the lock.
+    """
     deadline = time.monotonic() + _PATIENCE
     while True:
         left = outputs.lock.exists()
-        descriptor = _open(outputs.lock, os.O_RDWR | os.O_CREAT)
+        descriptor = lock_file.open_lock(outputs.lock, os.O_RDWR | os.O_CREAT)
         try:
             kernel = _flock(descriptor, outputs)
             if kernel and not _still_named(descriptor, outputs.lock):
-                os.close(descriptor)  # its holder removed it meanwhile
+                os.close(descriptor)  # its holder has just removed the file
                 continue
-            claim = _read(outputs.lock)
-            decided = kernel and claim is not None and claim.place == _place(descriptor)
+            claim = lock_file.read(outputs.lock)
+            decided = kernel and claim is not None and claim.place == lock_file.place(descriptor)
             if claim is not None and not decided and _goes_on(outputs, claim):
                 raise _in_use(outputs, claim)
         except (BlockingIOError, FileNotFoundError):
@@ -288,7 +263,7 @@ def _acquire(outputs: Outputs) -> tuple[int, bool]:
 
 
 def _flock(descriptor: int, outputs: Outputs) -> bool:
-    """Takes the kernel's lock; False where the file system has none.
+    """Takes the kernel's lock; returns False if the file system has no locks.
 
     Raises:
         BlockingIOError: if another process has it.
@@ -299,15 +274,19 @@ def _flock(descriptor: int, outputs: Outputs) -> bool:
         raise
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        _log.warning("%s cannot be locked (%s): two runs must not share it", outputs.record, reason)
+        _log.warning(
+            "%s cannot be locked (%s): do not start two runs with this output",
+            outputs.record,
+            reason,
+        )
         return False
     return True
 
 
-def _goes_on(outputs: Outputs, claim: Claim) -> bool:
-    """Whether the holder whose kernel's lock is free, or cannot be asked for, still runs."""
+def _goes_on(outputs: Outputs, claim: lock_file.Claim) -> bool:
+    """Whether a holder still runs about which the kernel's lock says nothing; takes some seconds."""
     _log.warning(
-        "%s was locked by %s: looking for %.0f s whether that run still goes on",
+        "%s was locked by %s: waiting up to %.0f s to see whether that run still goes on",
         outputs.record,
         claim,
         _WATCH,
@@ -315,80 +294,25 @@ def _goes_on(outputs: Outputs, claim: Claim) -> bool:
     return _beats(outputs.lock, claim)
 
 
-def _in_use(outputs: Outputs, who: Claim | str | None) -> InUse:
+def _in_use(outputs: Outputs, who: lock_file.Claim | str | None) -> InUse:
     return InUse(
         f"another run is writing {outputs.record} ({who or 'unknown'}); wait for its end, or choose "
         "another -o"
     )
 
 
-def _beats(path: Path, claim: Claim) -> bool:
+def _beats(path: Path, claim: lock_file.Claim) -> bool:
     """Whether the lock file changes within some seconds; False if it is removed."""
     deadline = time.monotonic() + _WATCH
     while time.monotonic() < deadline:
         time.sleep(_BEAT / 4)
         try:
-            now = _read(path)
+            now = lock_file.read(path)
         except (FileNotFoundError, InputError):
             return False
         if now is not None and now != claim:
             return True
     return False
-
-
-def _open(path: Path, flags: int) -> int:
-    """Opens a lock file; never through a link.
-
-    Raises:
-        InputError: if the name is taken by something that no run made.
-    """
-    try:
-        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EISDIR):
-            raise _not_ours(path) from error
-        raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise _not_ours(path)
-    return descriptor
-
-
-def _read(path: Path) -> Claim | None:
-    """What a lock file says, read anew; None for an empty one, as a full disk leaves it.
-
-    Raises:
-        InputError: if it is no lock of a run.
-        OSError: if it cannot be read.
-    """
-    descriptor = _open(path, os.O_RDONLY)
-    try:
-        content = os.read(descriptor, _LONGEST)
-    finally:
-        os.close(descriptor)
-    if not content.strip(b"\0"):
-        return None
-    try:
-        return Claim.model_validate_json(content)
-    except ValidationError as error:
-        raise _not_ours(path) from error
-
-
-def _not_ours(path: Path) -> InputError:
-    return InputError(f"{path} is no lock that a run made; remove it, or choose another -o")
-
-
-def _write(descriptor: int, claim: Claim) -> None:
-    os.pwrite(descriptor, claim.model_dump_json().encode(), 0)
-
-
-def _place(descriptor: int) -> str:
-    """Host, kernel and file system of an open file; equal where the kernel's lock tells enough."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        boot = "unknown"
-    return f"{socket.gethostname()} {boot} {os.fstat(descriptor).st_dev}"
 
 
 def _still_named(descriptor: int, path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The files of a run on disk: their names, and what must not be replaced."""
+"""The files of a run: their names, and which existing files must not be replaced."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.hdf5 import SIGNATURE, reading
 
 _LONGEST_NAME = 255
-"""Bytes that Linux allows in the name of a file."""
+"""The largest number of bytes in a file's name on Linux."""
 
 _SUFFIXES = 40
-"""Bytes that the names of a run's checkpoints, locks and temporary files have more than its record's."""
+"""By how many bytes names of a run's checkpoints, locks and temporary files exceed the record's name."""
 
 _CHECKPOINTS = (".ckpt.h5", ".ckpt-1.h5")
 
@@ -35,10 +35,10 @@ class Outputs:
     def at(cls, path: Path) -> Outputs:
         """The files of the run whose record is at `path`.
 
-        A symbolic link stands for the file that it names: the record is that file, and the
-        checkpoints lie beside that file.
+        If `path` is a symbolic link, the record is the file to which it points, and the other files are
+        in the folder of that file.
         """
-        is_link = os.path.islink(path)  # noqa: PTH114 - says no to names that are too long
+        is_link = os.path.islink(path)  # noqa: PTH114 - returns False for names that are too long
         return cls(Path(os.path.realpath(path)) if is_link else path)
 
     @property
@@ -48,22 +48,22 @@ class Outputs:
 
     @property
     def former_checkpoint(self) -> Path:
-        """The checkpoint before that one."""
+        """The second newest checkpoint, `RUN.ckpt-1.h5`."""
         return self._beside(_CHECKPOINTS[1])
 
     @property
     def trace(self) -> Path:
-        """The timeline, with `output.trace`: `RUN.trace.json`."""
+        """The timeline `RUN.trace.json`, which exists if `output.trace` is on."""
         return self._beside(".trace.json")
 
     @property
     def lock(self) -> Path:
-        """Held while a run writes; tells who does. The name cannot be that of a user's file."""
+        """The lock file, which exists while a run writes and names that run."""
         return self.record.parent / f".{self._name}.mpi_ntkdfl-lock"
 
     @property
     def files(self) -> tuple[Path, Path, Path]:
-        """Record and checkpoints, the oldest last."""
+        """The record and both checkpoints, the older checkpoint last."""
         return self.record, self.checkpoint, self.former_checkpoint
 
     @property
@@ -74,15 +74,15 @@ class Outputs:
         return self.record.parent / (self._name + suffix)
 
     def existing(self) -> list[Path]:
-        """What is there of record and checkpoints, broken links included.
+        """Those of record and checkpoints that exist. Broken links count as existing.
 
         Raises:
-            OSError: if that cannot be told, for example because the name is too long.
+            OSError: if the system cannot say, for example because the name is too long.
         """
-        return [file for file in self.files if _is_there(file)]
+        return [file for file in self.files if _exists(file)]
 
 
-def _is_there(file: Path) -> bool:
+def _exists(file: Path) -> bool:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         file.lstat()
         return True
@@ -90,36 +90,39 @@ def _is_there(file: Path) -> bool:
 
 
 def choose(wanted: Path | None, name: str, resume: bool) -> Outputs:
-    """Where a run writes: as wanted, else by its name.
+    """Chooses the files of a run.
 
-    Without a wish it is the first free one of `NAME.h5`, `NAME-2.h5`, ..., or, to resume, the last
-    one taken.
+    Args:
+        wanted: path of the record that the user asked for, or None.
+        name: name of the run. Without `wanted` the record is the first of `NAME.h5`, `NAME-2.h5`, ...
+            that does not exist.
+        resume: whether to resume; then it is the last of these that exists.
     """
     if wanted is not None:
         return Outputs.at(wanted)
-    number, found = 1, Outputs(Path(f"{name}.h5"))
-    following = found
-    while following.existing():
-        found, number = following, number + 1
-        following = Outputs(Path(f"{name}-{number}.h5"))
-    return found if resume else following
+    number, last = 1, Outputs(Path(f"{name}.h5"))
+    free = last
+    while free.existing():
+        last, number = free, number + 1
+        free = Outputs(Path(f"{name}-{number}.h5"))
+    return last if resume else free
 
 
 def refuse(outputs: Outputs, replace: bool) -> None:
-    """Refuses outputs that exist, or that could not be written, before anything is computed.
+    """Checks, before anything is computed, that a run may write its files and can do so.
 
     Args:
-        outputs: of the run; their folder exists.
-        replace: existing files of a run may be replaced or continued.
+        outputs: the files of the run; their folder exists.
+        replace: whether existing files of a run may be replaced or continued.
 
     Raises:
-        InputError: saying which, and the way out.
+        InputError: if not; the message names the file and the way out.
     """
     for suffix in _CHECKPOINTS:
         if outputs.record.name.endswith(suffix):
             record = outputs.record.name.removesuffix(suffix) + ".h5"
             raise InputError(
-                f"{outputs.record} has the name of a checkpoint: give the record's name, such as "
+                f"{outputs.record} is the name of a checkpoint; give the name of a record, such as "
                 f"{record}"
             )
     room = _LONGEST_NAME - len(os.fsencode(outputs.record.name))
@@ -147,29 +150,29 @@ def refuse(outputs: Outputs, replace: bool) -> None:
 
 
 def foreign(file: Path) -> str:
-    """Why a file that exists is none that a run made, as the end of a sentence; empty if it is one.
+    """Why an existing file was not made by a run, as the end of a sentence; empty if a run made it.
 
-    Damaged and empty files count as made by a run as long as they begin as HDF5 files do.
+    Empty files, and damaged files that begin like an HDF5 file, count as made by a run.
 
     Raises:
-        OSError: if it cannot be read.
+        OSError: if the file cannot be read.
     """
     if file.is_symlink():
         return "is a symbolic link"
     if not file.is_file():
-        return "is no file"
+        return "is not a regular file"
     with file.open("rb") as raw:
         begin = raw.read(len(SIGNATURE))
     if not begin:
         return ""
     if begin != SIGNATURE:
-        return "is no HDF5 file"
+        return "is not an HDF5 file"
     try:
         with reading(file) as opened:
             ours = {"schema", "config"} <= set(opened.attrs)
-    except Exception:  # over a damaged file h5py raises almost anything
+    except Exception:  # for a damaged file h5py can raise almost any exception
         return ""
-    return "" if ours else "is an HDF5 file of something else"
+    return "" if ours else "is an HDF5 file that no run made"
 
 
 def unwritable(path: Path, error: OSError) -> str:
@@ -179,6 +182,6 @@ def unwritable(path: Path, error: OSError) -> str:
 
 
 def way_out(error: OSError) -> str:
-    """What to do about a file that cannot be written."""
+    """What the user can do about a file that cannot be written."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return "free some space or choose another -o" if full else "choose another -o"

@@ -1,22 +1,23 @@
 """The record of a run, `RUN.h5`: provenance, and the metrics of the table `metrics.METRICS`.
 
-Only rank 0 writes. Each append makes a copy and renames it over the record. So whoever opens the file,
-while the run goes on or after it was killed, finds a whole one with every finished round.
+Only rank 0 writes. Each append makes a copy and renames it over the record. A reader who opens the file
+during a run, or after the run was killed, therefore reads a complete file with all finished rounds.
 
-docs/output.md describes every dataset. What is no metric:
+docs/output.md describes every dataset. The record holds these things beside the metrics:
 
     /            attributes: schema, run (id of the run), config (YAML), seed, data (sha256), contents
                  (JSON, sha256 by the names in storage/identity.py); version, commit, sources (sha256
                  of the package's sources), versions (JSON: Python, libraries, processor; by host where
                  they differ), created, ranks, hosts, cores (of the first host), host_cores (JSON, of
                  all hosts), threads, memory (of rank 0), mpi, torch, device, choices (JSON), plugins
-                 (JSON) of the first start; resumed (JSON, the same of later starts, and round);
-                 method_label, method_look (JSON, see runtime/looks.py; absent if it has none),
-                 method_central (1 if the method has a server); class_names, site_names (JSON; absent
-                 where classes or sites are only numbered)
+                 (JSON) of the first start; resumed (JSON: for each later start these attributes and
+                 round); method_label, method_look (JSON, see runtime/looks.py; absent if the method
+                 has none), method_central (1 if the method has a server); class_names, site_names
+                 (JSON; absent where classes or sites have numbers only)
     /traffic     attribute phases
     /time        attribute phases
     /topology    edges [edge, 2], offsets [round + 1]      round k: edges[offsets[k]:offsets[k+1]]
+                 nodes [client]                           names, if the file of the graph has names
     /partition   offsets [client + 1], indices             into the training set
                  labels, sites (if there are sites)        of the samples `indices`
 """
@@ -61,24 +62,25 @@ from mpi_ntkdfl.storage.whole import replacing
 SCHEMA = 2
 
 _PHASES = {"traffic": TRAFFIC_PHASES, "time": PHASES}
-"""The phases of the datasets of a group that have such an axis."""
+"""The phases along the axis `phase` of datasets, by their group."""
 
 
 _CHECKED = {"chunks": True, "fletcher32": True}
-"""Datasets carry checksums, which HDF5 compares whenever it reads."""
+"""Options by which datasets have checksums; HDF5 verifies them whenever it reads."""
 
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """What one round adds, on rank 0.
+    """The values of one round, on rank 0.
 
     Attributes:
-        edges: of the round's graph, `[edge, 2]`.
-        traffic: protocol and MPI bytes, `[2, phase]`.
-        seconds: by rank and phase, `[rank, phase]`.
-        busiest: protocol bytes in plus out of the busiest node.
-        flights: seconds of exchanges in flight, and waited for, `[rank, 2]`.
-        more: values of further metrics, by name.
+        edges: edges of the round's graph, `[edge, 2]`.
+        traffic: protocol bytes and MPI bytes, `[2, phase]`.
+        seconds: seconds by rank and phase, `[rank, phase]`.
+        busiest: protocol bytes into and out of the busiest node.
+        flights: seconds that exchanges were in flight, and seconds that ranks waited for them,
+            `[rank, 2]`.
+        more: values of other metrics by name.
     """
 
     edges: np.ndarray
@@ -105,9 +107,9 @@ class RoundRecord:
 def provenance(
     world: World, device: str, torch: str, choices: Mapping[str, str]
 ) -> dict[str, str | int]:
-    """Where, with which versions and in which ways of computing a run starts: attributes of a record.
+    """The attributes of a record that describe a start: its machine, versions and ways of computing.
 
-    Cores and memory are those that the run may use, by affinity and control groups.
+    Cores and memory are those that the run is allowed to use (affinity and control groups).
     """
     cores = identity.cores(world.hosts, [i or {} for i in world.identities])
     return {
@@ -132,7 +134,7 @@ class Record:
     """Writes one run's record."""
 
     def __init__(self, path: Path) -> None:
-        """Names the file; `create` makes it."""
+        """Stores the path; `create` makes the file."""
         self.path = path
 
     def create(
@@ -143,17 +145,19 @@ class Record:
         partition: Mapping[str, np.ndarray],
         sites: int = 0,
         fulfilled: frozenset[Condition] = frozenset(),
+        names: Sequence[str] = (),
     ) -> None:
-        """Makes the file with empty datasets, replacing one that is there.
+        """Makes the file with empty datasets, and replaces an existing file.
 
         Args:
-            attributes: of the root: `run`, `config`, `seed`, `data`, `contents` and those of
+            attributes: attributes of the root: `run`, `config`, `seed`, `data`, `contents` and those of
                 `provenance`.
-            clients: M.
-            ranks: R.
+            clients: M, the number of clients.
+            ranks: R, the number of ranks.
             partition: by name, `offsets` `[client + 1]`, `indices` and what `data.facts` adds.
             sites: number of sites; 0 if the test samples have none.
-            fulfilled: what the run has; metrics that need more are left out.
+            fulfilled: conditions that the run fulfils; metrics that need others are left out.
+            names: of the clients, `[client]`, if the file of the graph has names.
 
         Raises:
             SimulationError: if the file cannot be written.
@@ -165,6 +169,8 @@ class Record:
             self._lay_out(file, metrics, {"client": clients, "rank": ranks, "site": sites})
             for name, values in partition.items():
                 file.create_dataset(f"partition/{name}", data=values, **_CHECKED)
+            if names:
+                file.create_dataset("topology/nodes", data=list(names), dtype=h5py.string_dtype())
 
     def resume(
         self,
@@ -174,17 +180,18 @@ class Record:
         start: Mapping[str, str | int],
         run: str = "",
     ) -> None:
-        """Cuts what is beyond `done` rounds, and notes another start.
+        """Removes the rounds after `done`, and adds the attributes of another start.
 
         Args:
-            done: rounds done, at most those in the record.
-            every: rounds between evaluations. A row between, from a run that was to end there, goes.
-            config_yaml: the configuration the run goes on with.
-            start: its `provenance`.
+            done: number of rounds done; the record has at least as many.
+            every: number of rounds between evaluations. A row at another round is removed; it comes from
+                a run that was to end there.
+            config_yaml: configuration of the resumed run.
+            start: the `provenance` of this start.
             run: id of the run, for records of earlier versions, which have none.
 
         Raises:
-            SimulationError: if it cannot be written.
+            SimulationError: if the file cannot be written.
         """
         with self._changing() as file:
             _fit_phases(file)
@@ -231,13 +238,13 @@ class Record:
         evaluation: Evaluation | None,
         round_record: RoundRecord | None,
     ) -> None:
-        """Adds what a round left behind.
+        """Appends the values of a round.
 
         Args:
-            done: rounds done so far.
+            done: number of rounds done.
             taus: tau of each client in the last round, `[client]`; zeros at the start.
-            evaluation: a row, or None if this round was not evaluated.
-            round_record: traffic, time and graph, or None at the start.
+            evaluation: values of a row; None if this round was not evaluated.
+            round_record: traffic, time and graph; None at the start.
 
         Raises:
             SimulationError: if the file cannot be written.
@@ -256,7 +263,7 @@ class Record:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[h5py.File]:
-        """A copy of the file, which takes its place at the end."""
+        """Yields an open copy of the file, which replaces the file at the end."""
         with replacing(self.path) as path:
             shutil.copyfile(self.path, path)
             with writing(path, "r+") as file:
@@ -264,25 +271,25 @@ class Record:
 
 
 def last_choices(file: h5py.File) -> dict[str, str]:
-    """The ways of computing that the last start of a run took; empty in records without them."""
+    """The ways of computing at the last start of a run; empty for records that do not have them."""
     last = starts_of(file.attrs)[-1]
     return {str(k): str(v) for k, v in json.loads(last.get("choices", "{}")).items()}
 
 
 def read_all(file: h5py.File) -> None:
-    """Reads everything that a run which goes on will change, so that damage shows before it computes.
+    """Reads everything that a resumed run will change, so that damage is noticed before it computes.
 
     Raises:
-        Exception: of many kinds, over a damaged file.
+        Exception: of many kinds, if the file is damaged.
     """
     for metric in metrics_of(file):
-        # Of a count there is no value for the rounds that are done.
+        # A missing metric is filled with NaN, but a count, which is an integer, has no NaN.
         if metric.dataset in file or not metric.optional or metric.counts:
             sane(file, metric.dataset)[...]
     for name in ("topology/edges", "topology/offsets"):
         sane(file, name)[...]
-    for group, known in _PHASES.items():
-        if unknown := set(file[group].attrs["phases"].tolist()) - set(known):
+    for group, phases in _PHASES.items():
+        if unknown := set(file[group].attrs["phases"].tolist()) - set(phases):
             raise ValueError(f"/{group} has unknown phases: {sorted(unknown)}")
 
 
@@ -291,12 +298,14 @@ def _of(file: h5py.File, metric: Metric) -> h5py.Dataset:
 
 
 def _create(file: h5py.File, metric: Metric, sizes: Mapping[str, int]) -> None:
-    """An empty dataset that says what it holds; another number of ranks may go on with it.
+    """Makes the empty dataset of a metric and describes it in attributes.
+
+    Its axis of ranks can grow, because a run may be resumed with more ranks.
 
     Args:
         file: the record.
-        metric: which one.
-        sizes: of the axes `client`, `rank` and `site`, as far as the metric has them.
+        metric: the metric.
+        sizes: sizes of the axes `client`, `rank` and `site`, as far as the metric has them.
     """
     phases = _PHASES.get(metric.dataset.partition("/")[0], ())
     sizes = {**sizes, "phase": len(phases)}
@@ -311,13 +320,13 @@ def _create(file: h5py.File, metric: Metric, sizes: Mapping[str, int]) -> None:
 
 
 def _fit_phases(file: h5py.File) -> None:
-    """Gives a record of an earlier version the phases of today; what it did not tell apart is 0."""
+    """Gives a record of an earlier version today's phases; phases that it did not have are 0."""
     former = file["time"].attrs["phases"].tolist()
     if former == list(PHASES):
         return
     seconds = _of(file, SECONDS)[:]
     fitted = np.zeros((*seconds.shape[:2], len(PHASES)))
-    fitted[np.isnan(seconds).all(axis=2)] = np.nan  # a rank that was not there
+    fitted[np.isnan(seconds).all(axis=2)] = np.nan  # ranks that did not exist in a round
     for place, phase in enumerate(former):
         fitted[..., PHASES.index(phase)] = seconds[..., place]
     del file[SECONDS.dataset]
@@ -328,14 +337,14 @@ def _fit_phases(file: h5py.File) -> None:
 
 
 def _widen(dataset: h5py.Dataset, ranks: int) -> None:
-    """Makes room for `ranks` ranks, which former rounds did not have."""
+    """Extends the axis of ranks to `ranks`; former rounds have NaN for the new ranks."""
     former = dataset.shape[1]
     dataset.resize(ranks, axis=1)
-    dataset[:, former:] = np.nan  # stored: readers take what is larger than its file for damaged
+    dataset[:, former:] = np.nan  # stored, because readers refuse datasets larger than their file
 
 
 def _append(dataset: h5py.Dataset, values: np.ndarray | None) -> None:
-    """Appends an entry; NaN where there are no values, and for ranks that a round did not have."""
+    """Appends an entry: NaN if there are no values, and for ranks that did not exist in this round."""
     shape = dataset.shape[1:]
     if values is None:
         assert dataset.dtype.kind == "f", f"no values of the count {dataset.name}"

@@ -1,4 +1,4 @@
-"""Where a run goes on: from which checkpoint, and whether it is still the same run."""
+"""Resuming: from which checkpoint a run goes on, and whether it is still the same run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from mpi_ntkdfl.config import Config, effect, parse
+from mpi_ntkdfl.metrics import ACCURACY, BYTES, ROUNDS
 from mpi_ntkdfl.runtime import identity as own_identity
 from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.errors import InputError
@@ -21,7 +22,7 @@ from mpi_ntkdfl.storage import identity, trace
 from mpi_ntkdfl.storage.checkpoint import Checkpoint, newest
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.storage.record import last_choices, read_all
-from mpi_ntkdfl.storage.schema import starts_of
+from mpi_ntkdfl.storage.schema import end_of_run, starts_of
 
 _log = logging.getLogger(__name__)
 
@@ -32,15 +33,17 @@ _WAY_OUT = (
 
 @dataclass(frozen=True)
 class Start:
-    """A run to go on with, on rank 0.
+    """A run to resume, on rank 0.
 
     Attributes:
-        checkpoint: open and verified.
+        checkpoint: the checkpoint, open and verified.
         run: id of the run; empty if an earlier version wrote its files.
-        partition: offsets and indices of the recorded partition.
-        contents: of the files, as recorded, by the names in `identity.FILES`.
-        edges: of the last finished round's graph, `[edge, 2]`.
-        choices: which ways of computing the last start took, by the name of the choice.
+        partition: recorded offsets and indices of the partition.
+        contents: recorded SHA-256 of the files, by the names in `identity.FILES`.
+        edges: recorded edges of the last finished round's graph, `[edge, 2]`.
+        choices: the ways of computing at the last start, by the name of the choice.
+        last: the round after which the run is finished, as far as its rows up to the checkpoint tell.
+        sent: protocol bytes of the rounds up to the checkpoint.
     """
 
     checkpoint: Checkpoint
@@ -49,14 +52,16 @@ class Start:
     contents: Mapping[str, str]
     edges: np.ndarray
     choices: Mapping[str, str]
+    last: int = 0
+    sent: int = 0
 
     def compare_choices(self, choices: Mapping[str, str]) -> None:
-        """Warns if this start takes other ways of computing than the last one.
+        """Warns if this start computes in other ways than the last one.
 
         Raises:
-            InputError: if outputs would be evolved by another version.
+            InputError: if another version of the evolution would be used.
         """
-        # Records without the choice are of versions that had tensors only.
+        # Records without this choice come from versions that had the tensor version only.
         before = self.choices.get("evolution", "tensor").partition(":")[0]
         now = choices.get("evolution", before)
         if now.partition(":")[0] != before:
@@ -78,13 +83,13 @@ class Start:
         contents: Mapping[str, str],
         edges: np.ndarray,
     ) -> None:
-        """Holds what was read and drawn anew to what is recorded.
+        """Compares what was read and drawn again with what is recorded.
 
         Args:
             partition: offsets and indices.
-            contents: of the files. The file of starting weights may be missing, because the checkpoint
-                holds all weights.
-            edges: of the last finished round's graph.
+            contents: SHA-256 of the files. The file of starting weights may be missing, because the
+                checkpoint holds all weights.
+            edges: edges of the last finished round's graph.
 
         Raises:
             InputError: if anything differs.
@@ -97,8 +102,8 @@ class Start:
         for what, differs in differing.items():
             if differs:
                 raise InputError(
-                    f"cannot go on: {what} is not the recorded one; have files changed, or the "
-                    "versions of numpy and networkx that drew it?"
+                    f"cannot go on: {what} is not the recorded one; have files changed, or the versions "
+                    "of numpy and networkx, which draw partitions and graphs?"
                 )
         former, now = (each.get("weights") for each in (self.contents, contents))
         if former and now and former != now:
@@ -110,45 +115,46 @@ class Start:
 
 
 def finished_without_weights(outputs: Outputs, config: Config, killed: bool) -> int | None:
-    """Looks at a record that has no checkpoints.
+    """Decides what to do with a record that has no checkpoints.
 
     Args:
-        outputs: of the run.
-        config: the run that is asked for.
-        killed: whether the run before was killed, so that it may have had no time for a checkpoint.
+        outputs: the files of the run.
+        config: the configuration that the user asks for.
+        killed: whether the last start was killed, perhaps before it could write a checkpoint.
 
     Returns:
-        Rounds of a record that is finished, whose checkpoints were deleted; None if there is a
-        checkpoint, or nothing that another start would lose.
+        The number of rounds of a finished record whose checkpoints were deleted. None if there is a
+        checkpoint, or if a new start would lose nothing.
 
     Raises:
         InputError: if the record is unfinished and its checkpoints were deleted, if it is damaged,
-            or if `config` is that of another run.
+            or if `config` belongs to another run.
     """
     if outputs.existing() != [outputs.record]:
         return None
     with _open_record(outputs) as file:
         recorded, done = str(file.attrs["config"]), len(file["topology/offsets"]) - 1
-    former = _refuse_changes(recorded, config, done)
+        former = _refuse_changes(recorded, config, done)
+        planned, wanted = (_last_round(file, each, done) for each in (former, config))
     # A round is recorded before its checkpoint is written.
-    if done <= former.output.checkpoint_every and (killed or done < former.rounds):
+    if done <= former.output.checkpoint_every and (killed or done < planned):
         _log.info("%s has no checkpoint yet: starting again", outputs.record)
         return None
-    if done >= max(former.rounds, config.rounds):
-        _log.warning("%s is finished, but its checkpoints are not there", outputs.record)
+    if done >= max(planned, wanted):
+        _log.warning("%s is finished, but its checkpoints are missing", outputs.record)
         return done
     raise InputError(
-        f"{outputs.record} holds {done} rounds, but its checkpoints are not there, so it cannot go on; "
-        "give --overwrite to start again, or choose another -o"
+        f"{outputs.record} holds {done} rounds, but its checkpoints are missing, so the run cannot go "
+        "on; give --overwrite to start again, or choose another -o"
     )
 
 
 @contextmanager
 def find_start(outputs: Outputs, config: Config) -> Iterator[Start | None]:
-    """Finds the newest whole checkpoint of a run; None if there is no checkpoint yet.
+    """Yields the run to resume from its newest undamaged checkpoint; None if it has no checkpoint yet.
 
     Raises:
-        InputError: if the checkpoints or the record are damaged, or `config` is that of another run.
+        InputError: if all checkpoints or the record are damaged, or if `config` belongs to another run.
     """
     if outputs.existing() in ([], [outputs.record]):
         yield None
@@ -161,33 +167,36 @@ def find_start(outputs: Outputs, config: Config) -> Iterator[Start | None]:
                 f"cannot go on with a changed configuration: model.weights was {old}, is {new}; "
                 f"{_WAY_OUT}"
             )
-        yield _read_start(outputs, checkpoint, former, config.rounds)
+        yield _read_start(outputs, checkpoint, former, config)
 
 
-def _read_start(outputs: Outputs, checkpoint: Checkpoint, former: Config, wanted: int) -> Start:
-    """Reads what the record says of the rounds before.
+def _read_start(outputs: Outputs, checkpoint: Checkpoint, former: Config, config: Config) -> Start:
+    """Reads what the record says about the rounds before.
 
     Args:
-        outputs: of the run.
-        checkpoint: to go on from.
-        former: its configuration.
-        wanted: how many rounds the run shall have.
+        outputs: the files of the run.
+        checkpoint: the checkpoint from which the run goes on.
+        former: the checkpoint's configuration.
+        config: the configuration that the user asks for.
     """
     done = checkpoint.round
     with _open_record(outputs) as file:
         read_all(file)
         planned = _require_one_run(outputs, checkpoint, former, file).rounds
-        if wanted == done != planned:  # its last row may be missing, if not every round has one
+        if (
+            config.rounds == done != planned
+        ):  # this round may have no row, because it was not to be the last
             raise InputError(
-                f"{done} rounds of {planned} are done already: rounds may change only to more than that"
+                f"{done} rounds of {planned} are done already; rounds can only be changed to more than "
+                f"{done}"
             )
         _warn_of_other_code(file, done)
         offsets = file["topology/offsets"][:]
         rounds = len(offsets) - 1
         if rounds < done:
             raise InputError(
-                f"{outputs.record} holds {rounds} rounds, its checkpoint {done}: they do not belong "
-                "together; give --overwrite to start again"
+                f"{outputs.record} holds {rounds} rounds and its checkpoint {done}, so they do not "
+                "belong together; give --overwrite to start again"
             )
         return Start(
             checkpoint,
@@ -196,57 +205,67 @@ def _read_start(outputs: Outputs, checkpoint: Checkpoint, former: Config, wanted
             identity.recorded(file),
             file["topology/edges"][offsets[done - 1] : offsets[done]],
             last_choices(file),
+            _last_round(file, config, done),
+            int(file[BYTES.dataset][:done].sum()),
         )
+
+
+def _last_round(file: h5py.File, config: Config, done: int) -> int:
+    """The round after which a run is finished, as far as the record's rows until `done` rounds tell."""
+    rounds = file[ROUNDS.dataset][:]
+    accuracy = file[ACCURACY.dataset][: len(rounds)]
+    kept = rounds[: len(accuracy)] <= done
+    return end_of_run(config.rounds, config.stop_at, rounds[: len(accuracy)][kept], accuracy[kept])
 
 
 def _require_one_run(
     outputs: Outputs, checkpoint: Checkpoint, former: Config, file: h5py.File
 ) -> Config:
-    """Refuses a record, a checkpoint and a timeline that are of two runs.
+    """Checks that record, checkpoint and timeline belong to the same run.
 
     Args:
-        outputs: of the run.
-        checkpoint: to go on from.
-        former: its configuration.
+        outputs: the files of the run.
+        checkpoint: the checkpoint from which the run goes on.
+        former: the checkpoint's configuration.
         file: the record.
 
     Returns:
         The record's configuration.
 
     Raises:
-        InputError: naming the two files.
+        InputError: if they belong to different runs; the message names two files.
     """
     record = identity.run_of(file)
     identity.require_one_run(outputs, record, checkpoint.run, checkpoint.path)
     identity.require_one_run(outputs, record, trace.run_of(outputs.trace), outputs.trace)
-    # Files of earlier versions have no id. Their configurations tell as well, up to what may change.
+    # Files of earlier versions have no id. They are compared by those settings that may not change.
     recorded = _configuration(str(file.attrs["config"]))
     changes = differences(recorded.model_dump(mode="json"), former.model_dump(mode="json"))
     if wrong := [key for key in changes if not may_change(key, recorded)]:
         raise InputError(
-            f"{outputs.record} and {checkpoint.path} are of two runs, so they do not belong together: "
-            f"they differ in {', '.join(wrong)}; put the files of one run back, or give --overwrite to "
-            "start again"
+            f"{outputs.record} and {checkpoint.path} are from different runs, so they do not belong "
+            f"together: they differ in {', '.join(wrong)}; put the files of one run back, or give "
+            "--overwrite to start again"
         )
     return recorded
 
 
 def _warn_of_other_code(file: h5py.File, done: int) -> None:
-    """Says if the last start ran other sources of the package, or other plugins.
+    """Warns if the last start ran other sources of the package, or other plugins.
 
-    The record names the code of every start, with the number of rounds that were done before.
+    The record holds the hashes of every start's code, and the number of rounds done before that start.
     """
     last = starts_of(file.attrs)[-1]
     former, now = str(last.get("sources", "")), own_identity.own()["sources"]
     if former and former != now:
         _log.warning(
-            "the package's sources are not those of the last start (SHA-256 was %s, is %s): the rounds "
+            "the package's sources have changed since the last start (SHA-256 was %s, is %s): the rounds "
             "after round %d may be computed in another way",
             *(former[:12], now[:12], done),
         )
     if str(last.get("plugins", "[]")) != plugins.as_json(plugins.loaded()):
         _log.warning(
-            "the plugins are not the files of the last start (their hashes differ): the rounds after "
+            "the plugins have changed since the last start (their hashes differ): the rounds after "
             "round %d may be computed in another way",
             done,
         )
@@ -254,7 +273,7 @@ def _warn_of_other_code(file: h5py.File, done: int) -> None:
 
 @contextmanager
 def _open_record(outputs: Outputs) -> Iterator[h5py.File]:
-    """Opens the record to read; what fails over a damaged file becomes an InputError."""
+    """Opens the record for reading. Errors that a damaged file causes become an InputError."""
     try:
         with reading(outputs.record) as file:
             yield file
@@ -262,12 +281,12 @@ def _open_record(outputs: Outputs) -> Iterator[h5py.File]:
         raise
     except FileNotFoundError as error:
         raise InputError(
-            f"{outputs.checkpoint} has no record {outputs.record} to go on with; give --overwrite to "
-            "start again"
+            f"{outputs.checkpoint} exists, but the record {outputs.record} is missing, so the run cannot "
+            "go on; give --overwrite to start again"
         ) from error
-    except Exception as error:  # over a damaged file h5py raises almost anything
+    except Exception as error:  # for a damaged file h5py can raise almost any exception
         raise InputError(
-            f"{outputs.record} is no readable record ({error}); give --overwrite to start again"
+            f"{outputs.record} is not a readable record ({error}); give --overwrite to start again"
         ) from error
 
 
@@ -276,13 +295,18 @@ def _configuration(recorded: str) -> Config:
 
 
 def _refuse_changes(recorded: str, config: Config, done: int) -> Config:
-    """Compares configurations; says what changed.
+    """Compares the recorded configuration with the one that the user asks for.
+
+    Args:
+        recorded: the recorded configuration as YAML.
+        config: the configuration that the user asks for.
+        done: number of rounds done.
 
     Returns:
-        The recorded one.
+        The recorded configuration.
 
     Raises:
-        InputError: if anything changed that the result depends on, or `rounds` fell below `done`.
+        InputError: if a setting changed on which the result depends, or if `rounds` is below `done`.
     """
     former = _configuration(recorded)
     changes = differences(former.model_dump(mode="json"), config.model_dump(mode="json"))
@@ -292,7 +316,7 @@ def _refuse_changes(recorded: str, config: Config, done: int) -> Config:
         raise InputError(f"cannot go on with a changed configuration: {listed}; {_WAY_OUT}")
     if config.rounds < done:
         raise InputError(
-            f"rounds may grow, not fall below the {done} that are done; got {config.rounds}"
+            f"rounds must be at least {done}, because so many are done; got {config.rounds}"
         )
     for key, (old, new) in changes.items():
         if effect(key, config) == "rounding":
@@ -301,19 +325,24 @@ def _refuse_changes(recorded: str, config: Config, done: int) -> Config:
 
 
 def may_change(setting: str, config: Config | None = None) -> bool:
-    """Whether a run may go on with another value of a setting.
+    """Whether a resumed run may have another value of a setting.
 
-    Paths may change: data, partition and graph are compared by content, and a run that goes on
-    begins with the weights of its checkpoint. The number of rounds may grow. How often the run is
-    measured may not change, because the rows of one record would not be alike.
+    Paths may change, because data, partition and graph are compared by content, and a resumed run starts
+    from the weights of its checkpoint. The number of rounds may grow, and so may the accuracy at which
+    the run ends. The settings of evaluation may not change, because then the rows of one record would
+    differ.
     """
-    return setting == "rounds" or effect(setting, config) in ("rounding", "place", "nothing")
+    return setting in ("rounds", "stop_at") or effect(setting, config) in (
+        "rounding",
+        "place",
+        "nothing",
+    )
 
 
 def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], above: str = ""
 ) -> dict[str, tuple[Any, Any]]:
-    """Settings that differ, as `section.key`: (old, new)."""
+    """The settings that differ between two configurations, as `section.key`: (old, new)."""
     changed: dict[str, tuple[Any, Any]] = {}
     for key in dict.fromkeys([*old, *new]):
         one, other, where = old.get(key), new.get(key), f"{above}{key}"

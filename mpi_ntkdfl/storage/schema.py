@@ -1,4 +1,4 @@
-"""How a record says which metrics and starts it holds. Loads no torch, so that commands start at once."""
+"""Reads which metrics and starts a record holds. This module does not load torch, which takes seconds."""
 
 from __future__ import annotations
 
@@ -7,33 +7,34 @@ from collections.abc import Mapping
 from typing import Any, cast, get_args
 
 import h5py
+import numpy as np
 
 from mpi_ntkdfl.metrics import recorded
 from mpi_ntkdfl.runtime.metric import Axes, Metric
 
 
 def starts_of(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What every start of a run says of itself, the first one first.
+    """The attributes of every start of a run, the first start first.
 
-    The first start's attributes are those of the record. Later ones also have `round`, the rounds
-    that were done before.
+    The first start's attributes are those of the record. Those of later starts also have `round`, the
+    number of rounds that were done before.
 
     Args:
-        attributes: of the record.
+        attributes: the attributes of the record.
 
     Raises:
-        Exception: of many kinds, over a damaged file.
+        Exception: of many kinds, if the file is damaged.
     """
     return [dict(attributes), *json.loads(str(attributes["resumed"]))]
 
 
 def metrics_of(file: h5py.File) -> list[Metric]:
-    """The metrics that are recorded in this version, and those that only the file has.
+    """The metrics of a record: those that this program records, then others that only the file has.
 
-    A user's metric may be in a file without being registered: its dataset tells what it is.
+    Others are users' metrics that are not registered here. Attributes of their datasets describe them.
 
     Raises:
-        Exception: of many kinds, over a damaged file.
+        Exception: of many kinds, if the file is damaged.
     """
     # A metric with conditions is only in the records of runs that fulfil them.
     own = [metric for metric in recorded() if not metric.when or metric.dataset in file]
@@ -49,7 +50,7 @@ def metrics_of(file: h5py.File) -> list[Metric]:
 
 
 def describe(dataset: h5py.Dataset, metric: Metric) -> None:
-    """Attributes by which a reader can show, compare and draw a metric that it does not have."""
+    """Writes attributes by which readers can show, compare and draw a metric that they do not know."""
     dataset.attrs["metric"] = metric.name
     dataset.attrs["label"] = metric.label
     dataset.attrs["unit"] = metric.unit
@@ -58,21 +59,36 @@ def describe(dataset: h5py.Dataset, metric: Metric) -> None:
 
 
 def _described(dataset: h5py.Dataset, path: str) -> Metric:
-    """The metric that `describe` described.
+    """The metric whose attributes `describe` has written.
 
     Raises:
-        Exception: of many kinds, over a damaged file.
+        Exception: of many kinds, if the file is damaged.
     """
-    told = dataset.attrs
-    axes = str(told["axes"])
+    attributes = dataset.attrs
+    axes = str(attributes["axes"])
     if axes not in get_args(Axes):
         raise ValueError(f"{path} has the axes {axes!r}")
     return Metric(
-        name=str(told["metric"]),
-        label=str(told["label"]),
+        name=str(attributes["metric"]),
+        label=str(attributes["label"]),
         axes=cast(Axes, axes),
         dataset=path,
-        unit=str(told["unit"]),
-        log=bool(told["log"]),
+        unit=str(attributes["unit"]),
+        log=bool(attributes["log"]),
         optional=True,
     )
+
+
+def end_of_run(rounds: int, stop_at: float | None, done: np.ndarray, accuracy: np.ndarray) -> int:
+    """The round after which a run is finished, as far as its rows tell.
+
+    Args:
+        rounds: of the configuration.
+        stop_at: of the configuration: accuracy at which the run ends earlier, or None.
+        done: rounds done at each row, `[row]`.
+        accuracy: of the average, `[row]`.
+    """
+    if stop_at is None:
+        return rounds
+    reached = np.flatnonzero((done > 0) & (accuracy >= stop_at))
+    return min(rounds, int(done[reached[0]])) if len(reached) else rounds

@@ -1,8 +1,8 @@
-"""The timeline of a run, `RUN.trace.json`: what every rank did when, for Perfetto and chrome://tracing.
+"""The timeline of a run, `RUN.trace.json`, for Perfetto and chrome://tracing.
 
-One event per line, in the array form of Chrome's trace format (Google, "Trace Event Format"). In its
-words a host is a process and a rank is a thread. Readers accept an array without its end, so a killed run
-leaves a file that can be opened.
+It says what every rank did at which time. The file has one event per line, in the array form of Chrome's
+trace format (Google, "Trace Event Format"). In the terms of that format a host is a process and a rank is
+a thread. Viewers accept an array without its closing bracket, so the file of a killed run can be opened.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from mpi_ntkdfl.runtime.errors import SimulationError
 from mpi_ntkdfl.storage.outputs import unwritable
 
 _RUN = "mpi_ntkdfl_run"
-"""Name of the event that holds the run's id; viewers pass over it."""
+"""Name of the event that holds the run's id; viewers ignore it."""
 
 
 class Trace:
-    """Writes the timeline; all ranks call the same methods together, and rank 0 writes."""
+    """Writes the timeline on rank 0. All ranks must call the same methods."""
 
     def __init__(self, path: Path, world: World, clock: Clock, done: int, run: str = "") -> None:
-        """Begins the file, or goes on with it.
+        """Begins the file, or continues it.
 
         Args:
-            path: of the file.
+            path: path of the file.
             world: the ranks.
-            clock: of this rank; from now on it keeps spans.
-            done: rounds done before; what the file holds of later rounds is removed.
+            clock: this rank's clock, which records spans from now on.
+            done: number of rounds done before. Events of later rounds are removed from the file.
             run: id of the run, on rank 0.
 
         Raises:
@@ -48,12 +48,13 @@ class Trace:
             named: dict[str, object] = {"ph": "M", "pid": 0, "tid": 0, "name": _RUN}
             self._write("w", [{**named, "args": {"run": run}}, *kept, *self._names()])
         clock.keep_spans()
-        # Clocks of hosts differ. All begin to count when all are here, up to a latency of the network.
+        # Clocks of hosts differ. After this message all ranks start from zero together, up to the
+        # network's latency.
         world.total(np.zeros(1, np.int64))
         self._origin = time.perf_counter()
 
     def add(self, done: int) -> None:
-        """Adds what was done since the last call, as the round after which `done` rounds are done."""
+        """Adds all events since the last call as those of a round; `done` counts the rounds up to it."""
         events: list[dict[str, object]] = []
         spans = self._clock.lap_spans() - [0, self._origin, self._origin]
         for rank, of_rank in enumerate(self._world.collect(spans)):
@@ -73,7 +74,7 @@ class Trace:
             "args": {"round": done},
         }
         start, stop = (round(1e6 * at + self._after, 1) for at in (begin, end))
-        if SPANS[kind] == IN_FLIGHT:  # over other events, so in a row of its own
+        if SPANS[kind] == IN_FLIGHT:  # it overlaps other events, so viewers need a row of its own
             self._flights += 1
             name = {"cat": "exchange", "id": self._flights}
             yield {**common, **name, "ph": "b", "ts": start}
@@ -100,7 +101,7 @@ class Trace:
 
 
 def run_of(path: Path) -> str:
-    """The id of the run that a timeline is of; empty if the file is missing or does not tell."""
+    """The id of the run to which a timeline belongs; empty if the file is missing or has no id."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             first = [file.readline() for _ in range(2)][1]
@@ -111,7 +112,7 @@ def run_of(path: Path) -> str:
 
 
 def _of_rounds(path: Path, done: int) -> Iterator[dict[str, object]]:
-    """Events of the first `done` rounds in a file, if it is there; a line that a kill cut is left out."""
+    """The events of the first `done` rounds in a file, if it exists, without a line that a kill cut."""
     if not path.exists():
         return
     for line in path.read_text(encoding="utf-8").splitlines():

@@ -1,9 +1,9 @@
-"""Files that are never half written.
+"""Replaces files so that no reader ever sees a half written one.
 
-A file that a reader may open is made under a temporary name, flushed to disk, and renamed. What a kill
-leaves behind is the file before or the file after, and a temporary one that the next run removes.
-Readers keep the file they opened, so neither waits for the other, and HDF5's own locks, which some
-network file systems lack, are not needed.
+A file is made under a temporary name, flushed to disk, and renamed. If the process is killed, the old or
+the new file is there and complete, and perhaps a temporary file, which the next run removes. A reader
+keeps the file that it has opened, so readers and writers never wait for each other. HDF5's own locks,
+which some network file systems do not support, are not needed.
 """
 
 from __future__ import annotations
@@ -22,19 +22,18 @@ _TEMPORARY = ".mpi_ntkdfl-tmp"
 
 
 def temporary(path: Path) -> Path:
-    """The name under which this process makes `path`.
+    """The temporary name under which this process makes `path`. No user's file has such a name.
 
-    Two runs that take each other's lock for left behind have different names. No user's file has such
-    a name.
+    The name differs between processes, even if two runs write the same outputs by mistake.
     """
     maker = lock.token(path) or f"process-{os.getpid()}"
     return path.with_name(f".{path.name}.{maker}{_TEMPORARY}")
 
 
 def remove(outputs: Outputs) -> None:
-    """Removes record, checkpoints and timeline.
+    """Removes record, checkpoints and timeline of a run.
 
-    The oldest first: what a kill leaves of it is still a run that can go on, or start again.
+    The oldest file is removed first, so that after a kill the run can still be resumed or started again.
 
     Raises:
         SimulationError: if another run has taken the outputs over.
@@ -43,18 +42,18 @@ def remove(outputs: Outputs) -> None:
         lock.require_own(file)
         file.unlink(missing_ok=True)
     if outputs.trace.is_file() and outputs.trace.read_bytes()[:1] == b"[":
-        outputs.trace.unlink()  # a timeline; another file of that name is not a run's
+        outputs.trace.unlink()  # it begins like a timeline; other files of that name are kept
 
 
 def remove_leftovers(outputs: Outputs) -> None:
-    """Removes the temporary files of runs that were killed; the lock is held."""
+    """Removes temporary files of runs that were killed. The caller must hold the lock."""
     for file in outputs.files:
         for left in file.parent.glob(f".{_literal(file.name)}.*{_TEMPORARY}"):
             _clear(left)
 
 
 def _literal(name: str) -> str:
-    """`name` for `glob`, where some characters stand for others."""
+    """A pattern of `glob` that matches only `name`."""
     return "".join(f"[{each}]" if each in "*?[" else each for each in name)
 
 
@@ -63,11 +62,11 @@ def replacing(path: Path, former: Path | None = None) -> Iterator[Path]:
     """Yields a temporary path at which to write a file of a run, which then replaces `path`.
 
     Args:
-        path: what to replace.
-        former: where the file that it replaces is kept, if anywhere.
+        path: the file to replace.
+        former: path at which the replaced file is kept, or None.
 
     Raises:
-        SimulationError: if the file cannot be written, or another run has taken the outputs over.
+        SimulationError: if the file cannot be written, or if another run has taken the outputs over.
     """
 
     def sure() -> None:
@@ -90,21 +89,21 @@ def made_whole(
     former: Path | None = None,
     sure: Callable[[], None] = lambda: None,
 ) -> Iterator[Path]:
-    """Yields `made` to write to; afterwards flushes it to disk and renames it to `path`.
+    """Yields the empty file `made` to write to; afterwards flushes it to disk and renames it to `path`.
 
-    If anything fails `made` is removed and `path` is as before.
+    If anything fails, `made` is removed and `path` is unchanged.
 
     Args:
-        path: what to replace.
-        made: a name in the same folder.
-        former: where the file that `path` was is kept, if anywhere.
-        sure: called before `path` is replaced; raises if it must not be.
+        path: the file to replace.
+        made: a temporary name in the same folder.
+        former: path at which the replaced file is kept, or None.
+        sure: function that is called before `path` is replaced, and raises if it must not be.
 
     Raises:
         OSError: if the file cannot be written.
     """
     _clear(made)
-    # Nobody's link is followed: a name that is taken meanwhile is an error.
+    # O_EXCL follows no link; it is an error if the name exists by now.
     os.close(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
         yield made
@@ -122,28 +121,28 @@ def made_whole(
 
 
 def _clear(made: Path) -> None:
-    """Removes what a killed process left under a temporary name; only a file can be that."""
+    """Removes the file that a killed process left under a temporary name; anything else is kept."""
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISREG(made.lstat().st_mode):
             made.unlink()
 
 
 def _keep(path: Path, former: Path) -> None:
-    """Makes the file `path` known as `former` too, replacing what that was."""
+    """Gives the file `path` the second name `former`, which replaces an older file of that name."""
     link = temporary(former)
     _clear(link)
     try:
         os.link(path, link)
-    except OSError:  # a file system without hard links: until the rename only `former` is there
+    except OSError:  # without hard links only `former` exists until the new file is renamed
         path.replace(former)
     else:
         link.replace(former)
-        # Renaming does nothing if both names are one file already, as after a kill right here.
+        # A rename does nothing if both names are already one file, as after a kill at this place.
         link.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flushes names in a folder to disk."""
+    """Flushes the names of files in a folder to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

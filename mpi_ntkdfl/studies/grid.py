@@ -18,14 +18,14 @@ from typing import Any
 import h5py
 
 from mpi_ntkdfl.config import Config, effect, parse
-from mpi_ntkdfl.metrics import SECONDS
+from mpi_ntkdfl.metrics import ACCURACY, ROUNDS, SECONDS
 from mpi_ntkdfl.presets import read_overrides, read_source
 from mpi_ntkdfl.runtime import identity as package
 from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.storage import identity
 from mpi_ntkdfl.storage.outputs import Outputs
-from mpi_ntkdfl.storage.schema import starts_of
+from mpi_ntkdfl.storage.schema import end_of_run, starts_of
 from mpi_ntkdfl.studies.definition import Definition, ScaleName, Variant, called, read
 
 _log = logging.getLogger(__name__)
@@ -219,8 +219,14 @@ def rounds_kept(outputs: Outputs) -> int:
 
 
 def is_done(run: StudyRun, weights: bool) -> bool:
-    """Whether a run has all its rounds; `weights`: and its last checkpoint, which a report reads."""
-    rounds = run.config.rounds
+    """Whether a run is finished; `weights`: and has its last checkpoint, which a report reads."""
+    config = run.config
+
+    def last(file: h5py.File) -> int:
+        rows = file[ROUNDS.dataset][:], file[ACCURACY.dataset][:]
+        return end_of_run(config.rounds, config.stop_at, *rows)
+
+    rounds = _read(run.outputs.record, last) or config.rounds
     if rounds_recorded(run.outputs) < rounds:
         return False
     return not weights or rounds_kept(run.outputs) >= rounds

@@ -7,11 +7,8 @@ the same seed give the same graph on every rank and in every process.
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +24,9 @@ from mpi_ntkdfl.config import (
     StarTopology,
     Topology,
 )
-from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.paths import user_path
+from mpi_ntkdfl.topology.graph_files import read_graph
 from mpi_ntkdfl.topology.pairing import random_regular
-
-if TYPE_CHECKING:
-    import networkx
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -45,6 +39,7 @@ class Graph:
     Attributes:
         clients: number M of clients, >= 1.
         edges: [E, 2] int64, each row i < j, rows unique and in lexicographic order; read-only.
+        names: of the clients, `[M]`, if the file of the graph calls them by names; else empty.
 
     Raises:
         ValueError: if `edges` does not have this form.
@@ -52,6 +47,7 @@ class Graph:
 
     clients: int
     edges: Integers
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         edges = np.asarray(self.edges, dtype=np.int64).reshape(-1, 2).view()
@@ -170,7 +166,8 @@ def fixed_shape(settings: Topology, clients: int) -> Graph | None:
         case GridTopology():
             return _grid(clients)
         case FileTopology():
-            return read_graph(str(user_path(settings.path, "topology.path")), clients)
+            pairs, names = read_graph(str(user_path(settings.path, "topology.path")), clients)
+            return replace(Graph.from_pairs(clients, pairs), names=names)
         case _:
             return None
 
@@ -222,128 +219,6 @@ def _random_regular(degree: int, clients: int, seed: int) -> Graph:
     present = np.triu(np.ones((clients, clients), dtype=bool), 1)
     present[edges[:, 0], edges[:, 1]] = False
     return Graph(clients, np.argwhere(present))
-
-
-# ------------------------------------------------------------------------------------------- files
-
-
-def read_graph(path: str, clients: int) -> Graph:
-    """Reads a graph of the clients 0 to M-1; clients that the file does not name have no neighbours.
-
-    A file whose name ends in .graphml or .xml must hold GraphML without a DOCTYPE. A directed GraphML
-    graph must have every edge in both directions. Any other file is an edge list with one undirected
-    edge "i j" per line, where "#" starts a comment. Repeated edges count once. Attributes such as
-    weights in GraphML are ignored.
-
-    Raises:
-        InputError: if the file cannot be read, is malformed, or has a self-loop or a node that is
-            not one of the clients.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(
-            f"topology.path must name a readable UTF-8 file, got {path!r} ({reason}); "
-            "give an edge list or a .graphml file"
-        ) from error
-    _refuse_other_formats(text, path)
-    if path.lower().endswith((".graphml", ".xml")):
-        return Graph.from_pairs(clients, _graphml_pairs(text, path, clients))
-    return Graph.from_pairs(clients, _edge_list_pairs(text, path, clients))
-
-
-_OTHERS = {
-    "GML": r"\s*((#|Creator|Version)[^\n]*\n\s*)*graph\s*\[",
-    "Pajek": r"\s*(%[^\n]*\n\s*)*\*(Vertices|Network)\b",
-    "DOT": r"\s*(strict\s+)?(di)?graph\b[^\[\n]*\{",
-    "JSON": r"\s*[{\[]",
-}
-"""Patterns of the beginning of files in formats that are not supported."""
-
-
-def _refuse_other_formats(text: str, path: str) -> None:
-    """Refuses a file in a format that is not supported, before its words are taken for edges."""
-    for name, begin in _OTHERS.items():
-        if re.match(begin, text[:4096], re.IGNORECASE):
-            raise InputError(
-                f"{path} is a {name} file; edge lists (one pair of clients per line) and GraphML "
-                "(.graphml, .xml) can be read: convert it, for example with networkx.write_graphml"
-            )
-
-
-def _edge_list_pairs(text: str, path: str, clients: int) -> list[tuple[int, int]]:
-    pairs = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        words = line.partition("#")[0].split()
-        where = f"{path}, line {number}"
-        if len(words) == 2:
-            pairs.append(_edge(words[0], words[1], clients, where))
-        elif words:
-            raise InputError(
-                f'{where}: an edge must be two clients "i j", got {line.strip()[:60]!r}; '
-                "give one edge per line and no weights"
-            )
-    return pairs
-
-
-def _graphml_pairs(text: str, path: str, clients: int) -> list[tuple[int, int]]:
-    parsed = _parse_graphml(text, path)
-    for name in parsed.nodes():
-        _client(name, clients, f"{path}, node {name[:40]!r}")
-    pairs = [_edge(a, b, clients, f"{path}, edge {a!r} to {b!r}") for a, b in parsed.edges()]
-    if parsed.is_directed():
-        directed = set(pairs)
-        for a, b in pairs:
-            if (b, a) not in directed:
-                raise InputError(
-                    f"{path}: a directed graph must have every edge both ways, got {a} to {b} "
-                    'without its reverse; add it or set edgedefault="undirected"'
-                )
-    return pairs
-
-
-def _parse_graphml(text: str, path: str) -> networkx.Graph[Any]:
-    import networkx as nx
-
-    # Entities can expand to gigabytes or read other files, and GraphML does not need them.
-    if re.search(r"<!\s*(DOCTYPE|ENTITY)", text, re.IGNORECASE):
-        raise InputError(
-            f"{path}: GraphML must not declare a DOCTYPE or ENTITY, got one; remove the declaration"
-        )
-    # networkx would read only the first of several graphs, and only the outermost of nested graphs.
-    graphs = len(re.findall(r"<(?:[\w.-]+:)?graph[\s/>]", text))
-    if graphs != 1:
-        raise InputError(f"{path} must hold one GraphML graph, got {graphs}; keep one of them")
-    # For malformed documents networkx raises whatever its code meets first.
-    failures = (nx.NetworkXError, SyntaxError, LookupError, ValueError, TypeError, AttributeError)
-    try:
-        return nx.parse_graphml(text)
-    except failures as error:
-        problem = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(
-            f"{path} must be valid GraphML, got: {problem}; mend it or give an edge list"
-        ) from error
-
-
-def _edge(source: str, target: str, clients: int, where: str) -> tuple[int, int]:
-    pair = _client(source, clients, where), _client(target, clients, where)
-    if pair[0] == pair[1]:
-        raise InputError(
-            f"{where}: an edge must join two different clients, got {pair[0]} twice; remove it, "
-            "every client averages itself in anyway"
-        )
-    return pair
-
-
-def _client(word: str, clients: int, where: str) -> int:
-    # Each client has only one spelling; otherwise "01" could be a second node 1 in GraphML.
-    if not re.fullmatch(r"0|[1-9][0-9]{0,17}", word) or int(word) >= clients:
-        raise InputError(
-            f"{where}: a node must be an integer from 0 to {clients - 1}, got {word[:40]!r}; "
-            "renumber the nodes or set clients to their number"
-        )
-    return int(word)
 
 
 # ---------------------------------------------------------------------------------------- analysis

@@ -49,6 +49,12 @@ class Schedule:
         self._last: tuple[int, Graph] | None = None
         self._warned = False
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The clients' names, `[M]`, if the graph is static and its file has names; else empty."""
+        moving = self._shape is None or self._settings.dynamic
+        return () if moving or self._shape is None else self._shape.names
+
     def graph(self, round: int) -> Graph:
         """The graph of a round >= 0; the graph of the last call is kept.
 

@@ -99,6 +99,7 @@ class BatchedStack:
         upper: Sequence[torch.Tensor],
         targets: torch.Tensor,
         shares: torch.Tensor,
+        shift: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, list[Factors]]:
         """Computes the cross-entropy from the first layer's outputs, and its gradients back to them.
 
@@ -107,6 +108,7 @@ class BatchedStack:
             upper: matrices of all layers but the first.
             targets: one-hot labels `[client, sample, output]`.
             shares: weight of each sample's loss, `[client, sample, 1]`; 0 for padding.
+            shift: what is added to the outputs in the loss, `[client, 1, output]`; None for nothing.
 
         Returns:
             The gradient of the loss with respect to `first`, and the factors of the gradients with
@@ -118,7 +120,8 @@ class BatchedStack:
             hidden.append(here)
             here = torch.bmm(here, layer.transpose(1, 2))
         signals, classes = torch.zeros_like(here), self.network.widths[-1]
-        torch.sub(torch.softmax(here[..., :classes], 2), targets, out=signals[..., :classes])
+        outputs = here[..., :classes] if shift is None else here[..., :classes] + shift
+        torch.sub(torch.softmax(outputs, 2), targets, out=signals[..., :classes])
         signals.mul_(shares)
         factors: list[Factors] = []
         for layer, inputs, width in zip(
@@ -136,6 +139,7 @@ class BatchedStack:
         inputs: torch.Tensor,
         targets: torch.Tensor,
         shares: torch.Tensor,
+        shift: torch.Tensor | None = None,
     ) -> list[Factors]:
         """Gradients of the cross-entropy with respect to each of `layers`.
 
@@ -144,7 +148,8 @@ class BatchedStack:
             inputs: padded inputs with their column of ones, `[client, sample, in]`.
             targets: one-hot labels `[client, sample, output]`.
             shares: weight of each sample's loss, `[client, sample, 1]`.
+            shift: what is added to the outputs in the loss, `[client, 1, output]`; None for nothing.
         """
         first = torch.bmm(inputs, layers[0].transpose(1, 2))
-        signals, upper = self.backpropagate(first, layers[1:], targets, shares)
+        signals, upper = self.backpropagate(first, layers[1:], targets, shares, shift)
         return [Factors(signals, inputs), *upper]

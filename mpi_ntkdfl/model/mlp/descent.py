@@ -27,6 +27,7 @@ def descend(
     lr: float,
     taus: Sequence[int],
     loss: Loss,
+    shift: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Gradient descent on the mean loss of all samples.
 
@@ -38,6 +39,7 @@ def descend(
         lr: learning rate.
         taus: numbers of steps after which the weights are returned, ascending.
         loss: the name of the loss.
+        shift: what is added to the outputs in the loss, `[output]`; None for nothing.
 
     Returns:
         The weights after each of `taus`, `[tau, param]`.
@@ -52,7 +54,7 @@ def descend(
     gram = symmetric_product(inputs).add_(1) if samples < 2 * features else None
     wanted = []
     for step in range(1, taus[-1] + 1):
-        delta = _step(first, layers, targets, rate, loss)
+        delta = _step(first, layers, targets, rate, loss, shift)
         total.add_(delta)
         if gram is not None:
             first.addmm_(gram, delta, alpha=-rate)
@@ -70,6 +72,7 @@ def _step(
     targets: torch.Tensor,
     rate: float,
     loss: Loss,
+    shift: torch.Tensor | None,
 ) -> torch.Tensor:
     """Takes one step of all layers but the first, in place.
 
@@ -79,6 +82,7 @@ def _step(
         targets: one-hot, `[sample, output]`.
         rate: learning rate divided by the number of samples.
         loss: the name of the loss.
+        shift: what is added to the outputs in the loss, `[output]`; None for nothing.
 
     Returns:
         The gradient of N times the loss with respect to `first`.
@@ -87,7 +91,7 @@ def _step(
     for weight, bias in layers:
         kept.append(here.relu())
         here = torch.nn.functional.linear(kept[-1], weight, bias)
-    delta = prediction(here, loss) - targets
+    delta = prediction(here if shift is None else here + shift, loss) - targets
     for (weight, bias), below in zip(reversed(layers), reversed(kept), strict=True):
         back = (delta @ weight).mul_(below > 0)
         weight.addmm_(delta.T, below, alpha=-rate)

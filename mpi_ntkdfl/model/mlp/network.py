@@ -59,6 +59,11 @@ class MLP(Stack):
         """The widths."""
         return " - ".join(map(str, self.widths))
 
+    @property
+    def choices(self) -> dict[str, str]:
+        """None: the widths decide everything."""
+        return {}
+
     def initial(self, generator: np.random.Generator) -> np.ndarray:
         """Starting weights of the network's `scheme`, `[P]` float64; see `Scheme`."""
         if self.scheme == "torch":
@@ -94,9 +99,15 @@ class MLP(Stack):
         """The Jacobian by layers."""
         return FactoredJacobian(self, params, self.activations(params, inputs).inputs)
 
-    def trainer(self, data: Sequence[Data], batch: int, epochs: int) -> StackTrainer:
+    def trainer(
+        self,
+        data: Sequence[Data],
+        batch: int,
+        epochs: int,
+        shifts: Sequence[torch.Tensor] = (),
+    ) -> StackTrainer:
         """Training by batched products."""
-        return StackTrainer(self, data, batch, epochs)
+        return StackTrainer(self, data, batch, epochs, shifts)
 
     def descend(
         self,
@@ -106,9 +117,10 @@ class MLP(Stack):
         lr: float,
         taus: Sequence[int],
         loss: Loss,
+        shift: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Full-batch gradient descent, `[tau, P]`, with the Gram matrix of the inputs if it is faster."""
-        return descend(self, params, inputs, labels, lr, taus, loss)
+        return descend(self, params, inputs, labels, lr, taus, loss, shift)
 
     def memory(self, samples: int) -> int:
         """Two copies of the stacked layer inputs and of the signals of each layer."""

@@ -143,7 +143,14 @@ def gram_numbers(features: int, samples: int, batch: int, epochs: int) -> int:
 class StackTrainer:
     """Local steps of several clients. See `Trainer`."""
 
-    def __init__(self, network: Stack, data: Sequence[Data], batch: int, epochs: int) -> None:
+    def __init__(
+        self,
+        network: Stack,
+        data: Sequence[Data],
+        batch: int,
+        epochs: int,
+        shifts: Sequence[torch.Tensor] = (),
+    ) -> None:
         """Plans the groups.
 
         Args:
@@ -151,7 +158,9 @@ class StackTrainer:
             data: inputs `[sample, feature]` and labels `[sample]` of each client.
             batch: number of samples per step.
             epochs: number of local passes per round.
+            shifts: what is added to each client's outputs in its loss, `[output]`; empty for nothing.
         """
+        self._shifts = torch.stack(list(shifts)) if shifts else None
         self._data, self._batch, self._epochs = data, batch, epochs
         self._sizes = np.array([len(labels) for _, labels in data])
         self._network = BatchedStack(network)
@@ -189,10 +198,11 @@ class StackTrainer:
         initial, *upper = self._network.pack(start)
         outputs = torch.bmm(inputs, initial.transpose(1, 2))
         first, rule = _DualLayer(sgd, outputs, self._grams[group]), SgdRule(sgd)
+        shift = self._shift(group)
         for rows, shares in self._steps(group, orders):
             labels = targets.index_select(0, rows).view(group.places, self._batch, -1)
             signals, gradients = self._network.backpropagate(
-                first.outputs(rows), upper, labels, shares
+                first.outputs(rows), upper, labels, shares, shift
             )
             first.step(rows, signals)
             rule.descend(upper, gradients)
@@ -204,10 +214,11 @@ class StackTrainer:
     ) -> torch.Tensor:
         inputs, targets = self._padded(group)
         layers, inputs = self._network.pack(start), inputs.flatten(0, 1)
+        gradients = partial(self._network.gradients, shift=self._shift(group))
         for rows, shares in self._steps(group, orders):
             x = inputs.index_select(0, rows).view(group.places, self._batch, -1)
             y = targets.index_select(0, rows).view(group.places, self._batch, -1)
-            rule.step(layers, partial(self._network.gradients, inputs=x, targets=y, shares=shares))
+            rule.step(layers, partial(gradients, inputs=x, targets=y, shares=shares))
         return self._network.unpack(layers)
 
     # -------------------------------------------------------------------------------- groups and data
@@ -253,6 +264,10 @@ class StackTrainer:
             targets[place, : len(labels)] = one_hot(labels, widths[-1], own.dtype)
         return inputs, targets.flatten(0, 1)
 
+    def _shift(self, group: _Group) -> torch.Tensor | None:
+        """What is added to the outputs of the group's clients, `[client, 1, output]`."""
+        return None if self._shifts is None else _of_group(group, self._shifts)[:, None]
+
     def _steps(self, group: _Group, orders: Orders) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The batches of a round as indices of the group's samples, with the weights of their losses.
 
@@ -284,7 +299,7 @@ def _rows(group: _Group, device: torch.device) -> torch.Tensor:
 
 
 def _of_group(group: _Group, rows: torch.Tensor) -> torch.Tensor:
-    """The rows `[place, P]` of the group's clients in `rows` `[client, P]`; empty places are zero."""
+    """The rows `[place, ...]` of the group's clients in `rows` `[client, ...]`; empty places are zero."""
     chosen = rows.new_zeros(group.places, rows.shape[1])
     chosen[: len(group.clients)] = rows[_rows(group, rows.device)]
     return chosen

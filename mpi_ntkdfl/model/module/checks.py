@@ -17,9 +17,11 @@ from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 from mpi_ntkdfl.model.module.function import FlatModule, Make, made
+from mpi_ntkdfl.model.module.hidden import refusal, refuse_hidden_parameters, refuse_other_gradients
 from mpi_ntkdfl.model.module.jacobian import Limits, ModuleJacobian
+from mpi_ntkdfl.model.module.plan import Plan
+from mpi_ntkdfl.model.module.trial import right_plan
 from mpi_ntkdfl.runtime import seeds
-from mpi_ntkdfl.runtime.errors import InputError
 
 SAMPLES, JITTER, TOLERANCE = 8, 0.1, 1e-9
 """Number of samples of a trial; standard deviation of the noise on the parameters; relative error that is
@@ -36,11 +38,15 @@ class Facts:
         products: multiplications of a forward pass of one sample.
         activations: numbers that autograd keeps from a forward pass of one sample.
         vectorised: whether torch computes gradients of several samples together.
+        plan: what the fast form of the kernel serves; None if it serves nothing.
+        kernel: how the kernel is computed, for the record and the log.
     """
 
     products: int
     activations: int
     vectorised: bool
+    plan: Plan | None
+    kernel: str
 
 
 def examined(
@@ -75,8 +81,11 @@ def examined(
     _refuse_wrong_outputs(function, params, inputs, classes)
     _refuse_mixed_samples(function, params, inputs)
     products, activations = _counted(function, params, inputs)
-    vectorised = _right_form(function, params, inputs, classes)
-    return Facts(products, activations, vectorised)
+    refuse_other_gradients(function, params, inputs)
+    refuse_hidden_parameters(function, params, inputs)
+    vectorised, gram = _right_form(function, params, inputs, classes)
+    plan, kernel = right_plan(function, params, inputs, gram, activations, vectorised)
+    return Facts(products, activations, vectorised, plan, kernel)
 
 
 def refuse_by_name(module: torch.nn.Module) -> None:
@@ -88,24 +97,24 @@ def refuse_by_name(module: torch.nn.Module) -> None:
     parameters = dict(module.named_parameters())
     for name, parameter in parameters.items():
         if is_lazy(parameter):
-            raise _refusal(
+            raise refusal(
                 f"parameter {name} has no shape yet",
                 "give lazy modules their sizes, or pass one sample through the module in its factory",
             )
         if parameter.is_complex():
-            raise _refusal(f"parameter {name} is complex", "use real parameters")
+            raise refusal(f"parameter {name} is complex", "use real parameters")
     if not any(parameter.requires_grad for parameter in parameters.values()):
-        raise _refusal("no parameter requires a gradient", "leave some of them to be trained")
+        raise refusal("no parameter requires a gradient", "leave some of them to be trained")
     for name, part in module.named_modules():
         what = f"{type(part).__name__} {name!r}".strip()
         if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
-            raise _refusal(
+            raise refusal(
                 f"{what} normalises over the batch, so that samples depend on each other",
                 "use GroupNorm, LayerNorm, RMSNorm or InstanceNorm, or return the module in "
                 "evaluation mode with running statistics",
             )
         if part.training and _drops(part):
-            raise _refusal(
+            raise refusal(
                 f"{what} draws random numbers in every pass",
                 "set its probability to 0, or return the module in evaluation mode",
             )
@@ -120,10 +129,6 @@ def _drops(part: torch.nn.Module) -> bool:
     return isinstance(part, torch.nn.RReLU)
 
 
-def _refusal(what: str, way_out: str) -> InputError:
-    return InputError(f"the module cannot be a network: {what}; {way_out}")
-
-
 def _refuse_other_randomness(first: FlatModule, second: FlatModule) -> None:
     """Refuses factories that give other modules for the same seed, since every rank makes its own."""
     own, other = first.flat(), second.flat()
@@ -131,12 +136,12 @@ def _refuse_other_randomness(first: FlatModule, second: FlatModule) -> None:
     constants = zip(first.constants(like).values(), second.constants(like).values(), strict=False)
     same = first.layout.shapes == second.layout.shapes and torch.equal(own, other)
     if not (same and all(torch.equal(a, b) for a, b in constants)):
-        raise _refusal(
+        raise refusal(
             "its factory gives other weights or buffers when it is called again with the same seed",
             "draw them from torch's own generator only (no other random numbers, no time)",
         )
     if not bool(torch.isfinite(own).all()):
-        raise _refusal("its starting weights are not all finite", "initialise every parameter")
+        raise refusal("its starting weights are not all finite", "initialise every parameter")
 
 
 def _tried(task: Callable[[], T], what: str) -> T:
@@ -144,7 +149,7 @@ def _tried(task: Callable[[], T], what: str) -> T:
         return task()
     except Exception as error:  # whatever the user's code raises
         reason = str(error).strip().split("\n")[0]
-        raise _refusal(
+        raise refusal(
             f"it fails on {what}: {type(error).__name__}: {reason}",
             "it must take inputs of that shape and compute in the type and on the device of its "
             "parameters (keep constant tensors as buffers)",
@@ -160,23 +165,23 @@ def _refuse_wrong_outputs(
     outputs: object = _tried(lambda: function(params, inputs), what)
     wanted = f"outputs of shape {[len(inputs), classes]}"
     if not isinstance(outputs, torch.Tensor):
-        raise _refusal(f"it returns {type(outputs).__name__}", f"return a tensor, {wanted}")
+        raise refusal(f"it returns {type(outputs).__name__}", f"return a tensor, {wanted}")
     if tuple(outputs.shape) != (len(inputs), classes):
-        raise _refusal(f"it returns the shape {list(outputs.shape)}", f"return {wanted}")
+        raise refusal(f"it returns the shape {list(outputs.shape)}", f"return {wanted}")
     if outputs.dtype != params.dtype:
-        raise _refusal(
+        raise refusal(
             f"it returns {outputs.dtype} where its parameters are {params.dtype}",
             "compute in the type of the parameters",
         )
     if not bool(torch.isfinite(outputs).all()):
-        raise _refusal(
+        raise refusal(
             "its outputs are not finite near its starting weights",
             "look for divisions and logarithms",
         )
     if not torch.equal(outputs, function(params, inputs)):
-        raise _refusal("two passes give different outputs", "leave out what is random or remembers")
+        raise refusal("two passes give different outputs", "leave out what is random or remembers")
     if any(not torch.equal(old, function.constants(params)[name]) for name, old in before.items()):
-        raise _refusal("a pass changes its buffers", "return the module in evaluation mode")
+        raise refusal("a pass changes its buffers", "return the module in evaluation mode")
 
 
 def _refuse_mixed_samples(function: FlatModule, params: torch.Tensor, inputs: torch.Tensor) -> None:
@@ -194,7 +199,7 @@ def _refuse_mixed_samples(function: FlatModule, params: torch.Tensor, inputs: to
         single = _tried(lambda: function(params, inputs[-1:]), "a single sample")
     differences = torch.cat([others[1:] - outputs[1:], single - outputs[-1:]]).abs()
     if not bool(differences.max() <= TOLERANCE * outputs.abs().max()):
-        raise _refusal(
+        raise refusal(
             "a sample's outputs depend on the other samples of the batch",
             "each sample must be treated by itself; the batch is the first axis of inputs and outputs",
         )
@@ -222,8 +227,8 @@ def _counted(function: FlatModule, params: torch.Tensor, inputs: torch.Tensor) -
 
 def _right_form(
     function: FlatModule, params: torch.Tensor, inputs: torch.Tensor, classes: int
-) -> bool:
-    """Whether the vectorised form gives the right Jacobian.
+) -> tuple[bool, torch.Tensor]:
+    """Whether the vectorised form gives the right Jacobian, and `sum_c J_c J_c^T` of the right form.
 
     If it does not, the form with one sample at a time must give it; otherwise the module is refused. The
     kernel and the transposed product come from different computations, and must agree in
@@ -234,27 +239,26 @@ def _right_form(
         limits = Limits(room=2**25, at_once=len(inputs), vectorised=vectorised)
         jacobian = ModuleJacobian(function, params, inputs, classes, limits)
         try:
-            error = _disagreement(jacobian, len(inputs), classes, params)
+            gram = jacobian.trace_gram()
+            error = _disagreement(jacobian, gram, classes)
         except Exception as failure:  # the module fails, or torch has no vectorisation rule for it
             reasons.append(f"{type(failure).__name__}: {str(failure).strip().splitlines()[0]}")
             continue
         if error <= TOLERANCE:
-            return vectorised
+            return vectorised, gram
         reasons.append(f"a relative error of {error:.1e} where {TOLERANCE:.0e} is allowed")
-    raise _refusal(
+    raise refusal(
         "its derivatives are not right or cannot be computed (vectorised: "
         f"{reasons[0]}; one sample at a time: {reasons[1]})",
         "look for custom backward passes, detached parameters and changes in place",
     )
 
 
-def _disagreement(
-    jacobian: ModuleJacobian, samples: int, classes: int, like: torch.Tensor
-) -> float:
+def _disagreement(jacobian: ModuleJacobian, gram: torch.Tensor, classes: int) -> float:
     """Relative difference of `u^T K u` and `sum_c |J_c^T u|^2` for one random u `[sample]`."""
     generator = seeds.generator(0, "checking a Jacobian")
-    u = torch.from_numpy(generator.standard_normal(samples)).to(like)
+    u = torch.from_numpy(generator.standard_normal(len(gram))).to(gram)
     residuals = torch.diag_embed(u[:, None].expand(-1, classes)).transpose(0, 1)
-    left = float(u @ jacobian.trace_gram() @ u)
+    left = float(u @ gram @ u)
     right = float(jacobian.transposed_product(residuals).square().sum())
     return abs(left - right) / max(abs(left), abs(right), 1e-300)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,6 +37,20 @@ def _layout(module: torch.nn.Module, trained: Mapping[str, torch.nn.Parameter]) 
     return Layout({name: tuple(p.shape) for name, p in trained.items()}, aliases, constants)
 
 
+def _registered(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Every place where a module holds one of `tensors`, with that tensor's name in `tensors`.
+
+    A submodule that is registered under several names is taken once.
+    """
+    names = {id(tensor): name for name, tensor in tensors.items()}
+    return {
+        f"{path}.{name}" if path else name: names[id(tensor)]
+        for path, part in module.named_modules()
+        for name, tensor in (*part._parameters.items(), *part._buffers.items())
+        if tensor is not None
+    }
+
+
 class FlatModule:
     """A module's outputs as a function of a flat parameter vector and inputs.
 
@@ -58,6 +73,7 @@ class FlatModule:
         frozen = {name: p for name, p in parameters.items() if not p.requires_grad}
         self._constants: dict[str, torch.Tensor] = {**frozen, **dict(module.named_buffers())}
         self._cast: dict[tuple[torch.dtype, torch.device], dict[str, torch.Tensor]] = {}
+        self._names = _registered(module, {**trained, **self._constants})
 
     def flat(self) -> torch.Tensor:
         """The module's own parameters, `[P]` float64."""
@@ -79,9 +95,32 @@ class FlatModule:
         self, tensors: Mapping[str, torch.Tensor], like: torch.Tensor, inputs: torch.Tensor
     ) -> torch.Tensor:
         """Outputs `[sample, output]` with parameters by name; `like` has the same type and device."""
-        state = {**self.constants(like), **tensors}
-        outputs: torch.Tensor = torch.func.functional_call(self.module, state, (inputs,))
+        values = {**self.constants(like), **tensors}
+        state = {name: values[own] for name, own in self._names.items()}
+        # Ties are resolved here. Torch would replace a tensor twice in a module that is registered
+        # under two names, and then not restore it.
+        outputs: torch.Tensor = torch.func.functional_call(
+            self.module, state, (inputs,), tie_weights=False
+        )
         return outputs
+
+    @contextmanager
+    def holding(self, params: torch.Tensor) -> Iterator[dict[str, torch.nn.Parameter]]:
+        """Within the context, the module itself holds `params` `[P]`, in their type.
+
+        Yields:
+            The module's parameters by name.
+        """
+        values = {**self.constants(params), **self.layout.unflatten(params.clone())}
+        tensors = {**self._trained, **self._constants}
+        before = {name: tensor.data for name, tensor in tensors.items()}
+        try:
+            for name, tensor in tensors.items():
+                tensor.data = values[name]
+            yield self._trained
+        finally:
+            for name, tensor in tensors.items():
+                tensor.data = before[name]
 
     def __call__(self, params: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         """Outputs `[sample, output]` with `params` `[P]` at `inputs` `[sample, *shape]`."""

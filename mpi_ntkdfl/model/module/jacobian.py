@@ -1,20 +1,34 @@
 """The Jacobian of any module, from gradients of single outputs for single samples.
 
-Gradients `G_c [sample, param]` of output c are computed for a range of samples and multiplied at once:
-`sum_c J_c J_c^T = sum_c G_c G_c^T`. The ranges are as long as the limit on numbers in memory allows.
+This generic form is right for everything that torch can differentiate. Gradients `G_c [sample, param]` of
+output c are computed for ranges of samples, and multiplied: `sum_c J_c J_c^T = sum_c G_c G_c^T`. If they
+exceed the limit on numbers in memory, they are computed for one range of parameters after another.
+
+The fast form (`fast`) serves the parameters whose uses are recognised.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
 import torch
 
-from mpi_ntkdfl.model.jacobian import symmetric_product
+from mpi_ntkdfl.model.jacobian import add_lower_product, mirror
+from mpi_ntkdfl.model.module.fast import FastGram, OtherGraph, Piece, pieces
 from mpi_ntkdfl.model.module.function import FlatModule, chunks, vectorised
+from mpi_ntkdfl.model.module.plan import Plan
 from mpi_ntkdfl.model.params import aligned, outside
+
+LOGGER = logging.getLogger(__name__)
+
+_OTHER_GRAPH = (
+    "a kernel is computed by the slower generic form, because the network did not do the same operations "
+    "as in the trial at the start (do they depend on the data?)"
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,8 @@ class ModuleJacobian:
         inputs: torch.Tensor,
         classes: int,
         limits: Limits,
+        plan: Plan | None = None,
+        strict: bool = False,
     ) -> None:
         """Keeps the arguments; results are computed when they are needed.
 
@@ -52,9 +68,13 @@ class ModuleJacobian:
             inputs: `[sample, *shape]`.
             classes: C.
             limits: limits of the computation.
+            plan: what the fast form of the kernel serves; None for the generic form.
+            strict: whether to raise `OtherGraph` if the plan does not serve; otherwise the generic form
+                is used then.
         """
         with torch.inference_mode(False):
-            self._params, self._inputs = outside(aligned(params)), outside(inputs)
+            self._params, self._inputs = outside(aligned(params)), outside(aligned(inputs))
+        self._plan, self._strict = plan, strict
         self._function, self._classes, self._limits = function, classes, limits
         self._samples = len(inputs)
 
@@ -65,22 +85,68 @@ class ModuleJacobian:
             parts = chunks(self._samples, self._limits.at_once)
             return torch.cat([self._function(self._params, self._inputs[rows]) for rows in parts])
 
-    def trace_gram(self) -> torch.Tensor:
-        """`sum_c J_c J_c^T`, `[sample, sample]`."""
-        size = self._function.layout.size
-        # Memory holds two blocks of rows, a block and one before it, and a copy that is being made.
-        blocks = chunks(self._samples, max(self._limits.room // (3 * size), 1))
+    def trace_gram(self, directions: torch.Tensor | None = None) -> torch.Tensor:
+        """`sum_c J_c J_c^T`, `[sample, sample]`.
+
+        The parameters of the plan are served by the fast form, if the passes do what the trial did, and
+        all others by the generic form.
+
+        Args:
+            directions: `[direction, output]`: the sum is over these combinations of outputs. None for the
+                outputs themselves.
+        """
+        with torch.inference_mode(False):
+            if directions is None:
+                directions = torch.eye(self._classes).to(self._params)
+            directions = outside(directions)
+            names = list(self._function.layout.shapes)
+            if self._plan is None:
+                return self._generic_gram(names, directions)
+            room = self._limits.room
+            fast = FastGram(self._function, self._params, self._inputs, self._plan, room)
+            try:
+                total = fast.compute(directions)
+            except OtherGraph:
+                if self._strict:
+                    raise
+                LOGGER.warning("%s", _OTHER_GRAPH)
+                return self._generic_gram(names, directions)
+            return (
+                total + self._generic_gram(self._plan.rest, directions)
+                if self._plan.rest
+                else total
+            )
+
+    def _generic_gram(self, names: Sequence[str], directions: torch.Tensor) -> torch.Tensor:
+        """The part of `trace_gram` that belongs to the parameters `names`.
+
+        Each direction's gradients `[sample, entry]` are multiplied at once, or for one range of entries
+        after another.
+        """
+        sizes = dict(zip(self._function.layout.shapes, self._function.layout.sizes, strict=True))
         total = self._params.new_zeros(self._samples, self._samples)
-        every = list(self._function.layout.shapes)
-        for output in range(self._classes):
-            for index, rows in enumerate(blocks):
-                own = self._gradients(output, rows, every)
-                total[rows, rows] += symmetric_product(own)
-                for before in blocks[:index]:
-                    total[rows, before] += own @ self._gradients(output, before, every).T
-        for rows in blocks:
-            total[: rows.start, rows] = total[rows, : rows.start].T
-        return total
+        # One half is for the gradients to be multiplied, the other for those that are being computed.
+        half = self._limits.room // 2
+        groups = pieces({name: sizes[name] for name in names}, half // self._samples)
+        for direction in directions:
+            for group in groups:
+                add_lower_product(total, self._columns(direction, group, sizes))
+        return mirror(total)
+
+    def _columns(
+        self, direction: torch.Tensor, group: Sequence[Piece], sizes: Mapping[str, int]
+    ) -> torch.Tensor:
+        """Gradients of all samples in one direction, `[sample, entry]`, for the entries of `group`."""
+        names = [piece.name for piece in group]
+        computed = sum(sizes[name] for name in names)
+        first, width = group[0].entries.start, sum(piece.width for piece in group)
+        rows = chunks(self._samples, max(self._limits.room // (4 * computed), 1))
+        if len(rows) == 1 and width == computed:
+            return self._gradients(direction, rows[0], names)
+        columns = self._params.new_empty(self._samples, width)
+        for some in rows:
+            columns[some] = self._gradients(direction, some, names)[:, first : first + width]
+        return columns
 
     def transposed_product(self, residuals: torch.Tensor) -> torch.Tensor:
         """`sum_c J_c^T R_c` of `residuals` `[tau, sample, output]`: `[tau, param]`.
@@ -108,25 +174,33 @@ class ModuleJacobian:
         width = ranges[touched[-1]][1] - first
         entries = self._params.new_empty(self._samples, self._classes, stop - start)
         for rows in chunks(self._samples, max(self._limits.room // width, 1)):
-            for output in range(self._classes):
-                whole = self._gradients(output, rows, touched)
+            for output, direction in enumerate(torch.eye(self._classes).to(entries)):
+                whole = self._gradients(direction, rows, touched)
                 entries[rows, output] = whole[:, start - first : stop - first]
         return entries
 
-    def _gradients(self, output: int, rows: slice, names: list[str]) -> torch.Tensor:
-        """Flattened gradients of one output with respect to the tensors `names`, `[row, entry]`."""
+    def _gradients(
+        self, direction: torch.Tensor, rows: slice, names: Sequence[str]
+    ) -> torch.Tensor:
+        """Flattened gradients of a combination of outputs by the tensors `names`, `[row, entry]`.
+
+        Args:
+            direction: how the outputs are combined, `[output]`.
+            rows: for which samples.
+            names: the parameters.
+        """
         with torch.inference_mode(False), torch.enable_grad():
             tensors = self._function.layout.unflatten(self._params.detach())
             differentiated = {name: tensors.pop(name) for name in names}
             inputs = self._inputs[rows]
             if not self._limits.vectorised:
                 return torch.stack(
-                    [self._gradient(output, x, differentiated, tensors) for x in inputs]
+                    [self._gradient(direction, x, differentiated, tensors) for x in inputs]
                 )
 
             def value(chosen: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
                 state = {**tensors, **chosen}
-                return self._function.with_tensors(state, self._params, x[None])[0, output]
+                return self._function.with_tensors(state, self._params, x[None])[0] @ direction
 
             gradient, parts = torch.func.grad(value), []
             for some in chunks(len(inputs), self._limits.at_once):
@@ -136,7 +210,7 @@ class ModuleJacobian:
 
     def _gradient(
         self,
-        output: int,
+        direction: torch.Tensor,
         x: torch.Tensor,
         differentiated: dict[str, torch.Tensor],
         others: dict[str, torch.Tensor],
@@ -145,6 +219,6 @@ class ModuleJacobian:
         points = {name: each.detach().requires_grad_() for name, each in differentiated.items()}
         outputs = self._function.with_tensors({**others, **points}, self._params, x[None])
         gradients = torch.autograd.grad(
-            outputs[0, output], list(points.values()), allow_unused=True, materialize_grads=True
+            outputs[0] @ direction, list(points.values()), allow_unused=True, materialize_grads=True
         )
         return torch.cat([gradient.flatten() for gradient in gradients])

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl.model.levels import Inputs
-from mpi_ntkdfl.model.losses import Loss, loss_gradient
+from mpi_ntkdfl.model.losses import Loss, loss_gradient, shifted
 from mpi_ntkdfl.model.module.checks import examined
+from mpi_ntkdfl.model.module.fast import fast_numbers
 from mpi_ntkdfl.model.module.function import FlatModule, Make, chunks, made
 from mpi_ntkdfl.model.module.jacobian import Limits, ModuleJacobian
 from mpi_ntkdfl.model.module.training import ModuleTrainer
@@ -107,6 +108,11 @@ class ModuleNetwork:
         how = "" if self._facts.vectorised else ", gradients one sample at a time"
         return f"{self._label} (module of torch{how})"
 
+    @property
+    def choices(self) -> dict[str, str]:
+        """How kernels are computed: by the fast form, or by the generic one and why."""
+        return {"kernel": self._facts.kernel}
+
     def own_parameters(self) -> torch.Tensor:
         """The values of the parameters when the module was made, `[P]` float64."""
         return self._function.flat()
@@ -149,22 +155,44 @@ class ModuleNetwork:
         shares: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Gradient `[P]` of the loss, computed for one range of samples after another."""
+        return self._gradient(params, inputs, labels, loss, shares, None)
+
+    def _gradient(
+        self,
+        params: torch.Tensor,
+        inputs: torch.Tensor,
+        labels: torch.Tensor,
+        loss: Loss,
+        shares: torch.Tensor | None,
+        shift: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The same, with `shift` `[output]` added to the outputs if it is not None."""
         if shares is None:
             shares = params.new_full((len(labels),), 1 / len(labels))
         total, point = torch.zeros_like(params), aligned(params)
         for some in chunks(len(labels), self._limits.at_once):
             part = inputs[some], labels[some]
-            total.add_(loss_gradient(self._function, point, *part, loss, shares[some]))
+            network = shifted(self._function, shift)
+            total.add_(loss_gradient(network, point, *part, loss, shares[some]))
         return total
 
     def jacobian(self, params: torch.Tensor, inputs: torch.Tensor) -> ModuleJacobian:
         """The Jacobian, from gradients of single samples."""
-        return ModuleJacobian(self._function, params, inputs, self.classes, self._limits)
+        return ModuleJacobian(
+            self._function, params, inputs, self.classes, self._limits, self._facts.plan
+        )
 
-    def trainer(self, data: Sequence[Data], batch: int, epochs: int) -> ModuleTrainer:
+    def trainer(
+        self,
+        data: Sequence[Data],
+        batch: int,
+        epochs: int,
+        shifts: Sequence[torch.Tensor] = (),
+    ) -> ModuleTrainer:
         """Training by autograd."""
         together = on_gpu(data[0][0].device) and self._facts.vectorised
-        return ModuleTrainer(self._function, data, batch, epochs, _PLACES_CUDA if together else 1)
+        places = _PLACES_CUDA if together else 1
+        return ModuleTrainer(self._function, data, batch, epochs, places, shifts)
 
     def descend(
         self,
@@ -174,20 +202,25 @@ class ModuleNetwork:
         lr: float,
         taus: Sequence[int],
         loss: Loss,
+        shift: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Full-batch gradient descent by autograd: `[tau, P]`."""
         wanted = []
         for step in range(1, taus[-1] + 1):
-            params = params - lr * self.loss_gradient(params, inputs, labels, loss)
+            gradient = self._gradient(params, inputs, labels, loss, None, shift)
+            params = params - lr * gradient
             if step in taus:
                 wanted.append(params)
         return torch.stack(wanted)
 
     def memory(self, samples: int) -> int:
-        """The samples twice, the gradients of one output, and the numbers that a pass keeps for them."""
-        gradients = min(max(self._limits.room, 2 * self.layout.size), samples * self.layout.size)
+        """The samples twice, the gradients that are multiplied, and what is kept from passes."""
+        plan, room = self._facts.plan, self._limits.room
         passing = 2 * min(samples, self._limits.at_once) * self._facts.activations
-        return 2 * samples * math.prod(self.shape) + gradients + passing
+        generic = min(max(room, 2 * self.layout.size), 2 * samples * self.layout.size) + passing
+        fast = fast_numbers(plan, samples, self.classes, room) if plan else generic
+        kernel = max(fast, generic) if plan is None or plan.rest else fast
+        return 2 * samples * math.prod(self.shape) + max(kernel, passing)
 
     def training_memory(self, samples: int, batch: int, epochs: int) -> int:
         """Nothing is kept from round to round."""

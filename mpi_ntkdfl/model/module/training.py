@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from mpi_ntkdfl.model.losses import loss_gradient, sample_losses
+from mpi_ntkdfl.model.losses import loss_gradient, sample_losses, shifted
 from mpi_ntkdfl.model.module.function import FlatModule, vectorised
 from mpi_ntkdfl.model.params import outside
 from mpi_ntkdfl.model.training import Data, Layers, Orders, Pack, Rule, Sgd, SgdRule
@@ -43,18 +43,26 @@ class _Batch:
         inputs: `[client, sample, *shape]`.
         labels: `[client, sample]`.
         shares: weight of each sample's loss, `[client, sample]`; 0 for samples that only fill a batch.
+        shifts: what is added to the outputs in the loss, `[client, output]`; None for nothing.
     """
 
     inputs: torch.Tensor
     labels: torch.Tensor
     shares: torch.Tensor
+    shifts: torch.Tensor | None
 
 
 class ModuleTrainer:
     """Local steps of several clients. See `Trainer`."""
 
     def __init__(
-        self, function: FlatModule, data: Sequence[Data], batch: int, epochs: int, places: int
+        self,
+        function: FlatModule,
+        data: Sequence[Data],
+        batch: int,
+        epochs: int,
+        places: int,
+        shifts: Sequence[torch.Tensor] = (),
     ) -> None:
         """Plans the groups.
 
@@ -64,7 +72,9 @@ class ModuleTrainer:
             batch: number of samples per step.
             epochs: number of local passes per round.
             places: the most clients that take their steps together.
+            shifts: what is added to each client's outputs in its loss, `[output]`; empty for nothing.
         """
+        self._shifts = shifts
         self._function, self._data = function, data
         self._batch, self._epochs, self._places = batch, epochs, places
         self._sizes = np.array([len(labels) for _, labels in data])
@@ -121,14 +131,15 @@ class ModuleTrainer:
             labels.append(y[index])
             shares[place, : len(pick)] = 1 / len(pick)
         stacked = torch.stack(inputs)
-        return _Batch(stacked, torch.stack(labels), shares.to(stacked.device))
+        shifts = torch.stack([self._shifts[client] for client in group]) if self._shifts else None
+        return _Batch(stacked, torch.stack(labels), shares.to(stacked.device), shifts)
 
     def _gradients(self, batch: _Batch, layers: Layers) -> list[Gradients]:
         (params,) = layers
         shares = batch.shares.to(params.dtype)
         if len(params) == 1:
             gradient = loss_gradient(
-                self._function,
+                shifted(self._function, None if batch.shifts is None else batch.shifts[0]),
                 params[0],
                 batch.inputs[0],
                 batch.labels[0],
@@ -138,11 +149,18 @@ class ModuleTrainer:
             return [Gradients(gradient[None])]
 
         def value(
-            point: torch.Tensor, x: torch.Tensor, y: torch.Tensor, counts: torch.Tensor
+            point: torch.Tensor,
+            x: torch.Tensor,
+            y: torch.Tensor,
+            counts: torch.Tensor,
+            shift: torch.Tensor | None = None,
         ) -> torch.Tensor:
-            losses = sample_losses(self._function(point, x), y, "cross-entropy")
+            losses = sample_losses(shifted(self._function, shift)(point, x), y, "cross-entropy")
             return (losses * counts).sum()
 
+        given = [params, batch.inputs, batch.labels, shares]
+        if batch.shifts is not None:
+            given.append(batch.shifts)
         with torch.inference_mode(False), torch.enable_grad():
-            arguments = [outside(x) for x in (params, batch.inputs, batch.labels, shares)]
+            arguments = [outside(x) for x in given]
             return [Gradients(vectorised(torch.func.grad(value), *arguments))]

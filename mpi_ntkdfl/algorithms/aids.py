@@ -1,0 +1,91 @@
+"""Two aids that many methods share: momentum from round to round, and calibration to label skew.
+
+Momentum starts a round at Nesterov's point (Nesterov, "A method of solving a convex programming problem
+with convergence rate O(1/k^2)", 1983), with averages in the place of iterates. Calibration is logit
+adjustment (Menon et al., "Long-tail learning via logit adjustment", ICLR 2021). Zhang et al. ("Federated
+learning with label distribution skew via logits calibration", ICML 2022) use it in local training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from mpi_ntkdfl.model.losses import one_hot
+from mpi_ntkdfl.model.network import Network
+
+
+def calibration_shift(
+    labels: torch.Tensor, classes: int, calibration: float, dtype: torch.dtype
+) -> torch.Tensor | None:
+    """What is added to the outputs in the training loss: `calibration * log(share of the class)`.
+
+    Shares are (n_c + 1) / (N + C) for n_c of N samples in class c, so that no share is 0.
+
+    Args:
+        labels: of the samples in the loss, `[sample]` integers.
+        classes: C.
+        calibration: 0 for none, 1 for the full adjustment.
+        dtype: of the result.
+
+    Returns:
+        `[output]`, or None without calibration.
+    """
+    if not calibration:
+        return None
+    counts = one_hot(labels, classes, torch.float64).sum(0)
+    shares = (counts + 1) / (len(labels) + classes)
+    return shares.log().mul_(calibration).to(dtype)
+
+
+def remembered(
+    factor: float,
+    network: Network,
+    dtype: torch.dtype,
+    kept: Callable[[int], int] | None = None,
+) -> Callable[[int], int] | None:
+    """What `Needs.kept` is with momentum: one more parameter vector per client.
+
+    Args:
+        factor: of the momentum.
+        network: the model.
+        dtype: of its parameters.
+        kept: what the method keeps otherwise.
+    """
+    if not factor:
+        return kept
+    vector = network.layout.size * dtype.itemsize
+    return lambda samples: vector + (0 if kept is None else kept(samples))
+
+
+class RoundMomentum:
+    """The point `x + b (x - x')`, where x' is what x was in the round before."""
+
+    def __init__(self, factor: float, like: torch.Tensor, name: str) -> None:
+        """Remembers nothing yet.
+
+        Args:
+            factor: b; 0 for no momentum, and then nothing is remembered.
+            like: an array `[owned, param]` of the type and device of the weights.
+            name: what the state is called in checkpoints.
+        """
+        self._factor, self._name = factor, name
+        self._last = torch.zeros_like(like) if factor else None
+
+    def point(self, x: torch.Tensor, number: int) -> torch.Tensor:
+        """The point `[owned, param]` in round `number`, which is `x` itself in round 0."""
+        if self._last is None:
+            return x
+        point = x if number == 0 else torch.add(x, x - self._last, alpha=self._factor)
+        self._last = x.clone()
+        return point
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What x was in the last round, `[owned, param]`."""
+        return {} if self._last is None else {self._name: self._last}
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Takes back what `state` returned."""
+        if self._last is not None:
+            self._last = state[self._name].to(self._last)

@@ -1,0 +1,200 @@
+"""The kernel of a module from the uses of its parameters, by one backward pass per output.
+
+For each output, autograd computes the signals: gradients with respect to the results of operations, for
+all samples of a batch together. The gradients of single samples follow from them (`uses`). Two forms turn
+them into `sum_c J_c J_c^T`:
+
+* A linear map at one place per sample has inputs a `[sample, in]` and signals s_c `[sample, out]`. It
+  needs no gradients: its part is `(a a^T) * sum_c s_c s_c^T`, and `a a^T + 1` together with its bias.
+* All others are multiplied: `sum_c G_c G_c^T` with gradients G_c `[sample, entry]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+
+from mpi_ntkdfl.model.jacobian import add_lower_product, mirror
+from mpi_ntkdfl.model.module.function import FlatModule, chunks
+from mpi_ntkdfl.model.module.plan import Pass, Plan
+from mpi_ntkdfl.model.module.uses import linear_inputs
+from mpi_ntkdfl.runtime.device import on_gpu
+
+_BATCH_NUMBERS = 2**24
+"""Most numbers of a batch on a CPU: 64 MiB in float32, enough to share the cost of the calls."""
+
+
+class OtherGraph(Exception):
+    """A pass did not do what the trial did, for example because its operations depend on the data."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some entries of a parameter's gradient.
+
+    Attributes:
+        name: the parameter.
+        entries: which of its entries.
+    """
+
+    name: str
+    entries: slice
+
+    @property
+    def width(self) -> int:
+        """How many entries."""
+        width: int = self.entries.stop - self.entries.start
+        return width
+
+
+def pieces(sizes: dict[str, int], most: int) -> list[list[Piece]]:
+    """Groups of parameters with at most `most` entries per group; only larger parameters are cut."""
+    groups: list[list[Piece]] = [[]]
+    for name, size in sizes.items():
+        filled = sum(piece.width for piece in groups[-1])
+        if filled and filled + size > most:
+            groups.append([])
+        parts = [Piece(name, entries) for entries in chunks(size, max(most, 1))]
+        groups[-1].append(parts[0])
+        groups += [[part] for part in parts[1:]]
+    return groups
+
+
+def fast_numbers(plan: Plan, samples: int, outputs: int, room: int) -> int:
+    """How many numbers `FastGram` holds at most, beside the samples, on a CPU.
+
+    Args:
+        plan: of the trial.
+        samples: N.
+        outputs: number of directions.
+        room: limit on the numbers of gradients.
+    """
+    gradients = min(room, samples * outputs * sum(plan.multiplied.values()))
+    per_sample = plan.activations + outputs * plan.signals
+    batch = min(max(min(room, _BATCH_NUMBERS), per_sample), samples * per_sample)
+    squares = (1 + 2 * len(plan.linear)) * samples * samples
+    return gradients + batch + squares
+
+
+def sum_of(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The sum of one or more tensors."""
+    return reduce(torch.add, tensors)
+
+
+class _Linear:
+    """A linear map at one place per sample: `(a a^T) * sum_c s_c s_c^T`."""
+
+    def __init__(self, like: torch.Tensor, samples: int, with_bias: bool) -> None:
+        """Starts the sum over outputs."""
+        self._signals = like.new_zeros(samples, samples)
+        self._inputs: dict[int, torch.Tensor] = {}
+        self._with_bias = with_bias
+
+    def set_inputs(self, rows: slice, inputs: torch.Tensor) -> None:
+        """Keeps the inputs `[row, in]` of a batch, which are the same for all outputs."""
+        self._inputs[rows.start] = inputs.detach()
+
+    def add_signals(self, signals: torch.Tensor) -> None:
+        """Adds the outputs' `signals` `[sample, output * out]` of all samples."""
+        add_lower_product(self._signals, signals)
+
+    def add_to(self, total: torch.Tensor) -> None:
+        """Adds this part of the kernel to the lower triangle of `total`."""
+        gram = torch.full_like(total, float(self._with_bias))
+        add_lower_product(gram, torch.cat(list(self._inputs.values())))
+        total.addcmul_(gram, self._signals)
+
+
+class FastGram:
+    """Computes the part of `sum_c J_c J_c^T` that belongs to a plan's parameters."""
+
+    def __init__(
+        self,
+        function: FlatModule,
+        params: torch.Tensor,
+        inputs: torch.Tensor,
+        plan: Plan,
+        room: int,
+    ) -> None:
+        """Keeps the arguments.
+
+        Args:
+            function: the module.
+            params: `[P]`.
+            inputs: `[sample, *shape]`.
+            plan: of the trial.
+            room: how many numbers of gradients to hold at once.
+        """
+        self._function, self._params, self._inputs = function, params, inputs
+        self._plan, self._room = plan, room
+        self._samples = len(inputs)
+
+    @torch.no_grad()
+    def compute(self, directions: torch.Tensor) -> torch.Tensor:
+        """The sum over `directions` `[direction, output]`, which are unit vectors for all outputs.
+
+        Raises:
+            OtherGraph: if a pass does not do what the trial did.
+        """
+        plan, samples = self._plan, self._samples
+        total = self._params.new_zeros(samples, samples)
+        linear = {
+            name: _Linear(total, samples, with_bias) for name, with_bias in plan.linear.items()
+        }
+        width = max(sum(plan.multiplied.values()), 1)
+        most = max(self._room // (samples * width), 1)
+        at_once = -(-len(directions) // -(-len(directions) // most))
+        groups = pieces(dict(plan.multiplied), self._room // (samples * at_once))
+        for some in chunks(len(directions), at_once):
+            for number, group in enumerate(groups):
+                self._add(total, directions[some], group, {} if number else linear)
+        for part in linear.values():
+            part.add_to(total)
+        return mirror(total)
+
+    def _add(
+        self,
+        total: torch.Tensor,
+        directions: torch.Tensor,
+        group: Sequence[Piece],
+        linear: dict[str, _Linear],
+    ) -> None:
+        """Adds the products of a group's gradients to `total`, and signals to `linear`."""
+        count = len(directions)
+        gradients = total.new_empty(self._samples, count * sum(piece.width for piece in group))
+        signals: dict[str, list[torch.Tensor]] = {name: [] for name in linear}
+        for rows, done in self._passes(count):
+            consumers = done.consumers([*linear, *(piece.name for piece in group)])
+            uses = {
+                name: done.uses(name, each, self._plan.orders) for name, each in consumers.items()
+            }
+            places = sorted({use.place for each in uses.values() for use in each})
+            by_output = [done.signals(places, direction) for direction in directions]
+            at = dict(zip(places, zip(*by_output, strict=True), strict=True))
+            for name, part in linear.items():
+                (use,) = uses[name]
+                signals[name].append(torch.cat(at[use.place], 1))
+                part.set_inputs(rows, linear_inputs(use))
+            column = 0
+            for piece in group:
+                whole = sum_of(use.gradients(at[use.place]) for use in uses[piece.name])
+                entries = slice(count * piece.entries.start, count * piece.entries.stop)
+                stop = column + count * piece.width
+                gradients[rows, column:stop] = whole[:, entries]
+                column = stop
+        add_lower_product(total, gradients)
+        for name, part in linear.items():
+            part.add_signals(torch.cat(signals[name]))
+
+    def _passes(self, outputs: int) -> Iterator[tuple[slice, Pass]]:
+        """The forward passes of all batches, for the signals of that many outputs."""
+        per_sample = self._plan.activations + outputs * self._plan.signals
+        limit = self._room if on_gpu(self._params.device) else min(self._room, _BATCH_NUMBERS)
+        for rows in chunks(self._samples, max(limit // per_sample, 1)):
+            done = Pass(self._function, self._params, self._inputs[rows])
+            if not self._plan.serves(done.graph, done.samples):
+                raise OtherGraph
+            yield rows, done

@@ -1,0 +1,69 @@
+"""Whether the fast form of a module's kernel may be used: it is compared with the generic form."""
+
+from __future__ import annotations
+
+import torch
+
+from mpi_ntkdfl.model.module.fast import OtherGraph
+from mpi_ntkdfl.model.module.function import FlatModule
+from mpi_ntkdfl.model.module.jacobian import Limits, ModuleJacobian
+from mpi_ntkdfl.model.module.plan import Plan, planned
+
+_TOLERANCE = 1e-9
+"""Largest difference, relative to the largest entry of the kernel, in float64."""
+
+
+def right_plan(
+    function: FlatModule,
+    params: torch.Tensor,
+    inputs: torch.Tensor,
+    gram: torch.Tensor,
+    activations: int,
+    vectorised: bool,
+) -> tuple[Plan | None, str]:
+    """What the fast form of the kernel serves, and a sentence about it.
+
+    The fast form must give the same kernel as the generic form, also for half of the samples.
+
+    Args:
+        function: the module.
+        params: `[P]` float64.
+        inputs: samples for the trial, `[sample, *shape]`.
+        gram: `sum_c J_c J_c^T` `[sample, sample]` by the generic form.
+        activations: how many numbers autograd keeps from a pass of one sample.
+        vectorised: whether torch computes gradients of several samples together.
+    """
+    try:
+        plan = planned(function, params, inputs, activations)
+        if not plan.pays:
+            return None, f"generic: there is no fast form for the use of {', '.join(plan.rest[:3])}"
+        for samples in (len(inputs), -(-len(inputs) // 2)):
+            part = gram[:samples, :samples]
+            error = _error(function, params, inputs[:samples], part, plan, vectorised)
+            if not error <= _TOLERANCE:
+                return None, f"generic: the fast form failed its check, its error was {error:.0e}"
+    except OtherGraph:
+        return None, "generic: the operations depend on the number of samples"
+    except Exception as failure:  # torch may change what it keeps in its graph
+        reason = str(failure).strip().split("\n")[0]
+        return None, f"generic: the fast form failed ({type(failure).__name__}: {reason})"
+    generic = f", generic for {', '.join(plan.rest[:3])}" if plan.rest else ""
+    return plan, f"fast{generic}"
+
+
+def _error(
+    function: FlatModule,
+    params: torch.Tensor,
+    inputs: torch.Tensor,
+    gram: torch.Tensor,
+    plan: Plan,
+    vectorised: bool,
+) -> float:
+    """The largest error of the kernel by the plan, relative to the largest entry of `gram`.
+
+    Raises:
+        OtherGraph: if a pass of these samples does not do what the trial did.
+    """
+    limits = Limits(room=2**25, at_once=len(inputs), vectorised=vectorised)
+    jacobian = ModuleJacobian(function, params, inputs, plan.classes, limits, plan, strict=True)
+    return float((jacobian.trace_gram() - gram).abs().max() / gram.abs().max().clamp(min=1e-300))

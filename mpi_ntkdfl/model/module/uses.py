@@ -1,0 +1,284 @@
+"""Gradients of single samples for the operations in which networks use most of their parameters.
+
+A *signal* is the gradient of one output with respect to the result of an operation, for all samples of a
+batch at once. Each operation's function takes the signals of k outputs and returns the gradients of every
+sample, `[sample, k * entry]`. Only inner products of gradients are needed. So the order of the entries is
+free, but it is the same for all samples.
+
+An operation is recognised by the name of its node in autograd's graph and by which of its inputs the
+parameter is. A parameter that is used in any other way is left to the generic form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+
+import torch
+
+from mpi_ntkdfl.model.module.graph import Consumer, Graph, Node, Shape
+
+
+class Order(Enum):
+    """Which entries of an array belong to which sample, for B samples with T entries each."""
+
+    FIRST = "axis 0 has B T entries; those of a sample follow each other"
+    LAST = "axis 0 has T B entries; those of the same place follow each other"
+    SECOND = "axis 0 has T entries, axis 1 has B"
+
+    def fits(self, shape: Shape, samples: int) -> bool:
+        """Whether an array of this shape can be in this order."""
+        if self is Order.SECOND:
+            return len(shape) > 2 and shape[1] == samples
+        return len(shape) > 1 and shape[0] % samples == 0
+
+    def by_sample(self, tensor: torch.Tensor, samples: int) -> torch.Tensor:
+        """`tensor` as `[sample, T, ...]`."""
+        if self is Order.SECOND:
+            return tensor.transpose(0, 1)
+        if self is Order.LAST:
+            return tensor.reshape(-1, samples, *tensor.shape[1:]).transpose(0, 1)
+        return tensor.reshape(samples, -1, *tensor.shape[1:])
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of a parameter in a graph.
+
+    Attributes:
+        node: the node.
+        place: the node's number in the graph.
+        order: to which samples the entries of its output belong.
+        samples: B.
+        shape: shape of the parameter where it enters the node, after views.
+        gradient: computes the gradients of single samples `[sample, k * entry]` from k signals.
+        linear: whether it is a product of `[sample, in]` with the parameter, at one place per sample.
+    """
+
+    node: Node
+    place: int
+    order: Order
+    samples: int
+    shape: Shape
+    gradient: Callable[[Use, Sequence[torch.Tensor]], torch.Tensor]
+    linear: bool = False
+
+    def gradients(self, signals: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The gradients of single samples from the signals at `node`, `[sample, k * entry]`."""
+        return self.gradient(self, signals)
+
+    def other_numbers(self, graph: Graph) -> int:
+        """How many numbers the patches of one sample have, for a convolution."""
+        if self.gradient is not _convolution:
+            return 0
+        groups: int = self.node._saved_groups
+        return groups * math.prod((*self.shape[1:], *graph.shape(self.place)[2:]))
+
+    def ordered(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor` as `[sample, T, ...]`."""
+        return self.order.by_sample(tensor, self.samples)
+
+
+def use_of(
+    graph: Graph, consumer: Consumer, order: Order, samples: int, shape: Shape
+) -> Use | None:
+    """The use that `consumer` is, of a parameter with `shape`; None if it is not recognised."""
+    node, step = graph.nodes[consumer.place], graph.steps[consumer.place]
+    rule = _RULES.get((step.operation, consumer.edge))
+    if rule is None or not order.fits(graph.shape(consumer.place), samples):
+        return None
+    entering = consumer.views[-1][1] if consumer.views else shape
+    output = graph.shape(consumer.place)
+    one_place = output[0] == samples
+    use = Use(
+        node=node,
+        place=consumer.place,
+        order=order,
+        samples=samples,
+        shape=entering,
+        gradient=rule.gradient,
+        linear=one_place and rule.gradient in (_linear_mm, _linear_addmm),
+    )
+    return use if rule.fits(use, output) else None
+
+
+def linear_inputs(use: Use) -> torch.Tensor:
+    """The other factor `[sample, in]` of a use that is `linear`."""
+    saved = "_saved_mat1" if use.gradient is _linear_addmm else "_saved_self"
+    inputs: torch.Tensor = getattr(use.node, saved)
+    return inputs
+
+
+# ------------------------------------------------------------------------------------ matrix products
+
+
+def _linear(inputs: torch.Tensor, use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
+    """`sum_t a_t s_t^T` of inputs a `[sample, T, in]` and signals s `[sample, T, out]`."""
+    a = use.ordered(inputs)
+    s = torch.stack([use.ordered(signal) for signal in signals], 2).flatten(2)
+    return torch.bmm(a.transpose(1, 2), s).flatten(1)
+
+
+def _linear_addmm(use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
+    return _linear(use.node._saved_mat1, use, signals)
+
+
+def _linear_mm(use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
+    return _linear(use.node._saved_self, use, signals)
+
+
+def _convolution(use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
+    """As `_linear`, with the patches that the kernel sees; by groups of channels."""
+    node, samples, groups = use.node, use.samples, use.node._saved_groups
+    images, flat = node._saved_input, len(use.shape) == 3
+    stride, padding, dilation = (
+        tuple(getattr(node, f"_saved_{name}")) for name in ("stride", "padding", "dilation")
+    )
+    kernel = tuple(use.shape[2:])
+    if flat:
+        images, kernel = images.unsqueeze(2), (1, *kernel)
+        stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
+    patches = torch.nn.functional.unfold(images, kernel, dilation, padding, stride)
+    s = torch.stack([signal.flatten(2) for signal in signals], 1)
+    if groups == 1:
+        return torch.bmm(s.flatten(1, 2), patches.transpose(1, 2)).flatten(1)
+    count, places = s.shape[1], s.shape[-1]
+    s = s.view(samples, count, groups, -1, places).transpose(1, 2)
+    s = s.reshape(samples * groups, -1, places)
+    patches = patches.reshape(samples * groups, -1, places)
+    return torch.bmm(s, patches.transpose(1, 2)).view(samples, -1)
+
+
+def _embedding(use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The signals of the places that read a row, added up per row."""
+    node, samples, rows = use.node, use.samples, use.shape[0]
+    s = torch.stack([use.ordered(signal).flatten(1, -2) for signal in signals], 2)
+    index = use.ordered(node._saved_indices.unsqueeze(-1)).reshape(samples, -1)
+    if 0 <= node._saved_padding_idx < rows:
+        s = s * (index != node._saved_padding_idx)[..., None, None]
+    index = index + rows * torch.arange(samples, device=index.device)[:, None]
+    total = s.new_zeros(samples * rows, s[0, 0].numel())
+    return total.index_add_(0, index.flatten(), s.flatten(0, 1).flatten(1)).view(samples, -1)
+
+
+# ------------------------------------------------------------------------------------ entry by entry
+
+
+def _reduced(use: Use, tensor: torch.Tensor) -> torch.Tensor:
+    """Adds up the entries of each sample that a broadcast parameter was copied to: `[sample, entry]`."""
+    own = use.ordered(tensor)
+    target = _target(use, tensor.dim())
+    assert target is not None
+    axes = [axis for axis, size in enumerate(target, 1) if size == 1 and own.shape[axis] != 1]
+    return (own.sum(axes) if axes else own).flatten(1)
+
+
+def _target(use: Use, dimensions: int) -> Shape | None:
+    """Shape of one sample's gradient, with the axis of places first; None if samples share no entry."""
+    if len(use.shape) > dimensions:
+        return None
+    padded = (1,) * (dimensions - len(use.shape)) + use.shape
+    axis = 1 if use.order is Order.SECOND else 0
+    if padded[axis] != 1:
+        return None
+    return (padded[0], *padded[2:]) if axis else padded
+
+
+def _added(use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([_reduced(use, signal) for signal in signals], 1)
+
+
+def _times(factor: torch.Tensor, use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([_reduced(use, signal * factor) for signal in signals], 1)
+
+
+def _times_saved(name: str, use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
+    return _times(getattr(use.node, name), use, signals)
+
+
+def _layer_norm(use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
+    node = use.node
+    return _times((node._saved_input - node._saved_result1) * node._saved_result2, use, signals)
+
+
+def _channels(use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Sums over the places of each channel, the axis 1."""
+    return torch.cat([signal.flatten(2).sum(2) for signal in signals], 1)
+
+
+def _group_norm(use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
+    node = use.node
+    x = node._saved_input
+    groups = x.reshape(use.samples, node._saved_group, -1)
+    mean, deviation = (
+        each.view(*groups.shape[:2], 1) for each in (node._saved_result1, node._saved_result2)
+    )
+    normal = ((groups - mean) * deviation).view(x.shape)
+    return _channels(use, [signal * normal for signal in signals])
+
+
+# ---------------------------------------------------------------------------------------------- rules
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """How to compute gradients for one input of an operation, and when this is right."""
+
+    gradient: Callable[[Use, Sequence[torch.Tensor]], torch.Tensor]
+    fits: Callable[[Use, Shape], bool]
+
+
+def _always(use: Use, output: Shape) -> bool:
+    return True
+
+
+def _unscaled(use: Use, output: Shape) -> bool:
+    return bool(use.node._saved_alpha == 1)
+
+
+def _bias_of_rows(use: Use, output: Shape) -> bool:
+    return use.node._saved_beta == 1 and use.shape[-1] == output[-1] and _broadcast(use, output)
+
+
+def _broadcast(use: Use, output: Shape) -> bool:
+    return _target(use, len(output)) is not None
+
+
+def _added_whole(use: Use, output: Shape) -> bool:
+    return use.node._saved_alpha == 1 and _broadcast(use, output)
+
+
+def _images(use: Use, output: Shape) -> bool:
+    """One sample per image, and one or two axes of places."""
+    node = use.node
+    return not node._saved_transposed and len(output) in (3, 4) and _one_each(use, output)
+
+
+def _one_each(use: Use, output: Shape) -> bool:
+    return use.order is Order.FIRST and output[0] == use.samples
+
+
+def _plain_table(use: Use, output: Shape) -> bool:
+    return not use.node._saved_scale_grad_by_freq
+
+
+_RULES = {
+    ("AddmmBackward0", 0): _Rule(_added, _bias_of_rows),
+    ("AddmmBackward0", 2): _Rule(_linear_addmm, _unscaled),
+    ("MmBackward0", 1): _Rule(_linear_mm, _always),
+    ("ConvolutionBackward0", 1): _Rule(_convolution, _images),
+    ("ConvolutionBackward0", 2): _Rule(_channels, _images),
+    ("NativeGroupNormBackward0", 1): _Rule(_group_norm, _one_each),
+    ("NativeGroupNormBackward0", 2): _Rule(_channels, _one_each),
+    ("NativeLayerNormBackward0", 1): _Rule(_layer_norm, _broadcast),
+    ("NativeLayerNormBackward0", 2): _Rule(_added, _broadcast),
+    ("AddBackward0", 0): _Rule(_added, _broadcast),
+    ("AddBackward0", 1): _Rule(_added, _added_whole),
+    ("ExpandBackward0", 0): _Rule(_added, _broadcast),
+    ("MulBackward0", 0): _Rule(partial(_times_saved, "_saved_other"), _broadcast),
+    ("MulBackward0", 1): _Rule(partial(_times_saved, "_saved_self"), _broadcast),
+    ("EmbeddingBackward0", 0): _Rule(_embedding, _plain_table),
+}

@@ -1,0 +1,83 @@
+"""The kernels of many small modules against a plain loop of autograd: exact, or refused with a reason."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import mpi_ntkdfl as nd
+from mpi_ntkdfl.model.module.function import FlatModule
+from mpi_ntkdfl.model.module.jacobian import Limits, ModuleJacobian
+from mpi_ntkdfl.model.module.plan import planned
+from mpi_ntkdfl.runtime.errors import InputError
+from tests import oracle
+from tests.module_table import MODULES, REFUSED, TOKENS
+
+SAMPLES = 9
+
+
+def made(factory, shape, dtype=torch.float64):
+    """A module with noise on its parameters, and inputs."""
+    torch.manual_seed(5)
+    module = factory().to(dtype)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return module, draw(shape, dtype)
+
+
+def draw(shape, dtype):
+    if shape is TOKENS:
+        return torch.randint(3, (SAMPLES, *shape))
+    return torch.randn(SAMPLES, *shape, dtype=dtype)
+
+
+def entries(module, inputs):
+    params = torch.cat([p.detach().reshape(-1) for p in module.parameters() if p.requires_grad])
+    return oracle.module_jacobian(module, params, inputs)
+
+
+def close(found, wanted, tolerance):
+    assert found.shape == wanted.shape
+    assert (found.detach() - wanted).abs().max() <= tolerance * wanted.abs().max()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_kernels_of_modules_are_those_of_autograd(name):
+    module, inputs = made(*MODULES[name])
+    wanted = entries(module, inputs)
+    before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
+    operator = nd.jacobian(module, inputs)
+    close(operator.trace_gram() / 3, oracle.kernel(wanted), 1e-10)
+    residuals = torch.randn(2, SAMPLES, 3, dtype=torch.float64)
+    product = torch.einsum("ncp,tnc->tp", wanted, residuals)
+    close(operator.transposed_product(residuals), product, 1e-10)
+    close(operator.dense(), wanted, 1e-10)
+    after = module.state_dict()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in after.items())
+    single = inputs if MODULES[name][1] is TOKENS else inputs.float()
+    close(nd.kernel(module.float(), single).double(), oracle.kernel(wanted), 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODULES)
+def test_the_fast_form_is_right_without_its_check(name):
+    """In slices of samples, outputs and entries as well."""
+    module, inputs = made(*MODULES[name])
+    function = FlatModule(module)
+    wanted = 3 * oracle.kernel(entries(module, inputs))
+    plan = planned(function, function.flat(), inputs[:8], activations=100)
+    directions = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q
+    for room in (2**20, 300):
+        limits = Limits(room, SAMPLES, vectorised=False)
+        for rotated in (None, directions):
+            operator = ModuleJacobian(function, function.flat(), inputs, 3, limits, plan)
+            close(operator.trace_gram(rotated), wanted, 1e-10)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_other_modules_are_refused_with_the_way_out(name):
+    factory, shape, message = REFUSED[name]
+    module, inputs = factory(), draw(shape, torch.float32)
+    with pytest.raises(InputError, match=f"({message}).*; "):
+        nd.kernel(module, inputs)
