@@ -88,6 +88,7 @@ ALL = [
     "deviation",
     "dynamics",
     "heterogeneity",
+    "hospitals",
     "selection",
     "sparsity",
 ]

@@ -115,7 +115,8 @@ def _points(ax: Axes, line: Series, look: LineStyle, number: int, of: int) -> Ar
     x = line.x + 0.6 * ((number + 0.5) / of - 0.5)
     spread = np.nan_to_num(line.sd)
     ax.vlines(x, line.mean - spread, line.mean + spread, color=look.color, linewidth=0.8)
-    (drawn,) = ax.plot(x, line.mean, look.marker, color=look.color, markersize=4)
+    (drawn,) = ax.plot(x, line.mean, **style.arguments(look))
+    drawn.set_linestyle("")
     return drawn
 
 

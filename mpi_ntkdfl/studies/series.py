@@ -147,6 +147,8 @@ def _sites(results: Results, figure: Figure) -> list[Panel]:
         for name in figure.y:
             lines: list[Series] = []
             x, y = Axis("site", ""), Axis.of(METRICS[name])
+            # The mean is what tables show; here every site stands for itself.
+            y = replace(y, label=y.label.partition(", mean ")[0])
             for cell in (each for each in cells if each.has(name)):
                 names = cell.finished[0].site_names
                 last = cell.rounds()[-1:]
