@@ -91,9 +91,17 @@ def formula(self: HTML5Translator, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def examples_as_code(_app: Sphinx, _context: object, lines: list[str]) -> None:
+    """Shows the examples below a command's help as code; `*` would otherwise begin emphasised text."""
+    commands = [line.lstrip("| ").strip() for line in lines]
+    commands = [line for line in commands if line and line != "Examples:"]
+    lines[:] = ["Examples::", "", *(f"    {line}" for line in commands), ""] if commands else []
+
+
 def setup(app: Sphinx) -> None:
     """Registers what the pages use beside the extensions."""
     app.add_directive("settings", Settings)
     app.add_html_math_renderer("mathml", (inline_formula, None), (formula, None))
     app.connect("source-read", point_into_the_site)
     app.connect("include-read", point_into_the_site)
+    app.connect("sphinx-click-process-epilog", examples_as_code)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -26,12 +27,25 @@ from mpi_ntkdfl.runtime.clock import Clock
 from mpi_ntkdfl.runtime.stopping import SIGNALS
 from mpi_ntkdfl.topology.placement import Placement
 
-# Examples are timed by nobody: machines are shared and noisy.
+# No deadline per example, because machines are shared and noisy.
 hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=35)
 hypothesis.settings.load_profile("untimed")
 # Threads that wait for each other make small operations slower by orders of magnitude.
 torch.set_num_threads(1)
 _HANDLERS = {number: signal.getsignal(number) for number in SIGNALS}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The quick part (`-m "not slow"`) draws a third of the examples."""
+    if "not slow" in config.option.markexpr:
+        hypothesis.settings.load_profile("quick")
+
+
+def examples(count: int, **options: Any) -> hypothesis.settings:
+    """Settings for `count` drawn examples, of which the quick part takes about a third."""
+    fraction = hypothesis.settings.default.max_examples / 100
+    return hypothesis.settings(max_examples=max(1, round(count * fraction)), **options)
 
 
 def pytest_runtest_setup() -> None:

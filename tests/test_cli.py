@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from mpi_ntkdfl import __version__, presets
@@ -31,7 +31,7 @@ from mpi_ntkdfl.model.mlp import MLP
 from mpi_ntkdfl.runtime.clock import PHASES
 from mpi_ntkdfl.runtime.yaml_text import read_yaml
 from tests import children
-from tests.conftest import environment
+from tests.conftest import environment, examples
 from tests.test_record import finished_run
 
 TINY = {
@@ -389,7 +389,7 @@ LOCAL_NAMES = st.text(
 """Words that may name a file to write, so nothing outside the working folder."""
 
 
-@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(250, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     first=st.sampled_from(OFFLINE),
     rest=st.lists(st.sampled_from(OTHER_WORDS) | LOCAL_NAMES, max_size=5),

@@ -4,13 +4,14 @@ import time
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mpi_ntkdfl import config, presets
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.yaml_text import read_yaml, write_yaml
+from tests.conftest import examples
 
 
 def parsed(*layers):
@@ -478,7 +479,7 @@ CONFIGS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(raw=CONFIGS)
 def test_round_trip_through_yaml(raw):
     first = parsed(raw)
@@ -532,14 +533,14 @@ def config_or_input_error(make):
         assert str(error)
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(text=snippets | st.text(max_size=40))
 def test_any_text_as_a_value(text):
     config_or_input_error(lambda: from_text("", f"rounds={text}"))
     config_or_input_error(lambda: from_text("", text))
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(content=st.binary(max_size=40) | (snippets | st.text(max_size=40)).map(str.encode))
 def test_any_bytes_as_a_file(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
@@ -547,7 +548,7 @@ def test_any_bytes_as_a_file(tmp_path_factory, content):
     config_or_input_error(lambda: parsed(*presets.read_source(str(path))))
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(below=st.dictionaries(st.sampled_from(KEYS.split()), trees, max_size=4), above=trees)
 def test_any_tree_as_layers(below, above):
     layers = [below, *([above] if isinstance(above, dict) else [])]

@@ -24,7 +24,7 @@ RUN = [page for page in pages.PAGES if pages.name(page) not in pages.NOT_HERE]
 RUN = [page for page in RUN if any(b.language in ("sh", "python") for b in pages.blocks(page))]
 QUICK = ("own-data", "records", "same-bits")
 SMALLER = {
-    "quickstart": ("clients=8", "topology.degree=3", "partition.samples=20", "rounds=2"),
+    "quickstart": ("clients=8", "topology.degree=3", "partition.samples=20", "rounds=1"),
     "clinic.yaml": ("rounds=2",),
     "convnet.yaml": ("rounds=1", "partition.samples=20"),
     "mine.yaml": ("rounds=1", "clients=6"),

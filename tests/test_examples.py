@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import ROOT, find_mpirun
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-QUICK = ("own_data", "kernel_spectrum")
+QUICK = ("own_data",)
 
 
 def head(example) -> str:

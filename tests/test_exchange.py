@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mpi_ntkdfl.algorithms.ntk_dfl import NtkDfl, NtkDflSettings
@@ -29,7 +29,7 @@ from mpi_ntkdfl.model.params import ALIGNMENT, aligned
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.placement import Placement
 from mpi_ntkdfl.topology.schedule import Schedule
-from tests.conftest import make_federation, random_weights
+from tests.conftest import examples, make_federation, random_weights
 
 WORK = WorkingSet(MLP((6, 5, 3)), taus=2, itemsize=8)
 
@@ -97,7 +97,7 @@ def test_aligned_copies_only_what_is_off_a_cache_line():
 # --------------------------------------------------------------------------------------------- waves
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.integers(7, 40), st.integers(1, 6), st.integers(1, 200_000), st.integers(0, 10))
 def test_waves_cover_every_client_once_within_the_limit(clients, ranks, limit, seed):
     graph = Schedule(RegularTopology(kind="regular", degree=4), clients, seed).graph(0)

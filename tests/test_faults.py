@@ -22,6 +22,7 @@ from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.cli import run as cli_run
 from mpi_ntkdfl.data import partition
 from mpi_ntkdfl.runtime import stopping
+from mpi_ntkdfl.storage import lock
 from mpi_ntkdfl.storage.checkpoint import Checkpoint
 from mpi_ntkdfl.storage.outputs import Outputs
 from tests.children import (
@@ -84,7 +85,7 @@ def test_one_run_at_a_time_and_show_tells_which(path, whole):
         before = files(path.parent)
         who = f"process {first.pid} on {socket.gethostname()}"
         for flags in ((), ("--resume",), ("--overwrite",)):
-            refused = run(path, *flags)
+            refused = run(path, *flags, before=lambda: setattr(lock, "_PATIENCE", 0.1))
             assert_refused(refused, f"another run is writing {path} ({who}); wait for its end")
         assert files(path.parent) == before
         assert f"running: 1 of 3 rounds done, by {who}" in show(path)

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from mpi_ntkdfl.model.mlp import MLP
@@ -27,6 +27,7 @@ from tests.children import (
     run,
     run_words,
 )
+from tests.conftest import examples
 
 LIMIT = 20
 """Seconds; what takes longer hangs."""
@@ -34,10 +35,10 @@ LIMIT = 20
 pytestmark = pytest.mark.usefixtures("quick_starts")
 
 
-def examples(count):
+def some(count):
     """Every example may begin with the files of the one before; shrinking would take minutes."""
-    return settings(
-        max_examples=count,
+    return examples(
+        count,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
         derandomize=True,
     )
@@ -90,7 +91,7 @@ DAMAGE = {
 }
 
 
-@examples(50)
+@some(50)
 @given(name=st.sampled_from(["run.h5", "run.ckpt.h5"]), **DAMAGE)
 def test_damaged_outputs_are_shown_or_refused(tmp_path, stopped, name, how, places, seed):
     content = stopped[0] | {
@@ -106,7 +107,7 @@ def test_damaged_outputs_are_shown_or_refused(tmp_path, stopped, name, how, plac
     assert files(tmp_path) == content
 
 
-@examples(40)
+@some(40)
 @given(
     names=st.sampled_from([["run.h5"], ["run.ckpt.h5"], ["run.ckpt.h5", "run.ckpt-1.h5"]]), **DAMAGE
 )
@@ -154,7 +155,7 @@ def save_graph(path):
     return f"topology={{kind: file, path: {path}}}"
 
 
-@examples(30)
+@some(30)
 @given(save=st.sampled_from([save_partition, save_weights, save_graph]), **DAMAGE)
 def test_damaged_input_is_checked_or_refused(tmp_path, save, how, places, seed):
     path = tmp_path / "file"
@@ -199,7 +200,7 @@ FLAGS = st.sampled_from(["--resume", "--overwrite", "-q", "--resume=1", "--follo
 SETTINGS = st.builds("{}={}".format, KEYS, VALUES)
 
 
-@examples(50)
+@some(50)
 @given(flags=st.lists(FLAGS, max_size=2), sets=st.lists(SETTINGS, min_size=1, max_size=3))
 def test_any_words_to_run(tmp_path, monkeypatch, stopped, flags, sets):
     """On top of a run that was interrupted; refused words change nothing."""
@@ -212,7 +213,7 @@ def test_any_words_to_run(tmp_path, monkeypatch, stopped, flags, sets):
     assert not Outputs(tmp_path / "run.h5").lock.exists()
 
 
-@examples(30)
+@some(30)
 @given(
     text=st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
     | st.lists(SETTINGS.map(lambda each: each.replace("=", ": ")), max_size=3).map("\n".join)

@@ -7,7 +7,7 @@ import json
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
@@ -16,7 +16,7 @@ from mpi_ntkdfl.config import dataset_settings
 from mpi_ntkdfl.data import sources
 from mpi_ntkdfl.metrics import METRICS
 from mpi_ntkdfl.model import two_classes
-from tests.conftest import MANY
+from tests.conftest import MANY, examples
 from tests.test_cli import answer
 
 SITES = ("cleveland", "hungary", "switzerland", "va")
@@ -67,7 +67,7 @@ def test_the_licence_stands_beside_the_table():
 # ------------------------------------------------------------------------------------ two classes
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=1, max_size=40))
 def test_measures_of_two_classes_are_those_of_scikit_learn(pairs):
     chance = np.array([number / 8 for number, _ in pairs])

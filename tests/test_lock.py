@@ -162,7 +162,11 @@ def test_a_run_whose_lock_is_no_longer_its_own_stops_and_touches_nothing(path, r
             write_claim(path, ELSEWHERE)
         seen.write_text(repr(files(path.parent)))
 
-    ended = run(path, before=after_round(1, take_over))
+    def install():
+        impatient()
+        after_round(1, take_over)()
+
+    ended = run(path, before=install)
     assert ended.code == 1
     assert f"{path} no longer belongs to this run" in ended.err
     assert "Traceback" not in ended.err

@@ -3,6 +3,7 @@
 import itertools
 import re
 
+import h5py
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -283,3 +284,51 @@ def test_nothing_to_draw(tmp_path):
     found = complaint("plot", record, "-o", tmp_path / "a.pdf", "--y", "client-accuracy")
     assert "no client-accuracy to draw" in found
     assert not (tmp_path / "a.pdf").exists()
+
+
+# ------------------------------------------------------------------------- ticks, markers, percentiles
+
+
+def texts_overlap(labels):
+    boxes = [label.get_window_extent() for label in labels if label.get_text()]
+    return any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
+
+
+@pytest.mark.parametrize("scale", [1, 60, 3_000, 10**6, 10**8])
+@pytest.mark.parametrize("first", [1, 40])
+def test_byte_ticks_never_overlap(tmp_path, scale, first):
+    """In the narrow panels of a page, over half a decade and over several."""
+    path = write(tmp_path / "a.h5", scale=scale)
+    with h5py.File(path, "r+") as file:
+        file["traffic/protocol_bytes"][0] = file["traffic/protocol_bytes"][0] * first
+    with drawing.house_style():
+        figure = drawn(path)
+        figure.draw_without_rendering()
+        axis = figure.axes[1].xaxis
+        low, high = figure.axes[1].get_xlim()
+        shown = [t.label1 for t in axis.get_major_ticks() if low <= t.get_loc() <= high]
+        assert len(shown) >= 2
+        assert not texts_overlap(shown)
+
+
+def test_markers_are_even_across_the_panel(tmp_path):
+    """Also where a curve rises steeply at first, which takes most of its length."""
+    accuracy = [0.1, *np.linspace(0.8, 0.9, 60)]
+    figure = drawn(write(tmp_path / "a.h5", accuracy=accuracy), x=("rounds",))
+    marked = lines(figure.axes[0])[0].get_markevery()
+    assert len(marked) == 10
+    assert set(np.diff(marked)) == {6}
+
+
+def test_percentiles_of_clients_are_a_band(tmp_path):
+    path = write(tmp_path / "a.h5")
+    figure = drawn(path, x=("rounds",), y="client-accuracy", percentiles=(0, 100))
+    band = figure.axes[0].collections[0].get_paths()[0].vertices
+    for x, accuracy in enumerate(ACCURACY):
+        edge = band[band[:, 0] == x][:, 1]
+        assert (edge.min(), edge.max()) == pytest.approx((accuracy - 0.3, accuracy))
+    assert legend(figure)[-1] == "0th to 100th percentile of clients"
+    target = tmp_path / "f.svg"
+    line = ["plot", path, "-o", target, "--percentiles"]
+    assert "unknown metric by client 'accuracy'" in complaint(*line, 10, 90)
+    assert "needs LOW below HIGH" in complaint(*line, 90, 10)

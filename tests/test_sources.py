@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mpi_ntkdfl.config import DatasetSettings, dataset_settings
@@ -26,6 +26,7 @@ from mpi_ntkdfl.data.dataset import Scaling, standardise
 from mpi_ntkdfl.data.fashion_mnist import FASHION_MNIST
 from mpi_ntkdfl.data.image_sets import FILES, Hashes, ImageSet
 from mpi_ntkdfl.runtime.errors import InputError
+from tests.conftest import examples
 
 IMAGES, OTHERS = np.random.default_rng(0).integers(0, 256, (2, 12, 28, 28)).astype(np.uint8)
 LABELS = (np.arange(12) % 10).astype(np.uint8)
@@ -146,7 +147,7 @@ def damage(content: bytes, data: st.DataObject) -> bytes:
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-@settings(max_examples=250, deadline=None)
+@examples(250)
 @given(data=st.data())
 def test_damaged_idx_is_refused_or_valid(
     tmp_path_factory: pytest.TempPathFactory, suffix: str, data: st.DataObject
@@ -507,7 +508,7 @@ def test_femnist_that_promises_more_than_its_size_allows(tmp_path: Path) -> None
         femnist.read(path)
 
 
-@settings(max_examples=250, deadline=None)
+@examples(250)
 @given(data=st.data())
 def test_damaged_femnist_is_refused_or_valid(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

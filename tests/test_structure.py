@@ -7,6 +7,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import click
@@ -51,10 +52,17 @@ def unit(module: Path) -> str:
     return module.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+@cache
+def nodes(module: Path) -> list[ast.AST]:
+    """The syntax tree of a file, node by node."""
+    return list(ast.walk(ast.parse(module.read_text())))
+
+
+@cache
 def imports(module: Path) -> set[str]:
     """Every module a file imports, wherever in the file, as dotted names."""
     found = set()
-    for node in ast.walk(ast.parse(module.read_text())):
+    for node in nodes(module):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -173,14 +181,17 @@ def test_every_page_is_in_the_contents_of_the_site():
 
 def strings(module: Path) -> list[str]:
     """String literals of a file, without those that stand as a statement, such as docstrings."""
-    tree = ast.parse(module.read_text())
-    statements = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    statements = {id(node.value) for node in nodes(module) if isinstance(node, ast.Expr)}
+    constants = (node for node in nodes(module) if isinstance(node, ast.Constant))
     return [c.value for c in constants if isinstance(c.value, str) and id(c) not in statements]
 
 
 def test_a_name_stands_in_its_own_file_only():
-    """What registries hold is known to nobody else in the package, so that users' entries are equals."""
+    """No other file names a registry's entry or imports a method, so users' entries are their equals."""
+    methods = {entry.__module__ for entry in METHODS.values()}
+    for module in MODULES:
+        if unit(module) != "algorithms":
+            assert not imports(module) & methods, f"{module} imports a method"
     own = {
         **{name: sys.modules[entry.__module__].__file__ for name, entry in METHODS.items()},
         **{name: sys.modules[entry.__module__].__file__ for name, entry in CODECS.items()},
@@ -242,7 +253,7 @@ def test_files_and_functions_stay_readable():
     for module in MODULES:
         text = module.read_text()
         assert len(text.splitlines()) <= 400, module
-        for node in ast.walk(ast.parse(text)):
+        for node in nodes(module):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno <= 85, f"{module}: {node.name}"
 

@@ -54,6 +54,9 @@ figures:
 """
 
 
+FIGURE = [{"name": "f", "title": "", "kind": "curves", "x": ["rounds"], "y": ["accuracy"]}]
+
+
 def tiny(folder, **changes):
     """The file of the tiny study, with keys replaced."""
     path = folder / "tiny.yaml"
@@ -152,6 +155,14 @@ def test_published_numbers_belong_to_lines_that_are_drawn(tmp_path):
     ("changes", "message"),
     [
         ({"extra": 1}, "unknown key"),
+        ({"axis": []}, "unknown key; did you mean 'axes'"),
+        (
+            {
+                "axes": [{"name": "a", "variants": [{"label": "x", "only": "smal"}]}],
+                "figures": FIGURE,
+            },
+            "unknown scale 'smal'; did you mean 'small'",
+        ),
         ({"scales": {}}, "scales"),
         ({"scales": {"small": {"seeds": 0, "targets": [0.5]}}}, "seeds"),
         ({"axes": [{"name": "a", "variants": [{"label": "x"}, {"label": "x"}]}]}, "twice"),
@@ -694,3 +705,32 @@ def test_two_studies_at_their_small_size(tmp_path):
         for row in table(tmp_path / "starts-small" / "table.csv")
     }
     assert final["NTK-DFL, shared"] > final["DFedAvg, shared"] > 0.5
+
+
+def test_a_scale_may_have_any_name(tmp_path):
+    axes = yaml.safe_load(TINY)["axes"]
+    axes[0]["variants"][0]["at"] = {"a-night": {"rounds": 3}}
+    scales = {"a-night": {"seeds": 1, "targets": [0.5]}, "small": {"seeds": 1, "targets": [0.5]}}
+    source = str(tiny(tmp_path, scales=scales, axes=axes))
+    assert [run.config.rounds for run in grid.expand(source, "a-night", tmp_path).runs] == [3, 2]
+    shown = answer("study", "plan", source, "--scale", "a-night", "--no-measure", "-o", tmp_path)
+    assert "scale a-night" in shown
+    wrong = complaint("study", "plan", source, "--scale", "a-nihgt", "-o", tmp_path)
+    assert "unknown scale 'a-nihgt'; did you mean 'a-night'" in wrong
+
+
+def test_the_last_task_names_the_next_command_and_the_plan_shows_begun_runs(tmp_path):
+    source = tiny(tmp_path)
+    options = (source, "--scale", "small", "--seeds", "1", "-o", tmp_path / "out")
+    study = grid.expand(str(source), "small", tmp_path / "out", 1)
+    run = study.distinct()[0]
+    shorter = run.config.model_copy(update={"rounds": 1})
+    run.outputs.record.parent.mkdir(parents=True)
+    execute.simulation.run(shorter, execute.SoloWorld(), run.outputs)
+    assert "(1 begun: 1 of 2 rounds)" in answer("study", "plan", *options, "--no-measure")
+    first = answer("study", "run", *options, "--task", "0/2")
+    command = f"study report {source} --scale small --seeds 1 -o {tmp_path / 'out'}"
+    assert "1 runs of the study are not done yet; when they are, the next command is: " in first
+    last = answer("study", "run", *options, "--task", "1/2")
+    assert last.splitlines()[-1].startswith("all runs of the study are done; the next command is: ")
+    assert last.splitlines()[-1].endswith(command)

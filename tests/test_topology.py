@@ -15,7 +15,7 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -27,6 +27,7 @@ from mpi_ntkdfl.topology import shuffling
 from mpi_ntkdfl.topology.graphs import Graph, components, draw, is_connected
 from mpi_ntkdfl.topology.mixing import weights
 from mpi_ntkdfl.topology.schedule import Schedule
+from tests.conftest import examples
 
 _ADAPTER: TypeAdapter[Topology] = TypeAdapter(Topology)
 _FIXED = ["ring", "complete", "star", "grid"]
@@ -130,7 +131,6 @@ def test_a_graph_cannot_be_changed() -> None:
 
 
 @given(any_settings(), st.integers(0, 2**63 - 1))
-@settings(deadline=None)
 def test_drawn_graphs_are_simple_sorted_and_determined(
     which: tuple[Topology, int], seed: int
 ) -> None:
@@ -145,7 +145,6 @@ def test_drawn_graphs_are_simple_sorted_and_determined(
 
 
 @given(st.integers(2, 40), st.data())
-@settings(deadline=None)
 def test_regular_graphs_are_regular(clients: int, data: st.DataObject) -> None:
     possible = [d for d in range(1, clients) if d * clients % 2 == 0]
     degree = data.draw(st.sampled_from(possible))
@@ -390,7 +389,7 @@ def test_components_of_a_long_path_in_random_order() -> None:
 
 
 @given(any_settings(), st.integers(0, 2**63 - 1), st.permutations([0, 1, 2, 17]))
-@settings(deadline=None, max_examples=50)
+@examples(50)
 def test_a_round_depends_on_seed_and_number_alone(
     which: tuple[Topology, int], seed: int, order: list[int]
 ) -> None:

@@ -88,15 +88,14 @@ def lines(ax: Axes, panel: Panel, looks: Sequence[LineStyle]) -> Legend:
     explained: Legend = []
     many = any(len(line.x) > 10 for line in panel.lines)
     for number, (line, look) in enumerate(zip(panel.lines, looks, strict=True)):
-        markers = (number / len(looks) * _SPACING, _SPACING) if many else None
+        markers = _markers(line.x, panel.x.log, number / len(looks)) if many else None
         if panel.x.ticks:
             explained.append((line.label, _points(ax, line, look, number, len(looks))))
             continue
         (drawn,) = ax.plot(
             line.x, line.mean, label=line.label, markevery=markers, **style.arguments(look)
         )
-        if (line.seeds > 1).any():
-            ends = line.mean - line.sd, line.mean + line.sd
+        if (ends := line.ends) is not None:
             ax.fill_between(line.x, *ends, color=look.color, alpha=0.2, linewidth=0)
         explained.append((line.label, drawn))
     return explained
@@ -118,6 +117,25 @@ def _points(ax: Axes, line: Series, look: LineStyle, number: int, of: int) -> Ar
     (drawn,) = ax.plot(x, line.mean, **style.arguments(look))
     drawn.set_linestyle("")
     return drawn
+
+
+def _markers(x: np.ndarray, log: bool, shift: float) -> list[int]:
+    """Points of a long line that have a marker: as even across the panel as its points allow.
+
+    Args:
+        x: `[point]`.
+        log: whether the axis is logarithmic.
+        shift: by which part of the spacing the markers are shifted, for lines that lie on each other.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        across = np.log(x) if log else np.asarray(x, dtype=np.float64)
+    usable = np.flatnonzero(np.isfinite(across))
+    if not len(usable):
+        return []
+    low, high = across[usable].min(), across[usable].max()
+    wanted = low + (high - low) * (np.arange(0, 1, _SPACING) + shift * _SPACING)
+    nearest = np.abs(across[usable][None] - wanted[:, None]).argmin(axis=1)
+    return sorted(set(usable[nearest].tolist()))
 
 
 def scale(ax: Axes, panel: Panel) -> None:
@@ -149,16 +167,32 @@ def _ticks(axis: MplAxis, shown: Axis, log: bool, ends: tuple[float, float], cro
         axis.set_ticks(range(len(shown.ticks)), shown.ticks)
         return
     if log:
-        # At powers of ten, over a few decades between them as well.
-        span = ends[1] / ends[0]
-        between = (1, 2, 5) if span < 30 else (1, 3) if span < 1000 else (1,)
-        axis.set_major_locator(LogLocator(subs=between))
+        # Powers of ten and numbers between them, as many as find room: labels with a unit are wide.
+        most = (3 if shown.unit else 5) if crowded else 7
+        counts = {subs: len(_between(ends, subs)) for subs in ((1, 2, 5), (1, 3), (1,))}
+        fitting = [subs for subs, count in counts.items() if 2 <= count <= most]
+        if fitting:
+            axis.set_major_locator(LogLocator(subs=fitting[0]))
+        elif counts[1,] > most:
+            axis.set_major_locator(LogLocator(numticks=most))
+        elif counts[1, 2, 5] < 2:
+            axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10]))
+        else:
+            axis.set_major_locator(LogLocator(subs=(1, 3) if counts[1, 3] >= 2 else (1, 2, 5)))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter("{x:g}")
     elif crowded:
         axis.set_major_locator(MaxNLocator(6, integer=shown.whole, steps=[1, 2, 5, 10]))
     if shown.unit:
         axis.set_major_formatter(EngFormatter(unit=shown.unit))
+
+
+def _between(ends: tuple[float, float], subs: Sequence[int]) -> list[float]:
+    """The multiples `subs` of powers of ten within the ends of an axis."""
+    if not (0 < ends[0] < ends[1] < math.inf):
+        return []
+    decades = range(math.floor(math.log10(ends[0])), math.ceil(math.log10(ends[1])) + 1)
+    return [s * 10.0**d for d in decades for s in subs if ends[0] <= s * 10.0**d <= ends[1]]
 
 
 def fit_after_start(ax: Axes, lines: Iterable[Series], more: Sequence[float] = ()) -> None:
@@ -171,9 +205,8 @@ def fit_after_start(ax: Axes, lines: Iterable[Series], more: Sequence[float] = (
     """
     values = [np.asarray(more, dtype=np.float64)]
     for line in lines:
-        spread = np.nan_to_num(line.sd, nan=0.0)
         later = ~line.start
-        values += [(line.mean + sign * spread)[later] for sign in (-1, 1)]
+        values += [each[later] for each in (line.mean, *(line.ends or ()))]
     everything = np.concatenate(values)
     everything = everything[np.isfinite(everything)]
     if len(everything):
@@ -185,19 +218,20 @@ def fit_after_start(ax: Axes, lines: Iterable[Series], more: Sequence[float] = (
 # ------------------------------------------------------------------------------------------- legends
 
 
-def legend(drawn: Figure, explained: Legend, spread: bool) -> None:
+def legend(drawn: Figure, explained: Legend, spread: bool, band: str = "") -> None:
     """Below the panels, where it covers no data; the figure grows by it.
 
     Args:
         drawn: the figure.
         explained: what the legend names.
-        spread: whether there are bands of one standard deviation to explain.
+        spread: whether there are bands to explain.
+        band: what they are; empty for one standard deviation over seeds.
     """
     from matplotlib.patches import Patch
 
     if spread:
-        band = Patch(color=GREY, alpha=0.4, linewidth=0)
-        explained = [*explained, ("\N{PLUS-MINUS SIGN}1 SD over seeds", band)]
+        patch = Patch(color=GREY, alpha=0.4, linewidth=0)
+        explained = [*explained, (band or "\N{PLUS-MINUS SIGN}1 SD over seeds", patch)]
     if not explained:
         return
     widest = style.LEGEND_HANDLE + style.LEGEND_LETTER * max(len(name) for name, _ in explained)
@@ -217,4 +251,4 @@ def legend(drawn: Figure, explained: Legend, spread: bool) -> None:
 
 def spread_shown(panels: Iterable[Panel]) -> bool:
     """Whether any line has a band."""
-    return any((line.seeds > 1).any() for panel in panels for line in panel.lines)
+    return any(line.ends is not None for panel in panels for line in panel.lines)

@@ -60,6 +60,8 @@ class Series:
         seeds: behind each point, `[point]`.
         start: whether a point is the start of a run, before any round, `[point]`.
         published: whether these are points of a publication, not of runs.
+        band: lower and upper end of a band `[point]` that is not the deviation over seeds, such as
+            percentiles of clients; None for the deviation.
     """
 
     label: str
@@ -70,6 +72,14 @@ class Series:
     seeds: np.ndarray
     start: np.ndarray
     published: bool = False
+    band: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def ends(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Lower and upper end of its band, `[point]`; None if it has none."""
+        if self.band is not None:
+            return self.band
+        return (self.mean - self.sd, self.mean + self.sd) if (self.seeds > 1).any() else None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ class Request:
         target: accuracy to mark, or None.
         title: above the panels, or None.
         labels: names of the groups in the legend; empty for their own.
+        percentiles: of clients, for the band instead of the deviation over seeds; None for that.
     """
 
     x: Sequence[str] = ()
@@ -41,6 +43,7 @@ class Request:
     target: float | None = None
     title: str | None = None
     labels: Sequence[str] = ()
+    percentiles: tuple[float, float] | None = None
 
 
 def write(path: Path, groups: Sequence[Group], request: Request) -> None:
@@ -80,7 +83,9 @@ def figure(groups: Sequence[Group], request: Request) -> Figure:
         drawing.fit_after_start(axes[0], every, [] if request.target is None else [request.target])
     if request.title:
         drawn.suptitle(request.title)
-    drawing.legend(drawn, explained, drawing.spread_shown(made))
+    band = "" if request.percentiles is None else "{:g}th to {:g}th percentile of clients"
+    named = band.format(*(request.percentiles or ()))
+    drawing.legend(drawn, explained, drawing.spread_shown(made), named)
     return drawn
 
 
@@ -101,9 +106,26 @@ def panels(groups: Sequence[Group], request: Request) -> list[Panel]:
             across, up = group.values(x.name).mean(axis=0), group.values(y.name)
             left_out = no_point(x, y, x.log, across, up)
             start = group.shared_rounds() == 0
-            lines.append(over_seeds(name, group.method, across, up, start, left_out))
+            line = over_seeds(name, group.method, across, up, start, left_out)
+            if request.percentiles is not None:
+                low, high = _of_clients(group, y.name, request.percentiles)
+                line = dataclasses.replace(line, band=(low[~left_out], high[~left_out]))
+            lines.append(line)
         made.append(Panel("", Axis.of(x), Axis.of(y), tuple(lines)))
     return made
+
+
+def _of_clients(group: Group, name: str, shares: tuple[float, float]) -> np.ndarray:
+    """Percentiles of clients at a group's rounds, `[percentile, row]`.
+
+    Raises:
+        InputError: if its records do not have the metric by client.
+    """
+    ends = group.percentiles(name, shares)
+    if ends is None:
+        possible = {each for trace in group.traces for each in trace.by_client}
+        raise InputError(f"--percentiles: {unknown('metric by client', name, possible)}")
+    return ends
 
 
 def _metrics(groups: Sequence[Group]) -> dict[str, Metric]:
@@ -135,6 +157,15 @@ def _refuse(groups: Sequence[Group], request: Request) -> None:
     y = _find(request.y, _metrics(groups), "y")
     if request.target is not None and "mark" not in y.places:
         raise InputError(f"--target is an accuracy and cannot be marked in a figure of {request.y}")
+    if (
+        request.percentiles is not None
+        and not 0 <= request.percentiles[0] < request.percentiles[1] <= 100
+    ):
+        raise InputError(
+            "--percentiles needs LOW below HIGH, from 0 to 100, got {:g} {:g}".format(
+                *request.percentiles
+            )
+        )
     if request.ylim is not None and not request.ylim[0] < request.ylim[1]:
         raise InputError(
             f"--ylim needs LOW below HIGH, got {request.ylim[0]:g} {request.ylim[1]:g}"

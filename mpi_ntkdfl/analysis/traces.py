@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,6 +79,7 @@ class Trace:
         starts: those that computed its rounds.
         rounds: rounds done, `[row]`.
         metrics: by name: those of the table, and those that only this record has.
+        by_client: metrics of each client's own model, by name, `[row, client]`.
         curves: by the metrics' names, `[row]`; absent where the record does not have the metric. NaN and
             infinities are those that were measured.
     """
@@ -93,6 +94,7 @@ class Trace:
     rounds: np.ndarray
     metrics: Mapping[str, Metric]
     curves: Mapping[str, np.ndarray]
+    by_client: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def method(self) -> str:
@@ -168,6 +170,26 @@ class Group:
         ]
         return np.array(rows, dtype=np.float64)
 
+    def percentiles(self, name: str, shares: Sequence[float]) -> np.ndarray | None:
+        """Percentiles over clients at the shared rounds, `[percentile, row]`; means over the runs.
+
+        Args:
+            name: of a metric of each client's own model.
+            shares: percentiles, 0 to 100.
+
+        Returns:
+            None if a run does not have the metric by client.
+        """
+        if not all(name in trace.by_client for trace in self.traces):
+            return None
+        shared = self.shared_rounds()
+        each = [
+            np.percentile(t.by_client[name][np.searchsorted(t.rounds, shared)], shares, axis=1)
+            for t in self.traces
+        ]
+        means: np.ndarray = np.mean(each, axis=0)
+        return means
+
 
 # ------------------------------------------------------------------------------------------- reading
 
@@ -219,6 +241,11 @@ def _trace(run: Run, name: str) -> Trace:
             metric.name: run.curve(metric)[finished]
             for metric in run.metrics.values()
             if run.has(metric)
+        },
+        by_client={
+            metric.name: run[metric][: len(rounds)]
+            for metric in run.metrics.values()
+            if metric.of_clients and not metric.source and run.has(metric)
         },
     )
 

@@ -115,6 +115,14 @@ def compare(
 )
 @click.option("--ylim", type=float, nargs=2, metavar="LOW HIGH", help="Ends of the vertical axis.")
 @click.option("--target", type=ACCURACY_RANGE, help="Mark this accuracy.")
+@click.option(
+    "--percentiles",
+    type=float,
+    nargs=2,
+    metavar="LOW HIGH",
+    help="Band of these percentiles of clients, such as 10 90, for a metric of clients; the default band "
+    "is one standard deviation over seeds.",
+)
 @click.option("--title", help="Title above the panels.")
 @click.option(
     "--label",
@@ -142,6 +150,7 @@ def plot(
     vertical: str,
     ylim: tuple[float, float] | None,
     target: float | None,
+    percentiles: tuple[float, float] | None,
     title: str | None,
     labels: tuple[str, ...],
     number: int | None,
@@ -168,7 +177,7 @@ def plot(
         return
     kept, passed = tables.without_checkpoints(records)
     groups = traces.read(kept)
-    request = plots.Request(horizontal, vertical, ylim, target, title, labels)
+    request = plots.Request(horizontal, vertical, ylim, target, title, labels, percentiles)
     plots.write(target_file, groups, request)
     click.echo(target_file)
     warn([*passed, *fairness.warnings(groups)])

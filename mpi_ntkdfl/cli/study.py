@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mpi_ntkdfl.cli.groups import Group, examples
+from mpi_ntkdfl.cli.groups import PROGRAM, Group, examples
 from mpi_ntkdfl.cli.options import PLUGIN
 from mpi_ntkdfl.cli.targets import OVERWRITE, TARGET
 from mpi_ntkdfl.runtime import logs, plugins
@@ -29,10 +30,9 @@ def _which(command: Callable[..., None]) -> Callable[..., None]:
     options: list[Any] = [
         click.option(
             "--scale",
-            type=click.Choice(["paper", "small"]),
             default="paper",
             show_default=True,
-            help="The size of the paper, or a size for a laptop.",
+            help="A scale of the study: for those of the package paper, or small for a laptop.",
         ),
         click.option("--seeds", type=click.IntRange(1), help="Number of seeds; the first is 0."),
         click.option(
@@ -185,6 +185,10 @@ def run_study(
         sys.exit(UNFINISHED)
     if tally.failed:
         sys.exit(1)
+    words = [name, "--scale", scale, *(["--seeds", str(seeds)] if seeds is not None else [])]
+    words += [word for each in overrides for word in ("--set", each)]
+    words += [word for each in plugin_files for word in ("--plugin", each)]
+    click.echo(_next_step(planned, [*words, "-o", str(folder)]))
 
 
 @study.command(
@@ -225,7 +229,19 @@ def _expand(
 ) -> Study:
     from mpi_ntkdfl.studies import grid
 
-    return grid.expand(name, "paper" if scale == "paper" else "small", folder, seeds, overrides)
+    return grid.expand(name, scale, folder, seeds, overrides)
+
+
+def _next_step(planned: Study, words: Sequence[str]) -> str:
+    """What to do when this worker has done its share: wait for the others, or report."""
+    from mpi_ntkdfl.studies.grid import is_done
+
+    weights = planned.definition.needs_weights
+    left = sum(not is_done(run, weights) for run in planned.distinct())
+    command = f"{PROGRAM} study report {shlex.join(words)}"
+    if left:
+        return f"{left} runs of the study are not done yet; when they are, the next command is: {command}"
+    return f"all runs of the study are done; the next command is: {command}"
 
 
 def _task(text: str) -> tuple[int, int]:

@@ -15,13 +15,14 @@ from pydantic import Field, ValidationError, model_validator
 
 from mpi_ntkdfl.metrics import at
 from mpi_ntkdfl.runtime.errors import InputError
-from mpi_ntkdfl.runtime.registry import neither
+from mpi_ntkdfl.runtime.registry import did_you_mean, neither, unknown
 from mpi_ntkdfl.runtime.settings import Section
 from mpi_ntkdfl.runtime.yaml_text import read_yaml
 
-ScaleName = Literal["paper", "small"]
 Settings = dict[str, Any]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+ScaleName = Name
+"""Any name; at the scale `paper` published numbers are drawn."""
 Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
 
@@ -35,7 +36,7 @@ class Variant(Section):
         family: variants of one family make one line over the axis; empty if there is but one.
         settings: over those of the study and its scale.
         at: further settings at a scale.
-        only: the scale it belongs to, if not to both.
+        only: the scale it belongs to, if not to all.
     """
 
     label: str
@@ -53,16 +54,6 @@ class Axis(Section):
     label: str = ""
     log: bool = False
     variants: Annotated[tuple[Variant, ...], Field(strict=False, min_length=1)]
-
-    @model_validator(mode="after")
-    def _labels_differ(self) -> Axis:
-        scales: tuple[ScaleName, ...] = ("paper", "small")
-        for scale in scales:
-            labels = [variant.label for variant in self.at(scale)]
-            for label in labels:
-                if labels.count(label) > 1:
-                    raise ValueError(f"axis {self.name}: label {label!r} twice")
-        return self
 
     def at(self, scale: ScaleName) -> list[Variant]:
         """Its variants at a scale."""
@@ -201,6 +192,8 @@ class Definition(Section):
         names = [axis.name for axis in self.axes]
         if len(set(names)) < len(names):
             raise ValueError(f"every axis needs a name of its own, got {', '.join(names)}")
+        for each in self.axes:
+            self._require_scales(each)
         figures = [figure.name for figure in self.figures]
         if len(set(figures)) < len(figures):
             raise ValueError(f"every figure needs a name of its own, got {', '.join(figures)}")
@@ -226,6 +219,23 @@ class Definition(Section):
                 )
         return self
 
+    def _require_scales(self, axis: Axis) -> None:
+        """Checks that variants name scales of the study, and that their labels differ at each.
+
+        Raises:
+            ValueError: otherwise.
+        """
+        for variant in axis.variants:
+            for name in [*variant.at, *([variant.only] if variant.only else [])]:
+                if name not in self.scales:
+                    hint = unknown("scale", name, self.scales)
+                    raise ValueError(f"axis {axis.name}, variant {variant.label}: {hint}")
+        for scale in self.scales:
+            labels = [variant.label for variant in axis.at(scale)]
+            for label in labels:
+                if labels.count(label) > 1:
+                    raise ValueError(f"axis {axis.name}: label {label!r} twice")
+
     def scale(self, name: ScaleName) -> Scale:
         """A size of the study.
 
@@ -233,7 +243,7 @@ class Definition(Section):
             InputError: if it has no such size.
         """
         if name not in self.scales:
-            raise InputError(f"this study has no scale {name}, only {', '.join(self.scales)}")
+            raise InputError(f"this study has no such scale: {unknown('scale', name, self.scales)}")
         return self.scales[name]
 
     @property
@@ -288,13 +298,16 @@ def called(source: str) -> str:
     return source if source in names() else Path(source).stem
 
 
+_KEYS = {key for each in (Variant, Axis, Scale, Figure, Definition) for key in each.model_fields}
+
+
 def _explain(error: ValidationError) -> str:
     lines = []
     for problem in error.errors(include_url=False):
         where = ".".join(map(str, problem["loc"]))
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            message = "unknown key"
+            message = f"unknown key{did_you_mean(where.rpartition('.')[2], _KEYS)}"
         given = problem["input"]
         shown = f", got {given!r}" if isinstance(given, str | int | float) else ""
         lines.append(f"{where}: {message}{shown}" if where else message)

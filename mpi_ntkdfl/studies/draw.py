@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,8 +50,7 @@ def figure(drawn: Drawing) -> Figure:
     explained: drawing.Legend = []
     for panel, ax in zip(drawn.panels, axes, strict=True):
         explained += _panel(ax, panel, looks, drawn)
-    if len({panel.y.name for panel in drawn.panels}) == 1:
-        _share_vertical_axis(axes, across)
+    _share_vertical_axes(axes, [panel.y.name for panel in drawn.panels], across)
     made.suptitle(drawn.figure.title)
     once = dict(reversed(explained))  # what is drawn first explains a name
     names = dict.fromkeys(name for name, _ in explained)
@@ -93,7 +92,9 @@ def _panel(
     if panel.title:
         ax.set_title(panel.title)
     if drawn.figure.kind == "taus":
-        ax.set_ylim(-0.05, 1.05)
+        ends = [each for line in panel.lines for each in (line.ends or ())]
+        reach = np.concatenate([np.array([-0.05, 1.05]), *ends])
+        ax.set_ylim(float(np.nanmin(reach)), float(np.nanmax(reach)))
     elif drawn.figure.kind == "curves" and not panel.y.log:
         drawing.fit_after_start(ax, panel.lines)
     return explained
@@ -129,11 +130,21 @@ def _guides(ax: Axes, panel: Panel, drawn: Drawing) -> drawing.Legend:
     return explained
 
 
-def _share_vertical_axis(axes: list[Axes], across: int) -> None:
-    """Panels of one quantity are compared by eye: one range, and a label at the left of each row."""
-    ends = np.array([ax.get_ylim() for ax in axes])
-    for ax in axes:
-        ax.set_ylim(float(ends[:, 0].min()), float(ends[:, 1].max()))
+def _share_vertical_axes(axes: Sequence[Axes], names: Sequence[str], across: int) -> None:
+    """Panels of one quantity are compared by eye, so they have one range; its label stands once per row.
+
+    Args:
+        axes: the panels.
+        names: of the quantity of each panel.
+        across: panels in a row.
+    """
+    for name in dict.fromkeys(names):
+        own = [ax for ax, each in zip(axes, names, strict=True) if each == name]
+        if len({ax.get_yscale() for ax in own}) > 1:
+            continue  # one of them has nothing that a logarithmic axis could show
+        ends = np.array([ax.get_ylim() for ax in own])
+        for ax in own:
+            ax.set_ylim(float(ends[:, 0].min()), float(ends[:, 1].max()))
     for place, ax in enumerate(axes):
-        if place % across:
+        if place % across and names[place] == names[place - 1]:
             ax.set_ylabel("")

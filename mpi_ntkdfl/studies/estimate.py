@@ -23,6 +23,9 @@ from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.placement import Placement
 from mpi_ntkdfl.topology.schedule import Schedule
 
+_READING = 0.3
+"""Core seconds per run, of those that share a process: data, partition and starting weights."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -32,11 +35,17 @@ class Cost:
         runs: their number.
         seconds: core time.
         nbytes: of records and checkpoints.
+        begun: runs among them that have some of their rounds.
+        rounds: that those have done, of
+        planned: all their rounds.
     """
 
     runs: int
     seconds: float
     nbytes: int
+    begun: int = 0
+    rounds: int = 0
+    planned: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ def estimate(study: Study, ranks: int = 1, machine: Machine = NOMINAL) -> Estima
         for name, runs in finished.items()
     }
     prediction = _Prediction(machine)
-    to_come = {}
+    to_come: dict[str, Cost] = {}
     for name, runs in left.items():
         # Measured seconds per client and round of finished runs, whatever the size of their shares.
         rates = [
@@ -87,8 +96,14 @@ def estimate(study: Study, ranks: int = 1, machine: Machine = NOMINAL) -> Estima
             if rates:
                 each = float(np.mean(rates)) * config.clients
             rounds = max(config.rounds - rounds_recorded(run.outputs), 0)
-            total += ranks * START_UP + start + each * rounds
-        to_come[name] = Cost(len(runs), total, sum(prediction.nbytes(run.config) for run in runs))
+            total += (ranks * START_UP if ranks > 1 else _READING) + start + each * rounds
+        if ranks == 1 and not to_come:
+            total += START_UP  # all runs of one rank share the process of the study
+        disk = sum(prediction.nbytes(run.config) for run in runs)
+        begun = [run for run in runs if rounds_recorded(run.outputs)]
+        rounds = sum(rounds_recorded(run.outputs) for run in begun)
+        planned = sum(run.config.rounds for run in begun)
+        to_come[name] = Cost(len(runs), total, disk, len(begun), rounds, planned)
     return Estimate(done, to_come, frozenset(finished))
 
 
@@ -164,6 +179,8 @@ def text(study: Study, found: Estimate, ranks: int) -> str:
     for name in dict.fromkeys(run.config.algorithm.name for run in every):
         done, left = found.done.get(name, nothing), found.left.get(name, nothing)
         how = "" if name in found.measured or not left.runs else "  (predicted)"
+        if left.begun:
+            how += f"  ({left.begun} begun: {left.rounds} of {left.planned} rounds)"
         lines.append(
             f"{name:12}{done.runs + left.runs:>6}{done.runs:>6}{duration(left.seconds):>16}"
             f"{readable(left.nbytes):>12}{how}"
@@ -172,10 +189,12 @@ def text(study: Study, found: Estimate, ranks: int) -> str:
     spent = sum(cost.seconds for cost in found.done.values())
     coming = sum(cost.nbytes for cost in found.left.values())
     there = sum(cost.nbytes for cost in found.done.values())
+    begins = "once, for all runs in one process" if ranks == 1 else "per run and rank"
     lines += [
         "",
         f"left: about {duration(seconds)} of core time, {duration(seconds / ranks)} with {ranks} "
-        f"rank(s) on as many cores, {readable(coming)}; start-up counts {START_UP} s per run and rank",
+        f"rank(s) on as many cores, {readable(coming)}; start-up counts {START_UP} s "
+        f"{begins}",
         f"done: {duration(spent)} of core time, {readable(there)}",
     ]
     return "\n".join(lines)
