@@ -22,6 +22,7 @@ from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.data import partition, sources
 from mpi_ntkdfl.data.dataset import Dataset, Scaling
 from mpi_ntkdfl.data.facts import DataFacts, facts
+from mpi_ntkdfl.environment.conditions import Conditions
 from mpi_ntkdfl.federation.clients import ByteTable, Federation, Samples
 from mpi_ntkdfl.model import byte_products
 from mpi_ntkdfl.model.by_sample import Sites
@@ -54,6 +55,7 @@ class Problem:
         start: starting weights from `model.weights`, `[param]` float64, or None if they are drawn.
         first: the first round, as planning needs it.
         plan: bytes and memory of the first round.
+        conditions: under which the clients work in simulated time; None without an environment.
     """
 
     dataset: Dataset
@@ -62,6 +64,7 @@ class Problem:
     start: np.ndarray | None
     first: FirstRound
     plan: Plan
+    conditions: Conditions | None = None
 
     @property
     def network(self) -> Network:
@@ -112,6 +115,9 @@ def prepare(config: Config, ranks: int, going_on: bool = False) -> Problem:
     schedule = Schedule(config.topology, config.clients, config.seed)
     check_inputs(config.model, dataset.input_blocks(), dataset.shape, dataset.classes)
     network = build(config.model, dataset.shape, dataset.classes)
+    conditions = None
+    if config.environment is not None:
+        conditions = Conditions.of(config.environment, config.clients, config.seed)
     start = path = None
     if config.model.weights is not None:
         path = user_path(config.model.weights, "model.weights")
@@ -134,7 +140,7 @@ def prepare(config: Config, ranks: int, going_on: bool = False) -> Problem:
         stored_bytes=dataset.train_inputs.dtype == np.uint8,
     )
     first = balanced(first)
-    return Problem(dataset, shares, schedule, start, first, make_plan(first))
+    return Problem(dataset, shares, schedule, start, first, make_plan(first), conditions)
 
 
 def read_weights(path: Path, layout: Layout) -> torch.Tensor:
@@ -195,6 +201,7 @@ class Assembly:
         test_labels: labels of the test set, `[sample]`.
         test_sites: sites of the test samples; None if there are none.
         facts: what the record stores about the samples, on rank 0; None on other ranks.
+        conditions: under which the clients work in simulated time; None without an environment.
     """
 
     federation: Federation
@@ -204,6 +211,7 @@ class Assembly:
     test_labels: torch.Tensor
     test_sites: Sites | None
     facts: DataFacts | None
+    conditions: Conditions | None = None
 
 
 def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
@@ -223,14 +231,16 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
     way = agreed_staging(world, chosen, config.compute.gpu_aware_mpi)
     dtype = getattr(torch, config.compute.dtype)
 
-    def told() -> tuple[Network, Schedule, Scaling, np.ndarray, Placement, bool, bool]:
+    def told() -> tuple[
+        Network, Schedule, Scaling, np.ndarray, Placement, bool, bool, Conditions | None
+    ]:
         assert problem is not None
         p, given = problem, problem.start is not None
         as_bytes = p.first.needs.samples and p.first.stored_bytes
         known = p.network, p.schedule, p.dataset.scaling, p.partition.sizes, p.placement
-        return *known, given, as_bytes
+        return *known, given, as_bytes, p.conditions
 
-    network, schedule, scaling, sizes, placement, given, as_bytes = world.on_root(told)
+    network, schedule, scaling, sizes, placement, given, as_bytes, conditions = world.on_root(told)
 
     def plain(stored: np.ndarray) -> torch.Tensor:
         scaled = torch.tensor(scaling.apply(stored, config.compute.dtype))
@@ -286,7 +296,9 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
     sites = Sites(world.broadcast(data.test_sites if data else None), count) if count else None
     about = facts(problem.dataset, problem.partition) if problem else None
     test_inputs = levels.take(tested) if levels else plain(tested)
-    return Assembly(federation, schedule, weights, test_inputs, test_labels, sites, about)
+    return Assembly(
+        federation, schedule, weights, test_inputs, test_labels, sites, about, conditions
+    )
 
 
 def _byte_table(scaling: Scaling, features: int, config: Config, chosen: torch.device) -> ByteTable:

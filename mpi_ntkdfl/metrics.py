@@ -47,38 +47,9 @@ from mpi_ntkdfl.runtime.metric import About as About  # public: users write rows
 from mpi_ntkdfl.runtime.metric import Metric as Metric
 from mpi_ntkdfl.runtime.metric import Place as Place
 from mpi_ntkdfl.runtime.metric import mean_over_sites, worst_site
+from mpi_ntkdfl.runtime.metric import missing_ranks as missing_ranks
+from mpi_ntkdfl.runtime.metric import slowest_rank as slowest_rank
 from mpi_ntkdfl.runtime.registry import Registry
-
-UNTIMED = ("evaluate", "record")
-"""Phases that serve the experiment only; a real federation would not spend this time."""
-
-
-def slowest_rank(seconds: np.ndarray, phases: Sequence[str]) -> np.ndarray:
-    """Seconds `[round]` of each round's slowest rank, without the phases `UNTIMED`.
-
-    Ranks that did not exist in a round are NaN in every phase, and are left out. Other NaNs (in some
-    phases of a rank, or in all phases of all ranks) make the result NaN.
-
-    Args:
-        seconds: `[round, rank, phase]`.
-        phases: names of the phases.
-    """
-    timed = [phase not in UNTIMED for phase in phases]
-    by_rank = np.where(missing_ranks(seconds), -np.inf, seconds[..., timed].sum(axis=2))
-    return by_rank.max(axis=1, initial=-np.inf) if by_rank.size else np.zeros(len(seconds))
-
-
-def missing_ranks(by_rank: np.ndarray) -> np.ndarray:
-    """Which ranks did not exist in a round, `[round, rank]` bool.
-
-    In a round without any number no rank counts as missing.
-
-    Args:
-        by_rank: `[round, rank, ...]`, NaN for ranks that did not exist in a round.
-    """
-    empty = np.isnan(by_rank).all(axis=tuple(range(2, by_rank.ndim)))
-    missing: np.ndarray = empty & ~empty.all(axis=1, keepdims=True)
-    return missing
 
 
 def _mean_where_chosen(taus: np.ndarray, about: About) -> np.ndarray:
@@ -227,6 +198,39 @@ WAITED = dataclasses.replace(
 )
 
 
+SIMULATED = Metric(
+    name="simulated",
+    label="simulated time of the federation",
+    axes="round",
+    dataset="simulated/seconds",
+    unit="s",
+    when=frozenset({"environment"}),
+    cumulative=True,
+    places=frozenset({"x", "target", "end", "show", "live"}),
+    column="simulated_seconds",
+)
+CLIENT_SECONDS = Metric(
+    name="client-seconds",
+    label="when clients were done with their last round, sum over clients",
+    axes="round,client",
+    dataset="simulated/client_seconds",
+    when=frozenset({"environment"}),
+    cumulative=True,
+    places=frozenset(),
+)
+ACTIVE = Metric(
+    name="participation",
+    label="share of clients that took part in the last round",
+    axes="round,client",
+    dataset="simulated/active",
+    dtype="u1",
+    when=frozenset({"environment"}),
+    cumulative=True,
+    reduce=lambda active, about: active.mean(axis=1),
+    head="active",
+)
+
+
 def _of_two_classes(name: str, label: str) -> Metric:
     return Metric(
         name=name,
@@ -319,6 +323,9 @@ METRICS: Registry[Metric] = Registry(
             SECONDS,
             IN_FLIGHT,
             WAITED,
+            SIMULATED,
+            CLIENT_SECONDS,
+            ACTIVE,
             *(AUC, BALANCED, SENSITIVITY, SPECIFICITY, CALIBRATION),
             *BY_SITE.values(),
             Metric(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl.algorithms import METHODS
+from mpi_ntkdfl.algorithms.absence import attended_round
 from mpi_ntkdfl.assembly import Assembly, assemble, prepare
 from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.config import Config
@@ -27,6 +28,8 @@ from mpi_ntkdfl.metrics import (
     ROUNDS,
     About,
 )
+from mpi_ntkdfl.planning.legs import RoundModel
+from mpi_ntkdfl.planning.timekeeper import Timekeeper
 from mpi_ntkdfl.runtime.errors import Diverged, SimulationError, locating
 from mpi_ntkdfl.runtime.stopping import SIGNALS, Budget, nothing_to_save, signalled
 from mpi_ntkdfl.storage import identity
@@ -34,6 +37,7 @@ from mpi_ntkdfl.storage.journal import Journal
 from mpi_ntkdfl.storage.lock import locked
 from mpi_ntkdfl.storage.outputs import Outputs, refuse
 from mpi_ntkdfl.storage.resume import find_start, finished_without_weights
+from mpi_ntkdfl.storage.times import Times
 from mpi_ntkdfl.topology.graphs import Graph
 
 Mode = Literal["new", "overwrite", "resume"]
@@ -52,6 +56,7 @@ class Progress:
         seconds: seconds since this start of the program began its first round.
         first: the number of this start's first round.
         sent: protocol bytes of all clients since the start of the run.
+        simulated: seconds on the federation's clock; None in a run without an environment.
     """
 
     done: int
@@ -61,6 +66,7 @@ class Progress:
     seconds: float
     first: int = 0
     sent: int = 0
+    simulated: float | None = None
 
     def numbers(self) -> dict[str, float]:
         """One number per metric, by the names that `plot` knows; empty if the round was not evaluated.
@@ -163,6 +169,8 @@ def run(
             simulation.journal.create(assembly.facts, contents, simulation.method, names)
         else:
             simulation.weights = simulation.journal.resume(start, simulation.method)
+            if simulation.timekeeper is not None:
+                simulation.timekeeper.restore(*simulation.journal.clocks())
         return simulation.run(first)
 
 
@@ -203,6 +211,7 @@ class Simulation:
         self.world = federation.world
         self.weights = assembly.weights
         self.method = METHODS[config.algorithm.name](config.algorithm, federation)
+        self.timekeeper = self._timekeeper(assembly)
         self.evaluate = Evaluator(
             federation,
             assembly.test_inputs,
@@ -237,24 +246,54 @@ class Simulation:
             with locating(round=done):
                 with self.federation.clock("graph"):
                     graph = self.schedule.graph(done)
-                if exchange is None or exchange.graph is not graph:
-                    if exchange is not None:
-                        exchange.close()
-                    lasting = not self.config.topology.dynamic
-                    exchange = Exchange(self.federation, graph, lasting, resumed=done > 0)
-                # Without this, autograd\'s bookkeeping would take a tenth of an evolution\'s time.
-                with torch.inference_mode():
-                    result = self.method.round(self.weights, done, exchange)
-                self.weights = result.weights
+                    here = self._begin(done, graph)
+                if here is None:  # nobody takes part
+                    taus = [0] * len(self.weights)
+                else:
+                    if exchange is None or exchange.graph is not here:
+                        if exchange is not None:
+                            exchange.close()
+                        exchange = Exchange(self.federation, here, self._lasting, done > 0)
+                    # Without this, autograd's bookkeeping would take a tenth of an evolution's time.
+                    with torch.inference_mode():
+                        result = attended_round(self.method, self.weights, done, exchange)
+                    self.weights, taus = result.weights, result.taus
                 self._require_finite()
                 done += 1
-                reason, due = self._finish_round(done, graph, result.taus)
+                reason, due = self._finish_round(done, graph, taus)
                 if due:
                     self.journal.checkpoint(done, self.weights, self.method)
                 self._budget.round_done()
         if exchange is not None:
             exchange.close()
         return Outcome(self._first, done, rounds, reason, self._reached)
+
+    # ----------------------------------------------------------------------------- simulated time
+
+    def _timekeeper(self, assembly: Assembly) -> Timekeeper | None:
+        """The federation's clock, None in a run without an environment."""
+        conditions, f, algorithm = assembly.conditions, self.federation, self.config.algorithm
+        if conditions is None:
+            return None
+        kind, sizes = type(self.method), f.sizes
+        model = RoundModel(
+            kind, algorithm, f.network, f.dtype, f.travelling, sizes, conditions.speeds
+        )
+        return Timekeeper(conditions, model, f.seed, f.presence, self._lasting)
+
+    def _begin(self, number: int, graph: Graph) -> Graph | None:
+        """The graph among those who take part in a round; None if nobody does."""
+        if self.timekeeper is None:
+            return graph
+        ledger = self.federation.ledger if self.world.rank == 0 else None
+        return self.timekeeper.begin(number, graph, ledger)
+
+    @property
+    def _lasting(self) -> bool:
+        """Whether a graph stays for many rounds."""
+        environment = self.config.environment
+        steady = environment is None or environment.always
+        return steady and not self.config.topology.dynamic
 
     # ----------------------------------------------------------------------------- between rounds
 
@@ -284,12 +323,15 @@ class Simulation:
         handed = self.journal.hand_in(taus)
         self._reached = self._reaches_target(done, evaluation)
         decided = self._look_around(done)
-        every_tau = self.journal.finish_round(done, graph, handed, evaluation)
+        clock = self.timekeeper
+        times = None if clock is None else Times(clock.seconds, clock.clients, clock.active)
+        every_tau = self.journal.finish_round(done, graph, handed, evaluation, times)
         if self.world.rank == 0:
             seconds = time.monotonic() - self._start
             rounds = self.config.rounds
-            sent = self.journal.sent
-            self.report(Progress(done, rounds, evaluation, every_tau, seconds, self._first, sent))
+            simulated = None if clock is None else clock.seconds
+            counts = every_tau, seconds, self._first, self.journal.sent
+            self.report(Progress(done, rounds, evaluation, *counts, simulated))
             # This check comes after recording, so that the record has the row of the divergence. An
             # exception on rank 0 ends all ranks.
             if evaluation is not None and done and self.config.on_divergence == "stop":

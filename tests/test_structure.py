@@ -27,7 +27,7 @@ LAYERS = [
     ["runtime"],
     ["presets"],
     ["config"],
-    ["data", "topology", "model"],
+    ["data", "topology", "model", "environment"],
     ["ntk"],
     ["comm"],
     ["federation"],

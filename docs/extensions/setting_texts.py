@@ -117,6 +117,7 @@ def _plain_keys(schema: Mapping[str, Any]) -> set[str]:
 
 def _code(value: object) -> str:
     value = list(value) if isinstance(value, tuple) else value
+    value = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     text = (
         yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
     )

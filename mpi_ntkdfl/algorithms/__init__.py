@@ -10,14 +10,18 @@ from typing import Any, get_args
 from mpi_ntkdfl.algorithms.average_gd import AverageGd
 from mpi_ntkdfl.algorithms.base import Method
 from mpi_ntkdfl.algorithms.d_psgd import DPsgd
+from mpi_ntkdfl.algorithms.dfedadmm import Dfedadmm
 from mpi_ntkdfl.algorithms.dfedavg import Dfedavg
 from mpi_ntkdfl.algorithms.dfedavgm import Dfedavgm
 from mpi_ntkdfl.algorithms.dfedsam import Dfedsam
 from mpi_ntkdfl.algorithms.dispfl import Dispfl
 from mpi_ntkdfl.algorithms.fedavg import Fedavg
+from mpi_ntkdfl.algorithms.k_gt import KGt
 from mpi_ntkdfl.algorithms.local import Local
 from mpi_ntkdfl.algorithms.ntk_dfl import NtkDfl
 from mpi_ntkdfl.algorithms.ntk_fl import NtkFl
+from mpi_ntkdfl.algorithms.oledfl import Oledfl
+from mpi_ntkdfl.algorithms.qg_dsgdm import QgDsgdm
 from mpi_ntkdfl.config import MethodSettings
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.looks import LineStyle
@@ -87,5 +91,9 @@ for _method in (
     Local,
     NtkFl,
     AverageGd,
+    QgDsgdm,
+    Oledfl,
+    Dfedadmm,
+    KGt,
 ):
     register_method(_method)

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 
 from mpi_ntkdfl.algorithms.aids import RoundMomentum, calibration_shift, remembered
-from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult, may_diverge
+from mpi_ntkdfl.algorithms.base import Leg, Method, Needs, RoundResult, may_diverge
 from mpi_ntkdfl.algorithms.steps import StepSettings, keep_best
 from mpi_ntkdfl.algorithms.work import Load, Work
 from mpi_ntkdfl.federation.clients import Federation, Samples
@@ -64,7 +64,10 @@ class AverageGd(Method[AverageGdSettings]):
         """Weights, and raw samples if clients descend on their neighbours'."""
         shared = settings.data == "neighbourhood"
         kept = remembered(settings.momentum, network, dtype)
-        return Needs(("weights",), samples=shared, taus=len(settings.taus), kept=kept)
+        # Samples do not depend on the average, so they travel with the weights.
+        leg = Leg(("weights", *(("inputs", "labels") if shared else ())))
+        taus = len(settings.taus)
+        return Needs(("weights",), samples=shared, taus=taus, kept=kept, legs=(leg,))
 
     @classmethod
     def work(cls, settings: AverageGdSettings, load: Load) -> dict[str, Work]:

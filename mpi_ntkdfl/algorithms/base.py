@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
 
@@ -77,14 +77,35 @@ def may_diverge(federation: Federation, number: int, client: int | None = None) 
     block stay.
     """
     where = {"round": number} if client is None else {"client": client, "round": number}
+    absent = client is not None and federation.presence.absent(client)
     try:
         with locating(**where):
             yield
     except Diverged as error:
+        if absent:  # it takes no step anyway
+            return
         if federation.on_divergence == "stop":
             raise
         # Logged as an error, because ranks other than 0 log nothing below that level.
         _log.error("%s; no step is taken (%s)", error, ", ".join(error.__notes__))
+
+
+@dataclass(frozen=True)
+class Leg:
+    """Messages of a round that travel at the same time; simulated time is counted by legs.
+
+    Attributes:
+        phases: phases of the ledger under which the messages are booked.
+        before: phases of `Method.work` that a client has done when it sends them. What no leg names is
+            done after the last leg.
+        way: from every client to its neighbours, from clients `up` to a server (`participants` send
+            their blocks, otherwise everybody a parameter vector), or a parameter vector from the server
+            `down` to everybody. The server computes before it sends `down`.
+    """
+
+    phases: tuple[str, ...]
+    before: tuple[str, ...] = ()
+    way: Literal["neighbours", "up", "down"] = "neighbours"
 
 
 @dataclass(frozen=True)
@@ -113,6 +134,8 @@ class Needs:
             sends a parameter vector to all clients; 0 if there is no such server.
         kept: function of a client's number of samples that returns how many bytes its rank keeps for
             the method from round to round, beside the weights; None for nothing.
+        legs: in which order the messages depend on each other. Empty for one leg per entry of `vectors`,
+            one for `messages` and one for `blocks`, after a client has done all its work.
     """
 
     vectors: tuple[str, ...] = ()
@@ -124,6 +147,7 @@ class Needs:
     server: bool = False
     participants: int = 0
     kept: Callable[[int], int] | None = None
+    legs: tuple[Leg, ...] = ()
 
     @property
     def central(self) -> bool:

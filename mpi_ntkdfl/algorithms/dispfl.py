@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from mpi_ntkdfl.algorithms.base import Needs, RoundResult
+from mpi_ntkdfl.algorithms.base import Leg, Needs, RoundResult
 from mpi_ntkdfl.algorithms.masks import kept_entries, masked_average, masked_format
 from mpi_ntkdfl.algorithms.training import TrainingMethod, TrainingSettings
 from mpi_ntkdfl.config import MOST_ROUNDS, MOST_SAMPLES
@@ -93,7 +93,8 @@ class Dispfl(TrainingMethod[DispflSettings]):
         """Kept weights and masks go to the neighbours."""
         kept = sum(kept_entries(network.layout, settings.dense_ratio).values())
         form = masked_format(kept, network.layout.size, dtype)
-        return Needs(messages=(form,), kept=lambda _: network.layout.size)
+        leg = Leg(("weights",), ("train",))
+        return Needs(messages=(form,), kept=lambda _: network.layout.size, legs=(leg,))
 
     def state(self) -> dict[str, torch.Tensor]:
         """The masks, `[owned, param]` bool."""

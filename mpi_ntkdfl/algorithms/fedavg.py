@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from mpi_ntkdfl.algorithms.base import Needs, RoundResult
+from mpi_ntkdfl.algorithms.base import Leg, Needs, RoundResult
 from mpi_ntkdfl.algorithms.training import TrainingMethod, TrainingSettings
 from mpi_ntkdfl.config import MOST_SAMPLES
 from mpi_ntkdfl.federation.exchange import Exchange
@@ -41,7 +41,11 @@ class Fedavg(TrainingMethod[FedavgSettings]):
     @classmethod
     def needs(cls, settings: FedavgSettings, network: Network, dtype: torch.dtype) -> Needs:
         """Weights go to the server, and their mean comes back."""
-        return Needs(server=True, kept=cls.training_bytes(settings, network, dtype))
+        return Needs(
+            server=True,
+            kept=cls.training_bytes(settings, network, dtype),
+            legs=(Leg(("weights",), ("train",), "up"), Leg(("averages",), way="down")),
+        )
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """Trains, then takes the mean over all clients."""

@@ -60,7 +60,7 @@ def masked_average(exchange: Exchange, vectors: torch.Tensor, masks: torch.Tenso
     Returns:
         The averages of this rank's clients, `[owned, param]`; 0 outside their own masks.
     """
-    f, graph, params = exchange.federation, exchange.graph, vectors.shape[1]
+    f, heard, params = exchange.federation, exchange.heard("weights"), vectors.shape[1]
     form = masked_format(int(masks[0].sum()), params, vectors.dtype)
     own = {
         client: {"values": vector[mask][None], "mask": _packed(mask)[None]}
@@ -74,7 +74,7 @@ def masked_average(exchange: Exchange, vectors: torch.Tensor, masks: torch.Tenso
         for row, client in enumerate(f.owned):
             total = torch.zeros_like(vectors[0], dtype=torch.float64)
             count = torch.zeros_like(total)
-            for other in graph.closed(client).tolist():
+            for other in heard.closed(client).tolist():
                 vector, mask = known[other]
                 total.add_(vector)
                 count.add_(mask)

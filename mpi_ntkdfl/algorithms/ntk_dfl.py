@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 
 from mpi_ntkdfl.algorithms.aids import RoundMomentum, remembered
-from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult, may_diverge
+from mpi_ntkdfl.algorithms.base import Leg, Method, Needs, RoundResult, may_diverge
 from mpi_ntkdfl.algorithms.steps import NtkSettings, evolve_together, ntk_step, ntk_step_work
 from mpi_ntkdfl.algorithms.work import Load, Work
 from mpi_ntkdfl.config import ModelSettings
@@ -86,13 +86,21 @@ class NtkDfl(Method[NtkDflSettings]):
         if settings.averaging == "none":
             vectors = ("averages",)
         taus, kept = len(settings.taus), remembered(settings.momentum, network, dtype)
+        legs = tuple(Leg((phase,)) for phase in vectors)
         if settings.jacobian == "inputs":
-            return Needs(vectors, samples=True, taus=taus, kept=kept)
+            # Samples do not depend on the average, so they travel in the first leg.
+            legs = (Leg((*legs[0].phases, "inputs", "labels")), *legs[1:])
+            return Needs(vectors, samples=True, taus=taus, kept=kept, legs=legs)
         if settings.jacobian == "factored":
-            return Needs(vectors, blocks=(factored_format(network, dtype),), taus=taus, kept=kept)
+            form = factored_format(network, dtype)
+            legs = (*legs, Leg(form.phases, ("jacobian",)))
+            return Needs(vectors, blocks=(form,), taus=taus, kept=kept, legs=legs)
         heading = dense_heading(network, dtype, inputs=settings.inputs)
         entries = dense_entries(network, dtype, network.layout.size)
-        return Needs(vectors, blocks=(heading, entries), dense=True, taus=taus, kept=kept)
+        legs = (*legs, Leg((*heading.phases, *entries.phases), ("jacobian",)))
+        return Needs(
+            vectors, blocks=(heading, entries), dense=True, taus=taus, kept=kept, legs=legs
+        )
 
     @classmethod
     def work(cls, settings: NtkDflSettings, load: Load) -> dict[str, Work]:

@@ -12,14 +12,15 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult, may_diverge
+from mpi_ntkdfl.algorithms.base import Leg, Method, Needs, RoundResult, may_diverge
 from mpi_ntkdfl.algorithms.steps import NtkSettings, ntk_step, ntk_step_work
 from mpi_ntkdfl.algorithms.work import Load, Work
 from mpi_ntkdfl.config import MOST_CLIENTS
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.federation.exchange import Exchange
-from mpi_ntkdfl.federation.formats import factored_format
+from mpi_ntkdfl.federation.formats import factored_format, samples_format
 from mpi_ntkdfl.federation.neighbourhood import Neighbourhood
+from mpi_ntkdfl.federation.server import model_of_server
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.runtime.looks import DARK_GREY, LineStyle
 from mpi_ntkdfl.topology.schedule import participants
@@ -38,7 +39,10 @@ class NtkFlSettings(NtkSettings):
 
 
 class NtkFl(Method[NtkFlSettings]):
-    """One model, evolved on a server."""
+    """One model, evolved on a server.
+
+    The server asks clients that hold its model. A client that comes back receives it in its first round.
+    """
 
     Settings = NtkFlSettings
     label = "NTK-FL"
@@ -53,11 +57,13 @@ class NtkFl(Method[NtkFlSettings]):
     def needs(cls, settings: NtkFlSettings, network: Network, dtype: torch.dtype) -> Needs:
         """The network's smallest message for Jacobians goes to the server, and weights come back."""
         factored = network.factored is not None
+        form = factored_format(network, dtype) if factored else samples_format(network, dtype)
         return Needs(
-            blocks=(factored_format(network, dtype),) if factored else (),
+            blocks=(form,) if factored else (),
             samples=not factored,
             taus=len(settings.taus),
             participants=settings.clients_per_round,
+            legs=(Leg(form.phases, way="up"), Leg(("weights",), way="down")),
         )
 
     @classmethod
@@ -68,8 +74,9 @@ class NtkFl(Method[NtkFlSettings]):
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """One round; see the module's head for the steps."""
         s, f = self.settings, self.federation
-        chosen = participants(f.placement.clients, s.clients_per_round, f.seed, number)
-        w = weights[0]  # all rows are equal
+        able = f.presence.askable
+        chosen = participants(f.placement.clients, s.clients_per_round, f.seed, number, able)
+        w = model_of_server(exchange, weights)
 
         def answer(hood: Neighbourhood) -> tuple[torch.Tensor, int]:
             new, tau = w, 0

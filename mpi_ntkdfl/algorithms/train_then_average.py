@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 
 from mpi_ntkdfl.algorithms.aids import RoundMomentum, remembered
-from mpi_ntkdfl.algorithms.base import Needs, RoundResult
+from mpi_ntkdfl.algorithms.base import Leg, Needs, RoundResult
 from mpi_ntkdfl.algorithms.training import TrainingMethod, TrainingSettings
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.federation.codecs import (
@@ -101,15 +101,16 @@ class TrainThenAverage(TrainingMethod[SettingsT]):
         kept = cls.training_bytes(settings, network, dtype)
         kept = remembered(settings.round_momentum, network, dtype, kept)
         codec = settings.weights_codec(network.layout.size, dtype)
+        legs = (Leg(("weights",), ("train",)),)
         if codec is None:
-            return Needs(("weights",), kept=kept)
+            return Needs(("weights",), kept=kept, legs=legs)
         arrays = codec.state().values()
         coded = sum(array.numel() * array.element_size() for array in arrays)
 
         def kept_with_codec(samples: int) -> int:
             return coded + (kept(samples) if kept is not None else 0)
 
-        return Needs(messages=(message_format(codec, "weights"),), kept=kept_with_codec)
+        return Needs(messages=(message_format(codec, "weights"),), kept=kept_with_codec, legs=legs)
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """Trains, then averages."""

@@ -28,9 +28,10 @@ from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.analysis.starts import over_time
 from mpi_ntkdfl.analysis.tables import Run
 from mpi_ntkdfl.analysis.traces import apart, flattened
-from mpi_ntkdfl.metrics import BYTES, SECONDS, UNTIMED
+from mpi_ntkdfl.metrics import BYTES, SECONDS
 from mpi_ntkdfl.runtime.clock import COORDINATING
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.metric import UNTIMED
 
 Kind = Literal["strong", "weak"]
 

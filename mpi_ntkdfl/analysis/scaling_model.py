@@ -25,10 +25,10 @@ import numpy as np
 
 from mpi_ntkdfl import config as configuration
 from mpi_ntkdfl.analysis.scaling import Point
-from mpi_ntkdfl.metrics import UNTIMED
 from mpi_ntkdfl.runtime import seeds
 from mpi_ntkdfl.runtime.clock import COORDINATING
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.metric import UNTIMED
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.placement import Placement, neighbour_ranks, pairs
 from mpi_ntkdfl.topology.schedule import Schedule

@@ -103,7 +103,7 @@ class Run:
 
     @cached_property
     def contents(self) -> dict[str, str]:
-        """What identifies data, graph file and starting weights, by name; absent if there is none.
+        """What identifies the files that decide a result, by name; absent if there is none.
 
         A graph that stays the same is known by its edges, so neither comments nor the format of its file
         count. Records of earlier versions do not hold the content of other files: their paths stand in.
@@ -119,7 +119,7 @@ class Run:
             kept["graph"] = told.get("graph", str(graph.get("path"))) if moving else self.edges
         if path := self.config.get("model", {}).get("weights"):
             kept["weights"] = told.get("weights", str(path))
-        return kept
+        return kept | {name: told[name] for name in ("regions", "trace") if name in told}
 
     def has(self, metric: Metric) -> bool:
         """Whether the metric was measured: clients' own models are not with `evaluation.clients` off."""

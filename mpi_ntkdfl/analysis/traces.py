@@ -24,7 +24,13 @@ from mpi_ntkdfl.runtime.looks import LineStyle
 if TYPE_CHECKING:
     from mpi_ntkdfl.runtime.settings import Effect
 
-PATHS = {"data": "dataset.root", "graph": "topology.path", "weights": "model.weights"}
+PATHS = {
+    "data": "dataset.root",
+    "graph": "topology.path",
+    "weights": "model.weights",
+    "regions": "environment.links.regions",
+    "trace": "environment.availability.path",
+}
 """The contents (`tables.Run.contents`) that keep runs apart, and the settings that say where they are.
 
 A partition does not keep runs apart, because each seed may have its own.

@@ -33,6 +33,8 @@ def describe(progress: Progress) -> str:
     if progress.done and progress.taus.any():
         parts.append(f"mean tau {progress.taus.mean():.0f}")
     parts.append(f"{duration(progress.seconds)} gone")
+    if progress.simulated is not None:
+        parts.append(f"{duration(progress.simulated)} simulated")
     if progress.first < progress.done < progress.rounds:
         pace = progress.seconds / (progress.done - progress.first)
         left = pace * (progress.rounds - progress.done)

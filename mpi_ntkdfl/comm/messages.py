@@ -51,6 +51,16 @@ class MessageFormat:
 
     fields: Mapping[str, Field]
 
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """The phases of its fields, each once."""
+        return tuple(dict.fromkeys(field.phase for field in self.fields.values()))
+
+    @property
+    def phase(self) -> str:
+        """The phase of its first field; all fields travel together."""
+        return self.phases[0]
+
     def nbytes(self, samples: int) -> int:
         """Bytes of the message including its padding."""
         return sum([padded(samples * field.row_bytes) for field in self.fields.values()])

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from mpi_ntkdfl.config import kinds
+from mpi_ntkdfl.config.environment import EnvironmentSettings
 from mpi_ntkdfl.config.sections import (
     MOST_CLIENTS,
     MOST_ROUNDS,
@@ -67,6 +68,7 @@ __all__ = [
     "Config",
     "DatasetSettings",
     "DirichletPartition",
+    "EnvironmentSettings",
     "ErdosRenyiTopology",
     "EvaluationSettings",
     "FilePartition",
@@ -92,7 +94,7 @@ __all__ = [
 ]
 
 
-_ABSENT = ("stop_at",)
+_ABSENT = ("stop_at", "environment")
 """Keys that the text of a configuration leaves out where they are null."""
 
 
@@ -130,6 +132,8 @@ class Config(Section):
     """Checkpoints and the run's wall-clock time."""
     compute: ComputeSettings = ComputeSettings()
     """Where and how precisely the run is computed."""
+    environment: EnvironmentSettings | None = None
+    """Simulated time: links, devices and availability of the clients. null leaves it out."""
 
     @field_validator("dataset", "model", "algorithm", mode="before")
     @classmethod
@@ -189,22 +193,33 @@ def effect(key: str, config: Config | None = None) -> Effect:
     Returns:
         The declared effect, or `result` if the setting declares nothing or is unknown.
     """
-    section, _, name = key.partition(".")
-    name = name.partition(".")[0]
-    if not name:
+    section, *names = key.split(".")
+    if not names:
         classes: Iterable[type[BaseModel]] = [Config]
-        name = section
-    elif config is not None and section in Config.model_fields:
+        names = [section]
+    elif config is not None and getattr(config, section, None) is not None:
         classes = [type(getattr(config, section))]
     else:
         classes = kinds.classes(section)
     for each in classes:
-        if name in each.model_fields:
-            return declared_effect(each.model_fields[name])
+        if names[0] in each.model_fields:
+            return _declared(each, names)
     return "result"
 
 
+def _declared(section: type[BaseModel], names: list[str]) -> Effect:
+    """What the setting at `names` declares; the innermost section that has it decides."""
+    field = section.model_fields[names[0]]
+    for inner in kinds.sections_in(field.annotation):
+        if len(names) > 1 and names[1] in inner.model_fields:
+            return _declared(inner, names[1:])
+    return declared_effect(field)
+
+
 # --------------------------------------------------------------------------------- reading and merging
+
+_INNER_KINDS = ("availability", "waiting")
+"""Sections within `environment` that have kinds."""
 
 _DEFAULT_KINDS: dict[str, Any] = {
     "dataset": {"name": "fashion-mnist"},
@@ -260,9 +275,12 @@ def topology_settings(section: object) -> Topology:
 def _merge_section(section: str, below: Any, above: Any) -> Any:
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
-    for selector in _DEFAULT_KINDS.get(section, ()):
+    selectors = ("kind",) if section in _INNER_KINDS else _DEFAULT_KINDS.get(section, ())
+    for selector in selectors:
         if selector in above and above[selector] != below.get(selector):
             return dict(above)
+    if section == "environment":  # its sections have layers of their own
+        return below | {name: _merge_section(name, below.get(name), v) for name, v in above.items()}
     return {**below, **above}
 
 
@@ -282,15 +300,20 @@ def _explain_one(problem: Mapping[str, Any], merged: Mapping[str, Any]) -> str:
     # A discriminated union puts its tag into the location: topology.regular.degree.
     if len(where) > 2 and where[0] in ("partition", "topology"):
         del where[1]
+    if len(where) > 3 and where[1] in _INNER_KINDS:
+        del where[2]
     message, given, hint = problem["msg"].removeprefix("Value error, "), problem["input"], ""
     match problem["type"]:
         case "extra_forbidden":
             message, hint = "unknown key", _hint(where[-1], list(_keys(where[:-1], merged)))
         case "union_tag_invalid":
             tags = str(problem["ctx"]["expected_tags"]).replace("'", "").split(", ")
-            return f"{where[0]}.kind: {unknown('kind', problem['ctx']['tag'], tags)}"
+            return f"{'.'.join(where)}.kind: {unknown('kind', problem['ctx']['tag'], tags)}"
         case "union_tag_not_found":
-            message = "needs a kind, such as {kind: iid}"
+            example = {"partition": "iid", "topology": "ring", "waiting": "barrier"}.get(
+                where[-1], "always"
+            )
+            message = f"needs a kind, such as {{kind: {example}}}"
         case "model_type" | "model_attributes_type" | "dict_type":
             selector = next(iter(_DEFAULT_KINDS.get(where[0], ())), "key") if where else "key"
             message = _needs_keys(selector, given)
@@ -330,4 +353,8 @@ def _keys(where: list[str], merged: Mapping[str, Any]) -> Iterable[str]:
         return Config.model_fields
     section = merged.get(where[0])
     name = section.get("name", section.get("kind")) if isinstance(section, Mapping) else None
-    return {key for each in kinds.classes(where[0], name) for key in each.model_fields}
+    classes: list[type[BaseModel]] = [*kinds.classes(where[0], name)]
+    for inner in where[1:]:
+        fields = [each.model_fields[inner] for each in classes if inner in each.model_fields]
+        classes = [each for field in fields for each in kinds.sections_in(field.annotation)]
+    return {key for each in classes for key in each.model_fields}

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from mpi_ntkdfl.config import sections
+from mpi_ntkdfl.config.environment import EnvironmentSettings
 from mpi_ntkdfl.config.sections import DatasetSettings, MethodSettings, ModelSettings
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.registry import Registry
@@ -31,6 +32,7 @@ _BASES: dict[str, type[BaseModel]] = {
     "evaluation": sections.EvaluationSettings,
     "output": sections.OutputSettings,
     "compute": sections.ComputeSettings,
+    "environment": EnvironmentSettings,
 }
 _UNIONS: dict[str, Any] = {"partition": sections.Partition, "topology": sections.Topology}
 
@@ -80,6 +82,14 @@ def classes(section: str, name: object = None) -> Iterator[type[BaseModel]]:
         yield from {entry.Settings: None for entry in _table(section).values()}
     if section in _BASES:
         yield _BASES[section]
+
+
+def sections_in(annotation: object) -> Iterator[type[BaseModel]]:
+    """The classes of settings that an annotation names, in a union or by itself."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from sections_in(part)
 
 
 def _table(section: str) -> Registry[Any]:

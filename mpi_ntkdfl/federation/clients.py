@@ -12,6 +12,7 @@ import torch
 from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.staging import DirectStaging, Staging
 from mpi_ntkdfl.comm.world import World
+from mpi_ntkdfl.federation.presence import Presence
 from mpi_ntkdfl.model.levels import Levels
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.ntk.evolve import Implementation
@@ -82,6 +83,7 @@ class Federation:
             ranks.
         choices: by the name of each choice between two ways of computing, the way that the run takes
             and the reason. The ways are the same on all ranks; the wording of a reason may differ.
+        presence: which clients take part in the current round; it changes from round to round.
     """
 
     world: World
@@ -103,6 +105,7 @@ class Federation:
     levels: Levels | None = None
     evolution: Implementation = "tensor"
     choices: Mapping[str, str] = field(default_factory=dict)
+    presence: Presence = field(default_factory=Presence)
 
     @property
     def owned(self) -> range:

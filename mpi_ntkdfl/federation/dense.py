@@ -32,10 +32,11 @@ def neighbourhoods(
         inputs: whether raw inputs are sent as well.
 
     Yields:
-        The neighbourhoods of the own clients in id order.
+        The neighbourhoods of the own clients that are present in id order.
     """
     f, graph = exchange.federation, exchange.graph
     heading = dense_heading(f.network, f.dtype, inputs)
+    heard = exchange.heard(heading.phase)
     width = slice_width(graph, f.sizes, work, f.memory_limit)
     for part in (heading, dense_entries(f.network, f.dtype, work.params)):
         exchange.book_samples(part)
@@ -45,7 +46,9 @@ def neighbourhoods(
         stream = _Stream(exchange, at, targets, width)
         arrived = exchange.transfer(heading, targets, stream.heading).finish()
         for client in targets[exchange.rank]:
-            parts = [arrived(client, j) for j in graph.closed(client).tolist()]
+            if f.presence.absent(client):
+                continue
+            parts = [arrived(client, j) for j in heard.closed(client).tolist()]
             yield StreamedNeighbourhood(client, parts, stream, inputs)
         stream.complete()
 
@@ -136,5 +139,6 @@ class _Stream:
         form = dense_entries(f.network, f.dtype, stop - start)
         arrived = exchange.transfer(form, self._targets, make).finish()
         for client in self._targets[exchange.rank]:
-            parts = [arrived(client, j) for j in exchange.graph.closed(client).tolist()]
+            heard = exchange.heard(form.phase).closed(client).tolist()
+            parts = [arrived(client, j) for j in heard]
             yield DenseJacobian(stacked(parts, "entries"))

@@ -36,6 +36,7 @@ from mpi_ntkdfl.federation.waves import (
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.mixing import Averaging, weights
 from mpi_ntkdfl.topology.placement import neighbour_ranks
+from mpi_ntkdfl.topology.present import Hearing
 
 JacobianKind = Literal["inputs", "factored", "dense"]
 
@@ -89,6 +90,10 @@ class Exchange:
     def close(self) -> None:
         """Frees the communicator; all ranks take part."""
         self._channel.close()
+
+    def heard(self, phase: str) -> Graph | Hearing:
+        """Whose messages of a phase each client uses: those of its neighbours that are not late."""
+        return self.federation.presence.heard.get(phase, self.graph)
 
     # --------------------------------------------------------------------------------- vectors
 
@@ -180,13 +185,14 @@ class Exchange:
             The averages of this rank's clients, `[owned, param]`.
         """
         shared = self.share(vectors, "weights", codec, number)
-        mixing = weights(kind, self.graph, self.federation.sizes)
+        heard = self.heard("weights")
+        mixing = weights(kind, heard, self.federation.sizes)
         averages = torch.empty_like(vectors)
         with self.federation.clock("update"):
             for row, client in enumerate(self.federation.owned):
                 total = torch.zeros_like(vectors[0], dtype=torch.float64)
                 for other, weight in zip(
-                    self.graph.closed(client).tolist(), mixing.of(client).tolist(), strict=True
+                    heard.closed(client).tolist(), mixing.of(client).tolist(), strict=True
                 ):
                     total.add_(shared[other], alpha=weight)
                 averages[row] = total
@@ -225,7 +231,7 @@ class Exchange:
             taus: number of weight vectors that the caller holds at once.
 
         Yields:
-            This rank's clients in id order, with their stacked samples in client-id order.
+            This rank's present clients in id order, with their stacked samples in client-id order.
         """
         f = self.federation
         work = WorkingSet(f.network, taus, f.dtype.itemsize)
@@ -249,7 +255,7 @@ class Exchange:
             taus: number of residuals by which the caller multiplies at once.
 
         Yields:
-            The neighbourhoods of this rank's clients in id order.
+            The neighbourhoods of this rank's present clients in id order.
         """
         at = self.share(w_bar, "averages")
         f = self.federation
@@ -289,13 +295,14 @@ class Exchange:
             at_once: number of clients that the caller processes together.
 
         Yields:
-            Own clients in id order, each with its messages in id order.
+            Own clients that are present in id order, each with its messages in id order.
         """
         f = self.federation
         message_bytes = form.nbytes_each(f.sizes)
         waves = factored_waves(
             self.graph, f.placement, f.sizes, message_bytes, work, f.memory_limit, at_once
         )
+        heard = self.heard(form.phase)
         turns = len(waves[self.rank])
         transfer = self.transfer(form, [wave[0] for wave in waves], make)
         for turn in range(turns):
@@ -304,7 +311,8 @@ class Exchange:
                 transfer = self.transfer(form, [wave[turn + 1] for wave in waves], make)
             for client in waves[self.rank][turn]:
                 transfer.poke()
-                yield client, [arrived(client, j) for j in self.graph.closed(client).tolist()]
+                if not f.presence.absent(client):
+                    yield client, [arrived(client, j) for j in heard.closed(client).tolist()]
 
     def transfer(
         self, form: MessageFormat, targets: list[range], make: Callable[[Pair], Arrays]

@@ -67,8 +67,10 @@ def collected(
     if kept is None:
         yield from exchange.in_waves(form, work, lambda pair: message(f, pair[1]), at_once)
         return
+    heard = exchange.heard(form.phase)
     for client in f.owned:
-        yield client, [kept[j] for j in graph.closed(client).tolist()]
+        if not f.presence.absent(client):
+            yield client, [kept[j] for j in heard.closed(client).tolist()]
 
 
 def _shared(exchange: Exchange, form: MessageFormat) -> dict[int, Arrays]:

@@ -26,7 +26,9 @@ Answer = Callable[[Neighbourhood], tuple[torch.Tensor, int]]
 def average(
     exchange: Exchange, vectors: torch.Tensor, kind: Literal["plain", "samples"]
 ) -> torch.Tensor:
-    """Every client sends its vector to a server and receives the mean of all vectors.
+    """Every client that is present sends its vector to a server and receives the mean of their vectors.
+
+    A server does not use vectors that are late.
 
     Args:
         exchange: the round's messages.
@@ -37,14 +39,14 @@ def average(
         The mean, `[param]`, the same on every rank.
     """
     f = exchange.federation
-    count = f.placement.clients
-    everybody = np.arange(count)
+    present, used = f.presence.ids(f.placement.clients), f.presence.delivered(f.placement.clients)
     for phase in ("weights", "averages"):
         form = MessageFormat({"vector": Field(phase, (vectors.shape[1],), vectors.dtype)})
-        _book(exchange, form, everybody, np.ones_like(everybody))
+        _book(exchange, form, present, np.ones_like(f.sizes))
     if f.world.size > 1:
         f.ledger.book_mpi("weights", reduced_bytes(vectors.shape[1], f.world.size))
-    shares = f.sizes if kind == "samples" else np.ones(count, dtype=np.int64)
+    shares = np.zeros(f.placement.clients, dtype=np.int64)
+    shares[used] = f.sizes[used] if kind == "samples" else 1
     with f.clock("exchange"):
         own = shares[f.owned.start : f.owned.stop]
         return exact_mean(f.world, vectors, int(shares.sum()), own.tolist())
@@ -53,10 +55,11 @@ def average(
 def ask(
     exchange: Exchange, w: torch.Tensor, participants: np.ndarray, answer: Answer
 ) -> tuple[torch.Tensor, int]:
-    """Participants send their Jacobians at `w` to a server, and its answer is sent to all clients.
+    """Participants send their Jacobians at `w` to a server, which answers all clients that are present.
 
-    The participants send the network's smallest message for Jacobians. The server is connected to all
-    clients, whatever the graph is. It runs on rank 0; ranks that wait for it sleep.
+    The participants send the network's smallest message for Jacobians. If there are none, or all their
+    messages are late, the answer is `w`. The server is connected to all clients, whatever the graph is.
+    It runs on rank 0; ranks that wait for it sleep.
 
     Args:
         exchange: the round's messages.
@@ -75,6 +78,9 @@ def ask(
 
     def serve() -> int:
         nonlocal new
+        if not parts:
+            new = w.cpu().numpy()
+            return 0
         with f.clock("jacobian"):
             hood = message.receive(f, w, clients, parts)
         parts.clear()
@@ -83,16 +89,33 @@ def ask(
         return number
 
     with f.clock("exchange"):
-        parts = _collected(f, form, participants, partial(message.make, f, w))
+        used = np.intersect1d(participants, f.presence.delivered(clients))
+        parts = _collected(f, form, used, partial(message.make, f, w))
         number = f.world.on_root(serve)
         answered = f.world.broadcast(new)
     _book(exchange, form, participants, f.sizes)
     down = MessageFormat({"vector": Field("weights", w.shape, w.dtype)})
-    everybody = np.arange(clients)
-    _book(exchange, down, everybody, np.ones_like(everybody))
+    _book(exchange, down, f.presence.ids(clients), np.ones_like(f.sizes))
     if exchange.rank == 0 and f.world.size > 1:
         f.ledger.book_mpi("weights", answered.nbytes)
     return torch.from_numpy(answered).to(f.device), number
+
+
+def model_of_server(exchange: Exchange, weights: torch.Tensor) -> torch.Tensor:
+    """The server's model `[param]`, on every rank: the weights of a client that received it last.
+
+    Args:
+        exchange: the round's messages.
+        weights: of this rank's clients, `[owned, param]`. Clients that were absent have former ones.
+    """
+    f = exchange.federation
+    holder = f.presence.first_holder
+    if holder is None:  # everybody has it
+        return weights[0]
+    mine = weights[holder - f.owned.start][None] if holder in f.owned else weights[:0]
+    parts = list(f.world.collect(mine.cpu().numpy()))
+    model = f.world.broadcast(np.concatenate(parts)[0] if parts else None)
+    return torch.from_numpy(model).to(f.device)
 
 
 def _collected(

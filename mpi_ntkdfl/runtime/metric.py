@@ -23,28 +23,33 @@ Axes = Literal[
 ]
 """Axes of a dataset. A `row` is an evaluation. A `round` is any round, evaluated or not."""
 
-Condition = Literal["two classes", "sites", "cross sites"]
+Condition = Literal["two classes", "sites", "cross sites", "environment"]
 """What a run must have so that a metric is measured:
 
 - `two classes`: the data set has two classes.
 - `sites`: its training and test samples have sites, at least 2 and at most `MOST_SITES`.
-- `cross sites`: in addition, the number of clients times that of sites is at most `MOST_PAIRS`.
+- `environment`: the run simulates time.
+- `cross sites`: `sites` holds, and the number of clients times that of sites is at most `MOST_PAIRS`.
 """
 
 MOST_SITES, MOST_PAIRS = 100, 10_000
 """The most sites, and pairs of client and site, for which a run measures every one on its own."""
 
 
-def conditions(classes: int, sites: int, clients: int) -> frozenset[Condition]:
+def conditions(
+    classes: int, sites: int, clients: int, environment: bool = False
+) -> frozenset[Condition]:
     """What a run has; `Metric.when` says what a metric needs.
 
     Args:
         classes: number of classes.
         sites: number of sites; 0 if the test samples have none.
         clients: number of clients.
+        environment: whether the run simulates time.
     """
     named: dict[Condition, bool] = {
         "two classes": classes == 2,
+        "environment": environment,
         "sites": 2 <= sites <= MOST_SITES,
         "cross sites": 2 <= sites <= MOST_SITES and sites * clients <= MOST_PAIRS,
     }
@@ -106,7 +111,7 @@ class Metric:
         axes: axes of its dataset.
         dataset: path in the record, for a metric that is measured; empty for `metrics/NAME`.
         source: name of the metric whose dataset this one is computed from, if it has no dataset itself.
-        dtype: type of the dataset: `f8` or `i8`. NaN in a count means that there is no such number.
+        dtype: type of the dataset: `f8`, `i8` or `u1`. NaN in a count means that there is no such number.
         unit: unit, such as `B` or `s`; empty for a number without a unit.
         log: whether its axis is logarithmic in figures.
         optional: whether records of earlier versions may lack it.
@@ -127,7 +132,7 @@ class Metric:
     axes: Axes = "row"
     dataset: str = ""
     source: str = ""
-    dtype: Literal["f8", "i8"] = "f8"
+    dtype: Literal["f8", "i8", "u1"] = "f8"
     unit: str = ""
     log: bool = False
     optional: bool = False
@@ -211,3 +216,35 @@ class Metric:
                 totals = reduced if self.cumulative else np.cumsum(reduced)
                 reduced = np.concatenate([[0.0], totals])[about.rounds]
         return np.asarray(reduced, dtype=np.float64)
+
+
+UNTIMED = ("evaluate", "record")
+"""Phases that serve the experiment only; a real federation would not spend this time."""
+
+
+def slowest_rank(seconds: np.ndarray, phases: Sequence[str]) -> np.ndarray:
+    """Seconds `[round]` of each round's slowest rank, without the phases `UNTIMED`.
+
+    Ranks that did not exist in a round are NaN in every phase, and are left out. Other NaNs (in some
+    phases of a rank, or in all phases of all ranks) make the result NaN.
+
+    Args:
+        seconds: `[round, rank, phase]`.
+        phases: names of the phases.
+    """
+    timed = [phase not in UNTIMED for phase in phases]
+    by_rank = np.where(missing_ranks(seconds), -np.inf, seconds[..., timed].sum(axis=2))
+    return by_rank.max(axis=1, initial=-np.inf) if by_rank.size else np.zeros(len(seconds))
+
+
+def missing_ranks(by_rank: np.ndarray) -> np.ndarray:
+    """Which ranks did not exist in a round, `[round, rank]` bool.
+
+    In a round without any number no rank counts as missing.
+
+    Args:
+        by_rank: `[round, rank, ...]`, NaN for ranks that did not exist in a round.
+    """
+    empty = np.isnan(by_rank).all(axis=tuple(range(2, by_rank.ndim)))
+    missing: np.ndarray = empty & ~empty.all(axis=1, keepdims=True)
+    return missing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from decimal import Decimal
 
 
@@ -62,3 +63,32 @@ def parse_seconds(time: float | str) -> float:
         days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
         return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
     return 0.0
+
+
+# ------------------------------------------------------------------------- quantities with their units
+
+_TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+
+
+def parse_time(text: object) -> float | None:
+    """The seconds of a text such as "50ms", "2s" or "10min"; None for anything without a unit of time."""
+    return _quantity(text, _TIMES)
+
+
+def parse_rate(text: object) -> float | None:
+    """The bits per second of a text such as "10Mbit/s"; None for anything without such a unit."""
+    return _quantity(text, {f"{prefix}bit/s": value for prefix, value in _PREFIXES.items()})
+
+
+def parse_speed(text: object) -> float | None:
+    """The operations per second of a text such as "20GFLOP/s"; None for anything without such a unit."""
+    return _quantity(text, {f"{prefix}FLOP/s": value for prefix, value in _PREFIXES.items()})
+
+
+def _quantity(text: object, units: Mapping[str, float]) -> float | None:
+    """The value of a number with one of `units`; Decimal keeps 0.1ms the nearest float to 1e-4."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d{1,3})?)\s*([A-Za-z/]+)\s*", str(text))
+    if not isinstance(text, str) or match is None or match[2] not in units:
+        return None
+    return float(Decimal(match[1]) * Decimal(repr(units[match[2]])))

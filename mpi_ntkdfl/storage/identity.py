@@ -12,7 +12,7 @@ import json
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import h5py
 
@@ -32,6 +32,8 @@ FILES = {
     "partition": "partition.path",
     "graph": "topology.path",
     "weights": "model.weights",
+    "regions": "environment.links.regions",
+    "trace": "environment.availability.path",
 }
 """Every kind of file on whose content a result depends, and the setting that holds its path."""
 
@@ -109,8 +111,9 @@ def of_files(config: Config) -> dict[str, str]:
     """
     digests = {}
     for name, setting in FILES.items():
-        section, _, key = setting.partition(".")
-        written = getattr(getattr(config, section), key, None)
+        written: Any = config
+        for key in setting.split("."):
+            written = getattr(written, key, None)
         if name != "data" and written is not None:
             try:
                 digests[name] = identity.of_file(user_path(written, setting))

@@ -24,6 +24,7 @@ from mpi_ntkdfl.storage.checkpoint import Rows
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.storage.record import Record, RoundRecord, provenance
 from mpi_ntkdfl.storage.resume import Start
+from mpi_ntkdfl.storage.times import Times, last_times
 from mpi_ntkdfl.storage.trace import Trace
 from mpi_ntkdfl.topology.graphs import Graph
 
@@ -88,7 +89,9 @@ class Journal:
                 **facts(type(method), needs),
                 **self._provenance(),
             }
-            fulfilled = conditions(network.classes, data.sites, config.clients)
+            fulfilled = conditions(
+                network.classes, data.sites, config.clients, config.environment is not None
+            )
             whole.remove(self._outputs)
             whole.remove_leftovers(self._outputs)
             self._record.create(
@@ -154,6 +157,10 @@ class Journal:
         self._begin_trace(start.checkpoint.round if start else 0)
         return weights
 
+    def clocks(self) -> tuple[float, np.ndarray, np.ndarray]:
+        """The simulated times with which a resumed run goes on, on all ranks; see `times.last_times`."""
+        return self._world.on_root(lambda: last_times(self._record.path))
+
     def _begin_trace(self, done: int) -> None:
         """Begins the timeline, or continues it after `done` rounds, if `output.trace` is on."""
         if self._config.output.trace:
@@ -179,7 +186,12 @@ class Journal:
             return HandedIn(busiest, world.hand_in(np.concatenate(parts), lengths))
 
     def finish_round(
-        self, done: int, graph: Graph | None, handed: HandedIn, evaluation: Evaluation | None
+        self,
+        done: int,
+        graph: Graph | None,
+        handed: HandedIn,
+        evaluation: Evaluation | None,
+        times: Times | None = None,
     ) -> np.ndarray:
         """Appends the finished round to the record.
 
@@ -188,6 +200,7 @@ class Journal:
             graph: the round's graph; None at the start of the run, before the first round.
             handed: the result of `hand_in`.
             evaluation: the values of a row; None if this round is not evaluated.
+            times: simulated time at the end of the round; None in a run without an environment.
 
         Returns:
             The tau of every client on rank 0; nothing on other ranks.
@@ -200,14 +213,17 @@ class Journal:
         if not every:
             return np.zeros(0, np.int64)
         split = self._federation.ledger.booked.size
-        times = np.array([row[-split - len(PHASES) - 2 : -split] for row in every])
-        seconds, flights = np.split(times.view(np.float64), [len(PHASES)], axis=1)
+        timed = np.array([row[-split - len(PHASES) - 2 : -split] for row in every])
+        seconds, flights = np.split(timed.view(np.float64), [len(PHASES)], axis=1)
         traffic = np.sum([row[-split:] for row in every], axis=0).reshape(2, -1)
         every_tau = np.concatenate([row[: -split - len(PHASES) - 2] for row in every])
         with self._clock("record"):
             round_record = None
             if graph is not None:
-                round_record = RoundRecord(graph.edges, traffic, seconds, handed.busiest, flights)
+                more = {} if times is None else times.values
+                round_record = RoundRecord(
+                    graph.edges, traffic, seconds, handed.busiest, flights, more
+                )
                 self.sent += int(traffic[0].sum())
             self._record.append(done, every_tau, evaluation, round_record)
         return every_tau

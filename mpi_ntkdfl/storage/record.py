@@ -18,6 +18,7 @@ docs/output.md describes every dataset. The record holds these things beside the
     /time        attribute phases
     /topology    edges [edge, 2], offsets [round + 1]      round k: edges[offsets[k]:offsets[k+1]]
                  nodes [client]                           names, if the file of the graph has names
+    /simulated   only in runs with an environment          metrics of the federation's clock
     /partition   offsets [client + 1], indices             into the training set
                  labels, sites (if there are sites)        of the samples `indices`
 """

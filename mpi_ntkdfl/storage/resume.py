@@ -105,6 +105,13 @@ class Start:
                     f"cannot go on: {what} is not the recorded one; have files changed, or the versions "
                     "of numpy and networkx, which draw partitions and graphs?"
                 )
+        for name in ("regions", "trace"):
+            former, now = (each.get(name) for each in (self.contents, contents))
+            if former != now:
+                raise InputError(
+                    f"cannot go on: the file of {identity.FILES[name]} is not the one that the run began "
+                    f"with; {_WAY_OUT}"
+                )
         former, now = (each.get("weights") for each in (self.contents, contents))
         if former and now and former != now:
             raise InputError(

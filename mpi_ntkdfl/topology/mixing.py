@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.topology.graphs import Floats, Graph
+from mpi_ntkdfl.topology.present import Hearing
 
 Averaging = Literal["plain", "samples", "metropolis"]
 """How a client weighs its closed neighbourhood; see `weights`."""
@@ -20,11 +21,11 @@ class Weights:
     """Averaging weights of all clients.
 
     Attributes:
-        graph: the graph to which they belong.
+        graph: the neighbourhoods to which they belong.
         values: [M+2E] float64, aligned with `graph.members`.
     """
 
-    graph: Graph
+    graph: Graph | Hearing
     values: Floats
 
     def of(self, client: int) -> Floats:
@@ -32,7 +33,7 @@ class Weights:
         return self.values[self.graph.offsets[client] : self.graph.offsets[client + 1]]
 
 
-def weights(kind: Averaging, graph: Graph, sizes: npt.ArrayLike | None = None) -> Weights:
+def weights(kind: Averaging, graph: Graph | Hearing, sizes: npt.ArrayLike | None = None) -> Weights:
     """Averaging weights over closed neighbourhoods N_i, client i itself included.
 
     Args:
@@ -40,7 +41,7 @@ def weights(kind: Averaging, graph: Graph, sizes: npt.ArrayLike | None = None) -
             for w_ij = 1 / (1 + max(d_i, d_j)) with degrees d and the rest for i itself. The last are
             symmetric, so that averaging keeps the mean of all clients on any graph (Xiao and Boyd, "Fast
             linear iterations for distributed averaging", Systems & Control Letters 2004).
-        graph: the round's graph.
+        graph: the round's graph, or whom each client hears on it.
         sizes: [M] number of samples n_j of each client, >= 0; only needed for "samples".
 
     Raises:
@@ -65,7 +66,7 @@ def weights(kind: Averaging, graph: Graph, sizes: npt.ArrayLike | None = None) -
     return Weights(graph, parts / np.repeat(totals, graph.degrees + 1))
 
 
-def _metropolis(graph: Graph) -> Floats:
+def _metropolis(graph: Graph | Hearing) -> Floats:
     """The values of Metropolis weights, aligned with `graph.members`."""
     owners = np.repeat(np.arange(graph.clients), graph.degrees + 1)
     own = owners == graph.members

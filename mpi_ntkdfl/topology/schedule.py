@@ -14,8 +14,18 @@ from mpi_ntkdfl.topology.graphs import Graph, Integers, components, draw, fixed_
 _log = logging.getLogger(__name__)
 
 
-def participants(clients: int, wanted: int, seed: int, round: int) -> Integers:
+def participants(
+    clients: int, wanted: int, seed: int, round: int, among: Integers | None = None
+) -> Integers:
     """The clients `[wanted]` that a server asks in a round, drawn without replacement, ascending.
+
+    Args:
+        clients: number M of clients.
+        wanted: how many clients the server asks.
+        seed: the run's seed.
+        round: the round's number.
+        among: ids of the clients that it can ask, ascending; None for all. It asks all of them if there
+            are fewer than wanted.
 
     Raises:
         InputError: if there are fewer clients than wanted.
@@ -24,8 +34,10 @@ def participants(clients: int, wanted: int, seed: int, round: int) -> Integers:
         raise InputError(
             f"algorithm.clients_per_round must be at most clients, got {wanted} of {clients}"
         )
-    drawn = seeds.generator(seed, "participants", round).choice(clients, wanted, replace=False)
-    ascending: Integers = np.sort(drawn).astype(np.int64)
+    able = np.arange(clients, dtype=np.int64) if among is None else among
+    generator = seeds.generator(seed, "participants", round)
+    drawn = generator.choice(len(able), min(wanted, len(able)), replace=False)
+    ascending: Integers = able[np.sort(drawn)]
     return ascending
 
 

@@ -1,0 +1,42 @@
+"""A round in which some clients take no part: they keep their weights and what the method carries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mpi_ntkdfl.algorithms.base import Method, RoundResult
+from mpi_ntkdfl.federation.exchange import Exchange
+
+
+def attended_round(
+    method: Method[Any], weights: torch.Tensor, number: int, exchange: Exchange
+) -> RoundResult:
+    """One round of a method, for the clients that take part.
+
+    A method may compute something for absent clients of its rank. Nothing of that is kept, and on the
+    round's graph they have no neighbours.
+
+    Args:
+        method: of the run.
+        weights: of this rank's clients, `[owned, param]`.
+        number: of the round, from 0.
+        exchange: on the graph among those who take part.
+    """
+    federation = method.federation
+    absent = torch.from_numpy(federation.presence.absent_of(federation.owned)).to(weights.device)
+    if not len(absent):
+        return method.round(weights, number, exchange)
+    former = {name: array[absent].clone() for name, array in method.state().items()}
+    result = method.round(weights, number, exchange)
+    new, taus = result.weights.clone(), list(result.taus)
+    new[absent] = weights[absent]
+    for row in absent.tolist():
+        taus[row] = 0
+    if former:
+        state = {name: array.clone() for name, array in method.state().items()}
+        for name, array in former.items():
+            state[name][absent] = array
+        method.restore(state)
+    return RoundResult(new, taus)

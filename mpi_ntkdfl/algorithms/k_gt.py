@@ -1,0 +1,50 @@
+"""K-GT (Liu et al., "Decentralized gradient tracking with local steps", arXiv 2301.01313).
+
+Every gradient of a local step is corrected by the difference between the neighbourhood's mean direction
+and the client's own, as measured in earlier rounds. Corrections start at zero. The equations follow a
+summary of the paper and were not compared with its text or its code.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from mpi_ntkdfl.algorithms.base import RoundResult
+from mpi_ntkdfl.algorithms.corrected_training import CorrectedSettings, CorrectedTraining
+from mpi_ntkdfl.config import MOST_SAMPLES
+from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.runtime.looks import SKY, LineStyle
+
+
+class KGtSettings(CorrectedSettings):
+    """Settings of K-GT; the defaults are DFedAvg's."""
+
+    name: Literal["k-gt"] = "k-gt"
+    lr: float = Field(default=0.1, gt=0, le=1e30)
+    batch: int = Field(default=25, ge=1, le=MOST_SAMPLES)
+    epochs: int = Field(default=20, ge=1, le=100_000)
+    step: float = Field(default=1.0, gt=0, le=100)
+    """Which part of the local movement a client adds before the average."""
+
+
+class KGt(CorrectedTraining[KGtSettings]):
+    """Local SGD with tracked gradients, then one averaging step; two vectors per neighbour."""
+
+    Settings = KGtSettings
+    label = "K-GT"
+    look = LineStyle(SKY, (6, 2, 2, 2), "p")
+    vectors = 2
+    carried_name = "corrections"
+
+    def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
+        """Trains, averages weights and directions, and updates the corrections."""
+        kind = self.settings.averaging
+        trained = self.follow(weights, number, self.carried)
+        directions = (weights - trained) / self.step_times(number)
+        self.carried = self.carried - directions + exchange.average(directions, kind)
+        return RoundResult(
+            exchange.average(weights + self.settings.step * (trained - weights), kind)
+        )

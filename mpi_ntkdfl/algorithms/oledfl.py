@@ -1,0 +1,46 @@
+"""OledFL (Li et al., "OledFL", arXiv 2410.06482): DFedAvg that starts away from the last local weights.
+
+Local training starts at x + b (x - z), where x is the client's average and z are its own weights at the
+end of its local training in the round before.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from mpi_ntkdfl.algorithms.base import RoundResult
+from mpi_ntkdfl.algorithms.corrected_training import CorrectedSettings, CorrectedTraining
+from mpi_ntkdfl.config import MOST_SAMPLES
+from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.runtime.looks import GREEN, LineStyle
+
+
+class OledflSettings(CorrectedSettings):
+    """Settings of OledFL; the defaults of local training are DFedAvg's."""
+
+    name: Literal["oledfl"] = "oledfl"
+    lr: float = Field(default=0.1, gt=0, le=1e30)
+    batch: int = Field(default=25, ge=1, le=MOST_SAMPLES)
+    epochs: int = Field(default=20, ge=1, le=100_000)
+    opposite: float = Field(default=0.5, ge=0, le=10)
+    """How far local training starts beyond the average, away from the last local weights (b)."""
+
+
+class Oledfl(CorrectedTraining[OledflSettings]):
+    """A starting point beyond the average, local SGD, then one averaging step."""
+
+    Settings = OledflSettings
+    label = "OledFL"
+    look = LineStyle(GREEN, (2, 1, 4, 1), "d")
+    plain_sgd = True
+    carried_name = "differences"
+
+    def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
+        """Trains, averages, and remembers how far the average is from the client's own weights."""
+        trained = self.train(weights + self.settings.opposite * self.carried, number)
+        new = exchange.average(trained, self.settings.averaging)
+        self.carried = new - trained
+        return RoundResult(new)

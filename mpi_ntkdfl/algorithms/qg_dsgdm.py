@@ -1,0 +1,47 @@
+"""QG-DSGDm (Lin et al., "Quasi-global momentum", ICML 2021, arXiv 2102.04761), with local passes.
+
+The momentum of the local steps follows how a client's weights move from round to round, averaging
+included. The paper takes one step per round. With K local steps the momentum is constant during a round,
+and the movement is divided by K learning rates; this generalisation is this project's own.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from mpi_ntkdfl.algorithms.base import RoundResult
+from mpi_ntkdfl.algorithms.corrected_training import CorrectedSettings, CorrectedTraining
+from mpi_ntkdfl.config import MOST_SAMPLES
+from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.runtime.looks import ORANGE, LineStyle
+
+
+class QgDsgdmSettings(CorrectedSettings):
+    """Settings of QG-DSGDm; `global_momentum` is the paper's, the others are those of DFedAvgM."""
+
+    name: Literal["qg-dsgdm"] = "qg-dsgdm"
+    lr: float = Field(default=0.01, gt=0, le=1e30)
+    batch: int = Field(default=25, ge=1, le=MOST_SAMPLES)
+    epochs: int = Field(default=20, ge=1, le=100_000)
+    global_momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum mu: steps go along gradient + mu m, and m <- mu m + (1 - mu) (movement of the round)."""
+
+
+class QgDsgdm(CorrectedTraining[QgDsgdmSettings]):
+    """Local SGD with quasi-global momentum, then one averaging step."""
+
+    Settings = QgDsgdmSettings
+    label = "QG-DSGDm"
+    look = LineStyle(ORANGE, (8, 2, 1, 2), "h")
+    carried_name = "momentum"
+
+    def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
+        """Trains, averages, and updates the momentum."""
+        mu = self.settings.global_momentum
+        trained = self.follow(weights, number, mu * self.carried)
+        new = exchange.average(trained, self.settings.averaging)
+        self.carried = mu * self.carried + (1 - mu) * (weights - new) / self.step_times(number)
+        return RoundResult(new)
