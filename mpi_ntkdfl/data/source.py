@@ -87,7 +87,7 @@ class Source(ABC, Generic[SettingsT]):
         """A hash that identifies the content of the files, if possible without reading the samples.
 
         Returns:
-            None if the name alone identifies the samples, because they are the same for everybody.
+            None if the name is enough to identify the samples, because all users have the same ones.
             Otherwise a SHA-256, by default over the bytes of the files. A process reads a file once, and
             again only if its size, time or inode changes.
 
