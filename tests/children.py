@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import torch
 
-# Some are imported only so that no child has to.
+# Some modules are imported here only so that children do not have to import them.
 from mpi_ntkdfl import assembly, simulation  # noqa: F401
 from mpi_ntkdfl.analysis import live, tables  # noqa: F401
 from mpi_ntkdfl.cli import main as cli
@@ -206,7 +206,7 @@ def assert_refused(ended: Ended, *said: str) -> None:
 
 
 def bits(path: Path) -> dict[str, object]:
-    """Everything of a run that must not depend on how often it was killed."""
+    """All results of a run that must be the same however often it was killed."""
     found: dict[str, object] = {}
     with h5py.File(path, "r") as file:
         found |= {name: (file[name].shape, file[name][()].tobytes()) for name in INVARIANT}
@@ -243,7 +243,7 @@ def rounds_in(path: Path) -> int:
 
 @contextmanager
 def quick_starts() -> Iterator[None]:
-    """What every child would do anew at its start is done once, here."""
+    """Does once, in this process, what every child would have to do at its start."""
     torch.set_num_threads(1)
     loaded: dict[str, object] = {}
     load = assembly.sources.load
@@ -257,14 +257,14 @@ def quick_starts() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assembly.sources, "load", load_once)
         patch.setattr(identity, "commit", lambda: "unknown")
-        # What is killed here are processes, not machines: nothing has to reach the disk.
+        # Tests kill processes and not machines, so no file has to be flushed to the disk.
         patch.setattr(os, "fsync", lambda descriptor: None)
         _warm_up()
         yield
 
 
 def _warm_up() -> None:
-    """Libraries load parts of themselves when first used, which takes a second."""
+    """Runs once, because libraries load parts of themselves at their first use, which takes a second."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.h5"
         words = run_words(path)

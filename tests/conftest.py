@@ -60,11 +60,11 @@ def pytest_runtest_call() -> None:
 
 
 def _heed_signals() -> None:
-    """Undoes that signals are ignored.
+    """Replaces the action "ignore" of signals by handlers.
 
-    `nohup` and the background of a script let some be ignored, and so does a command that a test ran
-    in this process to its end. Every program that is started would inherit it. A handler is not
-    inherited.
+    `nohup` and scripts that run a program in the background set some signals to "ignore", and so does a
+    command that a test has run in this process. Programs that this process starts inherit "ignore", but
+    they do not inherit handlers.
     """
     for number, handler in _HANDLERS.items():
         if signal.getsignal(number) == signal.SIG_IGN:
@@ -88,7 +88,7 @@ needs_compiled = pytest.mark.skipif(
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder, in which the builds of the compiled evolution are looked for."""
+    """An empty folder, which takes the place of the folder of the compiled evolution's builds."""
     folder = tmp_path / "builds"
     folder.mkdir()
     monkeypatch.setattr(compiled, "FOLDER", folder)
@@ -114,7 +114,7 @@ for line in json.loads(sys.argv[1]):
     except SystemExit as ended:
         assert not ended.code, line
 """
-"""A program that runs the command lines it is given, a JSON list of lists of words, in one launch."""
+"""A program that runs several command lines in one launch; they are given as a JSON list of lists."""
 
 
 def make_federation(
@@ -123,7 +123,7 @@ def make_federation(
     dtype: torch.dtype = torch.float64,
     memory_limit: int | None = None,
 ) -> Federation:
-    """Clients with random data in one process; data differ by client, not by call.
+    """Clients with random data in one process. Every call makes the same data.
 
     `network` may be the widths of a multilayer perceptron.
     """

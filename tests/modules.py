@@ -36,7 +36,7 @@ class Pictures(nn.Module):
 
 
 class Tied(nn.Module):
-    """One matrix as two layers' weights, a frozen scale, a buffer, and a parameter nobody uses."""
+    """One matrix as two layers' weights, a frozen scale, a buffer, and a parameter that is not used."""
 
     def __init__(self, width: int = 4, classes: int = 3) -> None:
         super().__init__()

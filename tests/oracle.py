@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 Function = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Of parameters and inputs."""
+"""A function of parameters and inputs."""
 
 
 def unflatten(params: torch.Tensor, widths: tuple[int, ...]) -> list[torch.Tensor]:

@@ -120,8 +120,8 @@ class Prediction:
     Attributes:
         ranks, clients: R and M.
         seconds: by phase.
-        sent: bytes a rank hands to MPI, mean over the ranks looked at.
-        neighbours: other ranks it talks to, likewise.
+        sent: bytes that a rank passes to MPI, mean over some ranks.
+        neighbours: number of other ranks with which a rank exchanges messages, mean over these ranks.
         imbalance: largest over mean computation of all ranks.
     """
 

@@ -103,7 +103,7 @@ def run(
             listeners.extend(loggers.forgiving(loggers.logger(word)) for word in logs_wanted)
             return found, choose(wanted, Path(source).stem, resume)
 
-        listeners: list[loggers.Callback] = []  # on rank 0, which alone reports
+        listeners: list[loggers.Callback] = []  # on rank 0, because only rank 0 reports
         settings, outputs = world.on_root(decide)
         mode: simulation.Mode = "resume" if resume else "overwrite" if overwrite else "new"
         with world.watched(settings.compute.patience, settings.output.seconds):

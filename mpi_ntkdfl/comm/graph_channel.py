@@ -58,7 +58,7 @@ class GraphChannel:
         request = self._graph.Ineighbor_alltoallw(
             [_memory(send), *leaving], [_memory(room), *coming]
         )
-        return _Started(request, send, room)
+        return Started([request], send, room)
 
     def _layout(self, sizes: tuple[int, ...]) -> list[Any]:
         """Counts, displacements and types of a buffer with `sizes` bytes for each neighbour.
@@ -98,17 +98,20 @@ def _memory(buffer: torch.Tensor) -> Any:
     return MPI.buffer.fromaddress(buffer.data_ptr(), buffer.numel())
 
 
-class _Started:
-    """A request together with its buffers, which must stay alive until it is complete."""
+class Started:
+    """Requests together with their buffers, which must stay alive until all are complete."""
 
-    __slots__ = ("_received", "_request", "_send")
+    __slots__ = ("_received", "_requests", "_send")
 
-    def __init__(self, request: Any, send: torch.Tensor, received: torch.Tensor) -> None:
-        self._request, self._send, self._received = request, send, received
+    def __init__(self, requests: list[Any], send: torch.Tensor, received: torch.Tensor) -> None:
+        """Keeps the requests and the buffers from which they read and into which they write."""
+        self._requests, self._send, self._received = requests, send, received
 
     def poke(self) -> bool:
-        return bool(self._request.Test())
+        """Lets MPI work, and says whether all requests are complete."""
+        return bool(MPI.Request.Testall(self._requests))
 
     def wait(self) -> torch.Tensor:
-        self._request.Wait()
+        """Waits for all requests; returns the buffer of what was received."""
+        MPI.Request.Waitall(self._requests)
         return self._received

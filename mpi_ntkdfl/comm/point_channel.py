@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from mpi4py import MPI
 
-from mpi_ntkdfl.comm.graph_channel import require_sizes
+from mpi_ntkdfl.comm.graph_channel import Started, require_sizes
 from mpi_ntkdfl.comm.watchdog import mark
 from mpi_ntkdfl.comm.world import Pending
 from mpi_ntkdfl.model.params import ALIGNMENT as UNIT
@@ -49,7 +49,7 @@ class PointChannel:
         """
         mark()
         coming = self._each(self._comm.Irecv, room, receive_bytes)
-        return _Started([*coming, *self._each(self._comm.Isend, send, send_bytes)], send, room)
+        return Started([*coming, *self._each(self._comm.Isend, send, send_bytes)], send, room)
 
     def _each(self, call: Any, buffer: torch.Tensor, sizes: tuple[int, ...]) -> list[Any]:
         """Requests for the parts of `buffer`: one per neighbour whose part is not empty."""
@@ -65,19 +65,3 @@ class PointChannel:
     def close(self) -> None:
         """Frees the datatype of the messages; the communicator is kept."""
         self._unit.Free()
-
-
-class _Started:
-    """Requests together with their buffers, which must stay alive until all are complete."""
-
-    __slots__ = ("_received", "_requests", "_send")
-
-    def __init__(self, requests: list[Any], send: torch.Tensor, received: torch.Tensor) -> None:
-        self._requests, self._send, self._received = requests, send, received
-
-    def poke(self) -> bool:
-        return bool(MPI.Request.Testall(self._requests))
-
-    def wait(self) -> torch.Tensor:
-        MPI.Request.Waitall(self._requests)
-        return self._received

@@ -72,7 +72,7 @@ def work(
     say: Callable[[str], None],
     fresh: bool = False,
 ) -> Tally:
-    """Does those of `runs` that are not done and nobody is at; a failed run does not stop the others.
+    """Does the `runs` that are neither done nor being written; a failed run does not stop the others.
 
     Args:
         study: of the runs.

@@ -238,8 +238,3 @@ def components(graph: Graph) -> int:
         np.minimum.at(roots, high, low)
         while not np.array_equal(roots, roots[roots]):
             roots = roots[roots]
-
-
-def is_connected(graph: Graph) -> bool:
-    """Whether every client can reach every other."""
-    return components(graph) == 1

@@ -188,7 +188,7 @@ def _refuse_mixed_samples(function: FlatModule, params: torch.Tensor, inputs: to
     """Refuses modules in which the outputs of a sample depend on other samples.
 
     The first sample is replaced, and the outputs of the others must stay the same. The last sample is
-    also passed alone, and must have the same outputs.
+    also passed one by one, and must have the same outputs.
     """
     changed = inputs.clone()
     for other in inputs[1:]:
