@@ -235,11 +235,8 @@ class Record:
             ("topology/edges", "i4", 0, (2,)),
             ("topology/offsets", "i8", 1, ()),
         ):
-            limits = (None, *shape)
-            chunks = _chunks(shape, np.dtype(dtype))
-            file.create_dataset(
-                name, (rows, *shape), dtype, maxshape=limits, chunks=chunks, **_CHECKED
-            )
+            growing = {"maxshape": (None, *shape), "chunks": _chunks(shape, np.dtype(dtype))}
+            file.create_dataset(name, (rows, *shape), dtype, **growing, **_CHECKED)
         for group, phases in _PHASES.items():
             file[group].attrs["phases"] = list(phases)
 
