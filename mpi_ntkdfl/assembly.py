@@ -5,7 +5,6 @@ Rank 0 reads the data set and checks everything. Then every rank receives the sa
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from mpi_ntkdfl.environment.conditions import Conditions
 from mpi_ntkdfl.federation.clients import ByteTable, Federation, Samples
 from mpi_ntkdfl.model import byte_products
 from mpi_ntkdfl.model.by_sample import Sites
+from mpi_ntkdfl.model.choices import network_choices
 from mpi_ntkdfl.model.levels import LEAST_FEATURES, Inputs, Levels
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.model.networks import build, check_inputs
@@ -40,8 +40,6 @@ from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.paths import user_path
 from mpi_ntkdfl.topology.placement import Placement
 from mpi_ntkdfl.topology.schedule import Schedule
-
-LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -251,9 +249,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
 
     stored, labels = _own_samples(world, placement, problem)
     levels, by_bytes = _levels(config, world, network, scaling, stored, chosen)
-    choices = {"byte products": by_bytes, **network.choices}
-    for name, choice in network.choices.items():
-        LOGGER.info("%s: %s", name, choice)
+    choices = {"byte products": by_bytes, **network_choices(network, chosen)}
     evolution: Implementation = "tensor"
     if evolves(config.algorithm):
         evolution, reason = _evolution(config, world, chosen, dtype)

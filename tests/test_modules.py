@@ -75,6 +75,21 @@ def test_the_fast_form_is_right_without_its_check(name):
             close(operator.trace_gram(rotated), wanted, 1e-10)
 
 
+def test_any_amount_of_memory_gives_the_same_kernel():
+    """Groups of outputs may be of unequal lengths, and batches as well."""
+    module, inputs = made(*MODULES["group norm"])
+    function = FlatModule(module)
+    wanted = 3 * oracle.kernel(entries(module, inputs))
+    plan = planned(function, function.flat(), inputs[:8], activations=100)
+    assert plan.linear
+    assert plan.multiplied
+    assert not plan.rest
+    for room in range(100, 4000, 100):
+        limits = Limits(room, SAMPLES, vectorised=True)
+        operator = ModuleJacobian(function, function.flat(), inputs, 3, limits, plan)
+        close(operator.trace_gram(), wanted, 1e-10)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_other_modules_are_refused_with_the_way_out(name):
     factory, shape, message = REFUSED[name]

@@ -540,15 +540,15 @@ def test_catalogue(cache: Path) -> None:
         "heart-disease",
         "mnist",
         "fashion-mnist",
-        "femnist",
+        *("femnist", "cifar10", "plays", "medmnist", "arrays"),
     ]
     assert entries["mnist"].where == "python -m mpi_ntkdfl data fetch mnist"
     assert not entries["femnist"].found
     for name in ("digits", "breast-cancer", "heart-disease"):
         entry, got = entries[name], sources.load(dataset_settings(name))
         assert entry.found
-        assert (entry.train_samples, entry.features) == got.train_inputs.shape
-        assert (entry.test_samples, entry.classes) == (len(got.test_labels), got.classes)
+        assert (entry.size.train, entry.size.features) == got.train_inputs.shape
+        assert (entry.size.test, entry.size.classes) == (len(got.test_labels), got.classes)
     folder = write_set(cache / "mnist")
     entries = {entry.name: entry for entry in sources.catalogue()}
     assert (entries["mnist"].found, entries["mnist"].where) == (True, str(folder))
@@ -653,7 +653,7 @@ def test_fetch_from_a_server_that_is_not_there(server: Server, tmp_path: Path) -
     ],
 )
 def test_fetch_of_what_cannot_be_fetched(name: str, message: str) -> None:
-    with refused(f"mnist and fashion-mnist, got {name}: .*{message}"):
+    with refused(f"mnist and fashion-mnist and cifar10, got {name}: .*{message}"):
         sources.fetch(name)
     with refused("unknown data set 'fashionmnist'; did you mean 'fashion-mnist'"):
         sources.fetch("fashionmnist")

@@ -92,6 +92,7 @@ ALL = [
     "deviation",
     "dynamics",
     "heterogeneity",
+    "hospitals",
     "selection",
     "sparsity",
 ]
@@ -113,10 +114,10 @@ def test_every_study_parses_and_plans(tmp_path, name, scale):
     runs = study.distinct()
     assert len(runs) == len(study.runs), "no two cells are the same run"
     assert {run.config.seed for run in runs} == set(range(study.seeds))
-    assert {run.config.dataset.name for run in runs} == (
-        {"digits"} if scale == "small" else {"fashion-mnist"}
-    )
-    if scale == "paper":
+    own = {"hospitals": "heart-disease"}.get(name)
+    of_paper = "digits" if scale == "small" else "fashion-mnist"
+    assert {run.config.dataset.name for run in runs} == {own or of_paper}
+    if scale == "paper" and not own:
         assert {(run.config.clients, run.config.rounds) for run in runs} == {(300, 30)}
     text = estimate.text(study, estimate.estimate(study), 2)
     assert f"{len(runs)} runs" in text
@@ -670,6 +671,21 @@ def test_a_launched_study_on_two_ranks(tmp_path, mpirun):
         assert one.key == other.key
         name = "model/accuracy"
         assert recorded(one, name).tobytes() == recorded(other, name).tobytes()
+
+
+@pytest.mark.slow
+def test_hospitals_stand_apart_in_its_figures(tmp_path):
+    options = ("--scale", "small", "-o", tmp_path, "--seeds", 1, "--set", "rounds=1")
+    answer("study", "run", "hospitals", *options)
+    answer("study", "report", "hospitals", *options)
+    with (tmp_path / "hospitals-small" / "cross.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    # Whoever communicates ends with one model, which has no matrix.
+    assert {row["panel"].partition(",")[0] for row in rows} == {"alone"}
+    assert {row["line"] for row in rows} >= {"model of cleveland", "model of va"}
+    assert [float(row["x"]) for row in rows[:4]] == [0, 1, 2, 3]
+    drawn = (tmp_path / "hospitals-small" / "sites.svg").read_text()
+    assert "switzerland" in drawn
 
 
 @pytest.mark.slow

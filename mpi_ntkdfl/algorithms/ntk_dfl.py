@@ -16,6 +16,7 @@ from pydantic import Field
 
 from mpi_ntkdfl.algorithms.aids import RoundMomentum, remembered
 from mpi_ntkdfl.algorithms.base import Leg, Method, Needs, RoundResult, may_diverge
+from mpi_ntkdfl.algorithms.kernel_outputs import check_directions, choose_directions
 from mpi_ntkdfl.algorithms.steps import NtkSettings, evolve_together, ntk_step, ntk_step_work
 from mpi_ntkdfl.algorithms.work import Load, Work
 from mpi_ntkdfl.config import ModelSettings
@@ -31,7 +32,12 @@ from mpi_ntkdfl.runtime.looks import BLUE, LineStyle
 class NtkDflSettings(NtkSettings):
     """Settings of NTK-DFL; the defaults are the paper's. Tau is chosen by the neighbourhood's loss."""
 
-    optional: ClassVar[tuple[str, ...]] = (*NtkSettings.optional, "momentum", "linearisations")
+    optional: ClassVar[tuple[str, ...]] = (
+        *NtkSettings.optional,
+        "momentum",
+        "linearisations",
+        "kernel_outputs",
+    )
 
     name: Literal["ntk-dfl"] = "ntk-dfl"
     jacobian: Literal["inputs", "factored", "dense"] = "factored"
@@ -53,6 +59,12 @@ class NtkDflSettings(NtkSettings):
     """Evolutions per round. After the first, the Jacobian is taken again at the new weights, on the
     samples that the client holds, and the outputs evolve again, as long as that lowers the loss. The
     recorded tau is the sum. No message is added, except that dense Jacobians then come with inputs.
+    """
+
+    kernel_outputs: int | None = Field(default=None, ge=1, le=1_000_000)
+    """How many random directions of the outputs a kernel is computed from; null for all outputs, which
+    is exact. The time of a kernel is nearly in proportion to it, which helps with many classes. It needs
+    a network without a factored form, and `jacobian: inputs`.
     """
 
     @property
@@ -82,6 +94,7 @@ class NtkDfl(Method[NtkDflSettings]):
     @classmethod
     def needs(cls, settings: NtkDflSettings, network: Network, dtype: torch.dtype) -> Needs:
         """Weights (if averaged) and averages; samples, factored forms, or heading and entries."""
+        check_directions(settings.kernel_outputs, settings.jacobian, network)
         vectors: tuple[str, ...] = ("weights", "averages")
         if settings.averaging == "none":
             vectors = ("averages",)
@@ -163,6 +176,7 @@ class NtkDfl(Method[NtkDflSettings]):
         """
         s, f, moved = self.settings, self.federation, set()
         rate = s.rate(number)
+        choose_directions(hoods, s.kernel_outputs, f, number)
         evolved = evolve_together(hoods, rate, s, f)
         for hood, evolution in zip(hoods, evolved, strict=True):
             row = hood.client - f.owned.start

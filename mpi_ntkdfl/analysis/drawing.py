@@ -89,6 +89,9 @@ def lines(ax: Axes, panel: Panel, looks: Sequence[LineStyle]) -> Legend:
     many = any(len(line.x) > 10 for line in panel.lines)
     for number, (line, look) in enumerate(zip(panel.lines, looks, strict=True)):
         markers = _markers(line.x, panel.x.log, number / len(looks)) if many else None
+        if panel.x.ticks:
+            explained.append((line.label, _points(ax, line, look, number, len(looks))))
+            continue
         (drawn,) = ax.plot(
             line.x, line.mean, label=line.label, markevery=markers, **style.arguments(look)
         )
@@ -96,6 +99,24 @@ def lines(ax: Axes, panel: Panel, looks: Sequence[LineStyle]) -> Legend:
             ax.fill_between(line.x, *ends, color=look.color, alpha=0.2, linewidth=0)
         explained.append((line.label, drawn))
     return explained
+
+
+def _points(ax: Axes, line: Series, look: LineStyle, number: int, of: int) -> Artist:
+    """Marks the points of a line beside those of the other lines, with bars of one deviation.
+
+    Args:
+        ax: where.
+        line: the points, at whole numbers.
+        look: of the line.
+        number: its place among the lines.
+        of: number of lines.
+    """
+    x = line.x + 0.6 * ((number + 0.5) / of - 0.5)
+    spread = np.nan_to_num(line.sd)
+    ax.vlines(x, line.mean - spread, line.mean + spread, color=look.color, linewidth=0.8)
+    (drawn,) = ax.plot(x, line.mean, **style.arguments(look))
+    drawn.set_linestyle("")
+    return drawn
 
 
 def _markers(x: np.ndarray, log: bool, shift: float) -> list[int]:
@@ -142,6 +163,9 @@ def scale(ax: Axes, panel: Panel) -> None:
 def _ticks(axis: MplAxis, shown: Axis, log: bool, ends: tuple[float, float], crowded: bool) -> None:
     from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
+    if shown.ticks:
+        axis.set_ticks(range(len(shown.ticks)), shown.ticks)
+        return
     if log:
         # Powers of ten and numbers between them, as many as find room: labels with a unit are wide.
         most = (3 if shown.unit else 5) if crowded else 7

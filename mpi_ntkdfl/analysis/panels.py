@@ -23,6 +23,7 @@ class Axis:
         unit: to write at the ticks.
         whole: whether ticks are at whole numbers only.
         from_zero: whether a linear axis begins at 0.
+        ticks: names of the places 0, 1, ..., for an axis of things without an order, such as hospitals.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Axis:
     unit: str = ""
     whole: bool = False
     from_zero: bool = False
+    ticks: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, metric: Metric, log: bool = False) -> Axis:

@@ -1,4 +1,4 @@
-"""The commands `data list`, `data fetch` and `data path`."""
+"""The commands `data list`, `data show`, `data fetch` and `data path`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mpi_ntkdfl.cli.groups import Group, examples
 
 @click.group(cls=Group, epilog=examples("data list"))
 def data() -> None:
-    """List, download or locate data sets."""
+    """List, describe, download or locate data sets."""
 
 
 @data.command("list", epilog=examples("data list"))
@@ -19,9 +19,33 @@ def data_list() -> None:
     from mpi_ntkdfl.data import sources
 
     for e in sources.catalogue():
-        size = f"{e.train_samples} + {e.test_samples} samples, {e.features} features, {e.classes} classes"
+        size = "size depends on your files"
+        if e.size is not None:
+            size = (
+                f"{e.size.train} + {e.size.test} samples, {e.size.features} features, "
+                f"{e.size.classes} classes"
+            )
         place = f"{'found: ' if e.found else ''}{e.where}"
-        click.echo(f"{e.name:16}{size}\n{'':16}licence: {e.licence}\n{'':16}{place}")
+        bundled = "bundled, " if e.bundled else ""
+        click.echo(f"{e.name:16}{size}\n{'':16}licence: {e.licence}\n{'':16}{bundled}{place}")
+
+
+@data.command("show", epilog=examples("data show heart-disease"))
+@click.argument("name")
+@click.option(
+    "--set",
+    "assignments",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="A setting of the data set, such as path=MINE.npz. Repeatable.",
+)
+def data_show(name: str, assignments: tuple[str, ...]) -> None:
+    """Print how many samples of each class and site a data set has."""
+    from mpi_ntkdfl.data import counts, sources
+    from mpi_ntkdfl.presets import read_overrides
+
+    settings = config.dataset_settings(name, **read_overrides(assignments))
+    click.echo(counts.text(sources.load(settings)))
 
 
 @data.command("fetch", epilog=examples("data fetch fashion-mnist"))
@@ -41,6 +65,7 @@ def data_path(name: str) -> None:
 
     files = sources.locate(config.dataset_settings(name))
     if not files:
-        click.echo(f"{name} comes inside scikit-learn and has no file of its own")
+        inside = sources.DATASETS.find(name).inside
+        click.echo(f"{name} comes inside {inside} and has no file of its own")
     for path in files.values():
         click.echo(path)

@@ -38,7 +38,7 @@ COMMANDS = {
         "Draw runs: accuracy of the average against rounds, protocol bytes and seconds.",
     ),
     "export": ("records", "Write weights from a run's checkpoint as a torch state_dict."),
-    "data": ("data", "List, download or locate data sets."),
+    "data": ("data", "List, describe, download or locate data sets."),
     "doctor": (
         "run",
         "Print what MPI, launcher, nodes, GPUs, threads, HDF5 and data look like; it works under mpirun.",

@@ -137,6 +137,12 @@ def compare(
     metavar="ROUND",
     help="Draw what every rank did in this round instead; needs output.trace.",
 )
+@click.option(
+    "--partition",
+    "shares_only",
+    is_flag=True,
+    help="Draw how many samples of each class every client has instead.",
+)
 def plot(
     records: tuple[Path, ...],
     target_file: Path,
@@ -148,14 +154,21 @@ def plot(
     title: str | None,
     labels: tuple[str, ...],
     number: int | None,
+    shares_only: bool,
 ) -> None:
     """Draw runs: accuracy of the average against rounds, protocol bytes and seconds.
 
     Runs that differ only in their seed (and partition file) become one line, with a band of one
     standard deviation. Checkpoints among the files are left out.
     """
-    from mpi_ntkdfl.analysis import fairness, plots, tables, timeline, traces
+    from mpi_ntkdfl.analysis import fairness, plots, shares, tables, timeline, traces
 
+    if shares_only:
+        if len(records) > 1 or number is not None:
+            raise click.UsageError("--partition draws one run, and is not given with --timeline")
+        shares.write(target_file, shares.read(records[0]), title)
+        click.echo(target_file)
+        return
     if number is not None:
         if len(records) > 1:
             raise click.UsageError("--timeline draws one run, got several records")

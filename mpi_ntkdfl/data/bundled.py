@@ -42,6 +42,7 @@ class _InScikitLearn(Source[FolderSettings]):
     Settings = FolderSettings
     licence = "CC BY 4.0"
     bundled = True
+    inside = "scikit-learn"
     way_out = "it comes inside scikit-learn and needs no download"
 
 

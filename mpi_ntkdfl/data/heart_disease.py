@@ -55,6 +55,7 @@ class HeartDisease(Source[HeartDiseaseSettings]):
     size = Size(493, 247, (13,), 2)
     licence = "CC BY 4.0"
     bundled = True
+    inside = "this package"
     way_out = "it comes with this package and needs no download"
 
     def load(self, settings: HeartDiseaseSettings) -> Dataset:

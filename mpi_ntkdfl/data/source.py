@@ -61,6 +61,7 @@ class Source(ABC, Generic[SettingsT]):
         size: published size; None if the size is known only after the samples were read.
         licence: licence of the samples.
         bundled: whether it comes with the required packages.
+        inside: the package that it comes inside, if it is bundled.
         fetchable: whether `data fetch` can download it.
         way_out: what users can do if they do not have it; a message ends with this text.
     """
@@ -70,6 +71,7 @@ class Source(ABC, Generic[SettingsT]):
     size: Size | None = None
     licence: str
     bundled: bool = False
+    inside: str = ""
     fetchable: bool = False
     way_out: str
 

@@ -9,15 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from mpi_ntkdfl.config import DatasetSettings
 from mpi_ntkdfl.data import image_sets
 from mpi_ntkdfl.data.arrays import Arrays
 from mpi_ntkdfl.data.bundled import BreastCancer, Digits
+from mpi_ntkdfl.data.cifar10 import Cifar10
 from mpi_ntkdfl.data.dataset import Dataset
 from mpi_ntkdfl.data.fashion_mnist import FASHION_MNIST
 from mpi_ntkdfl.data.femnist import Femnist
 from mpi_ntkdfl.data.heart_disease import HeartDisease
+from mpi_ntkdfl.data.medmnist import Medmnist
 from mpi_ntkdfl.data.mnist import MNIST
+from mpi_ntkdfl.data.plays import Plays
 from mpi_ntkdfl.data.registered import Loader, Registered
 from mpi_ntkdfl.data.source import Size, Source
 from mpi_ntkdfl.runtime.errors import InputError
@@ -26,6 +31,7 @@ from mpi_ntkdfl.runtime.registry import Registry
 _OWN: list[Source[Any]] = [
     *(Digits(), BreastCancer(), HeartDisease()),
     *(MNIST, FASHION_MNIST, Femnist()),
+    *(Cifar10(), Plays(), Medmnist()),
     Arrays(),
 ]
 
@@ -69,39 +75,40 @@ DATASETS.adopt = register_dataset
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the catalogue. `where` is the folder of the files if `found`, otherwise the way out."""
+    """A line of the catalogue. `where` is the folder of the files if `found`, otherwise the way out.
+
+    `size` is None if it depends on the user's files.
+    """
 
     name: str
-    train_samples: int
-    test_samples: int
-    features: int
-    classes: int
+    size: Size | None
+    bundled: bool
     found: bool
     where: str
     licence: str
 
 
 def catalogue() -> list[Entry]:
-    """All data sets whose size is known, with their folders on this machine."""
+    """All data sets, with their folders on this machine."""
     return [
         Entry(
             name,
-            *(source.size.train, source.size.test, source.size.features, source.size.classes),
+            source.size,
+            source.bundled,
             *_whereabouts(source),
             source.licence,
         )
         for name, source in DATASETS.items()
-        if source.size is not None
     ]
 
 
 def _whereabouts(source: Source[Any]) -> tuple[bool, str]:
     try:
         paths = source.locate(source.Settings(name=source.name))
-    except InputError:
+    except (InputError, ValidationError):  # the latter if a setting must be given, such as a path
         fetch = f"python -m mpi_ntkdfl data fetch {source.name}"
         return False, fetch if source.fetchable else source.way_out
-    return True, str(next(iter(paths.values())).parent) if paths else "inside scikit-learn"
+    return True, str(next(iter(paths.values())).parent) if paths else f"inside {source.inside}"
 
 
 def size(settings: DatasetSettings) -> Size:

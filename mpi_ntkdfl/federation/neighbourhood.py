@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 
 from mpi_ntkdfl.comm.messages import Arrays
-from mpi_ntkdfl.model.jacobian import Operator
-from mpi_ntkdfl.ntk.kernel import trace_kernel
+from mpi_ntkdfl.model.jacobian import DirectedOperator, Operator
+from mpi_ntkdfl.ntk.kernel import estimated_kernel, trace_kernel
 
 
 class Neighbourhood(Protocol):
@@ -59,9 +59,17 @@ class HeldNeighbourhood:
         self.client, self.outputs, self.labels = client, outputs, labels
         self.inputs: torch.Tensor | None = inputs
         self._jacobian = jacobian
+        self._directions: torch.Tensor | None = None
+
+    def estimate_kernel(self, directions: torch.Tensor) -> None:
+        """Lets `kernel` use only these `directions` `[direction, output]` of the outputs."""
+        self._directions = directions
 
     def kernel(self) -> torch.Tensor:
         """The trace kernel `[sample, sample]`."""
+        if self._directions is not None:
+            # Settings allow this only for networks whose Jacobians can do it.
+            return estimated_kernel(cast(DirectedOperator, self._jacobian), self._directions)
         return trace_kernel(self._jacobian, self.outputs.shape[1])
 
     def transposed_product(self, residuals: torch.Tensor) -> torch.Tensor:

@@ -36,6 +36,14 @@ class Operator(Protocol):
         ...
 
 
+class DirectedOperator(Protocol):
+    """An operator that can restrict the kernel to some combinations of outputs."""
+
+    def trace_gram(self, directions: torch.Tensor | None = None) -> torch.Tensor:
+        """`sum_d (v_d J) (v_d J)^T`, `[sample, sample]`, of combinations v `[direction, output]`."""
+        ...
+
+
 class Jacobian(Operator, Protocol):
     """The Jacobian of a network over N samples, at one parameter vector."""
 

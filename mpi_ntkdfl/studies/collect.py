@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,11 @@ class Finished:
     run: StudyRun
     record: tables.Run
     trace: traces.Trace
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """Names of the sites of its data set; empty if they are only numbered."""
+        return tuple(json.loads(self.record.attributes.get("site_names", "[]")))
 
     def rows(self, rounds: np.ndarray) -> np.ndarray:
         """The rows after some `rounds`, which it has evaluated."""

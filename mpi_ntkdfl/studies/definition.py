@@ -109,7 +109,8 @@ class Figure(Section):
         title: above it.
         kind: curves (`y` against `x`, by round), ends (`y` at the end against the axis `x`), taus (share
             of clients by chosen tau), selection (average of some clients, chosen on half the test
-            set) or drift (relative change of the kernel, against the axis `x`).
+            set), drift (relative change of the kernel, against the axis `x`) or sites (`y` at the end
+            by site, such as hospital).
         x: what to draw against: metrics for curves, an axis for ends and drift.
         y: metrics, a panel each.
         panels: the axis that has a panel for each of its variants.
@@ -119,7 +120,7 @@ class Figure(Section):
 
     name: Name
     title: str
-    kind: Literal["curves", "ends", "taus", "selection", "drift"]
+    kind: Literal["curves", "ends", "taus", "selection", "drift", "sites"]
     x: Annotated[tuple[str, ...], Field(strict=False)] = ()
     y: Annotated[tuple[str, ...], Field(strict=False)] = ()
     panels: str | None = None
@@ -136,8 +137,10 @@ class Figure(Section):
                 f"figure {self.name}: x must name one axis for ends and drift, and nothing for "
                 f"{self.kind}, got {list(self.x)}"
             )
-        if bool(self.y) != (self.kind in ("curves", "ends")):
-            raise ValueError(f"figure {self.name}: y is needed for curves and ends, and only there")
+        if bool(self.y) != (self.kind in ("curves", "ends", "sites")):
+            raise ValueError(
+                f"figure {self.name}: y is needed for curves, ends and sites, and only there"
+            )
         self._require_metrics("y", self.y or [metric.name for metric in at("y")])
         if self.guides and self.kind != "curves":
             raise ValueError(f"figure {self.name}: guides are for curves")

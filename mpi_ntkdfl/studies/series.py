@@ -39,6 +39,8 @@ def drawing(results: Results, figure: Figure) -> Drawing:
         # Methods without steps to choose are recorded with tau 0.
         choosing = [c for c in results.cells if any(f.record[MEAN_TAU].any() for f in c.finished)]
         panels = [_taus(cell) for cell in choosing or results.cells]
+    elif figure.kind == "sites":
+        panels = _sites(results, figure)
     elif figure.kind == "selection":
         panels = [_selection(cell) for cell in results.cells]
     else:
@@ -132,6 +134,53 @@ def _points(label: str, method: str, several: Sequence[tuple[float, np.ndarray]]
             np.array([len(values) for _, values in ordered]),
             np.full(len(ordered), False),
         )
+
+
+def _sites(results: Results, figure: Figure) -> list[Panel]:
+    """The end of runs by site: a panel for each metric.
+
+    A metric by client and site has a panel for each cell whose clients end with different models.
+    """
+    place = _place(results, figure.panels)
+    panels = []
+    for title, cells in by(results.cells, place).items():
+        for name in figure.y:
+            lines: list[Series] = []
+            x, y = Axis("site", ""), Axis.of(METRICS[name])
+            # The mean is what tables show; here every site stands for itself.
+            y = replace(y, label=y.label.partition(", mean ")[0])
+            for cell in (each for each in cells if each.has(name)):
+                names = cell.finished[0].site_names
+                last = cell.rounds()[-1:]
+                values = np.stack([f.record[name][f.rows(last)[0]] for f in cell.finished])
+                if values.shape[-1] != len(names):
+                    continue  # of clients that are no sites, such as one with all samples
+                x = Axis("site", "", ticks=names)
+                if values.ndim == 2:
+                    lines.append(_by_site(_line_label(cell, [place]), cell.method, values))
+                    continue
+                if np.array_equal(values, values[:, :1].repeat(values.shape[1], 1), equal_nan=True):
+                    continue  # all clients end with one model
+                models = [f"model of {site}" for site in names]
+                own = [_by_site(m, "", values[:, client]) for client, m in enumerate(models)]
+                panels.append(Panel(cell.label, replace(x, label="tested on"), y, tuple(own)))
+            if lines:
+                panels.append(Panel(title, x, y, tuple(lines)))
+    return panels
+
+
+def _by_site(label: str, method: str, values: np.ndarray) -> Series:
+    """Points at the sites 0, 1, ... from `values` `[seed, site]`; NaN where no seed has a number."""
+    seeds, sites = values.shape
+    return Series(
+        label,
+        method,
+        np.arange(sites, dtype=np.float64),
+        values.mean(axis=0),
+        values.std(axis=0, ddof=1) if seeds > 1 else np.full(sites, np.nan),
+        np.full(sites, seeds),
+        np.full(sites, False),
+    )
 
 
 def _taus(cell: Cell) -> Panel:

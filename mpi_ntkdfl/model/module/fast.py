@@ -76,7 +76,8 @@ def fast_numbers(plan: Plan, samples: int, outputs: int, room: int) -> int:
     per_sample = plan.activations + outputs * plan.signals
     batch = min(max(min(room, _BATCH_NUMBERS), per_sample), samples * per_sample)
     squares = (1 + 2 * len(plan.linear)) * samples * samples
-    return gradients + batch + squares
+    # Signals are copied into one array per use, and convolutions have workspaces of their own.
+    return gradients + 2 * batch + squares
 
 
 def sum_of(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -148,9 +149,10 @@ class FastGram:
         most = max(self._room // (samples * width), 1)
         at_once = -(-len(directions) // -(-len(directions) // most))
         groups = pieces(dict(plan.multiplied), self._room // (samples * at_once))
+        batches = self._batches(at_once)
         for some in chunks(len(directions), at_once):
             for number, group in enumerate(groups):
-                self._add(total, directions[some], group, {} if number else linear)
+                self._add(total, directions[some], group, {} if number else linear, batches)
         for part in linear.values():
             part.add_to(total)
         return mirror(total)
@@ -161,12 +163,13 @@ class FastGram:
         directions: torch.Tensor,
         group: Sequence[Piece],
         linear: dict[str, _Linear],
+        batches: Sequence[slice],
     ) -> None:
         """Adds the products of a group's gradients to `total`, and signals to `linear`."""
         count = len(directions)
         gradients = total.new_empty(self._samples, count * sum(piece.width for piece in group))
         signals: dict[str, list[torch.Tensor]] = {name: [] for name in linear}
-        for rows, done in self._passes(count):
+        for rows, done in self._passes(batches):
             consumers = done.consumers([*linear, *(piece.name for piece in group)])
             uses = {
                 name: done.uses(name, each, self._plan.orders) for name, each in consumers.items()
@@ -189,11 +192,15 @@ class FastGram:
         for name, part in linear.items():
             part.add_signals(torch.cat(signals[name]))
 
-    def _passes(self, outputs: int) -> Iterator[tuple[slice, Pass]]:
-        """The forward passes of all batches, for the signals of that many outputs."""
+    def _batches(self, outputs: int) -> list[slice]:
+        """Ranges of samples that pass together, for the signals of at most that many outputs."""
         per_sample = self._plan.activations + outputs * self._plan.signals
         limit = self._room if on_gpu(self._params.device) else min(self._room, _BATCH_NUMBERS)
-        for rows in chunks(self._samples, max(limit // per_sample, 1)):
+        return chunks(self._samples, max(limit // per_sample, 1))
+
+    def _passes(self, batches: Iterable[slice]) -> Iterator[tuple[slice, Pass]]:
+        """The forward passes of all batches."""
+        for rows in batches:
             done = Pass(self._function, self._params, self._inputs[rows])
             if not self._plan.serves(done.graph, done.samples):
                 raise OtherGraph

@@ -21,8 +21,8 @@ from mpi_ntkdfl.model.params import Layout, aligned
 from mpi_ntkdfl.model.training import Data
 from mpi_ntkdfl.runtime.device import on_gpu
 
-ROOM = 2**25
-"""How many numbers of gradients and activations a computation holds: 128 MiB in float32. It is constant,
+ROOM = 2**26
+"""How many numbers of gradients and activations a computation holds: 256 MiB in float32. It is constant,
 because the rounding of sums over ranges of samples depends on the lengths of the ranges."""
 
 _MOST_AT_ONCE, _EVALUATED_AT_ONCE = 512, 64
@@ -107,6 +107,11 @@ class ModuleNetwork:
         """The name of the network, and how its gradients are computed."""
         how = "" if self._facts.vectorised else ", gradients one sample at a time"
         return f"{self._label} (module of torch{how})"
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The module, with the weights that it has when it is made with the seed 0."""
+        return self._function.module
 
     @property
     def choices(self) -> dict[str, str]:

@@ -1,0 +1,201 @@
+"""CPU seconds and memory of the exact kernels of the built-in networks, beside floors and `vmap(jacrev)`.
+
+    python benchmarks/networks.py [--samples N ...] [--networks NAME ...] [--repetitions K] [--plain]
+
+One thread, float32, random pictures of 28 x 28 pixels, ten classes. The floor is the number of operations
+of the cheapest exact form / the speed of a large product in the same run. The naive way is `vmap(jacrev)`
+with one product. For more than 400 samples it takes one output after another, because its Jacobian needs
+gigabytes. Memory is the growth of the process during one kernel, beside the prediction that `check` uses.
+With `--plain` the allocator of the C library gives freed memory back to the system.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import timing
+import torch
+from torch import nn
+
+from mpi_ntkdfl.config import parse
+from mpi_ntkdfl.model.module import ModuleNetwork
+from mpi_ntkdfl.model.networks import build
+from mpi_ntkdfl.presets import read_overrides, read_source
+from mpi_ntkdfl.runtime import allocator
+
+SHAPE, CLASSES, AT_ONCE, WHOLE = (1, 28, 28), 10, 200, 400
+NETWORKS = {
+    "cnn": "model={name: cnn, channels: [16, 32], hidden: [64]}",
+    "resnet": "model={name: resnet, depth: 8, width: 16}",
+    "transformer": "model={name: transformer, layers: 2, width: 64}",
+}
+
+
+def network_of(name: str) -> ModuleNetwork:
+    """The built-in network that the settings of `NETWORKS` describe."""
+    config = parse([*read_source("quickstart"), read_overrides([NETWORKS[name]])])
+    network = build(config.model, SHAPE, CLASSES)
+    assert isinstance(network, ModuleNetwork)
+    return network
+
+
+def operations(network: ModuleNetwork, samples: int) -> float:
+    """Operations of the cheapest exact form: passes, gradients of layers, half of the products."""
+    layers: list[tuple[int, int, int]] = []
+
+    def seen(layer: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        weight = layer.weight
+        assert isinstance(weight, torch.Tensor)
+        fan_in = weight[0].numel()
+        layers.append((output.numel() // len(weight), fan_in, len(weight)))
+
+    module = network.module
+    hooks = [
+        layer.register_forward_hook(seen)
+        for layer in module.modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+    ]
+    with torch.no_grad():
+        module(torch.zeros(1, *SHAPE))
+    for hook in hooks:
+        hook.remove()
+    of_layers = sum(places * fan_in * units for places, fan_in, units in layers)
+    others = network.work.products - of_layers
+    first = layers[0][0] * layers[0][1] * layers[0][2]
+    forward = 2.0 * samples * network.work.products
+    backward = 2.0 * samples * CLASSES * (of_layers - first + 2 * others)
+    total = forward + backward
+    for places, fan_in, units in layers:
+        entries = CLASSES * fan_in * units
+        multiplied = 2.0 * samples * places * entries + samples**2 * entries
+        pairs = 1.0 * samples**2 * places**2 * (fan_in + CLASSES * units)
+        total += min(multiplied, pairs)
+    return total
+
+
+def naive(network: ModuleNetwork, params: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """The kernel by `vmap(jacrev)`."""
+    module = network.module
+    tensors = network.layout.unflatten(params)
+
+    def outputs(chosen: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(module, chosen, (x[None],))[0]
+
+    if len(inputs) <= WHOLE:
+        found = torch.func.vmap(torch.func.jacrev(outputs), (None, 0))(tensors, inputs)
+        entries = torch.cat([each.flatten(2) for each in found.values()], 2).flatten(1)
+        return entries @ entries.T
+    total = torch.zeros(len(inputs), len(inputs))
+    for output in range(CLASSES):
+        gradient = torch.func.grad(lambda chosen, x, c=output: outputs(chosen, x)[c])
+        parts = []
+        for some in inputs.split(AT_ONCE):
+            found = torch.func.vmap(gradient, (None, 0))(tensors, some)
+            parts.append(torch.cat([each.flatten(1) for each in found.values()], 1))
+        entries = torch.cat(parts)
+        total += entries @ entries.T
+    return total
+
+
+def status(key: str) -> int:
+    """Bytes of an entry of /proc/self/status."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+    raise KeyError(key)
+
+
+def peak_of(name: str, samples: int) -> int:
+    """By how many bytes one kernel makes this process grow at most."""
+    network, inputs = network_of(name), torch.randn(samples, *SHAPE)
+    params = network.own_parameters().float()
+    network.jacobian(params, inputs[:8]).trace_gram()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    network.jacobian(params, inputs).trace_gram()
+    return status("VmHWM") - before
+
+
+def seconds(task: Callable[[], object], repetitions: int) -> list[float]:
+    """CPU seconds of each repetition."""
+    taken = []
+    for _ in range(repetitions):
+        start = time.process_time()
+        task()
+        taken.append(time.process_time() - start)
+    return taken
+
+
+def row(name: str, samples: int, repetitions: int, plain: bool) -> list[str]:
+    """One line of the table."""
+    network, inputs = network_of(name), torch.randn(samples, *SHAPE)
+    params = network.own_parameters().float()
+    kernel, reference = [], []
+    few = 1 if samples > WHOLE else repetitions
+    network.jacobian(params, inputs[:64]).trace_gram()
+    peak = timing.product_peak()
+    for turn in range(repetitions):
+        kernel += seconds(lambda: network.jacobian(params, inputs).trace_gram(), 1)
+        if turn < few:
+            reference += seconds(lambda: naive(network, params, inputs), 1)
+    ours, theirs = (statistics.median(each) for each in (kernel, reference))
+    error = network.jacobian(params, inputs).trace_gram() - naive(network, params, inputs)
+    norm = float(error.norm() / naive(network, params, inputs).norm()) if samples <= WHOLE else None
+    floor = operations(network, samples) / peak
+    words = [sys.executable, __file__, "--peak", name, str(samples), *(["--plain"] * plain)]
+    grown = int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    said = 4 * (network.memory(samples) + samples**2)
+    return [
+        name,
+        str(samples),
+        f"{network.layout.size:,}",
+        f"{floor:.3f}",
+        f"{ours:.3f}",
+        f"{ours / floor:.2f}",
+        f"{theirs:.2f}",
+        f"{theirs / ours:.1f}",
+        f"{grown / 2**20:.0f}",
+        f"{said / 2**20:.0f}",
+        "" if norm is None else f"{norm:.0e}",
+    ]
+
+
+def main() -> None:
+    """Prints the table as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, nargs="+", default=[200, 1184])
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--plain", action="store_true", help="leave malloc as it is")
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    if not given.plain:
+        allocator.keep_memory()
+    if given.peak:
+        print(peak_of(given.peak[0], int(given.peak[1])))
+        return
+    rows = [
+        row(name, samples, given.repetitions, given.plain)
+        for samples in given.samples
+        for name in given.networks
+    ]
+    print(f"product peak {timing.product_peak() / 1e9:.0f} G/s")
+    timing.print_table(
+        (
+            *("network", "N", "P", "floor s", "kernel s", "/ floor", "vmap(jacrev) s", "/ kernel"),
+            *("MiB", "predicted MiB", "difference"),
+        ),
+        rows,
+    )
+
+
+if __name__ == "__main__":
+    main()
