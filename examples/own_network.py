@@ -8,35 +8,30 @@ It shows:  any torch module whose samples do not see each other can be the model
            method. The program checks at the start that the Jacobians are right, and refuses otherwise.
 """
 
-import torch
 from torch import nn
 
 import mpi_ntkdfl as nd
 
 
-class Excited(nn.Module):
-    """A convolution whose channels are weighted by a small network (Hu et al., CVPR 2018)."""
+class Excitation(nn.Module):
+    """Weights channels by a small network of their means (Hu et al., CVPR 2018)."""
 
-    def __init__(self, channels: int, classes: int) -> None:
-        """Makes the layers."""
+    def __init__(self, channels):
+        """Makes the layers of the small network."""
         super().__init__()
-        self.filters = nn.Conv2d(1, channels, 3, padding=1)
-        self.norm = nn.GroupNorm(2, channels)
-        self.squeeze = nn.Linear(channels, 4)
-        self.excite = nn.Linear(4, channels)
-        self.head = nn.Linear(channels * 16, classes)
+        self.squeeze, self.excite = nn.Linear(channels, 4), nn.Linear(4, channels)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """From [sample, 64] or [sample, 1, 8, 8] to [sample, classes]."""
-        x = torch.relu(self.norm(self.filters(x.reshape(-1, 1, 8, 8))))
-        weight = torch.sigmoid(self.excite(torch.relu(self.squeeze(x.mean((2, 3))))))
-        x = nn.functional.avg_pool2d(x * weight[:, :, None, None], 2)
-        return self.head(x.flatten(1))
+    def forward(self, x):
+        """From and to [sample, channel, row, column]."""
+        shares = self.excite(self.squeeze(x.mean((2, 3))).relu()).sigmoid()
+        return x * shares[:, :, None, None]
 
 
 def excited(shape, classes, channels=8):
-    """The factory: `shape` is the shape of one sample, `options` arrive as keywords."""
-    return Excited(channels, classes)
+    """The factory: `shape` is the shape of one sample; `options` arrive as keywords."""
+    filters = nn.Conv2d(shape[0], channels, 3, padding=1), nn.GroupNorm(2, channels), nn.ReLU()
+    head = nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * channels, classes)
+    return nn.Sequential(*filters, Excitation(channels), *head)
 
 
 nd.register_network("excited", excited)

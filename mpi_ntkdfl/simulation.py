@@ -164,6 +164,7 @@ def run(
         assembly = assemble(config, world, problem)
         problem = None  # frees the whole data set on rank 0: every rank has its part
         simulation = Simulation(config, assembly, outputs, report)
+        held.callback(simulation.journal.close)
         if first is None:
             names = assembly.schedule.names
             simulation.journal.create(assembly.facts, contents, simulation.method, names)

@@ -62,7 +62,7 @@ def make(name):
     if name in BUILT_IN:
         kind, words, shape = BUILT_IN[name]
         network = build(NETWORKS[kind].Settings(**words), shape, 3)
-        return network, network._function.module.double()
+        return network, copy.deepcopy(network._function.module).double()
     factory, shape = MODULES[name]
     return ModuleNetwork(factory, shape, 3, name), factory().double()
 

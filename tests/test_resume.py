@@ -19,7 +19,7 @@ import pytest
 from mpi_ntkdfl import assembly, config, presets
 from mpi_ntkdfl.runtime import hdf5
 from mpi_ntkdfl.runtime.errors import InputError
-from mpi_ntkdfl.storage import outputs, resume
+from mpi_ntkdfl.storage import growing, outputs, resume
 from mpi_ntkdfl.storage.checkpoint import Checkpoint
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.storage.record import Record
@@ -139,11 +139,14 @@ def assert_goes_on(path, expected, **changes):
         assert before - 1 <= (begun[-1] if begun else 0), "more than the running round was lost"
 
 
-def test_killed_at_file_operations(path, whole):
+@pytest.mark.parametrize("in_place", [False, True])
+def test_killed_at_file_operations(path, whole, monkeypatch, in_place):
     """A fifth of them; each time: no more than the running round is lost, nothing left, same bits."""
     expected, changes = whole(rounds="2"), {"rounds": "2"}
+    if in_place:
+        monkeypatch.setattr(growing, "IN_PLACE_FROM", 0)
     names = operations(path, **changes)
-    assert "link" in names
+    assert names.count("copyfile") == (1 if in_place else 3)
     for number in but_writes(names)[::5]:
         restore(path.parent, {})
         kill_at(path, number, **changes)

@@ -86,6 +86,7 @@ def done(tmp_path_factory):
 # ---------------------------------------------------------------------------------------- definitions
 
 ALL = [
+    "architectures",
     "averaging",
     "convergence",
     "deviation",

@@ -247,6 +247,11 @@ class Journal:
                 self._run,
             )
 
+    def close(self) -> None:
+        """Removes what only another round would need."""
+        if self._world.rank == 0:
+            self._record.close()
+
     def _rows(self, mine: torch.Tensor) -> Rows:
         """The array of all clients, given rank 0's part; other ranks' blocks arrive one after another."""
 

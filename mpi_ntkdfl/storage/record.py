@@ -1,7 +1,8 @@
 """The record of a run, `RUN.h5`: provenance, and the metrics of the table `metrics.METRICS`.
 
-Only rank 0 writes. Each append makes a copy and renames it over the record. A reader who opens the file
-during a run, or after the run was killed, therefore reads a complete file with all finished rounds.
+Only rank 0 writes. Each append makes a new whole file and renames it over the record; see `growing`. A
+reader who opens the file during a run, or after the run was killed, therefore reads a complete file with
+all finished rounds.
 
 docs/output.md describes every dataset. The record holds these things beside the metrics:
 
@@ -27,6 +28,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,6 +59,7 @@ from mpi_ntkdfl.runtime import identity, limits
 from mpi_ntkdfl.runtime.clock import PHASES
 from mpi_ntkdfl.runtime.hdf5 import sane, writing
 from mpi_ntkdfl.runtime.metric import Condition
+from mpi_ntkdfl.storage.growing import Growing
 from mpi_ntkdfl.storage.schema import describe, metrics_of, starts_of
 from mpi_ntkdfl.storage.whole import replacing
 
@@ -66,8 +69,11 @@ _PHASES = {"traffic": TRAFFIC_PHASES, "time": PHASES}
 """The phases along the axis `phase` of datasets, by their group."""
 
 
-_CHECKED = {"chunks": True, "fletcher32": True}
+_CHECKED = {"fletcher32": True}
 """Options by which datasets have checksums; HDF5 verifies them whenever it reads."""
+
+_CHUNK = 8192
+"""Bytes of a chunk with several rows. HDF5 writes a chunk again for every row that is added to it."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,7 @@ class Record:
     def __init__(self, path: Path) -> None:
         """Stores the path; `create` makes the file."""
         self.path = path
+        self._growing = Growing(path)
 
     def create(
         self,
@@ -169,7 +176,7 @@ class Record:
             metrics = [metric for metric in recorded() if metric.when <= fulfilled]
             self._lay_out(file, metrics, {"client": clients, "rank": ranks, "site": sites})
             for name, values in partition.items():
-                file.create_dataset(f"partition/{name}", data=values, **_CHECKED)
+                file.create_dataset(f"partition/{name}", data=values, chunks=True, **_CHECKED)
             if names:
                 file.create_dataset("topology/nodes", data=list(names), dtype=h5py.string_dtype())
 
@@ -209,7 +216,7 @@ class Record:
                 describe(_of(file, metric), metric)
                 _of(file, metric).resize(rows, axis=0)
                 if metric.by_rank:
-                    _widen(_of(file, metric), ranks)
+                    _widen(file, metric, ranks)
             offsets = file["topology/offsets"]
             offsets.resize(done + 1, axis=0)
             file["topology/edges"].resize(int(offsets[done]), axis=0)
@@ -228,7 +235,8 @@ class Record:
             ("topology/edges", "i4", 0, (2,)),
             ("topology/offsets", "i8", 1, ()),
         ):
-            file.create_dataset(name, (rows, *shape), dtype, maxshape=(None, *shape), **_CHECKED)
+            growing = {"maxshape": (None, *shape), "chunks": _chunks(shape, np.dtype(dtype))}
+            file.create_dataset(name, (rows, *shape), dtype, **growing, **_CHECKED)
         for group, phases in _PHASES.items():
             file[group].attrs["phases"] = list(phases)
 
@@ -250,17 +258,27 @@ class Record:
         Raises:
             SimulationError: if the file cannot be written.
         """
-        with self._changing() as file:
-            rows: dict[str, np.ndarray] = {}
+        rows: dict[str, np.ndarray] = {}
+        if round_record is not None:
+            rows |= round_record.values
+        if evaluation is not None:
+            rows |= {**evaluation, ROUNDS.name: np.array(done), MEAN_TAU.name: taus}
+        # Copies, because the change is applied once more at the next append.
+        rows = {name: np.array(values) for name, values in rows.items()}
+
+        def add(file: h5py.File) -> None:
             if round_record is not None:
-                rows |= round_record.values
                 _extend(file["topology/edges"], round_record.edges)
                 _extend(file["topology/offsets"], [len(file["topology/edges"])])
-            if evaluation is not None:
-                rows |= {**evaluation, ROUNDS.name: np.array(done), MEAN_TAU.name: taus}
             for metric in metrics_of(file):
                 if (round_record if metric.by_round else evaluation) is not None:
                     _append(_of(file, metric), rows.get(metric.name))
+
+        self._growing.append(add)
+
+    def close(self) -> None:
+        """Removes what only the next append would need."""
+        self._growing.close()
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[h5py.File]:
@@ -301,7 +319,8 @@ def _of(file: h5py.File, metric: Metric) -> h5py.Dataset:
 def _create(file: h5py.File, metric: Metric, sizes: Mapping[str, int]) -> None:
     """Makes the empty dataset of a metric and describes it in attributes.
 
-    Its axis of ranks can grow, because a run may be resumed with more ranks.
+    Only the first axis can grow. With a second such axis HDF5 would keep the chunks in a B-tree, and the
+    library crashes over a damaged one.
 
     Args:
         file: the record.
@@ -312,12 +331,23 @@ def _create(file: h5py.File, metric: Metric, sizes: Mapping[str, int]) -> None:
     sizes = {**sizes, "phase": len(phases)}
     names = metric.axes.split(",")[1:]
     shape = tuple(sizes[name] for name in names)
-    limits = (None, *(None if name == "rank" else sizes[name] for name in names))
     fill = {"fillvalue": np.nan} if metric.by_rank else {}
     dataset = file.create_dataset(
-        metric.dataset, (0, *shape), metric.dtype, maxshape=limits, **_CHECKED, **fill
+        metric.dataset,
+        (0, *shape),
+        metric.dtype,
+        maxshape=(None, *shape),
+        chunks=_chunks(shape, np.dtype(metric.dtype)),
+        **_CHECKED,
+        **fill,
     )
     describe(dataset, metric)
+
+
+def _chunks(shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
+    """Shape of the chunks of a dataset whose rows have the shape `shape`."""
+    sides = tuple(max(1, size) for size in shape)
+    return (max(1, _CHUNK // (math.prod(sides) * dtype.itemsize)), *sides)
 
 
 def _fit_phases(file: h5py.File) -> None:
@@ -330,18 +360,25 @@ def _fit_phases(file: h5py.File) -> None:
     fitted[np.isnan(seconds).all(axis=2)] = np.nan  # ranks that did not exist in a round
     for place, phase in enumerate(former):
         fitted[..., PHASES.index(phase)] = seconds[..., place]
-    del file[SECONDS.dataset]
-    _create(file, SECONDS, {"rank": fitted.shape[1]})
-    _of(file, SECONDS).resize(len(fitted), axis=0)
-    _of(file, SECONDS)[...] = fitted
+    _replace(file, SECONDS, fitted)
     file["time"].attrs["phases"] = list(PHASES)
 
 
-def _widen(dataset: h5py.Dataset, ranks: int) -> None:
+def _widen(file: h5py.File, metric: Metric, ranks: int) -> None:
     """Extends the axis of ranks to `ranks`; former rounds have NaN for the new ranks."""
-    former = dataset.shape[1]
-    dataset.resize(ranks, axis=1)
-    dataset[:, former:] = np.nan  # stored, because readers refuse datasets larger than their file
+    former = _of(file, metric)
+    if former.maxshape[1] != ranks:  # None in records of earlier versions
+        values = np.full((len(former), ranks, *former.shape[2:]), np.nan)
+        values[:, : former.shape[1]] = former[:]
+        _replace(file, metric, values)
+
+
+def _replace(file: h5py.File, metric: Metric, values: np.ndarray) -> None:
+    """Replaces the dataset of a metric by rank by one of another number of ranks or phases."""
+    del file[metric.dataset]
+    _create(file, metric, {"rank": values.shape[1]})
+    _of(file, metric).resize(len(values), axis=0)
+    _of(file, metric)[...] = values
 
 
 def _append(dataset: h5py.Dataset, values: np.ndarray | None) -> None:

@@ -21,13 +21,17 @@ from mpi_ntkdfl.storage.outputs import Outputs, unwritable
 _TEMPORARY = ".mpi_ntkdfl-tmp"
 
 
-def temporary(path: Path) -> Path:
+def temporary(path: Path, part: str = "") -> Path:
     """The temporary name under which this process makes `path`. No user's file has such a name.
 
     The name differs between processes, even if two runs write the same outputs by mistake.
+
+    Args:
+        path: path of the file.
+        part: tells several temporary files of `path` apart.
     """
     maker = lock.token(path) or f"process-{os.getpid()}"
-    return path.with_name(f".{path.name}.{maker}{_TEMPORARY}")
+    return path.with_name(f".{path.name}.{maker}{part}{_TEMPORARY}")
 
 
 def remove(outputs: Outputs) -> None:
@@ -58,12 +62,20 @@ def _literal(name: str) -> str:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, former: Path | None = None) -> Iterator[Path]:
+def replacing(
+    path: Path,
+    former: Path | None = None,
+    begin: Path | None = None,
+    before_rename: Callable[[], None] = lambda: None,
+) -> Iterator[Path]:
     """Yields a temporary path at which to write a file of a run, which then replaces `path`.
 
     Args:
         path: the file to replace.
         former: path at which the replaced file is kept, or None.
+        begin: a file that is moved to the temporary path; None for an empty file.
+        before_rename: function that is called before `path` is replaced, if the outputs still belong to
+            this run.
 
     Raises:
         SimulationError: if the file cannot be written, or if another run has taken the outputs over.
@@ -72,9 +84,13 @@ def replacing(path: Path, former: Path | None = None) -> Iterator[Path]:
     def sure() -> None:
         lock.require_own(path)
 
+    def sure_and_called() -> None:
+        sure()
+        before_rename()
+
     try:
         sure()
-        with made_whole(path, temporary(path), former, sure) as made:
+        with made_whole(path, temporary(path), former, sure_and_called, begin) as made:
             yield made
     except OSError as error:
         raise SimulationError(
@@ -88,8 +104,9 @@ def made_whole(
     made: Path,
     former: Path | None = None,
     sure: Callable[[], None] = lambda: None,
+    begin: Path | None = None,
 ) -> Iterator[Path]:
-    """Yields the empty file `made` to write to; afterwards flushes it to disk and renames it to `path`.
+    """Yields the file `made` to write to; afterwards flushes it to disk and renames it to `path`.
 
     If anything fails, `made` is removed and `path` is unchanged.
 
@@ -98,13 +115,17 @@ def made_whole(
         made: a temporary name in the same folder.
         former: path at which the replaced file is kept, or None.
         sure: function that is called before `path` is replaced, and raises if it must not be.
+        begin: a file that is moved to `made`; None for an empty file.
 
     Raises:
         OSError: if the file cannot be written.
     """
     _clear(made)
-    # O_EXCL follows no link; it is an error if the name exists by now.
-    os.close(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    if begin is not None:
+        begin.replace(made)
+    else:
+        # O_EXCL follows no link; it is an error if the name exists by now.
+        os.close(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
         yield made
         with made.open("rb+") as handle:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -55,6 +55,7 @@ class Cnn(NetworkKind):
     Settings = CnnSettings
 
     @classmethod
+    @lru_cache(maxsize=8)
     def build(cls, settings: CnnSettings, shape: tuple[int, ...], classes: int) -> Network:
         """The network for pictures of that shape.
 

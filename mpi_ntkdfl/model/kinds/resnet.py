@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
@@ -56,6 +56,7 @@ class Resnet(NetworkKind):
     Settings = ResnetSettings
 
     @classmethod
+    @lru_cache(maxsize=8)
     def build(cls, settings: ResnetSettings, shape: tuple[int, ...], classes: int) -> Network:
         """The network for pictures of that shape.
 

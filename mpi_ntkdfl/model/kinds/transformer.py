@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -55,6 +55,7 @@ class Transformer(NetworkKind):
     Settings = TransformerSettings
 
     @classmethod
+    @lru_cache(maxsize=8)
     def build(cls, settings: TransformerSettings, shape: tuple[int, ...], classes: int) -> Network:
         """The network for samples of that shape.
 
