@@ -162,7 +162,7 @@ def test_presets():
         (["run", "--set"], "requires an argument"),
         (["check", "--ranks", "0"], "0 is not in the range"),
         (["check", "--ranks", "two"], "'two' is not a valid integer"),
-        (["presets", "fast"], "unknown preset 'fast'; there are: hospitals"),
+        (["presets", "fast"], "unknown preset 'fast'; there are: fashion-mnist-cnn"),
         (["show"], "Missing argument 'RUN.h5'"),
         (["show", "no.h5"], "no record at no.h5"),
         (["show", "."], "is not a readable record"),
@@ -559,6 +559,7 @@ def assert_record(path, clients, ranks, rounds):
         "topology/offsets": ((rounds + 1,), "i8"),
         "partition/offsets": ((clients + 1,), "i8"),
         "partition/indices": (None, "i8"),
+        "partition/labels": (None, "u1"),
     }
     with h5py.File(path, "r") as file:
         found = {}

@@ -62,7 +62,7 @@ def test_misspelt_commands(line, hint):
 
 
 def test_a_misspelt_study():
-    assert "did you mean 'convergence'? there are: averaging" in complaint(
+    assert "did you mean 'convergence'? there are: architectures" in complaint(
         "study", "plan", "convergance"
     )
 

@@ -61,11 +61,11 @@ GUIDE: dict[str, Any] = {"color": "#606060", "linewidth": 0.8, "linestyle": (0, 
 
 # For methods without a look of their own, in this order.
 SPARE = (
-    LineStyle(DARK_GREY, (6, 3), "h"),
-    LineStyle(VERMILION, (3, 3), "p"),
+    LineStyle(DARK_GREY, (6, 3), "1"),
+    LineStyle(VERMILION, (3, 3), "2"),
     LineStyle(GREEN, (12, 2), "8"),
-    LineStyle(PURPLE, (6, 1, 1, 1, 1, 1, 1, 1), "d"),
-    LineStyle(BLUE, (2, 2, 6, 2), "H"),
+    LineStyle(PURPLE, (6, 1, 1, 1, 1, 1, 1, 1), "3"),
+    LineStyle(BLUE, (2, 2, 6, 2), "+"),
     LineStyle(ORANGE, (1, 1, 4, 1, 4, 1), "4"),
 )
 
