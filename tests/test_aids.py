@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from mpi_ntkdfl.algorithms import METHODS
-from mpi_ntkdfl.algorithms.aids import calibration_shift
+from mpi_ntkdfl.algorithms.aids import RoundMomentum, calibration_shift
 from mpi_ntkdfl.algorithms.local_training import LocalTraining
 from mpi_ntkdfl.comm.staging import StagedStaging
 from mpi_ntkdfl.config import parse
@@ -49,6 +49,20 @@ def rounds(federation, name, count=3, through_state=False, **settings):
                 method = METHODS[name](chosen, federation)
                 method.restore(state)
     return kept
+
+
+def test_momentum_begins_in_the_first_round_that_a_client_takes_part_in():
+    """An absent client keeps what the method carried for it; see `algorithms.absence`."""
+    momentum = RoundMomentum(0.5, torch.zeros(2, 3), "last")
+    first, second = torch.rand(2, 3), torch.rand(2, 3)
+    before = momentum.state()["last"].clone()
+    assert torch.equal(momentum.point(first), first)
+    after = momentum.state()["last"].clone()
+    after[1] = before[1]  # client 1 was absent
+    momentum.restore({"last": after})
+    point = momentum.point(second)
+    assert torch.equal(point[0], second[0] + 0.5 * (second[0] - first[0]))
+    assert torch.equal(point[1], second[1])
 
 
 def averages(weights):

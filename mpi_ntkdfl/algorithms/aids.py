@@ -60,7 +60,10 @@ def remembered(
 
 
 class RoundMomentum:
-    """The point `x + b (x - x')`, where x' is what x was in the round before."""
+    """The point `x + b (x - x')`, where x' is what x was in the last round in which the client took part.
+
+    In its first round a client has no x', and the point is x. Until then its row of the state is NaN.
+    """
 
     def __init__(self, factor: float, like: torch.Tensor, name: str) -> None:
         """Remembers nothing yet.
@@ -71,13 +74,14 @@ class RoundMomentum:
             name: what the state is called in checkpoints.
         """
         self._factor, self._name = factor, name
-        self._last = torch.zeros_like(like) if factor else None
+        self._last = torch.full_like(like, torch.nan) if factor else None
 
-    def point(self, x: torch.Tensor, number: int) -> torch.Tensor:
-        """The point `[owned, param]` in round `number`, which is `x` itself in round 0."""
+    def point(self, x: torch.Tensor) -> torch.Tensor:
+        """The point `[owned, param]` of this round."""
         if self._last is None:
             return x
-        point = x if number == 0 else torch.add(x, x - self._last, alpha=self._factor)
+        moved = torch.add(x, x - self._last, alpha=self._factor)
+        point = torch.where(self._last[:, :1].isnan(), x, moved)
         self._last = x.clone()
         return point
 

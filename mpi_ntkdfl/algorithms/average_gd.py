@@ -81,7 +81,7 @@ class AverageGd(Method[AverageGdSettings]):
         """One round; see the module's head for the steps."""
         s, f = self.settings, self.federation
         w_bar = exchange.average(weights, s.averaging)
-        point = self.momentum.point(w_bar, number)
+        point = self.momentum.point(w_bar)
         new, taus = w_bar.clone(), [0] * len(w_bar)
         data: Iterable[tuple[int, Samples]] = f.samples.items()
         if s.data == "neighbourhood":

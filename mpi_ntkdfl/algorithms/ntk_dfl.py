@@ -136,7 +136,7 @@ class NtkDfl(Method[NtkDflSettings]):
         s = self.settings
         w_bar = weights if s.averaging == "none" else exchange.average(weights, s.averaging)
         new, taus = w_bar.clone(), [0] * len(w_bar)
-        point = self.momentum.point(w_bar, number)
+        point = self.momentum.point(w_bar)
         hoods = exchange.neighbourhoods(point, s.jacobian, s.inputs, taus=len(s.taus))
         # Dense Jacobians are used for one client at a time.
         at_once = 1 if s.jacobian == "dense" else exchange.at_once(len(s.taus))

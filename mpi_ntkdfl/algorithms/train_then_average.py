@@ -114,7 +114,7 @@ class TrainThenAverage(TrainingMethod[SettingsT]):
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """Trains, then averages."""
-        start, kind = self.momentum.point(weights, number), self.settings.averaging
+        start, kind = self.momentum.point(weights), self.settings.averaging
         trained = self.train(start, number)
         if self.coding is None:
             return RoundResult(exchange.average(trained, kind))
