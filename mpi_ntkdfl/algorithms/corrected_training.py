@@ -9,21 +9,10 @@ from typing import ClassVar, TypeVar
 import torch
 
 from mpi_ntkdfl.algorithms.base import Needs
-from mpi_ntkdfl.algorithms.training import TrainingMethod, TrainingSettings
+from mpi_ntkdfl.algorithms.training import AveragingSettings, TrainingMethod
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.model.training import Gradient, Layers, Pack, Rule, Sgd, SgdRule, Slope
-from mpi_ntkdfl.topology.mixing import Averaging
-
-
-class CorrectedSettings(TrainingSettings):
-    """Settings of methods with corrected local steps and an average over the neighbourhood."""
-
-    averaging: Averaging = "plain"
-    """Weights of the average over the neighbourhood: equal (`plain`), or in proportion to the
-    clients' samples (`samples`), or Metropolis weights (`metropolis`), which keep the mean of all
-    clients on graphs of unequal degrees.
-    """
 
 
 @dataclass(frozen=True)
@@ -64,7 +53,7 @@ class CorrectedRule:
         self._rule.descend(layers, [CorrectedSlope(*pair) for pair in pairs])
 
 
-SettingsT = TypeVar("SettingsT", bound=CorrectedSettings)
+SettingsT = TypeVar("SettingsT", bound=AveragingSettings)
 
 
 class CorrectedTraining(TrainingMethod[SettingsT]):

@@ -13,13 +13,14 @@ import torch
 from pydantic import Field
 
 from mpi_ntkdfl.algorithms.base import RoundResult
-from mpi_ntkdfl.algorithms.corrected_training import CorrectedSettings, CorrectedTraining
+from mpi_ntkdfl.algorithms.corrected_training import CorrectedTraining
+from mpi_ntkdfl.algorithms.training import AveragingSettings
 from mpi_ntkdfl.config import MOST_SAMPLES
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.runtime.looks import PURPLE, LineStyle
 
 
-class DfedadmmSettings(CorrectedSettings):
+class DfedadmmSettings(AveragingSettings):
     """Settings of DFedADMM; the defaults of local training are DFedAvg's.
 
     `lam` was chosen among 0.1, 1 and 10 on digits with seed 100; with 0.1 the first steps of a round are

@@ -13,13 +13,14 @@ import torch
 from pydantic import Field
 
 from mpi_ntkdfl.algorithms.base import RoundResult
-from mpi_ntkdfl.algorithms.corrected_training import CorrectedSettings, CorrectedTraining
+from mpi_ntkdfl.algorithms.corrected_training import CorrectedTraining
+from mpi_ntkdfl.algorithms.training import AveragingSettings
 from mpi_ntkdfl.config import MOST_SAMPLES
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.runtime.looks import SKY, LineStyle
 
 
-class KGtSettings(CorrectedSettings):
+class KGtSettings(AveragingSettings):
     """Settings of K-GT; the defaults are DFedAvg's."""
 
     name: Literal["k-gt"] = "k-gt"

@@ -12,13 +12,14 @@ import torch
 from pydantic import Field
 
 from mpi_ntkdfl.algorithms.base import RoundResult
-from mpi_ntkdfl.algorithms.corrected_training import CorrectedSettings, CorrectedTraining
+from mpi_ntkdfl.algorithms.corrected_training import CorrectedTraining
+from mpi_ntkdfl.algorithms.training import AveragingSettings
 from mpi_ntkdfl.config import MOST_SAMPLES
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.runtime.looks import GREEN, LineStyle
 
 
-class OledflSettings(CorrectedSettings):
+class OledflSettings(AveragingSettings):
     """Settings of OledFL; the defaults of local training are DFedAvg's."""
 
     name: Literal["oledfl"] = "oledfl"

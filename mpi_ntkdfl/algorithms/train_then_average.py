@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from mpi_ntkdfl.algorithms.aids import RoundMomentum, remembered
 from mpi_ntkdfl.algorithms.base import Leg, Needs, RoundResult
-from mpi_ntkdfl.algorithms.training import TrainingMethod, TrainingSettings
+from mpi_ntkdfl.algorithms.training import AveragingSettings, TrainingMethod
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.federation.codecs import (
     CODECS,
@@ -23,19 +23,13 @@ from mpi_ntkdfl.federation.codecs import (
 )
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.network import Network
-from mpi_ntkdfl.topology.mixing import Averaging
 
 
-class GossipSettings(TrainingSettings):
+class GossipSettings(AveragingSettings):
     """Settings of methods that train and then average with the neighbours."""
 
-    optional: ClassVar[tuple[str, ...]] = (*TrainingSettings.optional, "codec", "round_momentum")
+    optional: ClassVar[tuple[str, ...]] = (*AveragingSettings.optional, "codec", "round_momentum")
 
-    averaging: Averaging = "plain"
-    """Weights of the average over the neighbourhood: equal (`plain`), or in proportion to the
-    clients' samples (`samples`), or Metropolis weights (`metropolis`), which keep the mean of all
-    clients on graphs of unequal degrees.
-    """
     codec: CodecChoice | None = None
     """How weights are written into messages, such as `{weights: {name: quantize, levels: 16}}`.
     Null sends weights as they are. With a codec, clients send what the round has changed, and add

@@ -15,6 +15,7 @@ from mpi_ntkdfl.config import MOST_SAMPLES, MethodSettings
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.model.training import Sgd
+from mpi_ntkdfl.topology.mixing import Averaging
 
 _CALLS_PER_STEP = 25  # of local training, for all clients of a group together
 
@@ -44,6 +45,16 @@ class TrainingSettings(MethodSettings):
     def sgd(self, number: int) -> Sgd:
         """The descent of round `number`; the first is 0."""
         return Sgd(self.lr * self.lr_factor**number, self.momentum, self.weight_decay)
+
+
+class AveragingSettings(TrainingSettings):
+    """Settings of local training and an average over the neighbourhood."""
+
+    averaging: Averaging = "plain"
+    """Weights of the average over the neighbourhood: equal (`plain`), or in proportion to the
+    clients' samples (`samples`), or Metropolis weights (`metropolis`), which keep the mean of all
+    clients on graphs of unequal degrees.
+    """
 
 
 SettingsT = TypeVar("SettingsT", bound=TrainingSettings)

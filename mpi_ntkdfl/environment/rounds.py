@@ -44,6 +44,10 @@ class Leg:
     target: Integers
     nbytes: Floats
 
+    def travel(self, links: Links) -> Floats:
+        """Seconds that each message is on its way, `[message]`."""
+        return links.seconds(self.source, self.target, self.nbytes)
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -94,34 +98,13 @@ def simulate(
     return Timing(end, nodes, late)
 
 
-def parts(
-    legs: Sequence[Leg], rest: Floats, taking_part: Truths, links: Links
-) -> list[dict[str, float]]:
-    """Where the time of a round with a barrier goes, for each leg and for what follows the last one.
-
-    Returns:
-        For each leg the seconds of `computation`, and of its slowest message `latency` and `transfer`;
-        at the end the `computation` after the last leg.
-    """
-    found = []
-    for leg in legs:
-        took = {"computation": _longest(leg.compute[taking_part]), "latency": 0.0, "transfer": 0.0}
-        if len(leg.source):
-            seconds = links.seconds(leg.source, leg.target, leg.nbytes)
-            slowest = int(np.argmax(seconds))
-            took["latency"] = float(links.latency(leg.source, leg.target)[slowest])
-            took["transfer"] = float(seconds[slowest]) - took["latency"]
-        found.append(took)
-    return [*found, {"computation": _longest(rest[taking_part])}]
-
-
 def _by_barrier(
     legs: Sequence[Leg], rest: Floats, taking_part: Truths, start: float, links: Links
 ) -> tuple[float, Floats, tuple[Truths, ...]]:
     now = start
     for leg in legs:
         now += _longest(leg.compute[taking_part])
-        now += _longest(links.seconds(leg.source, leg.target, leg.nbytes))
+        now += _longest(leg.travel(links))
     ready = now + rest
     return float(ready[taking_part].max()), ready, tuple(_none(leg) for leg in legs)
 
@@ -132,7 +115,7 @@ def _by_neighbours(
     ready = clocks
     for leg in legs:
         ready = ready + leg.compute
-        arrivals = ready[leg.source] + links.seconds(leg.source, leg.target, leg.nbytes)
+        arrivals = ready[leg.source] + leg.travel(links)
         ready = _latest(ready, leg.target, arrivals)
     ready = ready + rest
     return float(ready[taking_part].max()), ready, tuple(_none(leg) for leg in legs)
@@ -153,7 +136,7 @@ def _by_deadline(
     for number, leg in enumerate(legs, 1):
         closes = start + seconds * number / steps
         ready = ready + leg.compute
-        arrivals = ready[leg.source] + links.seconds(leg.source, leg.target, leg.nbytes)
+        arrivals = ready[leg.source] + leg.travel(links)
         pairs = leg.source * len(clocks) + leg.target
         ignored = np.isin(pairs, given_up)
         missed = (arrivals > closes) | ignored

@@ -76,32 +76,28 @@ class Growing:
         if twin is not None and not twin.may_change():
             twin.path.unlink(missing_ok=True)
             twin = None
-        kept: list[Path] = []
         begin = None if twin is None else twin.path
-        with replacing(
-            self.path, begin=begin, before_rename=lambda: kept.extend(self._keep())
-        ) as made:
+        with replacing(self.path, begin=begin, before_rename=self._keep) as made:
             if twin is None:
                 shutil.copyfile(self.path, made)
             with writing(made, "r+") as file:
                 if twin is not None:
                     twin.lacks(file)
                 change(file)
-        for path in kept:
-            with contextlib.suppress(OSError):
-                self._twin = _Twin(path, _state(path), change)
+        with contextlib.suppress(OSError):  # no file has the hidden name: there is no twin
+            self._twin = _Twin(self._hidden, _state(self._hidden), change)
 
-    def _keep(self) -> list[Path]:
+    @property
+    def _hidden(self) -> Path:
+        """The twin's name."""
+        return temporary(self.path, "twin")
+
+    def _keep(self) -> None:
         """Gives the file, which is about to be replaced, its hidden name, if it is large."""
-        hidden = temporary(self.path, "twin")
-        hidden.unlink(missing_ok=True)
-        if self.path.stat().st_size < IN_PLACE_FROM:
-            return []
-        try:
-            os.link(self.path, hidden)
-        except OSError:  # a file system without hard links: there is no twin
-            return []
-        return [hidden]
+        self._hidden.unlink(missing_ok=True)
+        if self.path.stat().st_size >= IN_PLACE_FROM:
+            with contextlib.suppress(OSError):  # a file system without hard links has no twins
+                os.link(self.path, self._hidden)
 
     def close(self) -> None:
         """Removes the twin."""
