@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mpi_ntkdfl.algorithms.aids import RoundMomentum, remembered
 from mpi_ntkdfl.algorithms.base import Leg, Method, Needs, RoundResult, may_diverge
@@ -23,6 +23,7 @@ from mpi_ntkdfl.config import ModelSettings
 from mpi_ntkdfl.federation.clients import Federation, Samples
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.federation.formats import dense_entries, dense_heading, factored_format
+from mpi_ntkdfl.federation.jacobian_coding import require_fit
 from mpi_ntkdfl.federation.jacobian_messages import linearised
 from mpi_ntkdfl.federation.neighbourhood import Neighbourhood
 from mpi_ntkdfl.model.network import Network
@@ -66,6 +67,19 @@ class NtkDflSettings(NtkSettings):
     is exact. The time of a kernel is nearly in proportion to it, which helps with many classes. It needs
     a network without a factored form, and `jacobian: inputs`.
     """
+
+    @property
+    def sends(self) -> tuple[str, ...]:
+        """Weights (if averaged), averages and Jacobians."""
+        every = ("weights", "averages", "jacobians")
+        return every[1:] if self.averaging == "none" else every
+
+    @model_validator(mode="after")
+    def _codec_fits_the_message(self) -> NtkDflSettings:
+        chosen = None if self.codec is None else self.codec.jacobians
+        if chosen is not None:
+            require_fit(chosen, self.jacobian)
+        return self
 
     @property
     def inputs(self) -> bool:

@@ -84,6 +84,7 @@ class Federation:
         choices: by the name of each choice between two ways of computing, the way that the run takes
             and the reason. The ways are the same on all ranks; the wording of a reason may differ.
         presence: which clients take part in the current round; it changes from round to round.
+        shared_start: whether all clients start with the same weights.
     """
 
     world: World
@@ -106,6 +107,7 @@ class Federation:
     evolution: Implementation = "tensor"
     choices: Mapping[str, str] = field(default_factory=dict)
     presence: Presence = field(default_factory=Presence)
+    shared_start: bool = True
 
     @property
     def owned(self) -> range:

@@ -153,7 +153,7 @@ class Journal:
             mine = self._world.scatter(partial(rows, name))
             state[name.removeprefix("state/")] = torch.from_numpy(mine)
         weights = state.pop("params").to(self._federation.device)
-        method.restore(state)
+        method.restore_whole(state)
         self._begin_trace(start.checkpoint.round if start else 0)
         return weights
 
@@ -230,7 +230,7 @@ class Journal:
 
     def checkpoint(self, done: int, weights: torch.Tensor, method: Method[Any]) -> None:
         """Writes the checkpoint after `done` rounds."""
-        state = {f"state/{name}": array for name, array in method.state().items()}
+        state = {f"state/{name}": array for name, array in method.whole_state().items()}
         arrays = {"params": weights, **state}
         with self._clock("record"):
             if self._world.rank:
