@@ -14,12 +14,12 @@ class CodedSettings(MethodSettings):
     """The key `codec`, and what it may say.
 
     Attributes:
-        feedback: kinds of error feedback that messages of weights can have.
+        feedback: whether messages of weights can have error feedback.
         changes: whether clients with a codec send what the round has changed in their weights.
     """
 
     optional: ClassVar[tuple[str, ...]] = (*MethodSettings.optional, "codec")
-    feedback: ClassVar[tuple[str, ...]] = ("estimate", "residual")
+    feedback: ClassVar[bool] = True
     changes: ClassVar[bool] = True
 
     codec: CodecChoice | None = None

@@ -38,7 +38,7 @@ class DispflSettings(SendingSettings):
     draws 5 random peers; a dynamic 5-regular graph draws them mutually.
     """
 
-    feedback: ClassVar[tuple[str, ...]] = ()
+    feedback: ClassVar[bool] = False
     changes: ClassVar[bool] = False
 
     name: Literal["dispfl"] = "dispfl"

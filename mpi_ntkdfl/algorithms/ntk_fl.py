@@ -33,7 +33,7 @@ class NtkFlSettings(NtkSettings):
     dense Jacobians of so many samples would take 13 GB.
     """
 
-    feedback: ClassVar[tuple[str, ...]] = ()
+    feedback: ClassVar[bool] = False
 
     name: Literal["ntk-fl"] = "ntk-fl"
     clients_per_round: int = Field(default=21, ge=1, le=MOST_CLIENTS)

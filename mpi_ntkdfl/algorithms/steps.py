@@ -38,7 +38,6 @@ class StepSettings(CodedSettings):
 
     optional: ClassVar[tuple[str, ...]] = (*CodedSettings.optional, "calibration")
     changes: ClassVar[bool] = False
-    feedback: ClassVar[tuple[str, ...]] = ("estimate",)
 
     lr: float = Field(default=0.01, gt=0, le=1e30)
     """Learning rate: the time of one step. Round k uses lr * exp(-lr_decay * k), k from 0."""

@@ -1,12 +1,10 @@
 """Codecs in use: what travels instead of vectors, and what clients keep of it from round to round.
 
-With error feedback `estimate`, the neighbours of client i hold an estimate e_i of its weights. Its
-message C(x_i - e_i) moves the estimate, and the client takes `x_i + gamma sum_j w_ij (e_j - e_i)` with
-the new estimates. This is CHOCO (Koloskova, Stich, Jaggi, "Decentralized stochastic optimization and
-gossip algorithms with compressed communication", ICML 2019). A neighbour that lacks the last estimate
-receives the new one in full. With `residual`, a client adds to its message what its former messages
-left out (Seide et al., "1-bit stochastic gradient descent", Interspeech 2014), and averages what
-arrives.
+With error feedback, the neighbours of client i hold an estimate e_i of its weights. Its message C(x_i -
+e_i) moves the estimate, and the client takes `x_i + gamma sum_j w_ij (e_j - e_i)` with the new
+estimates. This is CHOCO (Koloskova, Stich, Jaggi, "Decentralized stochastic optimization and gossip
+algorithms with compressed communication", ICML 2019). A neighbour that lacks the last estimate receives
+the new one in full.
 """
 
 from __future__ import annotations
@@ -67,7 +65,7 @@ def vector_format(
     if settings is None:
         return MessageFormat({"vector": Field(phase, (params,), dtype)})
     codec = make_codec(settings, shapes, dtype)
-    if settings.error_feedback != "estimate":
+    if not settings.error_feedback:
         return message_format(codec, phase)
     # Ranks move whole estimates, because their clients' neighbours change.
     most = None if whole_estimates else codec.most_bytes()
@@ -84,10 +82,8 @@ def kept_bytes(
             codec = make_codec(settings, shapes, dtype)
             arrays = codec.state().values()
             kept = sum(array.numel() * array.element_size() for array in arrays)
-            if settings.error_feedback is not None:
-                kept += codec.params * dtype.itemsize
-            if settings.error_feedback == "estimate":
-                kept += nodes
+            if settings.error_feedback:
+                kept += codec.params * dtype.itemsize + nodes
             total += count * kept
     return total
 
@@ -112,9 +108,7 @@ class Stream:
             for name, array in codec.state().items()
         }
         vectors = torch.zeros(rows, codec.params, dtype=codec.dtype, device=federation.device)
-        if self._feedback == "residual":
-            self._state["left-out"] = vectors
-        if self._feedback == "estimate":
+        if self._feedback:
             self._state["estimates"] = torch.full_like(vectors, torch.nan)
             held = torch.full((rows, nodes), federation.shared_start, device=federation.device)
             self._state["held"] = held
@@ -130,7 +124,7 @@ class Stream:
         number: int,
     ) -> torch.Tensor:
         """What `Exchange.average` is with this codec."""
-        if self._feedback != "estimate":
+        if not self._feedback:
             own = self._messages(vectors if since is None else vectors - since, number)
             mean = exchange.mixed(self._told(exchange, own), vectors, kind)
             return mean if since is None else since + mean
@@ -163,7 +157,7 @@ class Stream:
             Its vectors of this rank's clients, `[owned, param]`, and the bytes that each client has sent,
             `[client]`, on every rank.
         """
-        if self._feedback == "estimate":
+        if self._feedback:
             new, counts = self._moved(vectors, since, number)
             held, whole = self._state["held"], vectors.shape[1] * vectors.dtype.itemsize
             counts = np.where(held[:, 0].cpu().numpy(), counts, whole)
@@ -184,16 +178,11 @@ class Stream:
         """The messages of this rank's clients by client id, with one row each."""
         f, messages = self._federation, dict[int, Arrays]()
         with f.clock("update"):
-            if self._feedback == "residual":
-                vectors = vectors + self._state["left-out"]
             for row, client in enumerate(f.owned):
                 rng = seeds.generator(f.seed, f"codec {self._purpose}", client, number)
                 state = {name: array[row] for name, array in self._state.items()}
                 arrays = self._codec.encode(vectors[row], rng, state)
                 messages[client] = {name: array[None] for name, array in arrays.items()}
-            if self._feedback == "residual":
-                told = torch.stack([self.decode(message) for message in messages.values()])
-                self._state["left-out"] = vectors - told.to(vectors)
         return messages
 
     def _told(self, exchange: Exchange, own: dict[int, Arrays]) -> Mapping[int, torch.Tensor]:

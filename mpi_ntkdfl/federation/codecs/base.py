@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -38,20 +38,19 @@ class CodecSettings(Section):
     optional: ClassVar[tuple[str, ...]] = ("error_feedback", "gamma")
 
     name: str = ""
-    error_feedback: Literal["estimate", "residual"] | None = None
-    """What becomes of the error of a message of weights. `estimate`: neighbours keep an estimate of the
-    client's weights, and messages move it (CHOCO); `residual`: the error is added to the client's next
-    message. Null: it is lost.
+    error_feedback: bool = False
+    """For weights: neighbours keep an estimate of the client's weights, and messages move the estimate,
+    so what a message leaves out comes with later ones (CHOCO).
     """
     gamma: float = Field(default=1.0, gt=0, le=1)
-    """Step towards the neighbours' estimates, for `error_feedback: estimate`."""
+    """With error_feedback, the step towards the neighbours' estimates."""
 
     @model_validator(mode="after")
     def _gamma_has_estimates(self) -> CodecSettings:
-        if self.gamma != 1 and self.error_feedback != "estimate":
+        if self.gamma != 1 and not self.error_feedback:
             raise ValueError(
-                f"gamma is a step towards estimates, got {self.gamma} without them; remove it, or set "
-                "error_feedback: estimate"
+                f"gamma needs error_feedback, got gamma {self.gamma} without it; remove gamma, or set "
+                "error_feedback: true"
             )
         return self
 

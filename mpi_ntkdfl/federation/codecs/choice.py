@@ -49,13 +49,13 @@ class CodecChoice(Section):
         return {phase: settings for phase, settings in pairs if settings is not None}
 
     def require_sense(
-        self, sends: tuple[str, ...], feedback: tuple[str, ...], changes: bool
+        self, sends: tuple[str, ...], feedback: bool, changes: bool
     ) -> None:
         """Refuses codecs that make no sense for the messages of a method.
 
         Args:
             sends: kinds of messages that the method sends.
-            feedback: kinds of error feedback that its weights can have.
+            feedback: whether its weights can have error feedback.
             changes: whether its clients send what the round has changed in their weights.
 
         Raises:
@@ -74,17 +74,12 @@ class CodecChoice(Section):
                     f"{' and '.join(codec.serves)}; take one of {', '.join(_serving(phase))}"
                 )
             given = settings.error_feedback
-            if given is not None and phase != "weights":
-                raise ValueError(
-                    f"error_feedback is for codec.weights, got it in {where}; remove it"
-                )
-            if given is not None and given not in feedback:
-                other = f"take {' or '.join(feedback)}" if feedback else "remove it"
-                raise ValueError(
-                    f"{where}.error_feedback cannot be {given} for this method; {other}"
-                )
-            if phase == "weights" and codec.drops and given is None and not changes:
-                way = "error_feedback: estimate" if feedback else "another codec"
+            if given and phase != "weights":
+                raise ValueError(f"error_feedback is for codec.weights, got it in {where}; remove it")
+            if given and not feedback:
+                raise ValueError(f"{where}: this method has no error_feedback; remove it")
+            if phase == "weights" and codec.drops and not given and not changes:
+                way = "error_feedback: true" if feedback else "another codec"
                 raise ValueError(
                     f"{where}: {settings.name} leaves entries out, and this method sends whole weights; "
                     f"set {way}"
