@@ -2,8 +2,8 @@
 
 Clients send their weights to the neighbours and average. They send the average back, and receive the
 neighbours' Jacobians at this average. Where samples travel instead of Jacobians, a client computes the
-Jacobians itself, so its average stays with it. From the kernel of its neighbourhood a client evolves the outputs
-in function space, and takes the weights that follow from the evolution.
+Jacobians itself, so its average stays with it. From the kernel of its neighbourhood a client evolves the
+outputs in function space, and takes the weights that follow from the evolution.
 """
 
 from __future__ import annotations
