@@ -100,8 +100,8 @@ class NtkDfl(Method[NtkDflSettings]):
         taus, kept = len(settings.taus), remembered(settings.momentum, network, dtype)
         if settings.jacobian == "inputs":
             # Samples depend on no average, so weights and samples travel together, and nothing else.
-            legs = (Leg((*vectors, "inputs", "labels")),)
-            return Needs(vectors, samples=True, taus=taus, kept=kept, legs=legs)
+            leg = Leg((*vectors, "inputs", "labels"))
+            return Needs(vectors, samples=True, taus=taus, kept=kept, legs=(leg,))
         vectors = (*vectors, "averages")
         legs = tuple(Leg((phase,)) for phase in vectors)
         if settings.jacobian == "factored":
