@@ -241,18 +241,15 @@ class Exchange:
     def neighbourhoods(
         self, w_bar: torch.Tensor, kind: JacobianKind, inputs: bool, taus: int
     ) -> Iterator[Neighbourhood]:
-        """Collects the neighbours' Jacobians at each client's average.
-
-        Neighbours need the average to compute them, so it is sent. They do not need it if they send
-        samples, from which the client computes the Jacobians itself.
+        """Collects the neighbours' Jacobians at each client's average; they receive it if they need it.
 
         Every rank must exhaust the iterator: the messages for the next clients are on their way while
         the caller works on the current ones.
 
         Args:
             w_bar: averages of this rank's clients, `[owned, param]`.
-            kind: `inputs` sends the samples, from which the receiver computes the Jacobian; `factored`
-                sends the network's factored form, `dense` every entry of the Jacobian.
+            kind: `inputs` sends the samples, from which the receiver computes the Jacobian, so that no
+                average is sent; `factored` sends the network's factored form, `dense` every entry.
             inputs: whether the neighbours' raw inputs are needed. Only dense Jacobians come without
                 them; they are then sent in addition.
             taus: number of residuals by which the caller multiplies at once.
