@@ -1,8 +1,9 @@
 """NTK-DFL (Thompson, Yue, Wong, Dai, "NTK-DFL", ICML 2025): average, then evolve with the NTK.
 
 Clients send their weights to the neighbours and average. They send the average back, and receive the
-neighbours' Jacobians at this average. From the kernel of its neighbourhood a client evolves the outputs
-in function space, and takes the weights that follow from the evolution.
+neighbours' Jacobians at this average. Where samples travel instead of Jacobians, a client computes the
+Jacobians itself, so its average stays with it. From the kernel of its neighbourhood a client evolves the
+outputs in function space, and takes the weights that follow from the evolution.
 """
 
 from __future__ import annotations
@@ -123,17 +124,16 @@ class NtkDfl(Method[NtkDflSettings]):
 
     @classmethod
     def needs(cls, settings: NtkDflSettings, network: Network, dtype: torch.dtype) -> Needs:
-        """Weights (if averaged) and averages; samples, factored forms, or heading and entries."""
+        """Weights (if averaged) and samples; or weights, averages, and Jacobians in one of two forms."""
         check_directions(settings.kernel_outputs, settings.jacobian, network)
-        vectors: tuple[str, ...] = ("weights", "averages")
-        if settings.averaging == "none":
-            vectors = ("averages",)
+        vectors: tuple[str, ...] = () if settings.averaging == "none" else ("weights",)
         taus, kept = len(settings.taus), remembered(settings.momentum, network, dtype)
-        legs = tuple(Leg((phase,)) for phase in vectors)
         if settings.jacobian == "inputs":
-            # Samples do not depend on the average, so they travel in the first leg.
-            legs = (Leg((*legs[0].phases, "inputs", "labels")), *legs[1:])
-            return Needs(vectors, samples=True, taus=taus, kept=kept, legs=legs)
+            # Samples depend on no average, so weights and samples travel together, and nothing else.
+            leg = Leg((*vectors, "inputs", "labels"))
+            return Needs(vectors, samples=True, taus=taus, kept=kept, legs=(leg,))
+        vectors = (*vectors, "averages")
+        legs = tuple(Leg((phase,)) for phase in vectors)
         if settings.jacobian == "factored":
             form = factored_format(network, dtype)
             legs = (*legs, Leg(form.phases, ("jacobian",)))
