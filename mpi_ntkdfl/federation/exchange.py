@@ -25,7 +25,7 @@ from mpi_ntkdfl.federation.booking import Booking
 from mpi_ntkdfl.federation.clients import Federation, Samples
 from mpi_ntkdfl.federation.coding import NO_CODINGS, Codings
 from mpi_ntkdfl.federation.crossing import Crossing
-from mpi_ntkdfl.federation.jacobian_messages import FactoredMessage, SamplesMessage
+from mpi_ntkdfl.federation.jacobian_messages import FactoredMessage, JacobianMessage, SamplesMessage
 from mpi_ntkdfl.federation.neighbourhood import Neighbourhood
 from mpi_ntkdfl.federation.transfer import Outgoing, Pair, Transfer
 from mpi_ntkdfl.federation.waves import (
@@ -176,6 +176,21 @@ class Exchange(Booking):
             return self.mixed(self.share(vectors, "weights"), vectors, kind)
         return stream.average(self, vectors, kind, since, self.codings.number)
 
+    def tell(self, points: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Every client sends its average, or the point at which it linearises, to its neighbours.
+
+        Args:
+            points: of this rank's clients, `[owned, param]`.
+
+        Returns:
+            What neighbours read, as for `share`.
+        """
+        stream = self.codings.next("averages")
+        if stream is None:
+            return self.share(points, "averages")
+        told = stream.share(self, points, self.codings.number)
+        return {client: vector.to(points.dtype) for client, vector in told.items()}
+
     def mixed(
         self, shared: Mapping[int, torch.Tensor], like: torch.Tensor, kind: Averaging
     ) -> torch.Tensor:
@@ -236,15 +251,15 @@ class Exchange(Booking):
     def neighbourhoods(
         self, w_bar: torch.Tensor, kind: JacobianKind, inputs: bool, taus: int
     ) -> Iterator[Neighbourhood]:
-        """Sends each client's average to its neighbours, and collects their Jacobians at this average.
+        """Collects the neighbours' Jacobians at each client's average; they receive it if they need it.
 
         Every rank must exhaust the iterator: the messages for the next clients are on their way while
         the caller works on the current ones.
 
         Args:
             w_bar: averages of this rank's clients, `[owned, param]`.
-            kind: `inputs` sends the samples, from which the receiver computes the Jacobian; `factored`
-                sends the network's factored form, `dense` every entry of the Jacobian.
+            kind: `inputs` sends the samples, from which the receiver computes the Jacobian, so that no
+                average is sent; `factored` sends the network's factored form, `dense` every entry.
             inputs: whether the neighbours' raw inputs are needed. Only dense Jacobians come without
                 them; they are then sent in addition.
             taus: number of residuals by which the caller multiplies at once.
@@ -252,25 +267,20 @@ class Exchange(Booking):
         Yields:
             The neighbourhoods of this rank's present clients in id order.
         """
-        f, stream = self.federation, self.codings.next("averages")
-        if stream is None:
-            at = self.share(w_bar, "averages")
-        else:
-            told = stream.share(self, w_bar, self.codings.number)
-            at = {client: vector.to(f.dtype) for client, vector in told.items()}
-        if self.codings.jacobians is not None:  # coded inputs lie on no levels
-            f = replace(f, levels=None)
+        f, at_once = self.federation, self.at_once(taus)
+        if (codec := self.codings.jacobians) is not None and not codec.exact:
+            f = replace(f, levels=None)  # coded inputs lie on no levels
         work = WorkingSet(f.network, taus, f.dtype.itemsize)
-        if kind == "dense":
-            yield from dense.neighbourhoods(self, at, work, inputs)
-            return
-        message, at_once = (
-            SamplesMessage() if kind == "inputs" else FactoredMessage(),
-            self.at_once(taus),
-        )
+        message: JacobianMessage
         if kind == "inputs":
-            collected = raw_samples.collected(self, work, at_once)
+            at: Mapping[int, torch.Tensor] = dict(zip(f.owned, w_bar, strict=True))
+            message, collected = SamplesMessage(), raw_samples.collected(self, work, at_once)
         else:
+            at = self.tell(w_bar)
+            if kind == "dense":
+                yield from dense.neighbourhoods(self, at, work, inputs)
+                return
+            message = FactoredMessage()
             form = message.form(f)
             self.book_samples(form)
             collected = self.in_waves(

@@ -50,11 +50,13 @@ class JacobianCoding:
 
     Attributes:
         number: number of the current round, which decides what is drawn.
+        exact: whether the arrays that are sent are the original ones.
     """
 
     def __init__(self, settings: CodecSettings, seed: int) -> None:
         """Prepares the codec for a run with this seed; `settings` are those of a `RowCodec`."""
         self._settings, self._seed, self.number = settings, seed, 0
+        self.exact = self._codec(Field("jacobians", (1,), torch.float32)).picks
 
     def _codec(self, field: Field) -> RowCodec[CodecSettings]:
         params = math.prod(field.trailing)

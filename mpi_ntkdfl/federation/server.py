@@ -101,7 +101,7 @@ def ask(
         with f.clock("jacobian"):
             told = parts if codec is None else [codec.decode(form, part) for part in parts]
             # Coded inputs lie on no levels.
-            receiver = f if codec is None else replace(f, levels=None)
+            receiver = f if codec is None or codec.exact else replace(f, levels=None)
             hood = message.receive(receiver, w, clients, told)
         parts.clear()
         weights, number = answer(hood)

@@ -48,9 +48,7 @@ class CodecChoice(Section):
         )
         return {phase: settings for phase, settings in pairs if settings is not None}
 
-    def require_sense(
-        self, sends: tuple[str, ...], feedback: bool, changes: bool
-    ) -> None:
+    def require_sense(self, sends: tuple[str, ...], feedback: bool, changes: bool) -> None:
         """Refuses codecs that make no sense for the messages of a method.
 
         Args:
@@ -75,7 +73,9 @@ class CodecChoice(Section):
                 )
             given = settings.error_feedback
             if given and phase != "weights":
-                raise ValueError(f"error_feedback is for codec.weights, got it in {where}; remove it")
+                raise ValueError(
+                    f"error_feedback is for codec.weights, got it in {where}; remove it"
+                )
             if given and not feedback:
                 raise ValueError(f"{where}: this method has no error_feedback; remove it")
             if phase == "weights" and codec.drops and not given and not changes:
