@@ -15,7 +15,7 @@ from mpi_ntkdfl.algorithms.masks import kept_entries
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.comm.reduce import exact_mean
 from mpi_ntkdfl.comm.world import SoloWorld
-from mpi_ntkdfl.federation.codecs.quantize import Quantize, QuantizeSettings
+from mpi_ntkdfl.federation.codecs import Quantize, QuantizeSettings
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.runtime import seeds
 from mpi_ntkdfl.runtime.errors import InputError, SimulationError

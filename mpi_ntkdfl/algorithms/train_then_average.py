@@ -12,8 +12,7 @@ from mpi_ntkdfl.algorithms.aids import RoundMomentum, remembered
 from mpi_ntkdfl.algorithms.base import Leg, Needs, RoundResult
 from mpi_ntkdfl.algorithms.training import AveragingSettings, TrainingMethod
 from mpi_ntkdfl.federation.clients import Federation
-from mpi_ntkdfl.federation.codecs import CodecChoice
-from mpi_ntkdfl.federation.codecs.quantize import QuantizeSettings
+from mpi_ntkdfl.federation.codecs import CodecChoice, QuantizeSettings
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.network import Network
 
