@@ -13,9 +13,6 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl.algorithms import METHODS
-from mpi_ntkdfl.algorithms.local_training import choose as choose_training
-from mpi_ntkdfl.algorithms.steps import evolves
-from mpi_ntkdfl.algorithms.training import takes_plain_steps
 from mpi_ntkdfl.comm.gpu_aware import agreed_staging
 from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.world import World
@@ -31,12 +28,10 @@ from mpi_ntkdfl.model.levels import Inputs
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.model.networks import build, check_inputs
 from mpi_ntkdfl.model.params import Layout
-from mpi_ntkdfl.ntk.evolve import Implementation
-from mpi_ntkdfl.ntk.evolve import choose as choose_evolution
 from mpi_ntkdfl.planning.costs import NOMINAL, Machine, balanced, measure, round_seconds
 from mpi_ntkdfl.planning.first_round import FirstRound
 from mpi_ntkdfl.planning.plan import Plan, make_plan
-from mpi_ntkdfl.planning.versions import agreed_version, levels_of_inputs
+from mpi_ntkdfl.planning.versions import UNUSED, agreed_versions, levels_of_inputs
 from mpi_ntkdfl.runtime import device, seeds
 from mpi_ntkdfl.runtime.clock import Clock
 from mpi_ntkdfl.runtime.errors import InputError
@@ -253,18 +248,8 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
     stored, labels = _own_samples(world, placement, problem)
     levels, by_bytes = levels_of_inputs(config, world, network, scaling, stored, chosen)
     choices = {"byte products": by_bytes, **network_choices(network, chosen)}
-    evolution: Implementation = "tensor"
-    if evolves(config.algorithm):
-        evolution, reason = agreed_version(
-            world, lambda: choose_evolution(config.compute.evolution, chosen, dtype)
-        )
-        choices["evolution"] = f"{evolution}: {reason}"
-    training: Implementation = "tensor"
-    if takes_plain_steps(METHODS[config.algorithm.name]):
-        training, reason = agreed_version(
-            world, lambda: choose_training(config.compute.training, network, chosen, dtype)
-        )
-        choices["local training"] = f"{training}: {reason}"
+    versions = agreed_versions(config, world, network, chosen, dtype)
+    choices |= {name: f"{version}: {reason}" for name, (version, reason) in versions.items()}
     owned = placement.owned(world.rank)
     cuts = np.cumsum(sizes[owned.start : owned.stop])[:-1]
     samples = {
@@ -296,8 +281,8 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         table=_byte_table(scaling, stored.shape[1], config, chosen) if as_bytes else None,
         staging=way,
         levels=levels,
-        evolution=evolution,
-        training=training,
+        evolution=versions.get("evolution", UNUSED)[0],
+        training=versions.get("local training", UNUSED)[0],
         choices=choices,
     )
     count = world.on_root(lambda: problem.dataset.tested_sites if problem else 0)

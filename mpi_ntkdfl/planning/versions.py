@@ -7,6 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from mpi_ntkdfl.algorithms import METHODS
+from mpi_ntkdfl.algorithms.local_training import choose as choose_training
+from mpi_ntkdfl.algorithms.steps import evolves
+from mpi_ntkdfl.algorithms.training import takes_plain_steps
 from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.data.dataset import Scaling
@@ -14,6 +18,7 @@ from mpi_ntkdfl.model import byte_products
 from mpi_ntkdfl.model.levels import LEAST_FEATURES, Levels
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.ntk.evolve import Implementation
+from mpi_ntkdfl.ntk.evolve import choose as choose_evolution
 from mpi_ntkdfl.runtime import device
 
 
@@ -53,23 +58,47 @@ def levels_of_inputs(
     return Levels.of_bytes(*grid), str(choice)
 
 
-def agreed_version(
-    world: World, choose: Callable[[], tuple[Implementation, str]]
-) -> tuple[Implementation, str]:
-    """Decides which version of a computation runs; the compiled one only if all ranks have it.
+Version = tuple[Implementation, str]
+"""A version of a computation, and the reason why it is taken."""
 
-    All ranks take the same version, because the last bits of the result depend on it.
+UNUSED: Version = ("tensor", "it is not used")
+"""The version of a computation that the method does not do."""
+
+
+def agreed_versions(
+    config: Config, world: World, network: Network, chosen: torch.device, dtype: torch.dtype
+) -> dict[str, Version]:
+    """Decides which version of the evolution and of local training runs, as far as the method has them.
+
+    All ranks take the same version, because the last bits of the result depend on it. The compiled one is
+    taken only if all ranks have it.
 
     Args:
+        config: the run's configuration.
         world: the ranks.
-        choose: returns this rank's version and the reason.
+        network: the network.
+        chosen: the device.
+        dtype: of all numbers.
 
     Returns:
-        The version and the reason of the choice.
+        The versions by the names `evolution` and `local training`.
 
     Raises:
-        InputError: if the configuration asks for the compiled version and a rank does not have it.
+        InputError: if the configuration asks for a compiled version and a rank does not have it.
     """
+    wanted, versions = config.compute, {}
+    if evolves(config.algorithm):
+        versions["evolution"] = _agreed(
+            world, lambda: choose_evolution(wanted.evolution, chosen, dtype)
+        )
+    if takes_plain_steps(METHODS[config.algorithm.name]):
+        versions["local training"] = _agreed(
+            world, lambda: choose_training(wanted.training, network, chosen, dtype)
+        )
+    return versions
+
+
+def _agreed(world: World, choose: Callable[[], Version]) -> Version:
     version, reason = world.agree(choose)
     lacking = world.largest(float(version == "tensor")) > 0
     if lacking and version == "compiled":
