@@ -1,8 +1,8 @@
 """NTK-DFL (Thompson, Yue, Wong, Dai, "NTK-DFL", ICML 2025): average, then evolve with the NTK.
 
 Clients send their weights to the neighbours and average. They send the average back, and receive the
-neighbours' Jacobians at this average. From the kernel of its neighbourhood a client evolves the outputs
-in function space, and takes the weights that follow from the evolution.
+neighbours' Jacobians at this average. With the kernel of its neighbourhood a client evolves the outputs
+of the network, and computes its new weights from the evolution.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class NtkDflSettings(NtkSettings):
 
     name: Literal["ntk-dfl"] = "ntk-dfl"
     jacobian: Literal["inputs", "factored", "dense"] = "factored"
-    """How Jacobians travel: in the network's factored form, which is the default where the network
-    has one; as raw samples, from which the receiver computes them (`inputs`), which is the smallest
-    message and the default for all other networks; or entry by entry (`dense`), as in the paper.
+    """How Jacobians are sent. `factored`: in the network's factored form; the default where the network
+    has one. `inputs`: as raw samples, from which the receiver computes the Jacobian; the smallest
+    message, and the default for all other networks. `dense`: entry by entry, as in the paper.
     """
     averaging: Literal["plain", "samples", "metropolis", "none"] = "plain"
     """Weights of the average over the neighbourhood: equal (`plain`), or in proportion to the
@@ -62,9 +62,9 @@ class NtkDflSettings(NtkSettings):
     """
 
     kernel_outputs: int | None = Field(default=None, ge=1, le=1_000_000)
-    """How many random directions of the outputs a kernel is computed from; null for all outputs, which
-    is exact. The time of a kernel is nearly in proportion to it, which helps with many classes. It needs
-    a network without a factored form, and `jacobian: inputs`.
+    """Number of random directions of the outputs from which a kernel is computed; null takes all outputs,
+    which is exact. The time of a kernel is nearly proportional to this number, so a small one helps if
+    there are many classes. It needs a network without a factored form, and `jacobian: inputs`.
     """
 
     @property
@@ -93,7 +93,7 @@ class NtkDfl(Method[NtkDflSettings]):
 
     @classmethod
     def needs(cls, settings: NtkDflSettings, network: Network, dtype: torch.dtype) -> Needs:
-        """Weights (if averaged) and averages; samples, factored forms, or heading and entries."""
+        """Weights (if averaged), averages, and the messages with the Jacobians."""
         check_directions(settings.kernel_outputs, settings.jacobian, network)
         vectors: tuple[str, ...] = ("weights", "averages")
         if settings.averaging == "none":
@@ -117,19 +117,19 @@ class NtkDfl(Method[NtkDflSettings]):
 
     @classmethod
     def work(cls, settings: NtkDflSettings, load: Load) -> dict[str, Work]:
-        """Jacobians of a client's own samples for itself and each neighbour; the step by the kernel."""
+        """Counts the Jacobians of a client's own samples for itself and each neighbour, and the step."""
         counts = load.network.work
         # Senders compute the outputs for each receiver; from samples a receiver computes them itself.
         passes = load.gathered if settings.jacobian == "inputs" else load.own * (load.degrees + 1)
         times = settings.linearisations
         step = ntk_step_work(settings, load.network, load.gathered, load.itemsize)
-        found = {phase: work.times(times) for phase, work in step.items()}
-        found["jacobian"] = Work(
+        by_phase = {phase: work.times(times) for phase, work in step.items()}
+        by_phase["jacobian"] = Work(
             2 * counts.products * (passes + (2 * times - 1) * load.gathered),
             3 * times * load.itemsize * load.gathered * counts.activations,
             60 * (load.degrees + times),
         )
-        return found
+        return by_phase
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """One round; see the module's head for the steps."""
@@ -166,9 +166,9 @@ class NtkDfl(Method[NtkDflSettings]):
         Args:
             hoods: neighbourhoods, linearised at `starts`.
             starts: weights of all clients of the rank, `[owned, param]`.
-            new: gets the new weights, `[owned, param]`.
-            taus: the numbers of steps are added to it, `[owned]`.
-            number: of the round.
+            new: receives the new weights, `[owned, param]`.
+            taus: a list to which the numbers of steps are added, `[owned]`.
+            number: number of the round.
             must_improve: as in `ntk_step`.
 
         Returns:

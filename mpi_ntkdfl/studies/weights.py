@@ -35,7 +35,7 @@ class _Run:
     """A finished run with its data.
 
     Attributes:
-        config: of the run.
+        config: the configuration of the run.
         network: its model.
         data: the data set.
         params: weights at the end, `[client, param]`.
