@@ -128,6 +128,9 @@ class Needs:
         samples: whether every client sends its raw samples to each neighbour, or the participants to the
             server. Give no `blocks` then: planning knows whether inputs travel as bytes.
         dense: whether `blocks` are dense Jacobians, which travel in slices of parameters.
+        stacked: as in `federation.waves.WorkingSet`: numbers per sample of the neighbours' blocks.
+        matrices: bytes that a rank holds during a round for all its clients together, such as the
+            matrices of projections.
         taus: how many weight vectors a client holds while it chooses the best one; 0 for methods that
             have no choice of steps.
         server: whether every client sends a parameter vector to a server and receives one.
@@ -145,6 +148,8 @@ class Needs:
     blocks: tuple[MessageFormat, ...] = ()
     samples: bool = False
     dense: bool = False
+    stacked: int = 0
+    matrices: int = 0
     taus: int = 0
     server: bool = False
     participants: int = 0

@@ -177,8 +177,8 @@ def _losses(
     if s.selection == "linearised":
         return linearised_losses(evolution.outputs, hood.labels, s.loss)
     assert hood.inputs is not None
-    shift = s.shift(hood.labels, hood.outputs)
-    return network_losses(network, candidates, hood.inputs, hood.labels, s.loss, shift)
+    shift, labels = s.shift(hood.labels, hood.outputs), hood.labels[hood.held]
+    return network_losses(network, candidates, hood.inputs, labels, s.loss, shift)
 
 
 def _evolve(hood: Neighbourhood, lr: float, s: NtkSettings, federation: Federation) -> Evolution:

@@ -70,6 +70,6 @@ def _line(run: tables.Run, row: int, rounds: int) -> str:
     """One evaluation."""
     words = [round_words(int(run.rounds[row]), rounds)]
     for metric in at("live", list(run.metrics.values())):
-        if run.has(metric):
+        if run.has(metric) and not run.untested(metric)[row]:
             words.append(f"{metric.head} {metric.text(run.curve(metric)[row])}")
     return "  ".join(words)

@@ -106,6 +106,7 @@ def panels(groups: Sequence[Group], request: Request) -> list[Panel]:
         for group, name in zip(groups, names, strict=True):
             across, up = group.values(x.name).mean(axis=0), group.values(y.name)
             left_out = no_point(x, y, x.log, across, up)
+            left_out |= group.untested(x.name) | group.untested(y.name)
             start = group.shared_rounds() == 0
             line = over_seeds(name, group.method, across, up, start, left_out)
             if request.percentiles is not None:

@@ -99,7 +99,8 @@ class RoundModel:
                 compute = compute + seconds.pop("server", nothing)
                 source, target = np.full(len(clients), server), clients
                 nbytes = np.full(len(clients), float(self._vector))
-            legs.append(Leg(compute, source, target, nbytes))
+            sent = nbytes > 0  # samples that a neighbour has kept are no message
+            legs.append(Leg(compute, source[sent], target[sent], nbytes[sent]))
         return legs, sum(seconds.values(), nothing)
 
     @cached_property

@@ -76,6 +76,7 @@ def _curve(cell: Cell, label: str, x: str, y: str, log: bool) -> Series:
     across, up = cell.values(x).mean(axis=0), cell.values(y)
     log_x = METRICS[x].log or log
     left_out = no_point(METRICS[x], METRICS[y], log_x, across, up)
+    left_out |= cell.group().untested(x) | cell.group().untested(y)
     return over_seeds(label, cell.method, across, up, cell.rounds() == 0, left_out)
 
 
