@@ -22,8 +22,8 @@ class Drawing:
 
     Attributes:
         figure: its definition.
-        panels: in reading order.
-        looks: of the methods' lines, by the method's name; methods without a look are left out.
+        panels: its panels in reading order.
+        looks: how the lines of each method look, by the method's name, without methods that have no look.
     """
 
     figure: Figure
@@ -111,8 +111,8 @@ def _at_the_end(cell: Cell, name: str | None) -> Mapping[str, np.ndarray]:
     """What a cell adds to a figure over an axis: `[seed]` by the kind of line.
 
     Args:
-        cell: of the study.
-        name: of a metric, whose values at the end these are; None for the change of the kernel.
+        cell: a cell of the study.
+        name: name of a metric, for its values at the end of the runs; None for the change of the kernel.
     """
     if name is None:
         return weights.drift(cell)
