@@ -38,6 +38,9 @@ T = TypeVar("T")
 _CHUNK = 2**30
 """Bytes that one point-to-point message or broadcast moves at most: counts must stay below 2^31."""
 
+_FEW, _SHORT = 32, 4096
+"""Ranks and bytes up to which a total is the sum of single messages between all pairs of ranks."""
+
 _NAP = 0.01
 """Seconds between two tests whether rank 0 is done."""
 
@@ -224,13 +227,14 @@ class MpiWorld:
             self._send(parts(rank), rank)
         return parts(0)
 
-    def collect(self, array: np.ndarray) -> Iterator[np.ndarray]:
-        """Yields every rank's array on rank 0, in rank order."""
-        if self.rank:
-            self._send(array, 0)
+    def collect(self, array: np.ndarray, group: range | None = None) -> Iterator[np.ndarray]:
+        """Yields every rank's array on the first rank of the group, in rank order."""
+        first, *others = group or range(self.size)
+        if self.rank != first:
+            self._send(array, first)
             return
         yield array
-        for rank in range(1, self.size):
+        for rank in others:
             yield self._receive(rank)
 
     def _send(self, array: np.ndarray, rank: int) -> None:
@@ -254,10 +258,27 @@ class MpiWorld:
             raise TypeError(
                 f"sums over ranks must be exact, so they need integers; got {array.dtype}"
             )
-        summed = np.empty_like(array)
         mark()
+        if self.size <= _FEW and array.nbytes <= _SHORT:
+            return self._total_at_once(array)
+        summed = np.empty_like(array)
         self.comm.Allreduce(np.ascontiguousarray(array), summed, op=self._mpi.SUM)
         return summed
+
+    def _total_at_once(self, array: np.ndarray) -> np.ndarray:
+        """The same, of few numbers and ranks: every rank sends its numbers to every other rank.
+
+        This takes one latency. MPICH's `Allreduce` took five between four hosts on TCP.
+        """
+        own, comm = np.ascontiguousarray(array).reshape(-1), self._for_totals
+        every = np.empty((self.size, own.size), own.dtype)
+        every[self.rank] = own
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        requests = [comm.Irecv(every[rank], rank) for rank in others]
+        requests += [comm.Isend(own, rank) for rank in others]
+        self._mpi.Request.Waitall(requests)
+        summed: np.ndarray = every.sum(axis=0, dtype=own.dtype)
+        return summed.reshape(array.shape)
 
     def largest(self, value: float) -> float:
         """Maximum over ranks."""
@@ -295,6 +316,11 @@ class MpiWorld:
 
         It is created when it is first needed; all ranks take part.
         """
+        return self.comm.Dup()
+
+    @cached_property
+    def _for_totals(self) -> Any:
+        """A communicator of all ranks for totals of few numbers, created when it is first needed."""
         return self.comm.Dup()
 
     @contextlib.contextmanager
