@@ -1,9 +1,10 @@
 """What a round would take on other ranks, with other clients, over another network.
 
-    T(R, M) = max over ranks r of (computation_r + exchange_r) + agreement + drawing * M
+    T(R, M) = max over ranks r of (computation_r + exchange_r + record_r) + agreement + drawing * M
     computation_r = sum over own clients of the measured seconds per client and round, by phase
     exchange_r = exchanges * alpha + bytes_r / beta
-    agreement = ceil(log2 R) * alpha
+    record_r = measured seconds that rank 0 writes files, and 0 on other ranks
+    agreement = alpha up to 32 ranks, otherwise ceil(log2 R) * alpha
 
 Measured seconds are means over clients of the records given. A client's share goes with the samples it
 computes on, squared where it collects its neighbours' (the kernel). In every exchange a rank sends a
@@ -12,8 +13,11 @@ message to each neighbouring rank. They travel at the same time, so an exchange 
 message, and the rank's bytes at `beta` bytes per second (Hockney, "The communication challenge for MPP",
 Parallel Computing 20, 1994). Exchanges follow each other, and no
 computation hides them. At the end of a round the ranks agree on whether to stop. What the record needs
-travels to rank 0 meanwhile. What was measured as `other` counts as a client's, like computation. Every
-rank draws every graph of all clients. That time grows with clients and does not shrink with ranks.
+travels to rank 0 meanwhile. While rank 0 writes the record and checkpoints, the other ranks begin the
+next round and wait there for the messages of rank 0. A run with one rank waits for nothing, and its
+measured seconds are those without writing. What was measured as `other` counts as a client's, like
+computation. Every rank draws every graph of all clients. That time grows with clients and does not shrink
+with ranks.
 """
 
 from __future__ import annotations
@@ -44,6 +48,8 @@ _MESSAGE = 1e-6
 """Seconds of the processor for a message, beside its latency, during which others travel too."""
 _EAGER = 8192
 """Bytes up to which a message is sent at once; for a longer one the receiver is asked before."""
+_AT_ONCE = 32
+"""Ranks up to which all ranks send their part of an agreement to all others, as `comm/mpi.py` does."""
 _ONCE_A_RANK = ("weights", "averages")
 """Phases whose messages cross once to a rank, however many of its clients want them."""
 
@@ -95,6 +101,7 @@ class Model:
         config: of the runs.
         names: of the records.
         client_seconds: of computation and `other` by phase, a client and round.
+        record_seconds: in which rank 0 writes files, of a round.
         dynamic: whether graphs are drawn anew every round.
         sizes: samples of each client of the largest run, `[client]`.
         edge_bytes: protocol bytes a round by phase for each directed edge.
@@ -103,6 +110,7 @@ class Model:
     config: dict[str, object]
     names: tuple[str, ...]
     client_seconds: dict[str, float]
+    record_seconds: float
     dynamic: bool
     sizes: np.ndarray
     edge_bytes: dict[str, float]
@@ -170,6 +178,9 @@ def model(points: Sequence[Point]) -> Model:
         config=first.config,
         names=tuple(point.name for point in points),
         client_seconds={phase: seconds for phase, seconds in client.items() if seconds},
+        record_seconds=float(
+            np.mean([point.seconds[0, point.phases.index("record")] for point in points])
+        ),
         dynamic=bool(topology["dynamic"]),
         sizes=largest.sizes,
         edge_bytes={phase: count for phase, count in largest.edge_bytes.items() if count},
@@ -207,6 +218,7 @@ def predict(basis: Model, ranks: int, clients: int, net: Network) -> Prediction:
             + moved / net.beta
         )
         seconds["agree"] = _steps(ranks) * net.alpha
+        seconds["record"] = basis.record_seconds if rank == 0 < ranks - 1 else 0.0
         seconds["graph"] = _DRAWING * clients * basis.dynamic
         sent.append(moved)
         partners.append(neighbours)
@@ -225,7 +237,7 @@ def _latencies(moved: float, messages: int) -> int:
 
 def _steps(ranks: int) -> int:
     """Messages one after another until all ranks know what each of them said."""
-    return (ranks - 1).bit_length()
+    return min(ranks - 1, 1) if ranks <= _AT_ONCE else (ranks - 1).bit_length()
 
 
 def _degree(topology: configuration.Topology, clients: int) -> float:
