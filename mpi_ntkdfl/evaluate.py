@@ -52,7 +52,7 @@ Evaluation = Mapping[str, np.ndarray]
 """The values of one row of the record by the metrics' names: `[client]` or `[]`, as their axes say.
 
 Only rank 0 has all of them. Metrics that were not measured are absent, such as those of each client's own
-model if `evaluation.clients` is off.
+model in evaluations that leave the clients out.
 """
 
 
@@ -216,7 +216,6 @@ class Evaluator:
         inputs: Inputs,
         labels: torch.Tensor,
         loss: Loss,
-        clients: bool,
         sites: Sites | None = None,
     ) -> None:
         """Stores the test set and counts its classes.
@@ -226,11 +225,10 @@ class Evaluator:
             inputs: test inputs, `[sample, *shape]`.
             labels: test labels, `[sample]`.
             loss: the loss to report.
-            clients: whether to evaluate every client's own model too.
             sites: sites of the test samples; None if there are none.
         """
         self._federation = federation
-        self._inputs, self._labels, self._loss, self._clients = inputs, labels, loss, clients
+        self._inputs, self._labels, self._loss = inputs, labels, loss
         self._present = self._by_class(labels)
         network, count = federation.network, 0 if sites is None else sites.sites
         self._by_sample = BySample(network, inputs, labels, sites)
@@ -239,12 +237,18 @@ class Evaluator:
             client: self._by_class(own.labels) for client, own in federation.samples.items()
         }
 
-    def __call__(self, weights: torch.Tensor, done: int = 0) -> Evaluation:
-        """Evaluates `weights` `[owned, param]` after `done` rounds. All ranks must call this."""
+    def __call__(self, weights: torch.Tensor, clients: bool, done: int = 0) -> Evaluation:
+        """Evaluates the average of all clients, and their own models. All ranks must call this.
+
+        Args:
+            weights: of the own clients, `[owned, param]`.
+            clients: whether to test every client's own model too.
+            done: number of rounds done.
+        """
         f = self._federation
         with f.clock("evaluate"):
             average = mean_over_clients(f, weights)
-            columns = self._of_clients(weights, average, done)
+            columns = self._of_clients(weights, average, clients, done)
             own = np.column_stack(list(columns.values()))
             if f.world.rank:
                 f.ledger.book_mpi("statistics", own.nbytes)
@@ -258,13 +262,13 @@ class Evaluator:
             return values
 
     def _of_clients(
-        self, weights: torch.Tensor, average: torch.Tensor, done: int
+        self, weights: torch.Tensor, average: torch.Tensor, clients: bool, done: int
     ) -> dict[str, np.ndarray]:
         """Metrics measured on own clients' `weights` `[owned, param]`: `[owned]`, or `[owned, site]`."""
         f = self._federation
         distance = torch.linalg.vector_norm((weights - average).double(), dim=1)
         columns: dict[str, np.ndarray] = {}
-        if self._clients:
+        if clients:
             right, loss = scores(f.network, weights, self._inputs, self._labels, self._loss)
             columns[CLIENT_ACCURACY.name] = right.sum(1) / len(self._labels)
             columns[CLIENT_LOSS.name] = loss
