@@ -22,7 +22,7 @@ _COLUMNS = ("speed_up", "efficiency", "load_balance", "communication", "parallel
 
 
 def text(studies: Sequence[Study], net: Network) -> str:
-    """Tables of the figures and of the phases, Amdahl's law, and a check of the model, for every study."""
+    """Tables of figures and of phases, Amdahl's law, and a check of the model, for every study."""
     blocks = [block for study in studies for block in _study(study, net)]
     return "\n\n".join("\n".join(block) for block in (*blocks, _NOTES))
 

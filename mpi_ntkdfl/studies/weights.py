@@ -1,4 +1,4 @@
-"""What is computed from the weights of finished runs: averages of some clients, change of the kernel."""
+"""Results from the weights of finished runs: averages of some clients, change of the kernel."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from mpi_ntkdfl.storage.identity import require_record_of
 from mpi_ntkdfl.studies.collect import Cell, Finished
 
 _NUMBERS = 30
-"""Averages a run is tested at, at most."""
+"""Largest number of averages of a run that are tested."""
 _CLIENTS = 10
-"""Clients whose kernels are compared; each costs two of them."""
+"""Number of clients whose kernels are compared; each needs two kernels."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _Run:
         network: its model.
         data: the data set.
         params: weights at the end, `[client, param]`.
-        former: weights a round before, or None where no checkpoint holds them.
+        former: weights one round before, or None if no checkpoint holds them.
     """
 
     config: Config
@@ -56,10 +56,10 @@ class _Run:
 
 
 def _open(finished: Finished, data: Dataset) -> _Run:
-    """Reads what a finished run left.
+    """Reads the weights and the data of a finished run.
 
     Raises:
-        InputError: if its checkpoint is damaged, or that of another run.
+        InputError: if its checkpoint is damaged or belongs to another run.
     """
     run = finished.run
     network = build(run.config.model, data.shape, data.classes)
@@ -87,7 +87,7 @@ def selection(cell: Cell) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     The halves are drawn by the run's seed. Ties are in client-id order.
 
     Returns:
-        Numbers of clients averaged `[number]`, and for every order (best, random, worst first) the
+        The numbers of averaged clients `[number]`, and for every order (best, random, worst first) the
         accuracy on the other half, `[seed, number]`.
     """
     by_order: dict[str, list[np.ndarray]] = {}
@@ -105,7 +105,7 @@ def selection(cell: Cell) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 
 def _halves(run: _Run, seed: int) -> tuple[Samples, Samples]:
-    """The test set in two random halves: to choose on, and to report."""
+    """The test set in two random halves: one to choose clients, one to report accuracies."""
     order = seeds.generator(seed, "selection halves").permutation(len(run.data.test_labels))
     cut = len(order) // 2
     first, second = (
@@ -192,7 +192,7 @@ def _change(
 
 
 def _runs(cell: Cell) -> Iterator[tuple[Finished, _Run]]:
-    """The seeds of a cell, one in memory at a time; all have one data set."""
+    """The runs of a cell, one in memory at a time; all have the same data set."""
     data = sources.load(cell.finished[0].run.config.dataset)
     for finished in cell.finished:
         yield finished, _open(finished, data)
