@@ -95,6 +95,7 @@ ALL = [
     "dynamics",
     "heterogeneity",
     "hospitals",
+    "messages",
     "selection",
     "sparsity",
 ]
@@ -208,6 +209,12 @@ def test_zipped_axes_pair_their_variants(tmp_path):
     assert [run.label for run in zipped.runs] == [
         *("D-PSGD, alpha 0.1, seed 0", "NTK-DFL, alpha 1, seed 0"),
     ]
+    # A label may repeat on one axis, such as the title of a panel, but not a pair of labels.
+    axes[1]["variants"][1]["label"] = "alpha 0.1"
+    assert len(expanded(tmp_path, tiny(tmp_path, axes=axes, combine="zip"), seeds=1).runs) == 2
+    axes[0]["variants"][1]["label"] = "D-PSGD"
+    with pytest.raises(InputError, match="the zipped labels 'D-PSGD, alpha 0.1' twice"):
+        expanded(tmp_path, tiny(tmp_path, axes=axes, combine="zip"))
 
 
 def test_a_seed_may_have_settings_of_its_own(tmp_path):

@@ -114,6 +114,7 @@ class Figure(Section):
         x: the horizontal axes: metrics for curves, an axis of the study for ends and drift.
         y: metrics, one panel each.
         panels: the axis that has a panel for each of its variants.
+        log_x: whether the horizontal axis of curves is logarithmic.
         guides: exponents of power laws to draw beside the curves; both axes are logarithmic then.
         published: numbers to compare with.
     """
@@ -124,6 +125,7 @@ class Figure(Section):
     x: Annotated[tuple[str, ...], Field(strict=False)] = ()
     y: Annotated[tuple[str, ...], Field(strict=False)] = ()
     panels: str | None = None
+    log_x: bool = False
     guides: Numbers = ()
     published: Published | None = None
 
@@ -217,7 +219,20 @@ class Definition(Section):
                     f"scale {scale}: every axis needs a variant, and as many as the others to be "
                     f"zipped, got {sizes}"
                 )
+            if self.combine == "zip":
+                self._require_distinct(scale)
         return self
+
+    def _require_distinct(self, scale: ScaleName) -> None:
+        """Checks that the zipped variants of a scale differ in a label.
+
+        Raises:
+            ValueError: otherwise.
+        """
+        cells = list(zip(*([v.label for v in axis.at(scale)] for axis in self.axes), strict=True))
+        for cell in cells:
+            if cells.count(cell) > 1:
+                raise ValueError(f"scale {scale}: the zipped labels {', '.join(cell)!r} twice")
 
     def _require_scales(self, axis: Axis) -> None:
         """Checks that variants name scales of the study, and that their labels differ at each.
@@ -233,7 +248,7 @@ class Definition(Section):
         for scale in self.scales:
             labels = [variant.label for variant in axis.at(scale)]
             for label in labels:
-                if labels.count(label) > 1:
+                if labels.count(label) > 1 and self.combine == "product":
                     raise ValueError(f"axis {axis.name}: label {label!r} twice")
 
     def scale(self, name: ScaleName) -> Scale:

@@ -60,9 +60,11 @@ def _curves(results: Results, figure: Figure) -> list[Panel]:
     for title, cells in by(results.cells, place).items():
         for x in figure.x:
             for y in (name for name in figure.y if name != x):
-                across, up = (Axis.of(METRICS[name], bool(figure.guides)) for name in (x, y))
+                guided = bool(figure.guides)
+                across = Axis.of(METRICS[x], guided or figure.log_x)
+                up = Axis.of(METRICS[y], guided)
                 lines = (
-                    _curve(cell, _line_label(cell, [place]), x, y, bool(figure.guides))
+                    _curve(cell, _line_label(cell, [place]), x, y, guided or figure.log_x)
                     for cell in cells
                     if cell.has(x) and cell.has(y)
                 )
