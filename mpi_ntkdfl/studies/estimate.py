@@ -23,7 +23,7 @@ from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.placement import Placement
 from mpi_ntkdfl.topology.schedule import Schedule
 
-_READING = 0.3
+_READING = 0.2
 """Core seconds per run, of those that share a process: data, partition and starting weights."""
 
 
