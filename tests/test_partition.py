@@ -315,7 +315,10 @@ GOOD: dict[str, Any] = {"offsets": np.array([0, 1, 2, 4]), "indices": np.array([
             {"offsets": np.array([[0, 1, 2, 4]])},
             r"offsets must be a list of integers, got int64 \(1",
         ),
-        ({"offsets": np.array([0, 1, 2, 4], object)}, "not a readable npz file.*plain numbers only"),
+        (
+            {"offsets": np.array([0, 1, 2, 4], object)},
+            "not a readable npz file.*plain numbers only",
+        ),
         ({"offsets": np.array([], int)}, "clients . 1 = 4 entries, got 0"),
         ({"offsets": np.array([0, 1, 4])}, "clients . 1 = 4 entries, got 3: set clients to 2"),
         ({"offsets": np.array([1, 2, 3, 4])}, "start with 0, got 1"),

@@ -173,14 +173,14 @@ def read(path: Path) -> Run:
 
 
 def without_checkpoints(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
-    """The paths that are no checkpoints, and one line for each that was passed over.
+    """The paths that are not checkpoints, and one line about those that are, if there are any.
 
     `*.h5` in a folder of runs names their checkpoints, too.
 
     Raises:
         InputError: if nothing else is left.
     """
-    records, passed = [], []
+    records, left_out = [], []
     for path in paths:
         try:
             with reading(path) as file:
@@ -188,12 +188,13 @@ def without_checkpoints(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
         except Exception:  # whoever reads it as a record says what is wrong
             checkpoint = False
         if checkpoint:
-            passed.append(f"{path} is a checkpoint, not a record: passed over")
+            left_out.append(str(path))
         else:
             records.append(path)
+    lines = [f"left out, because they are checkpoints and not records: {', '.join(left_out)}"]
     if not records:
-        raise InputError(f"a record (RUN.h5) is needed; {'; '.join(passed)}")
-    return records, passed
+        raise InputError(f"a record (RUN.h5) is needed; {lines[0]}")
+    return records, lines if left_out else []
 
 
 def is_checkpoint(file: h5py.File) -> bool:
