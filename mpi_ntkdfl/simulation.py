@@ -218,7 +218,6 @@ class Simulation:
             assembly.test_inputs,
             assembly.test_labels,
             self.method.loss,
-            config.evaluation.clients,
             assembly.test_sites,
         )
         self.journal = Journal(config, federation, outputs)
@@ -319,8 +318,10 @@ class Simulation:
         Returns:
             See `_look_around`.
         """
-        due = done % self.config.evaluation.every == 0 or done == self.config.rounds
-        evaluation = self.evaluate(self.weights, done) if due else None
+        settings, rounds = self.config.evaluation, self.config.rounds
+        due = done % settings.every == 0 or done == rounds
+        clients = settings.tests_clients(done, rounds)
+        evaluation = self.evaluate(self.weights, clients, done) if due else None
         handed = self.journal.hand_in(taus)
         self._reached = self._reaches_target(done, evaluation)
         decided = self._look_around(done)
@@ -329,7 +330,6 @@ class Simulation:
         every_tau = self.journal.finish_round(done, graph, handed, evaluation, times)
         if self.world.rank == 0:
             seconds = time.monotonic() - self._start
-            rounds = self.config.rounds
             simulated = None if clock is None else clock.seconds
             counts = every_tau, seconds, self._first, self.journal.sent
             # Logs and callbacks may take long. They serve the experimenter, as the record does.

@@ -64,6 +64,12 @@ CASES = {
     "dense": ("rounds=2", "clients=8", "topology.degree=3", "algorithm.jacobian=dense"),
     "inputs": (*MIDDLE, "algorithm.jacobian=inputs"),
     "inputs, kept": (*MIDDLE, "topology.dynamic=false", "algorithm.jacobian=inputs"),
+    "projected": (*SMALL, "algorithm={jacobian: projected, projection: 48, projected_update: own}"),
+    "projected, waves": (
+        *SMALL,
+        "algorithm={jacobian: projected, projection: 48}",
+        "compute.memory_limit=26MB",
+    ),
     "per-client starts": (*SMALL, "model.init=per-client", "algorithm.selection=linearised"),
     "ntk-fl": (*SMALL, "algorithm={name: ntk-fl, clients_per_round: 5}"),
     "average-gd": (*SMALL, "algorithm={name: average-gd, taus: [5, 50]}"),
@@ -87,6 +93,7 @@ CASES = {
 RESUMED = (
     "dynamic",
     "inputs, kept",
+    "projected",
     "absent",
     "absent, dispfl",
     *(name for name in METHODS if name != "ntk-dfl"),

@@ -263,7 +263,7 @@ def test_records_of_earlier_versions_go_on(tmp_path):
     assert "exchange:" not in tables.summary(run)
     with reading(record.path) as file:
         read_all(file)
-    record.resume(1, 1, config_text(), provenance(SoloWorld(), "cpu", "2.0", {}))
+    record.resume(1, config.parse([]), provenance(SoloWorld(), "cpu", "2.0", {}))
     record.append(2, np.zeros(CLIENTS, int), evaluation(2), round_record(2))
     run = tables.read(record.path)
     assert run["in-flight"].shape == run["waited"].shape == (2, RANKS)
@@ -558,7 +558,7 @@ def test_a_record_with_fewer_phases_goes_on(tmp_path):
         shapes = {"maxshape": (None, None, len(former)), "chunks": True}
         file.create_dataset("time/seconds", data=seconds, **shapes)
         file["time"].attrs["phases"] = former
-    record.resume(1, 1, config_text(), provenance(SoloWorld(), "cpu", "2.0", {}))
+    record.resume(1, config.parse([]), provenance(SoloWorld(), "cpu", "2.0", {}))
     record.append(2, np.zeros(CLIENTS, int), evaluation(2), round_record(2))
     with h5py.File(path) as file:
         assert tuple(file["time"].attrs["phases"]) == PHASES

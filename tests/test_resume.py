@@ -19,6 +19,7 @@ import pytest
 from mpi_ntkdfl import assembly, config, presets
 from mpi_ntkdfl.runtime import hdf5
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.yaml_text import read_yaml
 from mpi_ntkdfl.storage import growing, outputs, resume
 from mpi_ntkdfl.storage.checkpoint import Checkpoint
 from mpi_ntkdfl.storage.outputs import Outputs
@@ -183,17 +184,19 @@ def test_a_file_system_without_hard_links(path, whole, step):
 
 @pytest.mark.slow
 def test_killed_at_every_file_operation_and_again_when_it_goes_on(path, whole):
-    expected = whole()
-    names = operations(path)
+    """Two rounds have every kind of operation; a third would repeat those of the second."""
+    expected, changes = whole(rounds="2"), {"rounds": "2"}
+    names = operations(path, **changes)
     count, chance = len(names), random.Random(0)
     writes = [number for number, name in enumerate(names) if name == "write"]
     for number in sorted([*but_writes(names), *writes[::12]]):
         restore(path.parent, {})
-        kill_at(path, number)
+        kill_at(path, number, **changes)
         # It may die again, anywhere, or get to the end.
-        ended = run(path, "--resume", before=Fuse(chance.randrange(count)).install)
+        fuse = Fuse(chance.randrange(count))
+        ended = run(path, "--resume", before=fuse.install, **changes)
         assert ended.code in (0, -signal.SIGKILL), ended
-        assert_goes_on(path, expected)
+        assert_goes_on(path, expected, **changes)
 
 
 def test_killed_while_it_replaces_another_run(path, whole):
@@ -243,13 +246,14 @@ def test_stopped_after_any_round(path, whole, every, checkpoint_every):
     assert clean(path)
 
 
-@pytest.mark.parametrize("every", ["1", "2", "4"])
+@pytest.mark.parametrize("cadence", [{}, {"every": "2"}, {"every": "4"}, {"clients_every": "4"}])
 @pytest.mark.parametrize("finished", [3, 4, 5])
-def test_rounds_may_grow(path, whole, every, finished):
-    """The row after the former last round goes, where it is none of the longer run's."""
-    assert run(path, rounds=str(finished), evaluation__every=every).code == 0
-    assert run(path, "--resume", rounds="6", evaluation__every=every).code == 0
-    assert bits(path) == whole(rounds="6", evaluation__every=every)
+def test_rounds_may_grow(path, whole, cadence, finished):
+    """The longer run's record has neither rows nor tests of clients that only the shorter run had."""
+    changes = {f"evaluation__{key}": value for key, value in cadence.items()}
+    assert run(path, rounds=str(finished), **changes).code == 0
+    assert run(path, "--resume", rounds="6", **changes).code == 0
+    assert bits(path) == whole(rounds="6", **changes)
 
 
 def test_rounds_grow_and_shrink_in_between(path, whole):
@@ -295,7 +299,7 @@ def test_former_state_of_a_run_with_more_ranks_is_readable(path):
     """Columns for ranks that came later hold NaN."""
     assert interrupted(path, 2).code == 75
     start = {"ranks": 500}
-    Record(path).resume(2, 1, "rounds: 3", start)
+    Record(path).resume(2, config.parse([]), start)
     with h5py.File(path) as file:
         seconds = file["time/seconds"]
         assert seconds.shape[:2] == (2, 500)
@@ -515,8 +519,8 @@ def test_damage_that_leaves_nothing_to_go_on_with(again, which):
         said = "the record"
     elif which == "short record":
         with h5py.File(record) as file:
-            config_yaml = file.attrs["config"]
-        Record(record).resume(1, 1, config_yaml, {"ranks": 1})
+            own = config.parse([read_yaml(file.attrs["config"], "the configuration")])
+        Record(record).resume(1, own, {"ranks": 1})
         said = "holds 1 rounds and its checkpoint 2"
     else:
         shutil.copy(newest, record)

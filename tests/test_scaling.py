@@ -160,7 +160,7 @@ def test_crowded_ranks_are_warned_about_and_left_out_of_the_fit(tmp_path):
 
 def test_a_resumed_run_of_other_ranks_is_refused(tmp_path):
     path = write(tmp_path / "a.h5", [1.0], [0.0])
-    Record(path).resume(2, 1, known_attributes()["config"], known_attributes() | {"ranks": 3})
+    Record(path).resume(2, parse([]), known_attributes() | {"ranks": 3})
     assert scaling.read(path).ranks == 1  # the second start has not done a round
     with h5py.File(path, "r+") as file:
         file.attrs["resumed"] = file.attrs["resumed"].replace('"round": 2', '"round": 1')

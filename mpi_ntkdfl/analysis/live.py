@@ -41,7 +41,7 @@ def follow(outputs: Outputs, interval: float) -> Iterator[str]:
     """Yields a line for every evaluation, those to come as they come, until the run is finished.
 
     Args:
-        outputs: of the run; its record may not exist yet.
+        outputs: the files of the run; its record may not exist yet.
         interval: seconds between looks.
 
     Raises:
@@ -70,6 +70,6 @@ def _line(run: tables.Run, row: int, rounds: int) -> str:
     """One evaluation."""
     words = [round_words(int(run.rounds[row]), rounds)]
     for metric in at("live", list(run.metrics.values())):
-        if run.has(metric):
+        if run.has(metric) and not run.untested(metric)[row]:
             words.append(f"{metric.head} {metric.text(run.curve(metric)[row])}")
     return "  ".join(words)

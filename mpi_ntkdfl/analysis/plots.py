@@ -34,7 +34,8 @@ class Request:
         target: accuracy to mark, or None.
         title: above the panels, or None.
         labels: names of the groups in the legend; empty for their own.
-        percentiles: of clients, for the band instead of the deviation over seeds; None for that.
+        percentiles: percentiles of clients, which the band shows instead of the deviation over seeds, or
+            None.
     """
 
     x: Sequence[str] = ()
@@ -105,6 +106,7 @@ def panels(groups: Sequence[Group], request: Request) -> list[Panel]:
         for group, name in zip(groups, names, strict=True):
             across, up = group.values(x.name).mean(axis=0), group.values(y.name)
             left_out = no_point(x, y, x.log, across, up)
+            left_out |= group.untested(x.name) | group.untested(y.name)
             start = group.shared_rounds() == 0
             line = over_seeds(name, group.method, across, up, start, left_out)
             if request.percentiles is not None:

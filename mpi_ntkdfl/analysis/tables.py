@@ -42,10 +42,10 @@ class Run:
     """A record in memory.
 
     Attributes:
-        attributes: of the root.
+        attributes: attributes of the root.
         metrics: by name: those of the table that have a dataset or follow from one, and those that only
             this record has.
-        values: of the metrics in the record, by name; see `metrics.Metric.axes` for their axes.
+        values: values of the metrics in the record, by name; see `metrics.Metric.axes` for their axes.
         traffic_phases: phases of the traffic.
         time_phases: phases of the time.
         partition: fingerprint of the clients' samples, empty if the record has none.
@@ -123,10 +123,20 @@ class Run:
 
     def has(self, metric: Metric) -> bool:
         """Whether the metric was measured: clients' own models are not with `evaluation.clients` off."""
-        source = self.metrics[metric.source] if metric.source else metric
+        source = self.source(metric)
         if source.of_clients and self.config.get("evaluation", {}).get("clients") is False:
             return False
         return source.name in self.values
+
+    def source(self, metric: Metric) -> Metric:
+        """The metric whose dataset this one is computed from: its source, or itself."""
+        return self.metrics[metric.source] if metric.source else metric
+
+    def untested(self, metric: Metric) -> np.ndarray:
+        """Rows without a metric of the clients' own models, by `evaluation.clients_every`, `[row]`."""
+        every = self.config.get("evaluation", {}).get("clients_every", 1)
+        tested = 1 if not self.source(metric).of_clients else every
+        return np.array([r % tested > 0 and r != self.config["rounds"] for r in self.rounds], bool)
 
     def curve(self, metric: Metric) -> np.ndarray:
         """One number per row, `[row]`: the state, or the total, after `rounds`.
@@ -327,10 +337,8 @@ def _numbers(run: Run) -> list[str]:
         if run.has(metric):
             curve = run.curve(metric)
             # A count that is NaN does not exist, such as steps that nobody has chosen.
-            cells = [
-                "-" if metric.counts and np.isnan(curve[row]) else metric.text(curve[row])
-                for row in shown
-            ]
+            missing = run.untested(metric) | (np.isnan(curve) & metric.counts)
+            cells = ["-" if missing[row] else metric.text(curve[row]) for row in shown]
             width = max(map(len, [metric.head, *cells]))
             columns.append([f"{cell:>{width}}" for cell in [metric.head, *cells]])
     return ["  ".join(line) for line in zip(*columns, strict=True)]

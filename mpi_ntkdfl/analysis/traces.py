@@ -71,15 +71,17 @@ class Trace:
     """A run, reduced to one number per row and metric.
 
     Attributes:
-        name: of the file.
+        name: name of the file.
         settings: the configuration by dotted key.
         method_label: what figures call the method; its name in records that hold no label.
-        look: of the method's lines, None in records that hold none.
+        look: how the method's lines look; None if the record does not say it.
         partition: fingerprint of the clients' samples.
         contents: what identifies data, graph file and starting weights, by name.
         starts: those that computed its rounds.
         rounds: rounds done, `[row]`.
         metrics: by name: those of the table, and those that only this record has.
+        untested: rows without a metric of the clients' own models, by `evaluation.clients_every`: by the
+            metric's name, `[row]`; absent where every row has it.
         by_client: metrics of each client's own model, by name, `[row, client]`.
         curves: by the metrics' names, `[row]`; absent where the record does not have the metric. NaN and
             infinities are those that were measured.
@@ -95,6 +97,7 @@ class Trace:
     rounds: np.ndarray
     metrics: Mapping[str, Metric]
     curves: Mapping[str, np.ndarray]
+    untested: Mapping[str, np.ndarray] = field(default_factory=dict)
     by_client: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -171,11 +174,20 @@ class Group:
         ]
         return np.array(rows, dtype=np.float64)
 
+    def untested(self, name: str) -> np.ndarray:
+        """Shared rounds without a metric of clients' own models (`clients_every`), `[row]`."""
+        shared = self.shared_rounds()
+        missing = np.full(len(shared), False)
+        for trace in self.traces:
+            if name in trace.untested:
+                missing |= trace.untested[name][np.searchsorted(trace.rounds, shared)]
+        return missing
+
     def percentiles(self, name: str, shares: Sequence[float]) -> np.ndarray | None:
         """Percentiles over clients at the shared rounds, `[percentile, row]`; means over the runs.
 
         Args:
-            name: of a metric of each client's own model.
+            name: name of a metric that is measured on each client's own model.
             shares: percentiles, 0 to 100.
 
         Returns:
@@ -242,6 +254,11 @@ def _trace(run: Run, name: str) -> Trace:
             metric.name: run.curve(metric)[finished]
             for metric in run.metrics.values()
             if run.has(metric)
+        },
+        untested={
+            metric.name: rows
+            for metric in run.metrics.values()
+            if run.has(metric) and (rows := run.untested(metric)[finished]).any()
         },
         by_client={
             metric.name: run[metric][: len(rounds)]
@@ -325,7 +342,7 @@ def differing(
     """Keys whose values are not the same in all mappings; a missing key counts as a value.
 
     Args:
-        mappings: to compare.
+        mappings: the mappings to compare.
         as_text: how a value is compared; None for what it looks like in YAML.
     """
     text = as_text or as_yaml

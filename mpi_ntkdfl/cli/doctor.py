@@ -68,6 +68,25 @@ def _evolution() -> str:
     return f"none, {build}" if isinstance(build, str) else build.level
 
 
+def _training() -> str:
+    """Which build takes an mlp's local steps on CPU here, in float32."""
+    import torch
+
+    from mpi_ntkdfl.model.kinds.mlp import MlpSettings
+    from mpi_ntkdfl.model.networks import build
+
+    choice = build(MlpSettings(), (1,), 2).compiled_training(device.HOST, torch.float32)
+    return choice.reason if choice.taken else f"none, {choice.reason}"
+
+
+def _levels() -> str:
+    """What multiplies weights by bytes here, where bytes are multiplied as bytes."""
+    from mpi_ntkdfl.model.compiled_levels import find
+
+    build = find()
+    return f"by torch, {build}" if isinstance(build, str) else "compiled"
+
+
 def _described(name: str) -> str:
     """Adds the GPUs that the batch system lets this rank see, because numbers count within them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -100,7 +119,8 @@ def report(world: MpiWorld, ranks: Sequence[Rank]) -> str:
             f"launcher: {_launcher()}; {launched_size()} processes started, {world.size} ranks see "
             "each other",
             *(node_line(host, world.hosts, ranks) for host in dict.fromkeys(world.hosts)),
-            f"products of bytes on rank 0: {measured()}",
+            f"products of bytes on rank 0: {measured()}; weights times bytes: {_levels()}",
+            f"compiled local training on rank 0: {_training()}",
             f"HDF5 {h5py.version.hdf5_version}, parallel: {h5py.get_config().mpi} (not needed)",
             "data sets:",
             *data,

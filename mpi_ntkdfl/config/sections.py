@@ -14,6 +14,7 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     field_validator,
     model_serializer,
+    model_validator,
 )
 
 from mpi_ntkdfl.runtime.settings import Section, affects, readable_by
@@ -256,6 +257,22 @@ class EvaluationSettings(Section):
     """Rounds between two evaluations. The last round is always evaluated."""
     clients: bool = affects("extent", default=True)
     """Whether every client's own model is tested as well, on the whole test set."""
+    clients_every: int = affects("extent", default=1, ge=1, le=MOST_ROUNDS)
+    """Rounds between two tests of the clients' own models: a multiple of `every`, or 1 for every
+    evaluation. They are also tested after the last round."""
+
+    @model_validator(mode="after")
+    def _at_evaluations(self) -> EvaluationSettings:
+        if self.clients_every > 1 and self.clients_every % self.every:
+            raise ValueError(
+                "clients_every must be a multiple of every, because clients are only tested at "
+                f"evaluations, got clients_every {self.clients_every} with every {self.every}"
+            )
+        return self
+
+    def tests_clients(self, done: int, rounds: int) -> bool:
+        """Whether the clients' own models are tested in an evaluation after `done` of `rounds` rounds."""
+        return self.clients and (done % self.clients_every == 0 or done == rounds)
 
 
 class OutputSettings(Section):
@@ -319,6 +336,10 @@ class ComputeSettings(Section):
     """Which version integrates the outputs of NTK methods under the cross-entropy loss: the
     compiled one for CPUs or the tensor one. `auto` takes the compiled one where all ranks have it
     and compute on a CPU.
+    """
+    training: Literal["auto", "compiled", "tensor"] = affects("rounding", default="auto")
+    """Which version takes an mlp's local steps by SGD: the compiled one for CPUs and float32, or the
+    tensor one. `auto` takes the compiled one where all ranks have it.
     """
     gpu_aware_mpi: bool = affects("nothing", default=False)
     """Whether MPI gets messages in the GPU's memory and not in host memory. MPI must be built with

@@ -23,7 +23,7 @@ from mpi_ntkdfl.federation import dense, raw_samples, server
 from mpi_ntkdfl.federation.clients import Federation, Samples
 from mpi_ntkdfl.federation.codecs import Coding, Decoded
 from mpi_ntkdfl.federation.crossing import Crossing
-from mpi_ntkdfl.federation.jacobian_messages import FactoredMessage, SamplesMessage
+from mpi_ntkdfl.federation.jacobian_messages import FactoredMessage, JacobianMessage, SamplesMessage
 from mpi_ntkdfl.federation.neighbourhood import Neighbourhood
 from mpi_ntkdfl.federation.transfer import Outgoing, Pair, Transfer
 from mpi_ntkdfl.federation.waves import (
@@ -241,15 +241,15 @@ class Exchange:
     def neighbourhoods(
         self, w_bar: torch.Tensor, kind: JacobianKind, inputs: bool, taus: int
     ) -> Iterator[Neighbourhood]:
-        """Sends each client's average to its neighbours, and collects their Jacobians at this average.
+        """Collects the neighbours' Jacobians at each client's average; they receive it if they need it.
 
         Every rank must exhaust the iterator: the messages for the next clients are on their way while
         the caller works on the current ones.
 
         Args:
             w_bar: averages of this rank's clients, `[owned, param]`.
-            kind: `inputs` sends the samples, from which the receiver computes the Jacobian; `factored`
-                sends the network's factored form, `dense` every entry of the Jacobian.
+            kind: `inputs` sends the samples, from which the receiver computes the Jacobian, so that no
+                average is sent; `factored` sends the network's factored form, `dense` every entry.
             inputs: whether the neighbours' raw inputs are needed. Only dense Jacobians come without
                 them; they are then sent in addition.
             taus: number of residuals by which the caller multiplies at once.
@@ -257,19 +257,18 @@ class Exchange:
         Yields:
             The neighbourhoods of this rank's present clients in id order.
         """
-        at = self.share(w_bar, "averages")
-        f = self.federation
+        f, at_once = self.federation, self.at_once(taus)
         work = WorkingSet(f.network, taus, f.dtype.itemsize)
-        if kind == "dense":
-            yield from dense.neighbourhoods(self, at, work, inputs)
-            return
-        message, at_once = (
-            SamplesMessage() if kind == "inputs" else FactoredMessage(),
-            self.at_once(taus),
-        )
+        message: JacobianMessage
         if kind == "inputs":
-            collected = raw_samples.collected(self, work, at_once)
+            at: Mapping[int, torch.Tensor] = dict(zip(f.owned, w_bar, strict=True))
+            message, collected = SamplesMessage(), raw_samples.collected(self, work, at_once)
         else:
+            at = self.share(w_bar, "averages")
+            if kind == "dense":
+                yield from dense.neighbourhoods(self, at, work, inputs)
+                return
+            message = FactoredMessage()
             form = message.form(f)
             self.book_samples(form)
             collected = self.in_waves(
@@ -321,7 +320,7 @@ class Exchange:
 
         Args:
             form: layout of a message; its number of rows is the number of samples of j.
-            targets: for each rank the clients that collect messages in this exchange.
+            targets: the clients of each rank that collect messages in this exchange, `[rank]`.
             make: returns the message of the own client j for client i.
         """
         f, channel = self.federation, self._channel

@@ -86,8 +86,11 @@ def round_work(first: FirstRound) -> dict[str, Work]:
             before.operations, before.bytes + averaged, before.calls + 4 * (load.degrees + 1)
         )
     weights = network.work.products
-    share = 1 / config.evaluation.every
-    tested = first.test_samples if config.evaluation.clients else 0
+    settings = config.evaluation
+    share = 1 / settings.every
+    tested = 0.0  # of the clients' own models, per evaluation
+    if settings.clients:
+        tested = first.test_samples * settings.every / max(settings.clients_every, settings.every)
     work["evaluate"] = Work(
         share * (2 * weights * tested + 6 * weights * load.own),
         share * (load.itemsize * 6 * tested * network.work.widest + 120 * network.layout.size)

@@ -132,7 +132,6 @@ class Journal:
         def begin() -> list[str]:
             assert start is not None
             start.compare_choices(self._federation.choices)
-            every, config_yaml = self._config.evaluation.every, self._config.to_yaml()
             if start.checkpoint.path != self._outputs.checkpoint:
                 # The next checkpoint keeps the file of this name, which must not be the damaged one.
                 lock.require_own(self._outputs.checkpoint)
@@ -141,7 +140,7 @@ class Journal:
             self._run = start.run or identity.new_run()
             self.sent = start.sent
             attributes = self._provenance()
-            self._record.resume(start.checkpoint.round, every, config_yaml, attributes, self._run)
+            self._record.resume(start.checkpoint.round, self._config, attributes, self._run)
             return start.checkpoint.arrays
 
         def rows(name: str, rank: int) -> np.ndarray:

@@ -31,7 +31,7 @@ class Variant(Section):
     """One point of an axis.
 
     Attributes:
-        label: in tables and legends.
+        label: its name in tables and legends.
         value: where it stands on a numerical axis.
         family: variants of one family make one line over the axis; empty if there is but one.
         settings: over those of the study and its scale.
@@ -105,7 +105,7 @@ class Figure(Section):
     """A figure, and the table of the numbers it shows.
 
     Attributes:
-        name: of its files.
+        name: the name of its files.
         title: above it.
         kind: curves (`y` against `x`, by round), ends (`y` at the end against the axis `x`), taus (share
             of clients by chosen tau), selection (average of some clients, chosen on half the test

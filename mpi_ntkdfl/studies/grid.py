@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+from pydantic import BaseModel
 
 from mpi_ntkdfl.config import Config, effect, parse
 from mpi_ntkdfl.metrics import ACCURACY, ROUNDS, SECONDS
@@ -23,8 +24,10 @@ from mpi_ntkdfl.presets import read_overrides, read_source
 from mpi_ntkdfl.runtime import identity as package
 from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.yaml_text import read_yaml
 from mpi_ntkdfl.storage import identity
 from mpi_ntkdfl.storage.outputs import Outputs
+from mpi_ntkdfl.storage.resume import differences
 from mpi_ntkdfl.storage.schema import FILES, end_of_run, starts_of
 from mpi_ntkdfl.studies.definition import Definition, ScaleName, Variant, called, read
 
@@ -32,6 +35,9 @@ _log = logging.getLogger(__name__)
 
 _CONTENT_DIGITS = 8
 """Hexadecimal digits for the content of files, among runs of the same settings."""
+
+_KINDS = ("name", "kind")
+"""Settings that tell the kind of a section; their defaults differ between kinds."""
 
 _DIGITS = 16
 """Hexadecimal digits of a run's name: 64 bits, so that no two of a million runs share it."""
@@ -69,8 +75,8 @@ class Study:
     """A study of some size, spelt out.
 
     Attributes:
-        name: of its files.
-        definition: of the study.
+        name: the name of its files.
+        definition: the definition of the study.
         scale: its size.
         seeds: how many.
         folder: where everything is.
@@ -95,21 +101,39 @@ class Study:
 
 
 def key(config: Config) -> str:
-    """Hash of all settings that a run's result depends on, beyond the last bits.
+    """Hash of the settings that are not defaults and that decide a run's result, beyond the last bits.
 
-    Paths count, except that of a data set, which differs between machines. The content of files is
-    not in it; see `run_name`.
+    So a run keeps its name when a later version has more settings. Should a later version change a
+    default, the name stays as well; `is_done` and a resumed run compare all settings with the record.
+    Paths count, except that of a data set, which differs between machines. The content of files is not
+    in it; see `run_name`.
     """
     settings: dict[str, Any] = {}
-    for section, value in config.model_dump(mode="json").items():
-        if not isinstance(value, dict):
-            settings[section] = value
-            continue
-        kept = {name: v for name, v in value.items() if counts(f"{section}.{name}", config)}
-        if kept:
-            settings[section] = kept
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if not isinstance(value, BaseModel):
+            settings[name] = value
+        elif kept := _chosen(value, f"{name}.", config):
+            settings[name] = kept
     text = json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
+
+
+def _chosen(section: BaseModel, above: str, config: Config) -> dict[str, Any]:
+    """The kind of a section, and its settings that count and are not defaults, as JSON has them."""
+    chosen: dict[str, Any] = {}
+    whole = section.model_dump(mode="json")
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        default = field.get_default(call_default_factory=True)
+        if not counts(above + name, config) or (name not in _KINDS and value == default):
+            continue
+        chosen[name] = (
+            _chosen(value, f"{above}{name}.", config)
+            if isinstance(value, BaseModel)
+            else whole[name]
+        )
+    return chosen
 
 
 def counts(setting: str, config: Config | None = None) -> bool:
@@ -127,8 +151,8 @@ def run_name(config: Config, folder: Path) -> str:
     missing, as on a machine that only draws, the one run of this key in the folder is taken.
 
     Args:
-        config: of the run.
-        folder: of the runs.
+        config: the configuration of the run.
+        folder: the folder of the runs.
     """
     settings, contents = key(config), identity.before_reading(config)
     if not contents:
@@ -223,11 +247,15 @@ def is_done(run: StudyRun, weights: bool) -> bool:
     config = run.config
 
     def last(file: h5py.File) -> int:
+        former = parse([read_yaml(file.attrs["config"], "the recorded configuration")])
+        changes = differences(former.model_dump(mode="json"), config.model_dump(mode="json"))
+        if any(counts(setting, config) for setting in changes):
+            return config.rounds + 1  # another run of this name, by a version with other defaults
         rows = file[ROUNDS.dataset][:], file[ACCURACY.dataset][:]
         return end_of_run(config.rounds, config.stop_at, *rows)
 
-    rounds = _read(run.outputs.record, last) or config.rounds
-    if rounds_recorded(run.outputs) < rounds:
+    rounds = _read(run.outputs.record, last)
+    if not rounds or rounds_recorded(run.outputs) < rounds:
         return False
     return not weights or rounds_kept(run.outputs) >= rounds
 

@@ -22,8 +22,8 @@ class Drawing:
 
     Attributes:
         figure: its definition.
-        panels: in reading order.
-        looks: of the methods' lines, by the method's name; methods without a look are left out.
+        panels: its panels in reading order.
+        looks: how the lines of each method look, by the method's name, without methods that have no look.
     """
 
     figure: Figure
@@ -76,6 +76,7 @@ def _curve(cell: Cell, label: str, x: str, y: str, log: bool) -> Series:
     across, up = cell.values(x).mean(axis=0), cell.values(y)
     log_x = METRICS[x].log or log
     left_out = no_point(METRICS[x], METRICS[y], log_x, across, up)
+    left_out |= cell.group().untested(x) | cell.group().untested(y)
     return over_seeds(label, cell.method, across, up, cell.rounds() == 0, left_out)
 
 
@@ -110,8 +111,8 @@ def _at_the_end(cell: Cell, name: str | None) -> Mapping[str, np.ndarray]:
     """What a cell adds to a figure over an axis: `[seed]` by the kind of line.
 
     Args:
-        cell: of the study.
-        name: of a metric, whose values at the end these are; None for the change of the kernel.
+        cell: a cell of the study.
+        name: name of a metric, for its values at the end of the runs; None for the change of the kernel.
     """
     if name is None:
         return weights.drift(cell)
