@@ -190,21 +190,21 @@ def without_checkpoints(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
     Raises:
         InputError: if nothing else is left.
     """
-    records, left_out = [], []
+    records: list[Path] = []
+    left_out: list[Path] = []
     for path in paths:
         try:
             with reading(path) as file:
                 checkpoint = is_checkpoint(file)
         except Exception:  # whoever reads it as a record says what is wrong
             checkpoint = False
-        if checkpoint:
-            left_out.append(str(path))
-        else:
-            records.append(path)
-    lines = [f"left out, because they are checkpoints and not records: {', '.join(left_out)}"]
+        (left_out if checkpoint else records).append(path)
+    line = (
+        f"left out, because they are checkpoints and not records: {', '.join(map(str, left_out))}"
+    )
     if not records:
-        raise InputError(f"a record (RUN.h5) is needed; {lines[0]}")
-    return records, lines if left_out else []
+        raise InputError(f"a record (RUN.h5) is needed; {line}")
+    return records, [line] if left_out else []
 
 
 def is_checkpoint(file: h5py.File) -> bool:
