@@ -190,8 +190,7 @@ def without_checkpoints(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
     Raises:
         InputError: if nothing else is left.
     """
-    records: list[Path] = []
-    left_out: list[Path] = []
+    records, left_out = list[Path](), list[Path]()
     for path in paths:
         try:
             with reading(path) as file:
