@@ -23,7 +23,7 @@ BUILD = Path(__file__).parent / "_levels_x86_64.so"
 """The compiled file."""
 
 MOST_OUTPUTS, MOST_HIDDEN = 16, 128
-"""Limits of the second layer. Its sums fit into one vector, and so few terms torch adds in the same order."""
+"""Limits of the second layer. Its sums fit into one vector, and torch adds so few terms in this order."""
 
 _NUMBER, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
 
