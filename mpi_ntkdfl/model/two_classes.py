@@ -25,8 +25,8 @@ def probabilities(outputs: npt.NDArray[np.float64]) -> Probabilities:
 def auc(probability: Probabilities, labels: Labels) -> float:
     """Area under the ROC curve.
 
-    It is the share of pairs in which the sample of class 1 has a larger probability than the sample of
-    class 0, where ties count half (Mann and Whitney).
+    Of all pairs of a sample of class 1 and a sample of class 0, it is the share in which the first has
+    the larger probability; ties count half (Mann and Whitney).
     """
     positive, negative = probability[labels == 1], np.sort(probability[labels == 0])
     if not len(positive) or not len(negative) or np.isnan(probability).any():
