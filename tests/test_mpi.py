@@ -346,6 +346,9 @@ for verb, speaker in ((world.on_root, 0), (world.agree, 2)):
         assert isinstance(error, Elsewhere) == (world.rank != speaker)
     else:
         raise AssertionError("nothing raised")
+for numbers in (np.int64(2**40), np.arange(6, dtype=np.int32).reshape(2, 3), np.arange(9_000)):
+    total = world.total(np.asarray(numbers) * (world.rank + 1))
+    assert total.dtype == numbers.dtype and np.array_equal(total, 6 * numbers)
 try:
     world.total(np.array([0.5]))
 except TypeError:

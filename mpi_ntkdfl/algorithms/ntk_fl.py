@@ -81,7 +81,7 @@ class NtkFl(Method[NtkFlSettings]):
         def answer(hood: Neighbourhood) -> tuple[torch.Tensor, int]:
             new, tau = w, 0
             with may_diverge(f, number):
-                new, tau = ntk_step(hood, w, s.rate(number), s, f)
+                new, tau = ntk_step(hood, w, number, s, f)
             return new, tau
 
         new, tau = exchange.ask_server(w, chosen, answer)
