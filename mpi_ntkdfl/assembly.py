@@ -233,8 +233,8 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         assert problem is not None
         p, given = problem, problem.start is not None
         as_bytes = p.first.needs.samples and p.first.stored_bytes
-        known = p.network, p.schedule, p.dataset.scaling, p.partition.sizes, p.placement
-        return *known, given, as_bytes, p.conditions
+        shared = p.network, p.schedule, p.dataset.scaling, p.partition.sizes, p.placement
+        return *shared, given, as_bytes, p.conditions
 
     network, schedule, scaling, sizes, placement, given, as_bytes, conditions = world.on_root(told)
 
@@ -284,6 +284,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         evolution=versions.get("evolution", UNUSED)[0],
         training=versions.get("local training", UNUSED)[0],
         choices=choices,
+        shared_start=config.model.init == "shared",
     )
     count = world.on_root(lambda: problem.dataset.tested_sites if problem else 0)
     sites = Sites(world.broadcast(data.test_sites if data else None), count) if count else None
