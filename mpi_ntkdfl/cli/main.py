@@ -38,6 +38,10 @@ COMMANDS = {
         "Draw runs: accuracy of the average against rounds, protocol bytes and seconds.",
     ),
     "export": ("records", "Write weights from a run's checkpoint as a torch state_dict."),
+    "audit": (
+        "audit",
+        "Reconstruct samples from the messages of a run, as a curious neighbour can, and compare.",
+    ),
     "data": ("data", "List, describe, download or locate data sets."),
     "doctor": (
         "run",
