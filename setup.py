@@ -169,6 +169,7 @@ setup(
             "pandas>=2.2",
             "pytest>=8",
             "pytest-timeout>=2.3.1",
+            "pytest-xdist>=3.7",
             "ruff>=0.9",
             "types-PyYAML>=6.0",
         ],

@@ -42,6 +42,27 @@ def pytest_configure(config: pytest.Config) -> None:
         hypothesis.settings.load_profile("quick")
 
 
+_CLUSTERS = ("tests/nodes/", "tests/slurm/")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n 2`, a process takes whole files in their order, and all tests that start a Slurm.
+
+    A file is not divided, because its tests share runs that a fixture has made. The tests with a Slurm
+    come first. They mostly wait, so the other process has the cores.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = nodeid.partition("::")[0]
+            return "clusters" if file.startswith(_CLUSTERS) else file
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
+
+
 def examples(count: int, **options: Any) -> hypothesis.settings:
     """Settings for `count` drawn examples, of which the quick part takes about a third."""
     fraction = hypothesis.settings.default.max_examples / 100

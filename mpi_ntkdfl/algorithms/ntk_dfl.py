@@ -1,9 +1,9 @@
 """NTK-DFL (Thompson, Yue, Wong, Dai, "NTK-DFL", ICML 2025): average, then evolve with the NTK.
 
 Clients send their weights to the neighbours and average. They send the average back, and receive the
-neighbours' Jacobians at this average. Where samples travel instead of Jacobians, a client computes the
-Jacobians itself, so its average stays with it. From the kernel of its neighbourhood a client evolves the
-outputs in function space, and takes the weights that follow from the evolution.
+neighbours' Jacobians at this average. If samples are sent instead of Jacobians, a client computes the
+Jacobians itself and does not send its average. With the kernel of its neighbourhood a client evolves the
+outputs of the network, and computes its new weights from the evolution.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ class NtkDflSettings(NtkSettings):
 
     name: Literal["ntk-dfl"] = "ntk-dfl"
     jacobian: Literal["inputs", "factored", "dense", "projected"] = "factored"
-    """How Jacobians travel: in the network's factored form, which is the default where the network
-    has one; as raw samples, from which the receiver computes them (`inputs`), which is the smallest
-    message and the default for all other networks; entry by entry (`dense`), as in the paper; or
-    `projected` to fewer numbers, which is not exact. Then a client does not hold its neighbours' inputs,
+    """How Jacobians are sent. `factored`: in the network's factored form; the default where the network
+    has one. `inputs`: as raw samples, from which the receiver computes the Jacobian; the smallest
+    message, and the default for all other networks. `dense`: entry by entry, as in the paper.
+    `projected`: as fewer numbers, which is not exact. Then a client does not hold its neighbours' inputs,
     and `selection: network` takes the loss on its own samples.
     """
     projection: int = Field(default=1024, ge=1, le=1_000_000)
     """For `jacobian: projected`: numbers per layer and output to which a Jacobian is projected. Layers
-    with at most so many parameters travel entry by entry. The kernel's relative error falls as
+    with at most so many parameters are sent entry by entry. The kernel's relative error falls as
     1/sqrt(projection).
     """
     projected_update: Literal["lifted", "own"] = "lifted"
@@ -84,9 +84,9 @@ class NtkDflSettings(NtkSettings):
     """
 
     kernel_outputs: int | None = Field(default=None, ge=1, le=1_000_000)
-    """How many random directions of the outputs a kernel is computed from; null for all outputs, which
-    is exact. The time of a kernel is nearly in proportion to it, which helps with many classes. It needs
-    a network without a factored form, and `jacobian: inputs`.
+    """Number of random directions of the outputs from which a kernel is computed; null takes all outputs,
+    which is exact. The time of a kernel is nearly proportional to this number, so a small one helps if
+    there are many classes. It needs a network without a factored form, and `jacobian: inputs`.
     """
 
     @model_validator(mode="after")
@@ -159,22 +159,22 @@ class NtkDfl(Method[NtkDflSettings]):
 
     @classmethod
     def work(cls, settings: NtkDflSettings, load: Load) -> dict[str, Work]:
-        """Jacobians of a client's own samples for itself and each neighbour; the step by the kernel."""
+        """Counts the Jacobians of a client's own samples for itself and each neighbour, and the step."""
         counts = load.network.work
         # Senders compute the outputs for each receiver; from samples a receiver computes them itself.
         passes = load.gathered if settings.jacobian == "inputs" else load.own * (load.degrees + 1)
         times = settings.linearisations
         step = ntk_step_work(settings, load.network, load.gathered, load.itemsize)
-        found = {phase: work.times(times) for phase, work in step.items()}
+        by_phase = {phase: work.times(times) for phase, work in step.items()}
         if settings.jacobian == "projected":
-            found.update(_projected_work(settings, load, found))
-            return found
-        found["jacobian"] = Work(
+            by_phase.update(_projected_work(settings, load, by_phase))
+            return by_phase
+        by_phase["jacobian"] = Work(
             2 * counts.products * (passes + (2 * times - 1) * load.gathered),
             3 * times * load.itemsize * load.gathered * counts.activations,
             60 * (load.degrees + times),
         )
-        return found
+        return by_phase
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """One round; see the module's head for the steps."""
@@ -222,9 +222,9 @@ class NtkDfl(Method[NtkDflSettings]):
         Args:
             hoods: neighbourhoods, linearised at `starts`.
             starts: weights of all clients of the rank, `[owned, param]`.
-            new: gets the new weights, `[owned, param]`.
-            taus: the numbers of steps are added to it, `[owned]`.
-            number: of the round.
+            new: receives the new weights, `[owned, param]`.
+            taus: a list to which the numbers of steps are added, `[owned]`.
+            number: number of the round.
             must_improve: as in `ntk_step`.
 
         Returns:

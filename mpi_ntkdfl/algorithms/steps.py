@@ -1,4 +1,4 @@
-"""Shared by methods with candidate numbers of steps: settings, the choice, the NTK's step, its cost."""
+"""Code of all methods with candidate numbers of steps: settings, the choice, the NTK's step, its cost."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def keep_best(
 
     Args:
         candidates: `[tau, param]`.
-        losses: of the candidates, `[tau]`.
-        taus: their numbers of steps.
+        losses: the losses of the candidates, `[tau]`.
+        taus: the numbers of steps of the candidates.
 
     Raises:
         Diverged: if no loss is finite, or the weights are not.
@@ -127,20 +127,20 @@ def ntk_step(
 ) -> tuple[torch.Tensor, int]:
     """Evolves the network with the kernel of `hood`, whose Jacobian was taken at `w` `[param]`.
 
-    Kernel, evolution, candidate weights and choice are steps 4 to 7 of NTK-DFL, and the server's step of
-    NTK-FL.
+    This computes kernel, evolution, candidate weights and the choice: steps 4 to 7 of NTK-DFL, and the
+    server's step of NTK-FL.
 
     Args:
         hood: samples and Jacobian.
-        w: where the Jacobian was taken.
+        w: the point at which the Jacobian was taken.
         lr: learning rate of the round.
-        settings: of the method.
-        federation: for the network and the clock.
+        settings: the settings of the method.
+        federation: provides the network and the clock.
         evolved: the result of `evolve_together`: the evolution, or the reason why it failed, or None.
         must_improve: whether `w` is kept, with tau 0, if no candidate has a lower loss.
 
     Returns:
-        The new weights `[param]` and the tau they belong to.
+        The new weights `[param]` and their tau.
 
     Raises:
         Diverged: if a value became non-finite.
@@ -212,9 +212,9 @@ def evolve_together(
     """Evolves several neighbourhoods at the same time, for `ntk_step`.
 
     Returns:
-        An evolution for each of `hoods`, or the reason why it failed, or None if `ntk_step` evolves it
-        itself. That is so for a single one, for the squared loss, which has a closed form, and for the
-        compiled version, which evolves one client at a time.
+        For each of `hoods` its evolution, or the reason why the evolution failed. The entries are None
+        where `ntk_step` evolves the neighbourhood itself: if there is only one, for the squared loss,
+        which has a closed form, and for the compiled version, which evolves one client at a time.
     """
     if len(hoods) == 1 or s.loss == "squared" or federation.evolution == "compiled":
         return [None] * len(hoods)
@@ -249,13 +249,14 @@ def ntk_step_work(
 ) -> dict[str, Work]:
     """Counts kernel, evolution, update and choice of `ntk_step`, by phase.
 
-    Counts follow from the shapes of the computation. How often the evolution multiplies by its kernel was
-    fitted to runs on digits and Fashion-MNIST. Its other costs were fitted to the compiled version.
+    The counts follow from the shapes of the arrays. The number of products with the kernel in an
+    evolution was fitted to runs on digits and Fashion-MNIST, and the other costs of an evolution to the
+    compiled version.
 
     Args:
-        settings: of the method.
+        settings: the settings of the method.
         network: the model.
-        samples: of each neighbourhood, `[client]`.
+        samples: number of samples of each neighbourhood, `[client]`.
         itemsize: bytes of a floating-point number.
     """
     outputs, taus, counts = network.classes, len(settings.taus), network.work

@@ -35,7 +35,8 @@ class Cost:
     Attributes:
         target: accuracy of the average of all clients.
         reached: number of runs that reached it.
-        spreads: of the metrics `target`, up to the first evaluated row at or above the target.
+        spreads: means and deviations of the metrics `target`, up to the first evaluated row that reaches
+            the target.
     """
 
     target: float
@@ -48,12 +49,12 @@ class Outcome:
     """One line of a comparison.
 
     Attributes:
-        method, label: of the configuration.
+        method, label: method and label of the configuration.
         name: of the file, if this is one run of several or asked for; else empty.
-        seeds: of the runs.
-        costs: for every target.
-        ends: of the metrics `end`, at the last evaluated row.
-        metrics: that were measured in every run, by name.
+        seeds: seeds of the runs.
+        costs: the costs of every target.
+        ends: means and deviations of the metrics `end`, at the last evaluated row.
+        metrics: metrics that were measured in every run, by name.
     """
 
     method: str

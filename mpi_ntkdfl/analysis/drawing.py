@@ -107,7 +107,7 @@ def _points(ax: Axes, line: Series, look: LineStyle, number: int, of: int) -> Ar
     Args:
         ax: where.
         line: the points, at whole numbers.
-        look: of the line.
+        look: how the line looks.
         number: its place among the lines.
         of: number of lines.
     """
@@ -125,7 +125,8 @@ def _markers(x: np.ndarray, log: bool, shift: float) -> list[int]:
     Args:
         x: `[point]`.
         log: whether the axis is logarithmic.
-        shift: by which part of the spacing the markers are shifted, for lines that lie on each other.
+        shift: part of the spacing by which the markers are shifted, so that markers of equal lines do not
+            cover each other.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         across = np.log(x) if log else np.asarray(x, dtype=np.float64)
@@ -200,7 +201,7 @@ def fit_after_start(ax: Axes, lines: Iterable[Series], more: Sequence[float] = (
 
     Args:
         ax: the panel.
-        lines: that it shows.
+        lines: the lines that it shows.
         more: further values that must be in sight.
     """
     values = [np.asarray(more, dtype=np.float64)]

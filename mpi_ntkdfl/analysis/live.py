@@ -41,7 +41,7 @@ def follow(outputs: Outputs, interval: float) -> Iterator[str]:
     """Yields a line for every evaluation, those to come as they come, until the run is finished.
 
     Args:
-        outputs: of the run; its record may not exist yet.
+        outputs: the files of the run; its record may not exist yet.
         interval: seconds between looks.
 
     Raises:

@@ -17,10 +17,10 @@ class Axis:
     """A quantity on an axis.
 
     Attributes:
-        name: of the quantity, for programs.
-        label: with the unit, for people.
+        name: name of the quantity, for programs.
+        label: label with the unit, for people.
         log: whether the axis is logarithmic.
-        unit: to write at the ticks.
+        unit: the unit to write at the ticks.
         whole: whether ticks are at whole numbers only.
         from_zero: whether a linear axis begins at 0.
         ticks: names of the places 0, 1, ..., for an axis of things without an order, such as hospitals.
@@ -54,8 +54,8 @@ class Series:
     NaN and infinities are what was measured; they are gaps in the drawn line.
 
     Attributes:
-        label: in the legend; equal labels look alike in every panel of a figure.
-        method: whose colour and marker it has; empty for a line of no method.
+        label: its label in the legend; lines with equal labels look the same in every panel of a figure.
+        method: the method whose colour and marker it has; empty if it belongs to no method.
         x, mean, sd: `[point]`; `sd` is NaN for one seed.
         seeds: behind each point, `[point]`.
         start: whether a point is the start of a run, before any round, `[point]`.
@@ -89,7 +89,7 @@ class Panel:
     Attributes:
         title: above them; empty for none.
         x, y: the axes.
-        lines: in the order of the legend.
+        lines: its lines in the order of the legend.
     """
 
     title: str
@@ -109,8 +109,8 @@ def over_seeds(
     """A line of `values` `[seed, point]`.
 
     Args:
-        label: of the line.
-        method: of the line.
+        label: label of the line.
+        method: method of the line.
         x: `[point]`.
         values: `[seed, point]`.
         start: whether a point is the start of a run, `[point]`; None: no point is.

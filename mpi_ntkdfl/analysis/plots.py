@@ -34,7 +34,8 @@ class Request:
         target: accuracy to mark, or None.
         title: above the panels, or None.
         labels: names of the groups in the legend; empty for their own.
-        percentiles: of clients, for the band instead of the deviation over seeds; None for that.
+        percentiles: percentiles of clients, which the band shows instead of the deviation over seeds, or
+            None.
     """
 
     x: Sequence[str] = ()

@@ -41,19 +41,19 @@ class Point:
     """A run on one number of ranks; seconds are medians over rounds, the first left out if more than 2.
 
     Attributes:
-        name: of the file.
+        name: name of the file.
         config: the configuration.
         contents: what identifies data, graph file and starting weights, by name.
         central: whether the method has a server; False in records that do not tell.
         ranks: R.
-        threads: of each rank.
+        threads: number of threads of each rank.
         cores: of all its hosts together, 0 if the record does not tell.
-        rounds: that the medians are over.
+        rounds: number of rounds over which the medians are taken.
         phases: names.
         seconds: `[rank, phase]`.
         wall: seconds per round, without evaluation and recording.
         sizes: samples of each client, `[client]`.
-        edge_bytes: protocol bytes a round by phase for each directed edge of the graph.
+        edge_bytes: protocol bytes per round for each directed edge of the graph, by phase.
     """
 
     name: str
@@ -116,7 +116,7 @@ class Amdahl:
     Attributes:
         single: T(1) in seconds.
         serial: the serial fraction s, 0 to 1.
-        ranks: to which the law was fitted.
+        ranks: numbers of ranks to which the law was fitted.
         residual: root mean square of the relative deviations.
     """
 
@@ -136,7 +136,7 @@ class Study:
 
     Attributes:
         kind: strong: the same clients on more ranks; weak: as many clients per rank.
-        points: at least two numbers of ranks.
+        points: measurements with at least two numbers of ranks.
     """
 
     kind: Kind

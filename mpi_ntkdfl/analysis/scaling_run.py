@@ -55,9 +55,9 @@ def run(
 
     Args:
         planned: configurations by ranks.
-        kind: of the study.
+        kind: the kind of the study.
         folder: for `KIND-RANKS.h5`; made if it does not exist.
-        words: of the launcher.
+        words: the words of the launcher's command.
         say: gets one line per run.
 
     Raises:

@@ -21,7 +21,7 @@ class Start:
     Attributes:
         done: rounds that were done before it.
         told: what it says of itself, as text, by the names of the record's attributes.
-        threads: of each rank.
+        threads: number of threads of each rank.
     """
 
     done: int
@@ -68,9 +68,9 @@ def starts(attributes: Mapping[str, object], done: int, threads: object) -> tupl
     """The starts of a run that computed rounds, in order; the last one if none has done a round.
 
     Args:
-        attributes: of the record.
+        attributes: the attributes of the record.
         done: rounds in the record.
-        threads: of the configuration, for starts that do not tell theirs.
+        threads: number of threads in the configuration, for starts that recorded none.
 
     Raises:
         Exception: of many kinds, if the record is damaged.

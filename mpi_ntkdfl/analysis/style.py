@@ -98,7 +98,7 @@ def styles(methods: Iterable[str], looks: Mapping[str, LineStyle]) -> list[LineS
 
     Args:
         methods: the method of each line; a method may come several times.
-        looks: of the methods that have one; the others get spare styles.
+        looks: the looks of methods that have one; other methods get spare styles.
 
     Raises:
         InputError: if there are more lines than can be told apart.

@@ -42,10 +42,10 @@ class Run:
     """A record in memory.
 
     Attributes:
-        attributes: of the root.
+        attributes: attributes of the root.
         metrics: by name: those of the table that have a dataset or follow from one, and those that only
             this record has.
-        values: of the metrics in the record, by name; see `metrics.Metric.axes` for their axes.
+        values: values of the metrics in the record, by name; see `metrics.Metric.axes` for their axes.
         traffic_phases: phases of the traffic.
         time_phases: phases of the time.
         partition: fingerprint of the clients' samples, empty if the record has none.

@@ -42,7 +42,7 @@ class Round:
 
     Attributes:
         number: rounds that were done at its end.
-        names: of the ranks, with their hosts, `[rank]`.
+        names: names of the ranks with their hosts, `[rank]`.
         spans: rank, phase, begin and end in seconds; an inner one comes after those around it.
     """
 
@@ -78,8 +78,8 @@ def read(path: Path, number: int) -> Round:
     """The round after which `number` rounds were done.
 
     Args:
-        path: of the timeline, `RUN.trace.json`.
-        number: from 1.
+        path: path of the timeline, `RUN.trace.json`.
+        number: number of the round, from 1.
 
     Raises:
         InputError: if there is no such file, or it lacks the round.

@@ -76,10 +76,10 @@ class Trace:
     """A run, reduced to one number per row and metric.
 
     Attributes:
-        name: of the file.
+        name: name of the file.
         settings: the configuration by dotted key.
         method_label: what figures call the method; its name in records that hold no label.
-        look: of the method's lines, None in records that hold none.
+        look: how the method's lines look; None if the record does not say it.
         partition: fingerprint of the clients' samples.
         contents: what identifies data, graph file and starting weights, by name.
         starts: those that computed its rounds.
@@ -192,7 +192,7 @@ class Group:
         """Percentiles over clients at the shared rounds, `[percentile, row]`; means over the runs.
 
         Args:
-            name: of a metric of each client's own model.
+            name: name of a metric that is measured on each client's own model.
             shares: percentiles, 0 to 100.
 
         Returns:
@@ -347,7 +347,7 @@ def differing(
     """Keys whose values are not the same in all mappings; a missing key counts as a value.
 
     Args:
-        mappings: to compare.
+        mappings: the mappings to compare.
         as_text: how a value is compared; None for what it looks like in YAML.
     """
     text = as_text or as_yaml

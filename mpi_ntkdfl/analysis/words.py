@@ -22,7 +22,7 @@ def said(key: str, value: object) -> str:
 
     Args:
         key: dotted, such as `topology.dynamic`.
-        value: of the setting, not None.
+        value: value of the setting, not None.
     """
     word = value if isinstance(value, str | bool) else None
     if (key, word) in _WORDS:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 COLUMNS = 12
 """Samples in a row at most."""
 
+_SIDE = 0.6
+"""Inches of a sample."""
+
 
 def write(path: Path, audits: Sequence[Audit]) -> None:
     """Draws the samples of each audit in a row, and below them what the attack made of them.
@@ -32,8 +35,8 @@ def _figure(audits: Sequence[Audit]) -> Figure:
 
     shown = [_columns(each) for each in audits]
     across = max(len(truth) for truth, _, _ in shown)
-    height = 2 * len(audits) * style.PAGE / max(across, 6) + 0.35 * len(audits)
-    drawn = Figure(figsize=(style.PAGE, height), layout="constrained")
+    size = max(across * _SIDE, style.COLUMN), len(audits) * (2 * _SIDE + 0.35)
+    drawn = Figure(figsize=size, layout="constrained")
     axes = drawn.subplots(2 * len(audits), across, squeeze=False)
     for ax in axes.ravel():
         ax.set_axis_off()

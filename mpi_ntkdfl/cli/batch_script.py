@@ -28,15 +28,15 @@ class Request:
     """One run on a cluster.
 
     Attributes:
-        name: of the job.
-        words: of the run: source, `--set`, `-o`.
+        name: name of the job.
+        words: the words of the run's command: source, `--set`, `-o`.
         nodes: number of nodes.
         ranks: number of MPI ranks on all nodes together.
         threads: cores per rank.
         gpus: GPUs per node.
         time: wall-clock limit of one start, `H:MM:SS` or `D-HH:MM:SS`.
-        account: to charge, or None for the user's default.
-        partition: to run in, or None for the cluster's default.
+        account: the account that pays, or None for the user's default.
+        partition: the cluster's partition to run in, or None for its default.
     """
 
     name: str

@@ -42,6 +42,10 @@ COMMANDS = {
         "audit",
         "Reconstruct samples from the messages of a run, as a curious neighbour can, and compare.",
     ),
+    "kernel": (
+        "records",
+        "Print the spectrum of a client's neural tangent kernel, and how it changed.",
+    ),
     "data": ("data", "List, describe, download or locate data sets."),
     "doctor": (
         "run",

@@ -19,7 +19,7 @@ class Finished:
     """A run with all its rounds.
 
     Attributes:
-        run: of the study.
+        run: the run of the study.
         record: its numbers.
         trace: the same, reduced.
     """
@@ -44,7 +44,7 @@ class Cell:
 
     Attributes:
         variants: one of each axis.
-        finished: in the order of the seeds.
+        finished: its finished runs, in the order of the seeds.
     """
 
     variants: tuple[Variant, ...]

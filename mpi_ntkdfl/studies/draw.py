@@ -135,7 +135,7 @@ def _share_vertical_axes(axes: Sequence[Axes], names: Sequence[str], across: int
 
     Args:
         axes: the panels.
-        names: of the quantity of each panel.
+        names: the name of each panel's quantity.
         across: panels in a row.
     """
     for name in dict.fromkeys(names):

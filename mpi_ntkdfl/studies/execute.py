@@ -40,7 +40,7 @@ class Tally:
     Attributes:
         done: finished now.
         before: finished before.
-        other_code: of those, the ones that other sources of the package or other plugins computed.
+        other_code: number of these that other sources of the package or other plugins computed.
         elsewhere: another worker is at them.
         failed: what went wrong, by the run's label.
         stopped: whether a signal or the time limit ended the work.
@@ -75,9 +75,9 @@ def work(
     """Does the `runs` that are neither done nor being written; a failed run does not stop the others.
 
     Args:
-        study: of the runs.
-        runs: to do, in order.
-        how: to start them, None in this process.
+        study: the study of the runs.
+        runs: the runs to do, in order.
+        how: how to start them as processes; None to do them in this process.
         say: gets one line per run.
         fresh: do runs again that other sources of the package, or other plugins, computed or began.
     """

@@ -75,8 +75,8 @@ class Study:
     """A study of some size, spelt out.
 
     Attributes:
-        name: of its files.
-        definition: of the study.
+        name: the name of its files.
+        definition: the definition of the study.
         scale: its size.
         seeds: how many.
         folder: where everything is.
@@ -151,8 +151,8 @@ def run_name(config: Config, folder: Path) -> str:
     missing, as on a machine that only draws, the one run of this key in the folder is taken.
 
     Args:
-        config: of the run.
-        folder: of the runs.
+        config: the configuration of the run.
+        folder: the folder of the runs.
     """
     settings, contents = key(config), identity.before_reading(config)
     if not contents:

@@ -27,7 +27,7 @@ class _Figure:
     """What the template takes of a figure.
 
     Attributes:
-        title: for readers who do not see the picture.
+        title: a text for readers who cannot see the picture.
         picture: the svg element, the only text that is not escaped.
         published: published numbers, or None.
         numbers: those of the figure.

@@ -207,7 +207,7 @@ class ModuleJacobian:
 
         Args:
             direction: how the outputs are combined, `[output]`.
-            rows: for which samples.
+            rows: the range of samples.
             names: the parameters.
         """
         with torch.inference_mode(False), torch.enable_grad():
