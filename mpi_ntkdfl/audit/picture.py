@@ -44,9 +44,9 @@ def _figure(audits: Sequence[Audit]) -> Figure:
         low, high = float(truth.min()), float(truth.max())
         for column, sample in enumerate(truth):
             upper, lower = axes[2 * row, column], axes[2 * row + 1, column]
-            upper.imshow(sample, cmap="gray", vmin=low, vmax=high)
+            upper.imshow(sample.numpy(), cmap="gray", vmin=low, vmax=high)
             if guesses is not None:
-                lower.imshow(guesses[column], cmap="gray", vmin=low, vmax=high)
+                lower.imshow(guesses[column].numpy(), cmap="gray", vmin=low, vmax=high)
                 value = float(psnr[column])
                 lower.set_title(f"{value:.0f} dB", fontsize=6, pad=2)
         words = f"{each.message}{f', {each.codec}' if each.codec else ''}: {each.attack}"
