@@ -20,7 +20,7 @@ from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.data.fashion_mnist import FASHION_MNIST
 from mpi_ntkdfl.federation.clients import Federation, Samples
-from mpi_ntkdfl.model.mlp import MLP
+from mpi_ntkdfl.model.mlp import MLP, compiled_training
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.ntk import compiled
 from mpi_ntkdfl.runtime.clock import Clock
@@ -109,13 +109,15 @@ needs_compiled = pytest.mark.skipif(
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder, which takes the place of the folder of the compiled evolution's builds."""
+    """An empty folder, which takes the place of the folders of compiled builds."""
     folder = tmp_path / "builds"
     folder.mkdir()
-    monkeypatch.setattr(compiled, "FOLDER", folder)
-    compiled.find.cache_clear()
+    for module in (compiled, compiled_training):
+        monkeypatch.setattr(module, "FOLDER", folder)
+        module.find.cache_clear()
     yield folder
-    compiled.find.cache_clear()
+    for module in (compiled, compiled_training):
+        module.find.cache_clear()
 
 
 def needs_cuda(test: Callable[..., None]) -> Callable[..., None]:

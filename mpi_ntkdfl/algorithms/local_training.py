@@ -10,8 +10,38 @@ import torch
 from mpi_ntkdfl.algorithms.aids import calibration_shift
 from mpi_ntkdfl.algorithms.base import may_diverge, not_finite
 from mpi_ntkdfl.federation.clients import Federation
+from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.model.training import Orders, Pack, Rule, Sgd
+from mpi_ntkdfl.ntk.evolve import Implementation
 from mpi_ntkdfl.runtime import seeds
+from mpi_ntkdfl.runtime.errors import InputError
+
+
+def choose(
+    wanted: str, network: Network, device: torch.device, dtype: torch.dtype
+) -> tuple[Implementation, str]:
+    """Decides which version takes local steps by SGD on this rank.
+
+    Args:
+        wanted: the setting `compute.training`: auto, compiled or tensor.
+        network: the network.
+        device: of the run.
+        dtype: of the run.
+
+    Returns:
+        The version and the reason.
+
+    Raises:
+        InputError: if `compiled` is wanted and cannot be used here.
+    """
+    if wanted == "tensor":
+        return "tensor", "compute.training is tensor"
+    choice = network.compiled_training(device, dtype)
+    if wanted == "compiled" and not choice.taken:
+        raise InputError(
+            f"compute.training=compiled cannot be used: {choice.reason}; use auto or tensor"
+        )
+    return "compiled" if choice.taken else "tensor", choice.reason
 
 
 class LocalTraining:
@@ -42,7 +72,8 @@ class LocalTraining:
             if (shift := calibration_shift(samples.labels, network.classes, calibration, dtype))
             is not None
         ]
-        self.trainer = network.trainer(data, batch, epochs, shifts)
+        compiled = federation.training == "compiled"
+        self.trainer = network.trainer(data, batch, epochs, shifts, compiled)
 
     def descend(self, weights: torch.Tensor, number: int, sgd: Sgd) -> torch.Tensor:
         """A round's local steps by SGD; velocities start at zero.

@@ -111,3 +111,8 @@ class TrainingMethod(Method[SettingsT]):
         )
         calls = gradients * took.steps * _CALLS_PER_STEP + load.nothing
         return {"train": Work(took.operations, load.itemsize * took.numbers, calls)}
+
+
+def takes_plain_steps(method: type) -> bool:
+    """Whether the method's local steps are those of `LocalTraining.descend`."""
+    return issubclass(method, TrainingMethod) and method.plain_sgd

@@ -70,7 +70,10 @@ def presets(name: str | None) -> None:
 
 
 def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
+    from mpi_ntkdfl.algorithms import METHODS
+    from mpi_ntkdfl.algorithms.local_training import choose as choose_training
     from mpi_ntkdfl.algorithms.steps import evolves
+    from mpi_ntkdfl.algorithms.training import takes_plain_steps
     from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
     from mpi_ntkdfl.ntk.evolve import choose
     from mpi_ntkdfl.runtime import device
@@ -96,6 +99,12 @@ def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
         chosen = device.choose(settings.compute.device, 0)
         evolution, reason = choose(settings.compute.evolution, chosen, problem.first.dtype)
         lines.append(f"evolution on this machine: {evolution}, {reason}")
+    if takes_plain_steps(METHODS[settings.algorithm.name]):
+        chosen = device.choose(settings.compute.device, 0)
+        version, reason = choose_training(
+            settings.compute.training, problem.network, chosen, problem.first.dtype
+        )
+        lines.append(f"local training on this machine: {version}, {reason}")
     lines.append("memory of the largest rank:")
     lines += [f"  {purpose:22}{readable(count):>10}" for purpose, count in plan.memory.items()]
     lines.append(f"  {'total':22}{readable(sum(plan.memory.values())):>10}")

@@ -337,6 +337,10 @@ class ComputeSettings(Section):
     compiled one for CPUs or the tensor one. `auto` takes the compiled one where all ranks have it
     and compute on a CPU.
     """
+    training: Literal["auto", "compiled", "tensor"] = affects("rounding", default="auto")
+    """Which version takes an mlp's local steps by SGD: the compiled one for CPUs and float32, or the
+    tensor one. `auto` takes the compiled one where all ranks have it.
+    """
     gpu_aware_mpi: bool = affects("nothing", default=False)
     """Whether MPI gets messages in the GPU's memory and not in host memory. MPI must be built with
     CUDA support.

@@ -24,7 +24,7 @@ from mpi_ntkdfl.topology.placement import Placement
 from mpi_ntkdfl.topology.schedule import Schedule
 
 _READING = 0.3
-"""Core seconds per run, of those that share a process: data, partition and starting weights."""
+"""Core seconds per run for data, partition and starting weights, if runs share a process."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def estimate(study: Study, ranks: int = 1, machine: Machine = NOMINAL) -> Estima
     prediction = _Prediction(machine)
     to_come: dict[str, Cost] = {}
     for name, runs in left.items():
-        # Measured seconds per client and round of finished runs, whatever the size of their shares.
+        # Measured seconds per client and round of finished runs, for all sizes of shares together.
         rates = [
             spent / (run.config.clients * run.config.rounds)
             for run, spent in zip(finished.get(name, ()), seconds.get(name, ()), strict=True)
@@ -116,12 +116,12 @@ class _Prediction:
         self._graphs: dict[str, Graph] = {}
 
     def seconds(self, config: Config) -> tuple[float, float]:
-        """Core seconds of the evaluation before the first round, and of a round."""
+        """Core seconds of the evaluation before the first round, and of one round."""
         by_phase = round_seconds(self._first(config), 0, self._machine, config.compute.threads)
         return by_phase["evaluate"] * config.evaluation.every, sum(by_phase.values())
 
     def nbytes(self, config: Config) -> int:
-        """Bytes of a record and two checkpoints, about."""
+        """Approximate bytes of a record and two checkpoints."""
         return disk_bytes(self._first(config))
 
     def _first(self, config: Config) -> FirstRound:
@@ -165,7 +165,7 @@ def _on_disk(run: StudyRun) -> int:
 
 
 def text(study: Study, estimated: Estimate, ranks: int) -> str:
-    """The estimate for people."""
+    """The estimate as text."""
     definition = study.definition
     every = study.distinct()
     lines = [

@@ -1,4 +1,4 @@
-"""What is computed from the weights of finished runs: averages of some clients, change of the kernel."""
+"""Results from the weights of finished runs: averages of some clients, change of the kernel."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from mpi_ntkdfl.studies.collect import Cell, Finished
 from mpi_ntkdfl.studies.loaded import LoadedRun, load
 
 _NUMBERS = 30
-"""Averages a run is tested at, at most."""
+"""Largest number of averages of a run that are tested."""
 _CLIENTS = 10
-"""Clients whose kernels are compared; each costs two of them."""
+"""Number of clients whose kernels are compared; each needs two kernels."""
 
 
 # ------------------------------------------------------------------------------ averages of some
@@ -30,7 +30,7 @@ def selection(cell: Cell) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     The halves are drawn by the run's seed. Ties are in client-id order.
 
     Returns:
-        Numbers of clients averaged `[number]`, and for every order (best, random, worst first) the
+        The numbers of averaged clients `[number]`, and for every order (best, random, worst first) the
         accuracy on the other half, `[seed, number]`.
     """
     by_order: dict[str, list[np.ndarray]] = {}
