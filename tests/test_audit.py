@@ -69,13 +69,7 @@ def test_projections_are_undone_if_they_have_as_many_numbers_as_the_input(widths
     assert (found - inputs).abs().max() < 1e-3
 
 
-def test_fewer_numbers_than_the_input_are_not_enough():
-    network = MLP((40, 9, 3))
-    message, inputs = told(network, 4, to_columns(6))
-    found = Stack.of(network, message, to_columns(6)(network, message.point)).solved()
-    assert (found - inputs).norm() > 0.2 * inputs.norm()
-
-
+@pytest.mark.slow
 def test_matching_finds_the_inputs_of_convolutions():
     def module():
         return nn.Sequential(nn.Conv2d(1, 3, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(12, 3))
@@ -125,8 +119,9 @@ def test_ssim_of_constant_pictures_is_that_of_their_means():
         ("jacobian=inputs", "read", True),
         ("={jacobian: dense, selection: linearised}", "division", True),
         ("={jacobian: projected, projection: 16}", "linear", True),
-        ("={jacobian: projected, projection: 3}", "linear", False),
+        ("={jacobian: projected, projection: 3}", "matching", False),
         ("={name: dfedavg, epochs: 1}", "update", False),
+        ("={name: dfedavg, epochs: 1, quantize: 9}", "update", False),
         ("={name: fedavg, epochs: 1}", "update", False),
         ("={name: ntk-fl, clients_per_round: 3}", "read", True),
     ],
@@ -137,7 +132,7 @@ def test_messages_of_each_kind_are_heard_and_attacked(finished, form, attacked, 
     assert heard.round == 1
     assert len(heard.told) == 2
     for each in heard.told:
-        guess = attack(heard, each)
+        guess = attack(heard, each, steps=3)
         own = heard.federation.samples[each.sender]
         assert guess.attack == attacked
         assert (guess.labels is None) == (attacked == "update")
@@ -171,6 +166,7 @@ def test_rounds_without_a_checkpoint_and_other_samples_are_refused(finished, mon
         overhear(Outputs(finished.path), 1, 1, None, ("partition.samples=11",))
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_draws(finished, tmp_path):
     words = ["audit", str(finished.path), "--clients", "2", "-o", str(tmp_path / "a.png")]
     result = click.testing.CliRunner().invoke(

@@ -6,8 +6,9 @@ projection, because all clients draw the same ones. The attacks are:
 * *read*: the message contains the inputs;
 * *division*: the first layer is linear in the inputs, so the quotient of two derivatives, by a weight and
   by the bias of the same unit, is an input (Zhu and Blaschko, "R-GAP", ICLR 2021, section 3);
-* *linear*: the same for projections. Layer by layer from the outputs, the layer's input solves a linear
-  system, because the signals follow from the inputs of the layers above;
+* *linear*: the same for projections that have as many numbers as a layer has inputs. Layer by layer from
+  the outputs, the layer's input solves a linear system, because the signals follow from the inputs of the
+  layers above;
 * *matching*: gradient descent on inputs whose Jacobian should be the one in the message (Zhu, Liu, Han,
   "Deep leakage from gradients", NeurIPS 2019; Geiping et al., "Inverting gradients", NeurIPS 2020);
 * *update*: from weights only, the change of a unit's weights divided by that of its bias, which is a mean
@@ -16,6 +17,7 @@ projection, because all clients draw the same ones. The attacks are:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,7 +36,7 @@ STEPS = 300
 """Steps of a matching attack per sample."""
 
 _STEP = 0.1
-"""Length of its first steps, in deviations of the inputs; steps get shorter as a quarter of a cosine."""
+"""Length of its first steps, in deviations of the inputs; steps get shorter as half a cosine."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,19 @@ def attack(overheard: Overheard, told: Told, steps: int = STEPS, matching: bool 
     if arrays["entries"].shape[2] != network.layout.size:
         width = overheard.config.algorithm.projection  # type: ignore[attr-defined]
         projection = projection_of_round(f, width, overheard.round)
-    if matching or not _linear_layers(network):
+    if matching or not _linear_layers(network) or not _determined(network, projection):
         return Guess("matching", _matched(network, told, projection, steps), labels=labels)
     if projection is None:
         return Guess("division", _divided(network, arrays["entries"]), labels=labels)
     return Guess("linear", Stack.of(network, told, projection).solved(), labels=labels)
+
+
+def _determined(network: Network, projection: Projection | None) -> bool:
+    """Whether a message has at least as many numbers about each layer as the layer has inputs."""
+    if projection is None:
+        return True
+    fan_ins = [shape[1] for shape in network.layout.shapes.values() if len(shape) == 2]
+    return network.classes * projection.width >= max(fan_ins)
 
 
 def _read(f: Federation, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -157,15 +167,15 @@ class Stack:
     def _sample(self, n: int) -> torch.Tensor:
         """The inputs of a sample: layer by layer, and again with the units that these inputs open."""
         passed, seen = self.outputs[n], self.entries[n]
-        signals, above = torch.eye(len(passed), dtype=passed.dtype), passed
+        signals, inputs = torch.eye(len(passed), dtype=passed.dtype), passed
         opened: list[torch.Tensor] = []
         for place in reversed(range(len(self.layers))):
-            above = self._layer(place, signals, seen, above)
+            inputs = self._layer(place, signals, seen)
             if place:
-                opened.insert(0, above > _OPEN * above.abs().max())
+                opened.insert(0, inputs > _OPEN * inputs.abs().max())
                 signals = (signals @ self.layers[place][0]) * opened[0]
         for _ in range(_AGAIN):
-            hidden, gates = above, []
+            hidden, gates = inputs, []
             for weight, bias in self.layers[:-1]:
                 hidden = torch.relu(weight @ hidden + bias)
                 gates.append(hidden > 0)
@@ -174,21 +184,18 @@ class Stack:
             signals = torch.eye(len(passed), dtype=passed.dtype)
             for (weight, _), gate in zip(reversed(self.layers[1:]), reversed(gates), strict=True):
                 signals = (signals @ weight) * gate
-            opened, above = gates, self._layer(0, signals, seen, None)
-        return above
+            opened, inputs = gates, self._layer(0, signals, seen)
+        return inputs
 
-    def _layer(
-        self, place: int, signals: torch.Tensor, seen: torch.Tensor, above: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _layer(self, place: int, signals: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         """The input `[feature]` of a layer.
 
         Args:
             place: of the layer.
             signals: `[output, unit]`.
             seen: entries, `[output, column]`.
-            above: what the layer passes on, `[unit]`, 0 for closed units; None if it is not used.
         """
-        (weight, bias), (part, matrix) = self.layers[place], self.parts[place]
+        (weight, _), (part, matrix) = self.layers[place], self.parts[place]
         (units, features), seen = weight.shape, seen[:, part.columns]
         if matrix is None:
             entries = seen[:, : units * features].reshape(-1, features)
@@ -198,14 +205,6 @@ class Stack:
         system = system.transpose(1, 2).flatten(0, 1)
         wanted = (seen - signals @ matrix[units * features :].double()).flatten()
         gram, right = system.T @ system, system.T @ wanted
-        if above is not None and len(system) < features:
-            last = place == len(self.layers) - 1
-            known = (
-                torch.ones_like(above, dtype=torch.bool) if last else above > _OPEN * above.max()
-            )
-            scale = gram.diagonal().sum() / weight.square().sum().clamp(min=1e-30)
-            gram = gram + scale * weight[known].T @ weight[known]
-            right = right + scale * weight[known].T @ (above - bias)[known]
         solution: torch.Tensor = torch.linalg.pinv(gram, rtol=1e-9, hermitian=True) @ right
         return solution
 
@@ -273,20 +272,24 @@ def _descended(
     """Descent on the squared distance of Jacobians, relative to the target; the best guess counts."""
     params, guess = point.clone().requires_grad_(), guess.requires_grad_()
     directions, size = torch.eye(len(target), dtype=target.dtype), target.square().sum()
-    descent = torch.optim.Adam([guess], lr=_STEP)
-    shorter = torch.optim.lr_scheduler.CosineAnnealingLR(descent, steps)
+    # Adam by hand: torch.optim imports torch's compiler at its first step, which takes seconds.
+    mean, square = torch.zeros_like(guess), torch.zeros_like(guess)
     best, least = guess.detach().clone(), float("inf")
-    for _ in range(steps):
-        descent.zero_grad()
+    for step in range(steps):
         outputs = network.outputs(params, guess)[0]
-        rows = [torch.autograd.grad(outputs, params, v, create_graph=True)[0] for v in directions]
-        distance = (project(torch.stack(rows)) - target).square().sum() / size
+        (rows,) = torch.autograd.grad(
+            outputs, params, directions, create_graph=True, is_grads_batched=True
+        )
+        distance = (project(rows) - target).square().sum() / size
         value = float(distance.detach())
         if value < least:
             best, least = guess.detach().clone(), value
-        distance.backward(inputs=[guess])  # type: ignore[no-untyped-call]
-        descent.step()
-        shorter.step()
+        (gradient,) = torch.autograd.grad(distance, guess)
+        mean, square = mean.lerp(gradient, 0.1), square.lerp(gradient.square(), 0.001)
+        mean_now, square_now = mean / (1 - 0.9 ** (step + 1)), square / (1 - 0.999 ** (step + 1))
+        length = 0.5 * _STEP * (1 + math.cos(math.pi * step / steps))
+        with torch.no_grad():
+            guess -= length * mean_now / (square_now.sqrt() + 1e-8)
     return best
 
 
@@ -302,7 +305,7 @@ def _from_update(network: Network, told: Told) -> Guess:
     sent = told.vectors.get("weights")
     if sent is None or bool((sent == told.before).all()):
         return Guess("none", None)
-    change = (sent - told.before).double()
+    change = (sent if told.coded else sent - told.before).double()
     tensors = list(network.layout.unflatten(change).values())
     moved = tensors[-1]  # by the gradient of the loss: minus (predicted share - share)
     histogram = None

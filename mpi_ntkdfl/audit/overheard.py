@@ -45,6 +45,7 @@ class Told:
         point: where the receiver linearises, `[param]`; None if it asks for no Jacobian.
         before: weights of the sender at the start of the round, `[param]`.
         vectors: the parameter vectors `[param]` that the receiver reads, by phase of the ledger.
+        coded: whether a codec wrote them. Then they are changes of a round and not weights.
         arrays: the messages about the sender's first samples, `[sample, ...]`, by their fields.
     """
 
@@ -54,6 +55,7 @@ class Told:
     before: torch.Tensor
     vectors: dict[str, torch.Tensor] = field(default_factory=dict)
     arrays: dict[str, torch.Tensor] = field(default_factory=dict)
+    coded: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,9 @@ def _usable(told: Told) -> Told:
         {n: outside(t) for n, t in each.items()} for each in (told.vectors, told.arrays)
     )
     point = None if told.point is None else outside(told.point)
-    return Told(told.receiver, told.sender, point, outside(told.before), vectors, arrays)
+    return Told(
+        told.receiver, told.sender, point, outside(told.before), vectors, arrays, told.coded
+    )
 
 
 def _starts(outputs: Outputs, held: contextlib.ExitStack) -> dict[int, Checkpoint]:
@@ -213,7 +217,7 @@ class Listening(Exchange):
         """Shares, and keeps what receivers read."""
         shared = super().share(vectors, phase, codec, number)
         for sender, told in self.told.items():
-            told.vectors[phase] = shared[sender]
+            told.vectors[phase], told.coded = shared[sender], codec is not None
             if phase == "averages":
                 told.point = shared[told.receiver]
         return shared

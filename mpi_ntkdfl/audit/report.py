@@ -147,7 +147,8 @@ def _codec(heard: Overheard) -> str:
     """The codecs of the messages, such as `quantize 16`."""
     choice = getattr(heard.config.algorithm, "codec", None)
     if choice is None:
-        return ""
+        levels = getattr(heard.config.algorithm, "quantize", None)
+        return "" if levels is None else f"quantize {levels}"
     words = []
     for phase, settings in choice.model_dump(exclude_none=True).items():
         values = " ".join(str(value) for value in settings.values())

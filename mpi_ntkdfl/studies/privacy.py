@@ -7,7 +7,7 @@ import numpy as np
 from mpi_ntkdfl.audit.report import audit
 from mpi_ntkdfl.studies.collect import Cell
 
-_CLIENTS, _SAMPLES = 3, 4
+_CLIENTS, _SAMPLES = 2, 3
 """Senders of a run, and samples of each of them, that are attacked."""
 
 
