@@ -22,6 +22,7 @@ from mpi_ntkdfl.algorithms.ntk_dfl import NtkDfl
 from mpi_ntkdfl.algorithms.ntk_fl import NtkFl
 from mpi_ntkdfl.algorithms.oledfl import Oledfl
 from mpi_ntkdfl.algorithms.qg_dsgdm import QgDsgdm
+from mpi_ntkdfl.algorithms.spark_style import SparkStyle
 from mpi_ntkdfl.config import MethodSettings
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.looks import LineStyle
@@ -95,5 +96,6 @@ for _method in (
     Oledfl,
     Dfedadmm,
     KGt,
+    SparkStyle,
 ):
     register_method(_method)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -30,6 +30,7 @@ from mpi_ntkdfl.federation.formats import (
     factored_format,
     projected_format,
 )
+from mpi_ntkdfl.federation.jacobian_coding import require_fit
 from mpi_ntkdfl.federation.jacobian_messages import linearised
 from mpi_ntkdfl.federation.neighbourhood import Neighbourhood
 from mpi_ntkdfl.federation.projected import Projecting, projection_of_round, stacked_numbers
@@ -99,6 +100,20 @@ class NtkDflSettings(NtkSettings):
         return self
 
     @property
+    def sends(self) -> tuple[str, ...]:
+        """Weights if they are averaged, averages unless samples travel, and Jacobians."""
+        weights = () if self.averaging == "none" else ("weights",)
+        averages = () if self.jacobian == "inputs" else ("averages",)
+        return (*weights, *averages, "jacobians")
+
+    @model_validator(mode="after")
+    def _codec_fits_the_message(self) -> NtkDflSettings:
+        chosen = None if self.codec is None else self.codec.jacobians
+        if chosen is not None:
+            require_fit(chosen, self.jacobian)
+        return self
+
+    @property
     def inputs(self) -> bool:
         """Whether a client needs its neighbours' inputs."""
         return self.selection == "network" or self.linearisations > 1
@@ -109,21 +124,20 @@ class NtkDflSettings(NtkSettings):
         return {} if model.factored else {"jacobian": "inputs"}
 
 
-class NtkDfl(Method[NtkDflSettings]):
-    """The method of the paper."""
+SettingsT = TypeVar("SettingsT", bound=NtkDflSettings)
 
-    Settings = NtkDflSettings
-    label = "NTK-DFL"
-    look = LineStyle(BLUE, (), "o")
 
-    def __init__(self, settings: NtkDflSettings, federation: Federation) -> None:
+class NeighbourhoodNtk(Method[SettingsT]):
+    """Averages with the neighbours, and steps by the kernel of the neighbourhood's samples."""
+
+    def __init__(self, settings: SettingsT, federation: Federation) -> None:
         """Prepares the method; with momentum, it carries the averages of the last round."""
         super().__init__(settings, federation)
         self.loss = settings.loss
         self.momentum = RoundMomentum(settings.momentum, self.no_vectors(), "averages")
 
     @classmethod
-    def needs(cls, settings: NtkDflSettings, network: Network, dtype: torch.dtype) -> Needs:
+    def needs(cls, settings: SettingsT, network: Network, dtype: torch.dtype) -> Needs:
         """Weights (if averaged) and samples; or weights, averages, and Jacobians in one of two forms."""
         check_directions(settings.kernel_outputs, settings.jacobian, network)
         vectors: tuple[str, ...] = () if settings.averaging == "none" else ("weights",)
@@ -158,7 +172,7 @@ class NtkDfl(Method[NtkDflSettings]):
         )
 
     @classmethod
-    def work(cls, settings: NtkDflSettings, load: Load) -> dict[str, Work]:
+    def work(cls, settings: SettingsT, load: Load) -> dict[str, Work]:
         """Counts the Jacobians of a client's own samples for itself and each neighbour, and the step."""
         counts = load.network.work
         # Senders compute the outputs for each receiver; from samples a receiver computes them itself.
@@ -178,8 +192,16 @@ class NtkDfl(Method[NtkDflSettings]):
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """One round; see the module's head for the steps."""
+        return self.step(self.average(weights, exchange), number, exchange)
+
+    def average(self, weights: torch.Tensor, exchange: Exchange) -> torch.Tensor:
+        """The averages of the neighbourhoods, `[owned, param]`; `weights` if nothing is averaged."""
+        how = self.settings.averaging
+        return weights if how == "none" else exchange.average(weights, how)
+
+    def step(self, w_bar: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
+        """The step by the kernel from the averages `w_bar` `[owned, param]`."""
         s = self.settings
-        w_bar = weights if s.averaging == "none" else exchange.average(weights, s.averaging)
         new, taus = w_bar.clone(), [0] * len(w_bar)
         point = self.momentum.point(w_bar)
         hoods = self._neighbourhoods(point, number, exchange)
@@ -231,13 +253,12 @@ class NtkDfl(Method[NtkDflSettings]):
             The clients that took a step.
         """
         s, f, moved = self.settings, self.federation, set()
-        rate = s.rate(number)
         choose_directions(hoods, s.kernel_outputs, f, number)
-        evolved = evolve_together(hoods, rate, s, f)
+        evolved = evolve_together(hoods, number, s, f)
         for hood, evolution in zip(hoods, evolved, strict=True):
             row = hood.client - f.owned.start
             with may_diverge(f, number, hood.client):
-                w, tau = ntk_step(hood, starts[row], rate, s, f, evolution, must_improve)
+                w, tau = ntk_step(hood, starts[row], number, s, f, evolution, must_improve)
                 new[row] = w
                 taus[row] += tau
                 if tau:
@@ -260,6 +281,14 @@ class NtkDfl(Method[NtkDflSettings]):
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Takes back the averages."""
         self.momentum.restore(state)
+
+
+class NtkDfl(NeighbourhoodNtk[NtkDflSettings]):
+    """The method of the paper."""
+
+    Settings = NtkDflSettings
+    label = "NTK-DFL"
+    look = LineStyle(BLUE, (), "o")
 
 
 def _projected_work(

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mpi_ntkdfl.algorithms.aids import calibration_shift
 from mpi_ntkdfl.algorithms.base import require_finite
+from mpi_ntkdfl.algorithms.coded import CodedSettings
 from mpi_ntkdfl.algorithms.work import Work
 from mpi_ntkdfl.config import MethodSettings
 from mpi_ntkdfl.federation.clients import Federation
@@ -32,10 +33,11 @@ _WAY_OUT = (
 )
 
 
-class StepSettings(MethodSettings):
+class StepSettings(CodedSettings):
     """Settings of a round's steps; the defaults are those of the NTK-DFL paper."""
 
-    optional: ClassVar[tuple[str, ...]] = ("calibration",)
+    optional: ClassVar[tuple[str, ...]] = (*CodedSettings.optional, "calibration")
+    changes: ClassVar[bool] = False
 
     lr: float = Field(default=0.01, gt=0, le=1e30)
     """Learning rate: the time of one step. Round k uses lr * exp(-lr_decay * k), k from 0."""
@@ -90,6 +92,16 @@ class NtkSettings(StepSettings):
     tolerance: float = Field(default=1e-5, gt=0, lt=1)
     """Bound on the relative error of a round's update that the integration may add."""
 
+    def targets(self, labels: torch.Tensor, outputs: torch.Tensor, number: int) -> torch.Tensor:
+        """The targets of the evolution, `[sample, output]`: the one-hot labels.
+
+        Args:
+            labels: `[sample]` int64.
+            outputs: outputs at the point of linearisation, `[sample, output]`.
+            number: number of the round, from 0.
+        """
+        return one_hot(labels, outputs.shape[1], outputs.dtype)
+
 
 def evolves(settings: MethodSettings) -> bool:
     """Whether a method with these settings integrates an evolution; the squared loss needs none."""
@@ -119,7 +131,7 @@ def keep_best(
 def ntk_step(
     hood: Neighbourhood,
     w: torch.Tensor,
-    lr: float,
+    number: int,
     settings: NtkSettings,
     federation: Federation,
     evolved: Evolution | Diverged | None = None,
@@ -133,7 +145,7 @@ def ntk_step(
     Args:
         hood: samples and Jacobian.
         w: the point at which the Jacobian was taken.
-        lr: learning rate of the round.
+        number: number of the round, from 0.
         settings: the settings of the method.
         federation: provides the network and the clock.
         evolved: the result of `evolve_together`: the evolution, or the reason why it failed, or None.
@@ -147,7 +159,8 @@ def ntk_step(
     """
     if isinstance(evolved, Diverged):
         raise evolved
-    evolution = evolved or _evolve(hood, lr, settings, federation)
+    evolution = evolved or _evolve(hood, number, settings, federation)
+    lr = settings.rate(number)
     with federation.clock("update"):
         products = hood.transposed_product(evolution.residual_sums)
         candidates = candidate_weights(w, products, lr, len(hood.labels))
@@ -181,17 +194,17 @@ def _losses(
     return network_losses(network, candidates, hood.inputs, labels, s.loss, shift)
 
 
-def _evolve(hood: Neighbourhood, lr: float, s: NtkSettings, federation: Federation) -> Evolution:
+def _evolve(hood: Neighbourhood, number: int, s: NtkSettings, federation: Federation) -> Evolution:
     with federation.clock("kernel"):
         kernel = hood.kernel()
     with federation.clock("evolve"):
-        targets = one_hot(hood.labels, hood.outputs.shape[1], hood.outputs.dtype)
+        targets = s.targets(hood.labels, hood.outputs, number)
         try:
             return evolve(
                 kernel,
                 _outputs(hood, s),
                 targets,
-                lr,
+                s.rate(number),
                 s.taus,
                 s.loss,
                 s.tolerance,
@@ -207,7 +220,7 @@ def _diverged(reason: str) -> Diverged:
 
 
 def evolve_together(
-    hoods: Sequence[Neighbourhood], lr: float, s: NtkSettings, federation: Federation
+    hoods: Sequence[Neighbourhood], number: int, s: NtkSettings, federation: Federation
 ) -> list[Evolution | Diverged | None]:
     """Evolves several neighbourhoods at the same time, for `ntk_step`.
 
@@ -229,8 +242,9 @@ def evolve_together(
     with federation.clock("evolve"):
         for place, hood in enumerate(hoods):
             outputs[place, : sizes[place]] = _outputs(hood, s)
-            targets[place, : sizes[place]] = one_hot(hood.labels, classes, outputs.dtype)
-        batch = evolve_batch(kernels, outputs, targets, sizes, lr, s.taus, s.tolerance)
+            targets[place, : sizes[place]] = s.targets(hood.labels, hood.outputs, number)
+        rate = s.rate(number)
+        batch = evolve_batch(kernels, outputs, targets, sizes, rate, s.taus, s.tolerance)
         return [
             _diverged(batch.failures[place])
             if batch.failures[place]

@@ -1,9 +1,10 @@
 """Predicts the seconds of a round on more ranks, with more clients, over another network.
 
-    T(R, M) = max over ranks r of (computation_r + exchange_r) + agreement + drawing * M
+    T(R, M) = max over ranks r of (computation_r + exchange_r + record_r) + agreement + drawing * M
     computation_r = sum over own clients of the measured seconds per client and round, by phase
     exchange_r = exchanges * alpha + bytes_r / beta
-    agreement = ceil(log2 R) * alpha
+    record_r = measured seconds that rank 0 writes files, and 0 on other ranks
+    agreement = alpha up to 32 ranks, otherwise ceil(log2 R) * alpha
 
 Measured seconds are means over the clients of the given records. The computation of a client is
 proportional to the number of samples on which it computes, or to the square of this number if the client
@@ -13,8 +14,11 @@ to each neighbouring rank. These messages travel at the same time. So an exchang
 per message, and the rank's bytes at `beta` bytes per second (Hockney, "The communication challenge for
 MPP", Parallel Computing 20, 1994). Exchanges follow each other, and no computation overlaps with them. At
 the end of a round the ranks agree on whether to stop; meanwhile the data for the record travel to rank 0.
-Seconds that were measured as `other` are counted per client, like computation. Every rank draws the graph
-of all clients. The time for that grows with the number of clients, and more ranks do not reduce it.
+While rank 0 writes the record and checkpoints, the other ranks begin the next round and wait there for
+messages of rank 0. A run with one rank waits for nothing, and its measured seconds do not contain the
+writing. Seconds that were measured as `other` are counted per client, like computation. Every rank draws
+the graph of all clients. The time for that grows with the number of clients, and more ranks do not reduce
+it.
 """
 
 from __future__ import annotations
@@ -45,6 +49,8 @@ _MESSAGE = 1e-6
 """Seconds of the processor per message, in addition to the latency, which all messages share."""
 _EAGER = 8192
 """Bytes up to which a message is sent at once; for a longer message the receiver is asked first."""
+_AT_ONCE = 32
+"""Ranks up to which every rank sends its part of an agreement to all others, as `comm/mpi.py` does."""
 _ONCE_A_RANK = ("weights", "averages")
 """Phases whose messages go to a rank once, even if several of its clients need them."""
 
@@ -96,6 +102,7 @@ class Model:
         config: the configuration of the runs.
         names: names of the records.
         client_seconds: seconds of computation and of `other` per client and round, by phase.
+        record_seconds: seconds per round for which rank 0 writes files.
         dynamic: whether graphs are drawn anew in every round.
         sizes: number of samples of each client of the largest run, `[client]`.
         edge_bytes: protocol bytes per round for each directed edge, by phase.
@@ -104,6 +111,7 @@ class Model:
     config: dict[str, object]
     names: tuple[str, ...]
     client_seconds: dict[str, float]
+    record_seconds: float
     dynamic: bool
     sizes: np.ndarray
     edge_bytes: dict[str, float]
@@ -171,6 +179,9 @@ def model(points: Sequence[Point]) -> Model:
         config=first.config,
         names=tuple(point.name for point in points),
         client_seconds={phase: seconds for phase, seconds in client.items() if seconds},
+        record_seconds=float(
+            np.mean([point.seconds[0, point.phases.index("record")] for point in points])
+        ),
         dynamic=bool(topology["dynamic"]),
         sizes=largest.sizes,
         edge_bytes={phase: count for phase, count in largest.edge_bytes.items() if count},
@@ -208,6 +219,7 @@ def predict(basis: Model, ranks: int, clients: int, net: Network) -> Prediction:
             + moved / net.beta
         )
         seconds["agree"] = _steps(ranks) * net.alpha
+        seconds["record"] = basis.record_seconds if rank == 0 < ranks - 1 else 0.0
         seconds["graph"] = _DRAWING * clients * basis.dynamic
         sent.append(moved)
         partners.append(neighbours)
@@ -226,7 +238,7 @@ def _latencies(moved: float, messages: int) -> int:
 
 def _steps(ranks: int) -> int:
     """Number of messages, one after another, until every rank has the data of all ranks."""
-    return (ranks - 1).bit_length()
+    return min(ranks - 1, 1) if ranks <= _AT_ONCE else (ranks - 1).bit_length()
 
 
 def _degree(topology: configuration.Topology, clients: int) -> float:
