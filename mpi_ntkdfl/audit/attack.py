@@ -305,7 +305,7 @@ def _from_update(network: Network, told: Told) -> Guess:
     sent = told.vectors.get("weights")
     if sent is None or bool((sent == told.before).all()):
         return Guess("none", None)
-    change = (sent if told.coded else sent - told.before).double()
+    change = (sent if told.changes else sent - told.before).double()
     tensors = list(network.layout.unflatten(change).values())
     moved = tensors[-1]  # by the gradient of the loss: minus (predicted share - share)
     histogram = None

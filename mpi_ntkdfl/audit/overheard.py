@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
 
 from mpi_ntkdfl.algorithms import METHODS
+from mpi_ntkdfl.algorithms.absence import attended_round
 from mpi_ntkdfl.assembly import Problem, assemble, prepare
 from mpi_ntkdfl.comm.messages import Arrays, MessageFormat
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.config import Config, parse
 from mpi_ntkdfl.federation.clients import Federation
-from mpi_ntkdfl.federation.codecs import Coding
+from mpi_ntkdfl.federation.coding import Codings, Decoded
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.federation.jacobian_messages import smallest_message
 from mpi_ntkdfl.federation.neighbourhood import Neighbourhood
@@ -33,6 +35,7 @@ from mpi_ntkdfl.storage.checkpoint import Checkpoint, newest
 from mpi_ntkdfl.storage.identity import recorded, require_record_of
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.topology.graphs import Graph
+from mpi_ntkdfl.topology.mixing import Averaging
 
 
 @dataclass
@@ -45,7 +48,8 @@ class Told:
         point: where the receiver linearises, `[param]`; None if it asks for no Jacobian.
         before: weights of the sender at the start of the round, `[param]`.
         vectors: the parameter vectors `[param]` that the receiver reads, by phase of the ledger.
-        coded: whether a codec wrote them. Then they are changes of a round and not weights.
+        changes: whether a codec wrote the changes of a round instead of weights.
+        picked: places of the samples among those of the sender, `[sample]`; None for the first ones.
         arrays: the messages about the sender's first samples, `[sample, ...]`, by their fields.
     """
 
@@ -55,7 +59,8 @@ class Told:
     before: torch.Tensor
     vectors: dict[str, torch.Tensor] = field(default_factory=dict)
     arrays: dict[str, torch.Tensor] = field(default_factory=dict)
-    coded: bool = False
+    changes: bool = False
+    picked: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -110,16 +115,17 @@ def overhear(
         if number in starts:
             start = starts[number]
             weights = _rows(start, "params").to(weights)
-            carried = {name.removeprefix("state/") for name in start.arrays} - {"params"}
-            if carried == set(method.state()) and carried:
-                method.restore({name: _rows(start, f"state/{name}") for name in carried})
+            arrays = {name.removeprefix("state/"): name for name in start.arrays[1:]}
+            if arrays and set(arrays) == set(method.whole_state()):
+                method.restore_whole({short: _rows(start, name) for short, name in arrays.items()})
     graph = assembly.schedule.graph(number)
-    exchange = Listening(f, graph, range(min(clients, f.placement.clients)), samples)
+    senders = range(min(clients, f.placement.clients))
+    exchange = Listening(f, graph, method.codings, senders, samples)
     with exchange:
         for client in exchange.senders:
             exchange.told[client].before = weights[client]
         with torch.inference_mode(), contextlib.suppress(_Enough):
-            method.round(weights, number, exchange)
+            attended_round(method, weights, number, exchange)
     return Overheard(config, problem, f, number, [_usable(told) for told in exchange.told.values()])
 
 
@@ -129,9 +135,7 @@ def _usable(told: Told) -> Told:
         {n: outside(t) for n, t in each.items()} for each in (told.vectors, told.arrays)
     )
     point = None if told.point is None else outside(told.point)
-    return Told(
-        told.receiver, told.sender, point, outside(told.before), vectors, arrays, told.coded
-    )
+    return replace(told, point=point, before=outside(told.before), vectors=vectors, arrays=arrays)
 
 
 def _starts(outputs: Outputs, held: contextlib.ExitStack) -> dict[int, Checkpoint]:
@@ -198,29 +202,50 @@ class Listening(Exchange):
         told: what each sender told its receiver, by the sender's id.
     """
 
-    def __init__(self, federation: Federation, graph: Graph, senders: range, rows: int) -> None:
+    def __init__(
+        self,
+        federation: Federation,
+        graph: Graph,
+        codings: Codings,
+        senders: range,
+        rows: int,
+    ) -> None:
         """Listens to `senders`, and keeps `rows` samples of each."""
-        super().__init__(federation, graph)
+        super().__init__(federation, graph, codings=codings)
         self.senders, self._rows, nobody = senders, rows, torch.empty(0)
         self.told = {j: Told(self._receiver(j), j, None, nobody) for j in senders}
         self._slices: dict[Pair, list[torch.Tensor]] = {}
         self._complete: set[Pair] = set()
+        self._changes = False
 
     def _receiver(self, sender: int) -> int:
         """The neighbour with the lowest id; the sender itself where it has none."""
         closed = self.graph.closed(sender).tolist()
         return min((other for other in closed if other != sender), default=sender)
 
-    def share(
-        self, vectors: torch.Tensor, phase: str, codec: Coding | None = None, number: int = 0
-    ) -> Mapping[int, torch.Tensor]:
-        """Shares, and keeps what receivers read."""
-        shared = super().share(vectors, phase, codec, number)
+    def average(
+        self, vectors: torch.Tensor, kind: Averaging = "plain", since: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Averages, and remembers whether codecs write changes of a round."""
+        self._changes = since is not None
+        return super().average(vectors, kind, since)
+
+    def mixed(
+        self, shared: Mapping[int, torch.Tensor], like: torch.Tensor, kind: Averaging
+    ) -> torch.Tensor:
+        """Mixes, and keeps what receivers read."""
         for sender, told in self.told.items():
-            told.vectors[phase], told.coded = shared[sender], codec is not None
-            if phase == "averages":
-                told.point = shared[told.receiver]
-        return shared
+            told.vectors.setdefault("weights", shared[sender])
+            told.changes = self._changes and isinstance(shared, Decoded)
+        return super().mixed(shared, like, kind)
+
+    def tell(self, points: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Tells, and keeps what receivers read and where they linearise."""
+        told_to_all = super().tell(points)
+        for sender, told in self.told.items():
+            told.vectors["averages"] = told_to_all[sender]
+            told.point = told_to_all[told.receiver]
+        return told_to_all
 
     def share_messages(
         self, form: MessageFormat, messages: Mapping[int, Arrays], rows: np.ndarray | None = None
@@ -228,7 +253,8 @@ class Listening(Exchange):
         """Shares, and keeps messages about samples."""
         if rows is not None:
             for sender, told in self.told.items():
-                self._note((told.receiver, sender), form, messages[sender])
+                pair = told.receiver, sender
+                self._note(pair, form, self._read(form, pair, messages[sender]))
         return super().share_messages(form, messages, rows)
 
     def transfer(
@@ -239,13 +265,25 @@ class Listening(Exchange):
         def heard(pair: Pair) -> Arrays:
             arrays = make(pair)
             if pair[1] in self.told and self.told[pair[1]].receiver == pair[0]:
-                self._note(pair, form, arrays)
+                self._note(pair, form, self._read(form, pair, arrays))
             return arrays
 
         return super().transfer(form, targets, heard)
 
-    def server_average(self, vectors: torch.Tensor, kind: str = "plain") -> torch.Tensor:
-        """The server receives the vectors of all clients."""
+    def _read(self, form: MessageFormat, pair: Pair, arrays: Arrays) -> Arrays:
+        """What a receiver reads, with the codec of the run."""
+        codec = self.codings.jacobians
+        if codec is None or pair[0] == pair[1]:
+            return arrays
+        self.told[pair[1]].picked = codec.picked(
+            pair[1], len(arrays["labels" if "labels" in arrays else "entries"])
+        )
+        return codec.decode(form, codec.encode(form, pair, arrays))
+
+    def server_average(
+        self, vectors: torch.Tensor, kind: Literal["plain", "samples"], since: torch.Tensor
+    ) -> torch.Tensor:
+        """The server receives the vectors of all clients; a codec's errors are left out."""
         for sender, told in self.told.items():
             told.receiver, told.vectors["weights"] = self.graph.clients, vectors[sender]
         raise _Enough

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mpi_ntkdfl.algorithms.coded import CodedSettings
 from mpi_ntkdfl.audit import attack
 from mpi_ntkdfl.audit.measure import MOST, Closeness, closeness
 from mpi_ntkdfl.audit.overheard import Overheard, overhear
@@ -116,9 +117,10 @@ def audit(
     for told in heard.told:
         guess = attack.attack(heard, told, steps, matching)
         name, own = guess.attack, f.samples[told.sender]
-        truth, labels = own.inputs[:samples], own.labels
+        places = torch.arange(len(own.labels)) if told.picked is None else told.picked
+        truth, labels = own.inputs[places[:samples]], own.labels[places[:samples]]
         found.append(
-            closeness(guess, truth, labels[:samples], labels, f.network.classes, span, data.shape)
+            closeness(guess, truth, labels, own.labels, f.network.classes, span, data.shape)
         )
     return Audit(
         "; ".join([outputs.record.name, *overrides]),
@@ -145,14 +147,14 @@ def _message(heard: Overheard) -> str:
 
 def _codec(heard: Overheard) -> str:
     """The codecs of the messages, such as `quantize 16`."""
-    choice = getattr(heard.config.algorithm, "codec", None)
+    settings = heard.config.algorithm
+    choice = settings.codecs if isinstance(settings, CodedSettings) else None
     if choice is None:
-        levels = getattr(heard.config.algorithm, "quantize", None)
-        return "" if levels is None else f"quantize {levels}"
+        return ""
     words = []
-    for phase, settings in choice.model_dump(exclude_none=True).items():
-        values = " ".join(str(value) for value in settings.values())
-        words.append(f"{phase}: {values}")
+    for phase, codec in choice.chosen.items():
+        values = codec.model_dump(exclude_none=True).values()
+        words.append(f"{phase}: {' '.join(map(str, values))}")
     return ", ".join(words)
 
 
