@@ -96,6 +96,8 @@ def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
             lines.append(f"  {phase:12}{readable(protocol):>10} protocol{readable(moved):>10} MPI")
     protocol, moved = plan.traffic.sum(axis=1)
     lines.append(f"  {'total':12}{readable(protocol):>10} protocol{readable(moved):>10} MPI")
+    who = "the server" if problem.first.needs.central else "a neighbour"
+    lines.append(f"{who} learns: {problem.first.needs.learned}")
     if evolves(settings.algorithm):
         chosen = device.choose(settings.compute.device, 0)
         evolution, reason = choose(settings.compute.evolution, chosen, problem.first.dtype)
@@ -143,7 +145,22 @@ def _totals_text(settings: config.Config, problem: Problem, seconds: float) -> s
             f"start-up is {START_UP} s of it",
             f"  {'on disk':12}{readable(disk_bytes(problem.first)):>10}",
             f"  {'checkpoint':12}{_checkpoint_text(problem.first)}",
+            _start_text(problem),
         ]
+    )
+
+
+def _start_text(problem: Problem) -> str:
+    """What is read and sent before the first round."""
+    from mpi_ntkdfl.planning.costs import LIBRARIES
+
+    data, placement = problem.dataset, problem.placement
+    each = data.train_inputs.nbytes / len(data.train_inputs)
+    elsewhere = int(problem.partition.sizes[placement.owned(0).stop :].sum() * each)
+    return (
+        f"  {'start-up':12}{readable(elsewhere):>10} of samples to other ranks, "
+        f"{readable(data.test_inputs.nbytes)} of test samples to each other host;\n"
+        f"{'':14}a host reads about {readable(LIBRARIES)} of libraries once"
     )
 
 
