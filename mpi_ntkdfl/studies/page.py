@@ -13,7 +13,7 @@ from mpi_ntkdfl import __version__
 from mpi_ntkdfl.analysis.compare import Spread, columns
 from mpi_ntkdfl.analysis.files import replacing, require_suffix
 from mpi_ntkdfl.metrics import BYTES, ROUNDS
-from mpi_ntkdfl.studies import draw
+from mpi_ntkdfl.studies import draw, paired
 from mpi_ntkdfl.studies.definition import Published
 from mpi_ntkdfl.studies.report import COLUMNS, Report, numbers
 from mpi_ntkdfl.studies.series import Drawing
@@ -51,6 +51,7 @@ class _Section:
     missing: str
     figures: Sequence[_Figure]
     outcomes: Table
+    paired: str
 
 
 def write(path: Path, reports: Sequence[Report]) -> None:
@@ -88,6 +89,7 @@ def _section(report: Report, number: int) -> _Section:
             _figure(drawing, f"s{number}f{place}-") for place, drawing in enumerate(report.drawings)
         ],
         outcomes=_outcomes(report),
+        paired="" if report.pairs is None else paired.text(report.pairs),
     )
 
 
