@@ -21,6 +21,8 @@ from mpi_ntkdfl.studies.collect import Results
 CONFIDENCE = 0.95
 """Of the intervals, and of the critical difference of ranks."""
 
+_AT_END = "accuracy at the end"
+
 COLUMNS = ("where", "number", "variant", "reference", "difference", "low", "high", "seeds")
 
 
@@ -106,7 +108,7 @@ def paired(results: Results, axis: str) -> Paired:
         where = ", ".join(v.label for n, v in enumerate(cell.variants) if n != place)
         for finished in cell.finished:
             trace = finished.trace
-            own = {"accuracy at the end": float(trace.curves[ACCURACY.name][-1])}
+            own = {_AT_END: float(trace.curves[ACCURACY.name][-1])}
             for target in targets:
                 row = trace.first(target)
                 done = np.nan if row is None else float(trace.curves[ROUNDS.name][row])
@@ -114,7 +116,7 @@ def paired(results: Results, axis: str) -> Paired:
             block = numbers.setdefault((where, trace.seed), {})
             block[cell.variants[place].label] = own
     reference = order[0]
-    names = ["accuracy at the end", *(f"rounds to {target:g}" for target in targets)]
+    names = [_AT_END, *(f"rounds to {target:g}" for target in targets)]
     differences = []
     for where in dict.fromkeys(where for where, _ in numbers):
         for name in names:
@@ -154,7 +156,7 @@ def text(pairs: Paired) -> str:
     rows = []
     for each in pairs.differences:
         name = ", ".join(part for part in (each.where, each.variant, each.number) if part)
-        digits = 4 if each.number.startswith("accuracy") else 1
+        digits = 4 if each.number == _AT_END else 1
         if len(each.values) < each.seeds or not each.values:
             rows.append(
                 (name, f"{len(each.values)} of {each.seeds} seeds have this number in both")
