@@ -253,7 +253,13 @@ class Simulation:
                     if exchange is None or exchange.graph is not present_graph:
                         if exchange is not None:
                             exchange.close()
-                        exchange = Exchange(self.federation, present_graph, self._lasting, done > 0)
+                        exchange = Exchange(
+                            self.federation,
+                            present_graph,
+                            self._lasting,
+                            done > 0,
+                            self.method.codings,
+                        )
                     # Without this, autograd's bookkeeping would take a tenth of an evolution's time.
                     with torch.inference_mode():
                         result = attended_round(self.method, self.weights, done, exchange)
@@ -276,9 +282,8 @@ class Simulation:
         if conditions is None:
             return None
         kind, sizes = type(self.method), f.sizes
-        model = RoundModel(
-            kind, algorithm, f.network, f.dtype, f.travelling, sizes, conditions.speeds
-        )
+        about = f.network, f.dtype, f.travelling, sizes, conditions.speeds, self._lasting
+        model = RoundModel(kind, algorithm, *about)
         return Timekeeper(conditions, model, f.seed, f.presence, self._lasting)
 
     def _begin(self, number: int, graph: Graph) -> Graph | None:
@@ -332,7 +337,9 @@ class Simulation:
             seconds = time.monotonic() - self._start
             simulated = None if clock is None else clock.seconds
             counts = every_tau, seconds, self._first, self.journal.sent
-            self.report(Progress(done, rounds, evaluation, *counts, simulated))
+            # Logs and callbacks may take long. They serve the experimenter, as the record does.
+            with self.federation.clock("record"):
+                self.report(Progress(done, rounds, evaluation, *counts, simulated))
             # This check comes after recording, so that the record has the row of the divergence. An
             # exception on rank 0 ends all ranks.
             if evaluation is not None and done and self.config.on_divergence == "stop":
