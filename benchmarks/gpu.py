@@ -154,16 +154,14 @@ def rounds(asked: Asked, config: Config, peak: float, bandwidth: float) -> list[
     clock = WaitingClock(assembly.federation.device)
     federation = replace(assembly.federation, clock=clock)
     method = METHODS[config.algorithm.name](config.algorithm, federation)
-    evaluate = Evaluator(
-        federation, assembly.test_inputs, assembly.test_labels, method.loss, clients=True
-    )
+    evaluate = Evaluator(federation, assembly.test_inputs, assembly.test_labels, method.loss)
     weights, laps = assembly.weights, []
     for number in range(2 if asked.small else 4):
         clock.lap()
         graph = assembly.schedule.graph(number)
         with Exchange(federation, graph) as exchange, torch.inference_mode():
             weights = method.round(weights, number, exchange).weights
-        evaluate(weights)
+        evaluate(weights, clients=True)
         laps.append(clock.lap())
     header = ["phase", "first round s", "later rounds s", "floor s", "bound by", "times the floor"]
     rows = []

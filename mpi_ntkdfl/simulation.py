@@ -218,7 +218,6 @@ class Simulation:
             assembly.test_inputs,
             assembly.test_labels,
             self.method.loss,
-            config.evaluation.clients,
             assembly.test_sites,
         )
         self.journal = Journal(config, federation, outputs)
@@ -247,14 +246,20 @@ class Simulation:
             with locating(round=done):
                 with self.federation.clock("graph"):
                     graph = self.schedule.graph(done)
-                    here = self._begin(done, graph)
-                if here is None:  # nobody takes part
+                    present_graph = self._begin(done, graph)
+                if present_graph is None:  # nobody takes part
                     taus = [0] * len(self.weights)
                 else:
-                    if exchange is None or exchange.graph is not here:
+                    if exchange is None or exchange.graph is not present_graph:
                         if exchange is not None:
                             exchange.close()
-                        exchange = Exchange(self.federation, here, self._lasting, done > 0)
+                        exchange = Exchange(
+                            self.federation,
+                            present_graph,
+                            self._lasting,
+                            done > 0,
+                            self.method.codings,
+                        )
                     # Without this, autograd's bookkeeping would take a tenth of an evolution's time.
                     with torch.inference_mode():
                         result = attended_round(self.method, self.weights, done, exchange)
@@ -277,9 +282,8 @@ class Simulation:
         if conditions is None:
             return None
         kind, sizes = type(self.method), f.sizes
-        model = RoundModel(
-            kind, algorithm, f.network, f.dtype, f.travelling, sizes, conditions.speeds
-        )
+        about = f.network, f.dtype, f.travelling, sizes, conditions.speeds, self._lasting
+        model = RoundModel(kind, algorithm, *about)
         return Timekeeper(conditions, model, f.seed, f.presence, self._lasting)
 
     def _begin(self, number: int, graph: Graph) -> Graph | None:
@@ -319,8 +323,10 @@ class Simulation:
         Returns:
             See `_look_around`.
         """
-        due = done % self.config.evaluation.every == 0 or done == self.config.rounds
-        evaluation = self.evaluate(self.weights, done) if due else None
+        settings, rounds = self.config.evaluation, self.config.rounds
+        due = done % settings.every == 0 or done == rounds
+        clients = settings.tests_clients(done, rounds)
+        evaluation = self.evaluate(self.weights, clients, done) if due else None
         handed = self.journal.hand_in(taus)
         self._reached = self._reaches_target(done, evaluation)
         decided = self._look_around(done)
@@ -329,7 +335,6 @@ class Simulation:
         every_tau = self.journal.finish_round(done, graph, handed, evaluation, times)
         if self.world.rank == 0:
             seconds = time.monotonic() - self._start
-            rounds = self.config.rounds
             simulated = None if clock is None else clock.seconds
             counts = every_tau, seconds, self._first, self.journal.sent
             self.report(Progress(done, rounds, evaluation, *counts, simulated))

@@ -37,11 +37,11 @@ def test_a_gpu_sums_the_gradients_of_many_clients_at_once(monkeypatch, loss, sam
     """Clients count alike, however many samples they have; groups are cut anywhere."""
     federation = make_federation((6, 5, 3), (5, 3, 8, 4))
     weights, inputs = random_weights(federation), torch.ones(2, 6, dtype=torch.float64)
-    evaluator = Evaluator(federation, inputs, torch.tensor([0, 1]), loss, clients=False)
-    expected = evaluator(weights)["gradient-norm"]
+    evaluator = Evaluator(federation, inputs, torch.tensor([0, 1]), loss)
+    expected = evaluator(weights, clients=False)["gradient-norm"]
     monkeypatch.setattr(evaluate, "on_gpu", lambda device: True)
     monkeypatch.setattr(evaluate, "_GPU_SAMPLES", samples)
-    assert evaluator(weights)["gradient-norm"] == pytest.approx(expected, rel=1e-12)
+    assert evaluator(weights, clients=False)["gradient-norm"] == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("clients", [True, False])
@@ -51,7 +51,7 @@ def test_every_client_is_judged_sample_by_sample(clients):
     rng = np.random.default_rng(1)
     inputs = torch.from_numpy(rng.standard_normal((40, 6)))
     labels = torch.from_numpy(rng.integers(2, size=40))  # class 2 is missing
-    found = Evaluator(federation, inputs, labels, "cross-entropy", clients)(weights)
+    found = Evaluator(federation, inputs, labels, "cross-entropy")(weights, clients)
     if not clients:
         assert not any(METRICS[name].of_clients for name in found)
         return

@@ -337,7 +337,7 @@ def one_round(name: str, federation: Federation) -> torch.Tensor:
         weights = method.round(weights, 0, exchange).weights
     assert weights.device.type == federation.device.type
     own = federation.samples[0]
-    Evaluator(federation, own.inputs, own.labels, method.loss, True)(weights)
+    Evaluator(federation, own.inputs, own.labels, method.loss)(weights, True)
     return weights.cpu()
 
 

@@ -136,7 +136,7 @@ def test_a_run_goes_on_without_and_with_a_users_metric(tmp_path, table, monkeypa
     monkeypatch.setattr(
         METRICS, "_entries", dict(METRICS) | {"later": Metric("later", "later", measure=float)}
     )
-    record.resume(2, 1, told["config"], told)
+    record.resume(2, config.parse([]), told)
     record.append(3, taus, {**mine, "later": np.array(7.0)}, round_record(3))
     run = tables.read(record.path)
     assert np.array_equal(run["size"], [np.nan] * 3 + [5.0], equal_nan=True)

@@ -64,6 +64,12 @@ CASES = {
     "dense": ("rounds=2", "clients=8", "topology.degree=3", "algorithm.jacobian=dense"),
     "inputs": (*MIDDLE, "algorithm.jacobian=inputs"),
     "inputs, kept": (*MIDDLE, "topology.dynamic=false", "algorithm.jacobian=inputs"),
+    "projected": (*SMALL, "algorithm={jacobian: projected, projection: 48, projected_update: own}"),
+    "projected, waves": (
+        *SMALL,
+        "algorithm={jacobian: projected, projection: 48}",
+        "compute.memory_limit=26MB",
+    ),
     "per-client starts": (*SMALL, "model.init=per-client", "algorithm.selection=linearised"),
     "ntk-fl": (*SMALL, "algorithm={name: ntk-fl, clients_per_round: 5}"),
     "average-gd": (*SMALL, "algorithm={name: average-gd, taus: [5, 50]}"),
@@ -83,12 +89,35 @@ CASES = {
     "absent, dispfl": (*SMALL, "algorithm.name=dispfl", ABSENT),
     "absent, ntk-fl": (*SMALL, "algorithm={name: ntk-fl, clients_per_round: 5}", ABSENT),
     "quantised": (*SMALL, "algorithm={name: dfedavg, quantize: 256}"),
+    "coded": (
+        *MIDDLE,
+        "algorithm.codec={weights: {name: random-k, share: 0.3, error_feedback: true, gamma: 0.8}, "
+        "averages: {name: quantize, levels: 64, rounding: stochastic, scales: row}, "
+        "jacobians: {name: quantize, levels: 32, rounding: stochastic}}",
+    ),
+    "coded, inputs": (
+        *(*MIDDLE, "topology.dynamic=false", "algorithm.jacobian=inputs"),
+        "algorithm.codec={weights: {name: bfloat16}, jacobians: {name: subsample, share: 0.4}}",
+    ),
+    "coded, server": (
+        *SMALL,
+        "algorithm={name: ntk-fl, clients_per_round: 5, codec: {weights: {name: float16}, "
+        "jacobians: {name: top-k, share: 0.3}}}",
+    ),
+    "absent, coded": (
+        *(*SMALL, "topology.dynamic=false", "rounds=3", ABSENT),
+        "algorithm={name: d-psgd, codec: {weights: {name: top-k, share: 0.1, error_feedback: true}}}",
+    ),
 }
 RESUMED = (
     "dynamic",
     "inputs, kept",
+    "projected",
     "absent",
     "absent, dispfl",
+    "coded",
+    "coded, inputs",
+    "absent, coded",
     *(name for name in METHODS if name != "ntk-dfl"),
 )
 # A launch costs seconds a rank, a case less: runs of other numbers of ranks share their launches.
@@ -217,9 +246,10 @@ def test_the_plan_is_what_the_ledger_books(records, case):
         phases = list(file["traffic"].attrs["phases"])
         booked = np.stack([file["traffic/protocol_bytes"][0], file["traffic/mpi_bytes"][0]])
     plan = prepare(config, 3).plan.traffic
-    if getattr(config.algorithm, "quantize", None):
-        # How short the codes are follows from the data; the plan tells the most they can take.
-        sent = phases.index("weights")
+    # How short codes are follows from the data; the plan tells the most they can take.
+    lengths = {"quantised": "weights", "coded": "averages"}
+    if case in lengths:
+        sent = phases.index(lengths[case])
         assert 0.2 * plan[0, sent] < booked[0, sent] < plan[0, sent]
         plan[0, sent] = booked[0, sent]
     if getattr(config.algorithm, "jacobian", None) == "dense":
@@ -339,6 +369,9 @@ for verb, speaker in ((world.on_root, 0), (world.agree, 2)):
         assert isinstance(error, Elsewhere) == (world.rank != speaker)
     else:
         raise AssertionError("nothing raised")
+for numbers in (np.int64(2**40), np.arange(6, dtype=np.int32).reshape(2, 3), np.arange(9_000)):
+    total = world.total(np.asarray(numbers) * (world.rank + 1))
+    assert total.dtype == numbers.dtype and np.array_equal(total, 6 * numbers)
 try:
     world.total(np.array([0.5]))
 except TypeError:

@@ -10,11 +10,16 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex, to_rgb
 
+from mpi_ntkdfl import simulation
 from mpi_ntkdfl.algorithms import METHODS
-from mpi_ntkdfl.analysis import drawing, fairness, plots, style
+from mpi_ntkdfl.analysis import drawing, fairness, plots, style, tables
 from mpi_ntkdfl.analysis.plots import Request
+from mpi_ntkdfl.comm.world import SoloWorld
+from mpi_ntkdfl.config import parse
 from mpi_ntkdfl.metrics import METRICS
+from mpi_ntkdfl.presets import read_source
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.storage.outputs import Outputs
 from tests.test_cli import complaint, words
 from tests.test_compare import ACCURACY, read, two_seeds, write
 
@@ -319,6 +324,27 @@ def test_markers_are_even_across_the_panel(tmp_path):
     marked = lines(figure.axes[0])[0].get_markevery()
     assert len(marked) == 10
     assert set(np.diff(marked)) == {6}
+
+
+def test_clients_that_were_tested_less_often_than_the_average(tmp_path):
+    """A line connects the rows that exist; `show` says that the others do not."""
+    small = {"rounds": 5, "clients": 4, "topology": {"degree": 2}, "partition": {"samples": 10}}
+    cadence = {"evaluation": {"clients_every": 2}, "algorithm": {"name": "d-psgd"}}
+    path = tmp_path / "run.h5"
+    configuration = parse([*read_source("quickstart"), small, cadence])
+    simulation.run(configuration, SoloWorld(), Outputs(path))
+    for metric, rounds in (("client-accuracy", [0, 2, 4, 5]), ("accuracy", [0, 1, 2, 3, 4, 5])):
+        (panel,) = drawn(path, x=("rounds",), y=metric).axes
+        across, up = points(lines(panel)[0])
+        assert across == rounds
+        assert np.isfinite(up).all()
+    run = tables.read(path)
+    rows = np.isnan(run["client-accuracy"]).all(axis=1)
+    assert rows.tolist() == [False, True, False, True, False, False]
+    assert not np.isnan(run["client-accuracy"][~rows]).any()
+    told = tables.summary(run)
+    assert "nan" not in told
+    assert told.count("  -") >= 2
 
 
 def test_percentiles_of_clients_are_a_band(tmp_path):

@@ -1,6 +1,7 @@
 """Studies: definitions, runs that are done once and only once, and reports that show what they hold."""
 
 import csv
+import dataclasses
 import multiprocessing
 import os
 import re
@@ -22,6 +23,7 @@ from mpi_ntkdfl.planning.costs import NOMINAL
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.storage.checkpoint import Checkpoint
 from mpi_ntkdfl.storage.lock import locked
+from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.studies import definition, draw, estimate, execute, grid, page, report, weights
 from mpi_ntkdfl.studies.collect import collect
 from mpi_ntkdfl.studies.series import drawing
@@ -237,6 +239,25 @@ def test_a_run_is_known_by_what_its_result_depends_on(tmp_path):
     assert keys(*free) == plain
     for changed in ("rounds=3", "clients=5", "compute.dtype=float64", "model.hidden=[7]"):
         assert not set(keys(changed)) & set(plain)
+
+
+def test_a_later_version_with_more_settings_knows_a_run(done, tmp_path):
+    """A default is in no name; a run whose record has another value is not taken for this one."""
+    run = done.runs[0]
+    again = dataclasses.replace(run, outputs=Outputs(tmp_path / f"{run.key}.h5"))
+    shutil.copy(run.outputs.record, again.outputs.record)
+    with h5py.File(again.outputs.record) as file:
+        recorded = str(file.attrs["config"])
+    for old, new, same in (
+        ("\n  clients_every: 1\n", "\n", True),  # the earlier version did not have the setting
+        ("\n  batch: 10\n", "\n  batch: 11\n", False),  # the earlier version had another default
+        ("\n  hidden:", "\n  hiding:", False),  # no version knows the setting
+    ):
+        assert old in recorded
+        with h5py.File(again.outputs.record, "r+") as file:
+            file.attrs["config"] = recorded.replace(old, new)
+        assert grid.is_done(again, weights=False) == same, old
+    assert "batch" not in grid._chosen(run.config.algorithm, "algorithm.", run.config)
 
 
 def test_studies_share_runs(tmp_path):

@@ -1,4 +1,4 @@
-"""A round in which some clients take no part: they keep their weights and what the method carries."""
+"""A round without some of the clients: they keep their weights and the arrays that the method carries."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ def attended_round(
 ) -> RoundResult:
     """One round of a method, for the clients that take part.
 
-    A method may compute something for absent clients of its rank. Nothing of that is kept, and on the
-    round's graph they have no neighbours.
+    A method may compute something for absent clients of its rank, but the results are not kept. On the
+    round's graph absent clients have no neighbours.
 
     Args:
-        method: of the run.
-        weights: of this rank's clients, `[owned, param]`.
-        number: of the round, from 0.
-        exchange: on the graph among those who take part.
+        method: the method of the run.
+        weights: the weights of this rank's clients, `[owned, param]`.
+        number: number of the round, from 0.
+        exchange: the messages on the graph of the clients that take part.
     """
     federation = method.federation
+    method.codings.begin(number)
     absent = torch.from_numpy(federation.presence.absent_of(federation.owned)).to(weights.device)
     if not len(absent):
         return method.round(weights, number, exchange)
-    former = {name: array[absent].clone() for name, array in method.state().items()}
+    former = {name: array[absent].clone() for name, array in method.whole_state().items()}
     result = method.round(weights, number, exchange)
     new, taus = result.weights.clone(), list(result.taus)
     new[absent] = weights[absent]
     for row in absent.tolist():
         taus[row] = 0
     if former:
-        state = {name: array.clone() for name, array in method.state().items()}
+        state = {name: array.clone() for name, array in method.whole_state().items()}
         for name, array in former.items():
             state[name][absent] = array
-        method.restore(state)
+        method.restore_whole(state)
     return RoundResult(new, taus)

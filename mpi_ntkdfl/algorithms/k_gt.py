@@ -28,7 +28,7 @@ class KGtSettings(AveragingSettings):
     batch: int = Field(default=25, ge=1, le=MOST_SAMPLES)
     epochs: int = Field(default=20, ge=1, le=100_000)
     step: float = Field(default=1.0, gt=0, le=100)
-    """Which part of the local movement a client adds before the average."""
+    """Factor of the change of the weights by local training, before the average."""
 
 
 class KGt(CorrectedTraining[KGtSettings]):
@@ -45,7 +45,7 @@ class KGt(CorrectedTraining[KGtSettings]):
         kind = self.settings.averaging
         trained = self.follow(weights, number, self.carried)
         directions = (weights - trained) / self.step_times(number)
-        self.carried = self.carried - directions + exchange.average(directions, kind)
-        return RoundResult(
-            exchange.average(weights + self.settings.step * (trained - weights), kind)
-        )
+        mean = exchange.average(directions, kind, torch.zeros_like(directions))
+        self.carried = self.carried - directions + mean
+        moved = weights + self.settings.step * (trained - weights)
+        return RoundResult(exchange.average(moved, kind, weights))

@@ -7,7 +7,7 @@ samples and sends the new weights to all clients.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -33,9 +33,16 @@ class NtkFlSettings(NtkSettings):
     dense Jacobians of so many samples would take 13 GB.
     """
 
+    feedback: ClassVar[bool] = False
+
     name: Literal["ntk-fl"] = "ntk-fl"
     clients_per_round: int = Field(default=21, ge=1, le=MOST_CLIENTS)
     """Participants per round, which the server chooses anew."""
+
+    @property
+    def sends(self) -> tuple[str, ...]:
+        """Jacobians to the server, and new weights back."""
+        return ("weights", "jacobians")
 
 
 class NtkFl(Method[NtkFlSettings]):
@@ -49,7 +56,7 @@ class NtkFl(Method[NtkFlSettings]):
     look = LineStyle(DARK_GREY, (10, 1.5, 1, 1.5), "*")
 
     def __init__(self, settings: NtkFlSettings, federation: Federation) -> None:
-        """Prepares the method; it carries no state from round to round but the weights."""
+        """Prepares the method; it carries only the weights from round to round."""
         super().__init__(settings, federation)
         self.loss = settings.loss
 
@@ -68,7 +75,7 @@ class NtkFl(Method[NtkFlSettings]):
 
     @classmethod
     def server_work(cls, settings: NtkFlSettings, load: Load) -> dict[str, Work]:
-        """The step by the kernel of the participants' samples."""
+        """Counts the step with the kernel of all participants' samples."""
         return ntk_step_work(settings, load.network, load.own, load.itemsize)
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
@@ -81,7 +88,7 @@ class NtkFl(Method[NtkFlSettings]):
         def answer(hood: Neighbourhood) -> tuple[torch.Tensor, int]:
             new, tau = w, 0
             with may_diverge(f, number):
-                new, tau = ntk_step(hood, w, s.rate(number), s, f)
+                new, tau = ntk_step(hood, w, number, s, f)
             return new, tau
 
         new, tau = exchange.ask_server(w, chosen, answer)

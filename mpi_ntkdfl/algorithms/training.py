@@ -1,4 +1,4 @@
-"""Shared by methods with local training: their settings, their steps, and the cost of the steps."""
+"""Code of all methods with local training: settings, steps, and the cost of the steps."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 
 from mpi_ntkdfl.algorithms.base import Method
+from mpi_ntkdfl.algorithms.coded import CodedSettings
 from mpi_ntkdfl.algorithms.local_training import LocalTraining
 from mpi_ntkdfl.algorithms.work import Load, Work
 from mpi_ntkdfl.config import MOST_SAMPLES, MethodSettings
@@ -47,7 +48,13 @@ class TrainingSettings(MethodSettings):
         return Sgd(self.lr * self.lr_factor**number, self.momentum, self.weight_decay)
 
 
-class AveragingSettings(TrainingSettings):
+class SendingSettings(TrainingSettings, CodedSettings):
+    """Settings of local training by clients that send their weights."""
+
+    optional: ClassVar[tuple[str, ...]] = (*TrainingSettings.optional, *CodedSettings.optional)
+
+
+class AveragingSettings(SendingSettings):
     """Settings of local training and an average over the neighbourhood."""
 
     averaging: Averaging = "plain"
@@ -83,8 +90,8 @@ class TrainingMethod(Method[SettingsT]):
         """The weights `[owned, param]` after the local steps of round `number`.
 
         Args:
-            weights: before them, `[owned, param]`.
-            number: of the round.
+            weights: the weights before these steps, `[owned, param]`.
+            number: number of the round.
         """
         return self.training.descend(weights, number, self.settings.sgd(number))
 
@@ -92,7 +99,7 @@ class TrainingMethod(Method[SettingsT]):
     def training_bytes(
         cls, settings: SettingsT, network: Network, dtype: torch.dtype
     ) -> Callable[[int], int] | None:
-        """Bytes that local training keeps of a client, given its samples; see `Needs`."""
+        """A function from a client's number of samples to the bytes that local training keeps of it."""
         if not cls.plain_sgd:
             return None
 
@@ -111,3 +118,8 @@ class TrainingMethod(Method[SettingsT]):
         )
         calls = gradients * took.steps * _CALLS_PER_STEP + load.nothing
         return {"train": Work(took.operations, load.itemsize * took.numbers, calls)}
+
+
+def takes_plain_steps(method: type) -> bool:
+    """Whether the method's local steps are those of `LocalTraining.descend`."""
+    return issubclass(method, TrainingMethod) and method.plain_sgd

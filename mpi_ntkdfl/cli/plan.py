@@ -17,6 +17,7 @@ from mpi_ntkdfl.runtime.units import duration, readable
 if TYPE_CHECKING:
     from mpi_ntkdfl import config
     from mpi_ntkdfl.assembly import Problem
+    from mpi_ntkdfl.planning.first_round import FirstRound
 
 
 @click.command(
@@ -70,7 +71,10 @@ def presets(name: str | None) -> None:
 
 
 def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
+    from mpi_ntkdfl.algorithms import METHODS
+    from mpi_ntkdfl.algorithms.local_training import choose as choose_training
     from mpi_ntkdfl.algorithms.steps import evolves
+    from mpi_ntkdfl.algorithms.training import takes_plain_steps
     from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
     from mpi_ntkdfl.ntk.evolve import choose
     from mpi_ntkdfl.runtime import device
@@ -96,6 +100,12 @@ def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
         chosen = device.choose(settings.compute.device, 0)
         evolution, reason = choose(settings.compute.evolution, chosen, problem.first.dtype)
         lines.append(f"evolution on this machine: {evolution}, {reason}")
+    if takes_plain_steps(METHODS[settings.algorithm.name]):
+        chosen = device.choose(settings.compute.device, 0)
+        version, reason = choose_training(
+            settings.compute.training, problem.network, chosen, problem.first.dtype
+        )
+        lines.append(f"local training on this machine: {version}, {reason}")
     lines.append("memory of the largest rank:")
     lines += [f"  {purpose:22}{readable(count):>10}" for purpose, count in plan.memory.items()]
     lines.append(f"  {'total':22}{readable(sum(plan.memory.values())):>10}")
@@ -120,7 +130,9 @@ def _totals_text(settings: config.Config, problem: Problem, seconds: float) -> s
     from mpi_ntkdfl.planning.costs import START_UP, disk_bytes
 
     rounds, ranks = settings.rounds, problem.placement.ranks
-    protocol, moved = (int(count) * rounds for count in problem.plan.traffic.sum(axis=1))
+    plan = problem.plan
+    whole = plan.traffic.sum(axis=1) + (rounds - 1) * plan.later.sum(axis=1)
+    protocol, moved = (int(count) for count in whole)
     wall = START_UP + rounds * seconds
     used = min(ranks * settings.compute.threads, len(usable_cores()))
     return "\n".join(
@@ -130,5 +142,20 @@ def _totals_text(settings: config.Config, problem: Problem, seconds: float) -> s
             f"  {'time':12}{duration(wall):>10}, or {duration(wall * used)} of core time; "
             f"start-up is {START_UP} s of it",
             f"  {'on disk':12}{readable(disk_bytes(problem.first)):>10}",
+            f"  {'checkpoint':12}{_checkpoint_text(problem.first)}",
         ]
     )
+
+
+def _checkpoint_text(first: FirstRound) -> str:
+    """Size of a checkpoint, and in how many files it is written."""
+    from mpi_ntkdfl.planning.costs import checkpoint_bytes, checkpoint_parts
+
+    size, smallest = checkpoint_bytes(first), first.config.output.part_bytes
+    size_text = f"{readable(size):>10}"
+    if groups := checkpoint_parts(first):
+        part = readable(size / len(groups))
+        return f"{size_text} in {len(groups)} parts of {part}, written at the same time"
+    if smallest is None:
+        return f"{size_text} in one file, because output.checkpoint_part is null"
+    return f"{size_text} in one file; in parts from {readable(2 * smallest)} on, with several ranks"

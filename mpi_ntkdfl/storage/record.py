@@ -41,6 +41,7 @@ import numpy as np
 from mpi_ntkdfl import __version__
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.comm.world import World
+from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.evaluate import Evaluation
 from mpi_ntkdfl.metrics import (
     BUSIEST_BYTES,
@@ -162,7 +163,7 @@ class Record:
                 `provenance`.
             clients: M, the number of clients.
             ranks: R, the number of ranks.
-            partition: by name, `offsets` `[client + 1]`, `indices` and what `data.facts` adds.
+            partition: arrays by name: `offsets` `[client + 1]`, `indices`, and those of `data.facts`.
             sites: number of sites; 0 if the test samples have none.
             fulfilled: conditions that the run fulfils; metrics that need others are left out.
             names: of the clients, `[client]`, if the file of the graph has names.
@@ -183,8 +184,7 @@ class Record:
     def resume(
         self,
         done: int,
-        every: int,
-        config_yaml: str,
+        config: Config,
         start: Mapping[str, str | int],
         run: str = "",
     ) -> None:
@@ -192,21 +192,21 @@ class Record:
 
         Args:
             done: number of rounds done; the record has at least as many.
-            every: number of rounds between evaluations. A row at another round is removed; it comes from
-                a run that was to end there.
-            config_yaml: configuration of the resumed run.
+            config: of the resumed run. A former run may have ended before. Then a row at a round that is
+                not evaluated is removed, and tests of clients that are not due become NaN.
             start: the `provenance` of this start.
             run: id of the run, for records of earlier versions, which have none.
 
         Raises:
             SimulationError: if the file cannot be written.
         """
+        due = config.evaluation
         with self._changing() as file:
             _fit_phases(file)
-            kept = [r for r in _of(file, ROUNDS)[:].tolist() if r <= done and r % every == 0]
-            clients, ranks = _of(file, CLIENT_ACCURACY).shape[1], _of(file, SECONDS).shape[1]
-            ranks = max(ranks, int(start["ranks"]))
-            sizes = {"client": clients, "rank": ranks}
+            kept = [r for r in _of(file, ROUNDS)[:].tolist() if r <= done and r % due.every == 0]
+            untested = [n for n, r in enumerate(kept) if not due.tests_clients(r, config.rounds)]
+            ranks = max(_of(file, SECONDS).shape[1], int(start["ranks"]))
+            sizes = {"client": _of(file, CLIENT_ACCURACY).shape[1], "rank": ranks}
             for metric in metrics_of(file):
                 rows = done if metric.by_round else len(kept)
                 if metric.dataset not in file:
@@ -215,12 +215,14 @@ class Record:
                     _of(file, metric)[...] = np.nan
                 describe(_of(file, metric), metric)
                 _of(file, metric).resize(rows, axis=0)
+                if metric.of_clients and untested:
+                    _of(file, metric)[untested] = np.nan
                 if metric.by_rank:
                     _widen(file, metric, ranks)
             offsets = file["topology/offsets"]
             offsets.resize(done + 1, axis=0)
             file["topology/edges"].resize(int(offsets[done]), axis=0)
-            file.attrs["config"] = config_yaml
+            file.attrs["config"] = config.to_yaml()
             if run and "run" not in file.attrs:
                 file.attrs["run"] = run
             starts = [*json.loads(file.attrs["resumed"]), {"round": done, **start}]
@@ -329,8 +331,7 @@ def _create(file: h5py.File, metric: Metric, sizes: Mapping[str, int]) -> None:
     """
     phases = _PHASES.get(metric.dataset.partition("/")[0], ())
     sizes = {**sizes, "phase": len(phases)}
-    names = metric.axes.split(",")[1:]
-    shape = tuple(sizes[name] for name in names)
+    shape = tuple(sizes[name] for name in metric.axes.split(",")[1:])
     fill = {"fillvalue": np.nan} if metric.by_rank else {}
     dataset = file.create_dataset(
         metric.dataset,
