@@ -8,7 +8,7 @@ of the cheapest exact form / the speed of a large product in the same run. The n
 with one product. For more than 400 samples it takes one output after another, because its Jacobian needs
 gigabytes. Memory is the growth of the process during one kernel, beside the prediction that `check` uses.
 With `--plain` the allocator of the C library gives freed memory back to the system. `--memory-limit` has
-the meaning of `compute.memory_limit`. On a GPU, seconds are of the wall clock, and memory is that of tensors.
+the meaning of `compute.memory_limit`. On a GPU, seconds are of the wall clock, and memory is of tensors.
 """
 
 from __future__ import annotations

@@ -36,6 +36,11 @@ _PLACES_CUDA = 64
 caches; the most clients that train together on a GPU."""
 
 
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of a weight, whose further axes are columns."""
+    return shape[0], math.prod(shape[1:])
+
+
 class ModuleNetwork:
     """A network around a module in which the outputs of a sample depend only on that sample.
 
@@ -120,7 +125,7 @@ class ModuleNetwork:
             room=self._limits.room,
             generic=sum(sizes[name] for name in generic),
             multiplied=sum(plan.multiplied.values()) if plan else 0,
-            linear=tuple(layout.shapes[name] for name in plan.linear) if plan else (),
+            linear=tuple(_matrix(layout.shapes[name]) for name in plan.linear) if plan else (),
         )
 
     def describe(self) -> str:

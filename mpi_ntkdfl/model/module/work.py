@@ -36,7 +36,7 @@ class ModuleWork:
     room: int
     generic: int
     multiplied: int
-    linear: tuple[tuple[int, ...], ...]
+    linear: tuple[tuple[int, int], ...]
 
     @property
     def widest(self) -> int:
