@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import cache
 
 import h5py
 import pytest
@@ -10,9 +12,11 @@ import pytest
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.assembly import prepare
 from mpi_ntkdfl.config import parse
+from mpi_ntkdfl.planning.plan import make_plan
 from mpi_ntkdfl.presets import read_overrides, read_source
 from mpi_ntkdfl.runtime.errors import InputError
-from tests.conftest import MANY, ROOT
+from tests import modules
+from tests.conftest import MANY
 from tests.test_mpi import assert_same_bits
 
 SMALL = (
@@ -42,9 +46,6 @@ CASES = [
 ]
 """NTK-DFL on every network, and the other methods on one network after another."""
 
-LITTLE = ("ntk-dfl", "dense")
-"""These run with the smallest memory that is enough."""
-
 
 def settings(network, method, limit=None):
     limited = [] if limit is None else [f"compute.memory_limit={limit}"]
@@ -52,8 +53,17 @@ def settings(network, method, limit=None):
     return parse([*read_source("quickstart"), read_overrides(given)])
 
 
+@cache
+def first_round(network, method):
+    return prepare(settings(network, method), 1).first
+
+
 def planned(network, method, limit=None):
-    return prepare(settings(network, method, limit), 1).plan
+    first = first_round(network, method)
+    if limit is not None:
+        within = first.network.within(limit // first.dtype.itemsize)
+        first = replace(first, config=settings(network, method, limit), network=within)
+    return make_plan(first)
 
 
 def smallest(network, method):
@@ -109,7 +119,7 @@ def test_networks_have_the_same_bits_on_any_ranks_and_after_a_resume(tmp_path, m
             given.append(f"compute.memory_limit={limits[case]}")
         path = str(tmp_path / f"{'-'.join(case)}-{kind}.h5")
         sets = [word for setting in (*given, *more[:1]) for word in ("--set", setting)]
-        plugin = ["--plugin", str(ROOT / "tests" / "modules.py")]
+        plugin = ["--plugin", modules.__file__]
         return ["run", "quickstart", *plugin, *sets, "-q", "-o", path, *more[1:]]
 
     launches = {
