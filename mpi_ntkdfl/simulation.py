@@ -337,7 +337,9 @@ class Simulation:
             seconds = time.monotonic() - self._start
             simulated = None if clock is None else clock.seconds
             counts = every_tau, seconds, self._first, self.journal.sent
-            self.report(Progress(done, rounds, evaluation, *counts, simulated))
+            # Logs and callbacks may take long. They serve the experimenter, as the record does.
+            with self.federation.clock("record"):
+                self.report(Progress(done, rounds, evaluation, *counts, simulated))
             # This check comes after recording, so that the record has the row of the divergence. An
             # exception on rank 0 ends all ranks.
             if evaluation is not None and done and self.config.on_divergence == "stop":

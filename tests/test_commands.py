@@ -80,7 +80,7 @@ def test_a_partition_that_is_no_npz_file_is_told_what_one_is(tmp_path, text):
     path = tmp_path / "shares"
     path.write_text(text)
     line = ["check", "--set", "partition.kind=file", "--set", f"partition.path={path}"]
-    assert re.search(r"is no npz file.*offsets \[clients \+ 1\].*numpy.savez", complaint(*line))
+    assert re.search(r"is not an npz file.*offsets \[clients \+ 1\].*numpy.savez", complaint(*line))
 
 
 def test_check_adds_up_the_whole_run():
