@@ -13,12 +13,7 @@ from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.config import Config, DirichletPartition
 from mpi_ntkdfl.data import sources
 from mpi_ntkdfl.data.source import Size
-<<<<<<< HEAD
-from mpi_ntkdfl.metrics import SECONDS
 from mpi_ntkdfl.model.networks import build_for
-=======
-from mpi_ntkdfl.model.networks import build
->>>>>>> main
 from mpi_ntkdfl.planning.costs import NOMINAL, START_UP, Machine, disk_bytes, round_seconds
 from mpi_ntkdfl.planning.first_round import FirstRound
 from mpi_ntkdfl.runtime.units import duration, readable
