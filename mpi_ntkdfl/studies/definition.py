@@ -109,8 +109,9 @@ class Figure(Section):
         title: the text above it.
         kind: curves (`y` against `x`, by round), ends (`y` at the end against the axis `x`), taus (share
             of clients by chosen tau), selection (average of some clients, chosen on half the test
-            set), drift (relative change of the kernel, against the axis `x`) or sites (`y` at the end
-            by site, such as hospital).
+            set), drift (relative change of the kernel, against the axis `x`), sites (`y` at the end
+            by site, such as hospital) or privacy (accuracy at the end against the PSNR of samples that
+            an audit reconstructs; variants of one `family` make a line).
         x: the horizontal axes: metrics for curves, an axis of the study for ends and drift.
         y: metrics, one panel each.
         panels: the axis that has a panel for each of its variants.
@@ -120,7 +121,7 @@ class Figure(Section):
 
     name: Name
     title: str
-    kind: Literal["curves", "ends", "taus", "selection", "drift", "sites"]
+    kind: Literal["curves", "ends", "taus", "selection", "drift", "sites", "privacy"]
     x: Annotated[tuple[str, ...], Field(strict=False)] = ()
     y: Annotated[tuple[str, ...], Field(strict=False)] = ()
     panels: str | None = None
@@ -161,7 +162,7 @@ class Figure(Section):
     @property
     def needs_weights(self) -> bool:
         """Whether it is computed from checkpoints."""
-        return self.kind in ("selection", "drift")
+        return self.kind in ("selection", "drift", "privacy")
 
 
 class Definition(Section):
