@@ -21,9 +21,9 @@ from tests.test_mpi import assert_same_bits
 
 SMALL = (
     "clients=6",
-    "topology.degree=3",
+    "topology.degree=2",
     "rounds=2",
-    "partition.samples=12",
+    "partition.samples=8",
     "evaluation.clients=false",
 )
 MODELS = {
