@@ -21,7 +21,7 @@ from tests.test_mpi import assert_same_bits
 
 SMALL = (
     "clients=6",
-    "topology.degree=2",
+    "topology.degree=3",
     "rounds=2",
     "partition.samples=8",
     "evaluation.clients=false",
@@ -35,6 +35,7 @@ MODELS = {
 QUICK = {name: "algorithm={name: %s, epochs: 1}" % name for name in METHODS} | {  # noqa: UP031
     "ntk-dfl": "algorithm={name: ntk-dfl, taus: [5, 20]}",
     "dense": "algorithm={name: ntk-dfl, taus: [5, 20], jacobian: dense}",
+    "spark-style": "algorithm={name: spark-style, taus: [5, 20]}",
     "ntk-fl": "algorithm={name: ntk-fl, taus: [5, 20], clients_per_round: 3}",
     "average-gd": "algorithm={name: average-gd, taus: [2, 5], data: neighbourhood}",
 }

@@ -231,7 +231,7 @@ class FastGram:
         """
         narrow = [width for width in widths if width < _NARROW]
         shared = like.new_empty(self._samples, sum(narrow))
-        parts = iter(shared.split(narrow, 1))
+        parts = iter(torch.split(shared, narrow, 1))
         columns, wide = [], []
         for width in widths:
             if width < _NARROW:
