@@ -66,6 +66,7 @@ LIBRARIES = [
         for level in LEVELS
     ),
     *(library("model.mlp._training", "model/mlp/_training.c", level) for level in TRAINING_LEVELS),
+    library("topology._shuffle", "topology/_shuffle.c", "any"),
     # One build for all levels: the functions in it name the instructions that they need.
     *([] if LEVELS == ("generic",) else [library("model._levels", "model/_levels.c", "x86_64")]),
 ]
@@ -164,6 +165,7 @@ setup(
         "PyYAML>=6.0.1",
         "rich>=13",
         "scikit-learn>=1.5",
+        "scipy>=1.13",
         "torch>=2.6",
     ],
     extras_require={

@@ -15,7 +15,7 @@ from mpi_ntkdfl.analysis.compare import Spread, columns
 from mpi_ntkdfl.analysis.files import replacing, require_suffix
 from mpi_ntkdfl.metrics import BYTES, ROUNDS
 from mpi_ntkdfl.runtime.units import duration
-from mpi_ntkdfl.studies import draw
+from mpi_ntkdfl.studies import draw, paired
 from mpi_ntkdfl.studies.collect import Results, core_seconds
 from mpi_ntkdfl.studies.definition import Published
 from mpi_ntkdfl.studies.report import COLUMNS, Report, numbers
@@ -54,6 +54,7 @@ class _Section:
     missing: str
     figures: Sequence[_Figure]
     outcomes: Table
+    paired: str
     origin: str
     runs: Table
     settings: Table
@@ -94,6 +95,7 @@ def _section(report: Report, number: int) -> _Section:
             _figure(drawing, f"s{number}f{place}-") for place, drawing in enumerate(report.drawings)
         ],
         outcomes=_outcomes(report),
+        paired="" if report.pairs is None else paired.text(report.pairs),
         origin=_origin(report.results),
         runs=_runs(report.results),
         settings=_shared_settings(report.results),
@@ -106,12 +108,17 @@ def _origin(results: Results) -> str:
     told = [finished.record.attributes for finished in runs]
     data = sorted({finished.run.config.dataset.name for finished in runs})
     programs = sorted({f"mpi_ntkdfl {a['version']} (commit {a['commit'][:12]})" for a in told})
-    starts = sorted(a["created"] for a in told)
+    starts = sorted(_when(a["created"]) for a in told)
     seconds = sum(core_seconds(finished.record) for finished in runs)
     return (
         f"Data: {', '.join(data)}. Computed by {', '.join(programs)}. {len(runs)} runs, started from "
         f"{starts[0]} to {starts[-1]}, took {duration(seconds)} on all their ranks together."
     )
+
+
+def _when(created: str) -> str:
+    """A time of the record, `2026-11-26T03:10:08+00:00`, for people."""
+    return created.replace("T", " ").replace("+00:00", " UTC")
 
 
 def _runs(results: Results) -> Table:
@@ -120,7 +127,7 @@ def _runs(results: Results) -> Table:
     for finished in results.distinct():
         a, record = finished.record.attributes, finished.record
         spent = f"{core_seconds(record):.1f}"
-        row = [finished.run.label, str(record.done), spent, a["ranks"], a["created"]]
+        row = [finished.run.label, str(record.done), spent, a["ranks"], _when(a["created"])]
         rows.append([*row, a["commit"][:12], finished.run.outputs.record.name])
     return "Runs", header, rows
 
