@@ -393,11 +393,6 @@ class ComputeSettings(Section):
         return None if self.memory_limit is None else parse_bytes(self.memory_limit)
 
     @property
-    def itemsize(self) -> int:
-        """Bytes of a number of `dtype`."""
-        return {"float32": 4, "float64": 8}[self.dtype]
-
-    @property
     def patience(self) -> float | None:
         """`timeout` in seconds, None for no limit."""
         return None if self.timeout is None else parse_seconds(self.timeout)

@@ -65,7 +65,8 @@ def build_for(config: Config, shape: tuple[int, ...], classes: int) -> Network:
         InputError: as `build`.
     """
     network, limit = build(config.model, shape, classes), config.compute.memory_bytes
-    return network if limit is None else network.within(limit // config.compute.itemsize)
+    itemsize = 8 if config.compute.dtype == "float64" else 4
+    return network if limit is None else network.within(limit // itemsize)
 
 
 def check_inputs(
