@@ -253,7 +253,7 @@ class Simulation:
                     if exchange is None or exchange.graph is not here:
                         if exchange is not None:
                             exchange.close()
-                        exchange = Exchange(self.federation, here, self._lasting, done > 0)
+                        exchange = Exchange(self.federation, here, self.config.lasting, done > 0)
                     # Without this, autograd's bookkeeping would take a tenth of an evolution's time.
                     with torch.inference_mode():
                         result = attended_round(self.method, self.weights, done, exchange)
@@ -279,7 +279,7 @@ class Simulation:
         model = RoundModel(
             kind, algorithm, f.network, f.dtype, f.travelling, sizes, conditions.speeds
         )
-        return Timekeeper(conditions, model, f.seed, f.presence, self._lasting)
+        return Timekeeper(conditions, model, f.seed, f.presence, self.config.lasting)
 
     def _begin(self, number: int, graph: Graph) -> Graph | None:
         """The graph among those who take part in a round; None if nobody does."""
@@ -287,13 +287,6 @@ class Simulation:
             return graph
         ledger = self.federation.ledger if self.world.rank == 0 else None
         return self.timekeeper.begin(number, graph, ledger)
-
-    @property
-    def _lasting(self) -> bool:
-        """Whether a graph stays for many rounds."""
-        environment = self.config.environment
-        steady = environment is None or environment.always
-        return steady and not self.config.topology.dynamic
 
     # ----------------------------------------------------------------------------- between rounds
 

@@ -88,7 +88,9 @@ RESUMED = (
     "dynamic",
     "inputs, kept",
     "absent",
+    "absent, dfedavg",
     "absent, dispfl",
+    "absent, ntk-fl",
     *(name for name in METHODS if name != "ntk-dfl"),
 )
 # A launch costs seconds a rank, a case less: runs of other numbers of ranks share their launches.

@@ -55,6 +55,16 @@ class Cell:
         """For people."""
         return ", ".join(variant.label for variant in self.variants)
 
+    def label_without(self, places: Sequence[int | None], family: str = "") -> str:
+        """What tells its line apart in a panel: the variants of the axes that are not drawn otherwise.
+
+        Args:
+            places: of axes that are drawn otherwise.
+            family: of the variant of an axis that the line runs over.
+        """
+        parts = [v.label for place, v in enumerate(self.variants) if place not in places]
+        return ", ".join(part for part in [*parts, family] if part)
+
     @property
     def method(self) -> str:
         """The algorithm's name."""
@@ -94,6 +104,10 @@ class Results:
     study: Study
     cells: tuple[Cell, ...]
     missing: tuple[StudyRun, ...]
+
+    def place(self, axis: str) -> int:
+        """The place of an axis of the study among its axes."""
+        return [each.name for each in self.study.definition.axes].index(axis)
 
     def missing_text(self) -> list[str]:
         """What is missing, one line each; empty if nothing is."""
