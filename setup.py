@@ -3,6 +3,7 @@
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -21,17 +22,25 @@ LEVELS = ("v2", "v3", "v4") if platform.machine() in ("x86_64", "AMD64") else ("
 KINDS = {"float32": (), "float64": (("EVOLVE_DOUBLE", "1"),)}
 
 
-def evolution(kind: str, level: str) -> Extension:
-    """One build of the compiled evolution: a plain library, which no Python's headers go into.
+# The local steps need fused operations, which the lowest level does not have.
+TRAINING_LEVELS = tuple(level for level in LEVELS if level != "v2")
+
+
+def library(
+    name: str, source: str, level: str, macros: Sequence[tuple[str, str]] = ()
+) -> Extension:
+    """One build of a C file: a plain library, which no Python's headers go into.
 
     Args:
-        kind: type of number.
+        name: of the module that it would be, with its package.
+        source: the C file.
         level: of x86-64, or "generic".
+        macros: definitions for the compiler.
     """
     return Extension(
-        f"mpi_ntkdfl.ntk._evolve_{kind}_{level}",
-        ["mpi_ntkdfl/ntk/_evolve.c"],
-        define_macros=list(KINDS[kind]),
+        f"mpi_ntkdfl.{name}_{level}",
+        [f"mpi_ntkdfl/{source}"],
+        define_macros=list(macros),
         extra_compile_args=[
             "-std=c11",
             "-O3",
@@ -41,13 +50,25 @@ def evolution(kind: str, level: str) -> Extension:
             # Neither changes a value; the compiler may then use vectors in more places.
             "-fno-math-errno",
             "-fno-trapping-math",
-            *([] if level == "generic" else [f"-march=x86-64-{level}"]),
+            *([f"-march=x86-64-{level}"] if level.startswith("v") else []),
             *(["-mprefer-vector-width=512"] if level == "v4" else []),
         ],
         libraries=["m"],
-        # Without a compiler, or with one too old for a level, the tensor version remains.
+        # Without a compiler, or with one too old for a level, the versions in tensors remain.
         optional=True,
     )
+
+
+LIBRARIES = [
+    *(
+        library(f"ntk._evolve_{kind}", "ntk/_evolve.c", level, macros)
+        for kind, macros in KINDS.items()
+        for level in LEVELS
+    ),
+    *(library("model.mlp._training", "model/mlp/_training.c", level) for level in TRAINING_LEVELS),
+    # One build for all levels: the functions in it name the instructions that they need.
+    *([] if LEVELS == ("generic",) else [library("model._levels", "model/_levels.c", "x86_64")]),
+]
 
 
 def write_commit(package: Path) -> None:
@@ -104,7 +125,7 @@ setup(
     license="BSD-3-Clause",
     python_requires=">=3.11",
     packages=find_packages(include=["mpi_ntkdfl", "mpi_ntkdfl.*"]),
-    ext_modules=[evolution(kind, level) for kind in KINDS for level in LEVELS],
+    ext_modules=LIBRARIES,
     cmdclass={
         "build_py": BuildPython,
         "build_ext": BuildLibraries,
@@ -169,6 +190,7 @@ setup(
             "pandas>=2.2",
             "pytest>=8",
             "pytest-timeout>=2.3.1",
+            "pytest-xdist>=3.7",
             "ruff>=0.9",
             "types-PyYAML>=6.0",
         ],

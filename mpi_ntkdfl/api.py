@@ -51,15 +51,15 @@ def load_config(source: str | Path = "quickstart", **settings: Any) -> Config:
     layer: dict[str, Any] = {}
     for key, value in settings.items():
         *sections, last = key.split(".")
-        here = layer
+        mapping = layer
         for section in sections:
-            here = here.setdefault(section, {})
-            if not isinstance(here, dict):
-                raise InputError(f"{key} contradicts {section}, which is given as {here!r}")
-        if isinstance(value, Mapping) and isinstance(here.get(last), dict):
-            here[last] = {**here[last], **value}
+            mapping = mapping.setdefault(section, {})
+            if not isinstance(mapping, dict):
+                raise InputError(f"{key} contradicts {section}, which is given as {mapping!r}")
+        if isinstance(value, Mapping) and isinstance(mapping.get(last), dict):
+            mapping[last] = {**mapping[last], **value}
         else:
-            here[last] = dict(value) if isinstance(value, Mapping) else value
+            mapping[last] = dict(value) if isinstance(value, Mapping) else value
     return parse([*presets.read_source(str(source)), layer])
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl.algorithms import METHODS
-from mpi_ntkdfl.algorithms.steps import evolves
 from mpi_ntkdfl.comm.gpu_aware import agreed_staging
 from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.world import World
@@ -23,17 +22,16 @@ from mpi_ntkdfl.data.dataset import Dataset, Scaling
 from mpi_ntkdfl.data.facts import DataFacts, facts
 from mpi_ntkdfl.environment.conditions import Conditions
 from mpi_ntkdfl.federation.clients import ByteTable, Federation, Samples
-from mpi_ntkdfl.model import byte_products
 from mpi_ntkdfl.model.by_sample import Sites
 from mpi_ntkdfl.model.choices import network_choices
-from mpi_ntkdfl.model.levels import LEAST_FEATURES, Inputs, Levels
+from mpi_ntkdfl.model.levels import Inputs
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.model.networks import build, check_inputs
 from mpi_ntkdfl.model.params import Layout
-from mpi_ntkdfl.ntk.evolve import Implementation, choose
 from mpi_ntkdfl.planning.costs import NOMINAL, Machine, balanced, measure, round_seconds
 from mpi_ntkdfl.planning.first_round import FirstRound
 from mpi_ntkdfl.planning.plan import Plan, make_plan
+from mpi_ntkdfl.planning.versions import UNUSED, agreed_versions, levels_of_inputs
 from mpi_ntkdfl.runtime import device, seeds
 from mpi_ntkdfl.runtime.clock import Clock
 from mpi_ntkdfl.runtime.errors import InputError
@@ -235,8 +233,8 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         assert problem is not None
         p, given = problem, problem.start is not None
         as_bytes = p.first.needs.samples and p.first.stored_bytes
-        known = p.network, p.schedule, p.dataset.scaling, p.partition.sizes, p.placement
-        return *known, given, as_bytes, p.conditions
+        shared = p.network, p.schedule, p.dataset.scaling, p.partition.sizes, p.placement
+        return *shared, given, as_bytes, p.conditions
 
     network, schedule, scaling, sizes, placement, given, as_bytes, conditions = world.on_root(told)
 
@@ -248,12 +246,10 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         return torch.tensor(array).to(chosen)
 
     stored, labels = _own_samples(world, placement, problem)
-    levels, by_bytes = _levels(config, world, network, scaling, stored, chosen)
+    levels, by_bytes = levels_of_inputs(config, world, network, scaling, stored, chosen)
     choices = {"byte products": by_bytes, **network_choices(network, chosen)}
-    evolution: Implementation = "tensor"
-    if evolves(config.algorithm):
-        evolution, reason = _evolution(config, world, chosen, dtype)
-        choices["evolution"] = f"{evolution}: {reason}"
+    versions = agreed_versions(config, world, network, chosen, dtype)
+    choices |= {name: f"{version}: {reason}" for name, (version, reason) in versions.items()}
     owned = placement.owned(world.rank)
     cuts = np.cumsum(sizes[owned.start : owned.stop])[:-1]
     samples = {
@@ -285,7 +281,8 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         table=_byte_table(scaling, stored.shape[1], config, chosen) if as_bytes else None,
         staging=way,
         levels=levels,
-        evolution=evolution,
+        evolution=versions.get("evolution", UNUSED)[0],
+        training=versions.get("local training", UNUSED)[0],
         choices=choices,
     )
     count = world.on_root(lambda: problem.dataset.tested_sites if problem else 0)
@@ -305,54 +302,6 @@ def _byte_table(scaling: Scaling, features: int, config: Config, chosen: torch.d
     else:
         values = scaling.apply(every, config.compute.dtype)[:, 0]
     return ByteTable(torch.tensor(values).to(chosen))
-
-
-def _levels(
-    config: Config,
-    world: World,
-    network: Network,
-    scaling: Scaling,
-    stored: np.ndarray,
-    chosen: torch.device,
-) -> tuple[Levels | None, str]:
-    """Decides whether inputs that are bytes are multiplied as bytes.
-
-    All ranks decide alike, because the last bits of the result depend on it.
-
-    Returns:
-        The levels of the inputs, or None if they are not multiplied as bytes; the reason of the choice.
-    """
-    grid = scaling.grid() if stored.dtype == np.uint8 else None
-    if not network.on_levels:
-        return None, "off: the network does not multiply its inputs"
-    if grid is None or stored.shape[1] < LEAST_FEATURES:
-        return None, f"off: inputs are not bytes of at least {LEAST_FEATURES} features"
-    if device.on_gpu(chosen) or config.compute.dtype != "float32":
-        return None, "off: the run does not compute in float32 on CPUs"
-    choice = world.agree(lambda: byte_products.choose(config.compute.byte_products))
-    if world.largest(float(not choice.taken)) > 0:
-        return None, str(choice) if not choice.taken else "off: another rank's processor is slower"
-    return Levels.of_bytes(*grid), str(choice)
-
-
-def _evolution(
-    config: Config, world: World, chosen: torch.device, dtype: torch.dtype
-) -> tuple[Implementation, str]:
-    """Decides which version evolves outputs; the compiled one is taken only if all ranks have it.
-
-    All ranks take the same version, because the last bits of the result depend on it.
-
-    Returns:
-        The version and the reason of the choice.
-
-    Raises:
-        InputError: if the configuration asks for the compiled version and a rank does not have it.
-    """
-    evolution, reason = world.agree(lambda: choose(config.compute.evolution, chosen, dtype))
-    lacking = world.largest(float(evolution == "tensor")) > 0
-    if lacking and evolution == "compiled":
-        return "tensor", "another rank has no compiled version"
-    return evolution, reason
 
 
 def _own_samples(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -33,7 +33,7 @@ from mpi_ntkdfl.metrics import (
 from mpi_ntkdfl.model import two_classes
 from mpi_ntkdfl.model.by_sample import BySample, Sites
 from mpi_ntkdfl.model.levels import Inputs
-from mpi_ntkdfl.model.losses import Loss, correct, loss_value
+from mpi_ntkdfl.model.losses import Loss, correct, sample_losses
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.runtime.device import on_gpu
 from mpi_ntkdfl.runtime.errors import SimulationError
@@ -42,6 +42,9 @@ from mpi_ntkdfl.runtime.metric import conditions
 # Test samples per forward pass on a CPU. They are so few that the hidden layer stays in the cache. The
 # number is constant, because the rounding of sums over chunks depends on it.
 _CHUNK = 1_000
+
+# Chunks whose outputs are counted together, because short calls of torch take longer than their work.
+_TOGETHER = 10
 
 # On a GPU: bytes of layers of the networks that are evaluated together, and samples at which gradients
 # are taken together, at most.
@@ -131,14 +134,33 @@ def scores(
         numbers = torch.zeros(
             len(some), network.classes + 1, dtype=torch.float64, device=params.device
         )
-        for start in range(0, len(labels), samples):
-            chunk = labels[start : start + samples]
-            outputs = outputs_of(inputs[start : start + samples])
-            numbers[:, :-1] += correct(outputs, chunk)
-            numbers[:, -1] += loss_value(outputs, chunk, loss).double() * len(chunk)
+        for start in range(0, len(labels), _TOGETHER * samples):
+            several = slice(start, start + _TOGETHER * samples)
+            outputs = _in_chunks(outputs_of, inputs[several], samples)
+            numbers[:, :-1] += correct(outputs, labels[several])
+            losses = sample_losses(outputs, labels[several], loss)
+            for chunk in torch.split(losses, samples, dim=-1):
+                numbers[:, -1] += chunk.mean(-1).double() * chunk.shape[-1]
         blocks.append(numbers.cpu().numpy())
     right, total = np.split(np.concatenate(blocks), [-1], axis=1)
     return right.astype(np.int64), total[:, 0] / len(labels)
+
+
+def _in_chunks(
+    outputs_of: Callable[[Inputs], torch.Tensor], inputs: Inputs, samples: int
+) -> torch.Tensor:
+    """Outputs `[model, sample, output]` of `inputs`, computed for so many samples at a time.
+
+    The order of their axes in memory is that of the network's own outputs.
+    """
+    parts = [
+        outputs_of(inputs[start : start + samples]) for start in range(0, len(inputs), samples)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    if parts[0].stride(-1) == 1:
+        return torch.cat(parts, dim=1)
+    return torch.cat([part.transpose(1, 2) for part in parts], dim=2).transpose(1, 2)
 
 
 def own_accuracy(right: np.ndarray, present: np.ndarray, own: np.ndarray) -> float:

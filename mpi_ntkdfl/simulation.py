@@ -246,14 +246,16 @@ class Simulation:
             with locating(round=done):
                 with self.federation.clock("graph"):
                     graph = self.schedule.graph(done)
-                    here = self._begin(done, graph)
-                if here is None:  # nobody takes part
+                    present_graph = self._begin(done, graph)
+                if present_graph is None:  # nobody takes part
                     taus = [0] * len(self.weights)
                 else:
-                    if exchange is None or exchange.graph is not here:
+                    if exchange is None or exchange.graph is not present_graph:
                         if exchange is not None:
                             exchange.close()
-                        exchange = Exchange(self.federation, here, self.config.lasting, done > 0)
+                        exchange = Exchange(
+                            self.federation, present_graph, self.config.lasting, done > 0
+                        )
                     # Without this, autograd's bookkeeping would take a tenth of an evolution's time.
                     with torch.inference_mode():
                         result = attended_round(self.method, self.weights, done, exchange)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -31,7 +32,7 @@ from mpi_ntkdfl.cli import main as cli
 from mpi_ntkdfl.cli.options import read_config
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.runtime import identity
-from mpi_ntkdfl.storage import journal
+from mpi_ntkdfl.storage import journal, saving
 from mpi_ntkdfl.storage.outputs import Outputs
 from tests.test_mpi import INVARIANT
 
@@ -196,6 +197,11 @@ def interrupted(path: Path, done: int, *flags: str, **changes: object) -> Ended:
     return run(path, *flags, before=stop, **changes)
 
 
+def in_parts() -> None:
+    """For `before`: checkpoints consist of parts, although there is one rank."""
+    saving.writing_groups = lambda ranks, nbytes, smallest: [range(ranks)]
+
+
 def assert_refused(ended: Ended, *said: str) -> None:
     """Exit code 2 and one line, without a traceback."""
     assert ended.code == 2, ended
@@ -221,15 +227,19 @@ def bits(path: Path) -> dict[str, object]:
 
 def files(folder: Path) -> dict[str, bytes]:
     """Names and contents of all files in a folder, without locks, in which a heartbeat counts."""
-    kept = [p for p in sorted(folder.iterdir()) if p.is_file() and p.suffix != ".mpi_ntkdfl-lock"]
-    return {p.name: p.read_bytes() for p in kept}
+    kept = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".mpi_ntkdfl-lock"]
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in kept}
 
 
 def restore(folder: Path, contents: dict[str, bytes]) -> None:
     """Makes a folder hold these files and no others; none shares its content with another's name."""
-    for file in folder.iterdir():
-        file.unlink()
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
     for name, content in contents.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
 
 

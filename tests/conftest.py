@@ -20,7 +20,7 @@ from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.data.fashion_mnist import FASHION_MNIST
 from mpi_ntkdfl.federation.clients import Federation, Samples
-from mpi_ntkdfl.model.mlp import MLP
+from mpi_ntkdfl.model.mlp import MLP, compiled_training
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.ntk import compiled
 from mpi_ntkdfl.runtime.clock import Clock
@@ -40,6 +40,27 @@ def pytest_configure(config: pytest.Config) -> None:
     """The quick part (`-m "not slow"`) draws a third of the examples."""
     if "not slow" in config.option.markexpr:
         hypothesis.settings.load_profile("quick")
+
+
+_CLUSTERS = ("tests/nodes/", "tests/slurm/")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n 2`, a process takes whole files in their order, and all tests that start a Slurm.
+
+    A file is not divided, because its tests share runs that a fixture has made. The tests with a Slurm
+    come first. They mostly wait, so the other process has the cores.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = nodeid.partition("::")[0]
+            return "clusters" if file.startswith(_CLUSTERS) else file
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
 
 
 def examples(count: int, **options: Any) -> hypothesis.settings:
@@ -88,13 +109,15 @@ needs_compiled = pytest.mark.skipif(
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder, which takes the place of the folder of the compiled evolution's builds."""
+    """An empty folder, which takes the place of the folders of compiled builds."""
     folder = tmp_path / "builds"
     folder.mkdir()
-    monkeypatch.setattr(compiled, "FOLDER", folder)
-    compiled.find.cache_clear()
+    for module in (compiled, compiled_training):
+        monkeypatch.setattr(module, "FOLDER", folder)
+        module.find.cache_clear()
     yield folder
-    compiled.find.cache_clear()
+    for module in (compiled, compiled_training):
+        module.find.cache_clear()
 
 
 def needs_cuda(test: Callable[..., None]) -> Callable[..., None]:

@@ -124,8 +124,12 @@ def step_of(
     calibration: float = 0.0,
     linearisations: int = 1,
     fineness: int = 10,
+    soft: tuple[float, float] = (0.0, 1.0),
 ) -> tuple[torch.Tensor, int]:
-    """The same for any network, given by its outputs and its Jacobian; evolved several times."""
+    """The same for any network, given by its outputs and its Jacobian; evolved several times.
+
+    `soft` is the share of soft labels in the targets, and their temperature.
+    """
     classes, total = outputs(w, x).shape[1], 0
     counts = [int((labels == c).sum()) for c in range(classes)]
     shift = [calibration * math.log((n + 1) / (len(x) + classes)) for n in counts]
@@ -133,7 +137,8 @@ def step_of(
     y = torch.eye(classes, dtype=x.dtype)[labels]
     for turn in range(linearisations):
         j, start = entries(w, x), outputs(w, x) + shift
-        sums = left_sums(kernel(j), start, y, lr, taus, loss, fineness)
+        targets = (1 - soft[0]) * y + soft[0] * torch.softmax(outputs(w, x) / soft[1], dim=1)
+        sums = left_sums(kernel(j), start, targets, lr, taus, loss, fineness)
         best = (loss_of(start, labels, loss), w, 0) if turn else None
         for tau in taus:
             step = sum(j[:, c].T @ sums[tau][:, c] for c in range(classes))

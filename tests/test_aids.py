@@ -110,6 +110,33 @@ def test_ntk_dfl_equals_the_oracle(aids, jacobian, count):
         weights = new
 
 
+@pytest.mark.parametrize("nesterov", [0.0, 0.6])
+def test_spark_style_equals_the_oracle(nesterov):
+    """Soft labels from the second round on, and momentum over the steps; exact Jacobians."""
+    federation = make_federation(WIDTHS, SIZES)
+    given = {"taus": TAUS, "lr": LR, "tolerance": 1e-12, "jacobian": "factored"}
+    given |= {"nesterov": nesterov, "soft_share": 0.8, "soft_from": 1, "soft_rounds": 2}
+    found = rounds(federation, "spark-style", 3, **given)
+    again = rounds(federation, "spark-style", 3, through_state=True, **given)
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(found, again, strict=True))
+    weights, velocity = random_weights(federation), torch.zeros(4, federation.network.layout.size)
+    network = [partial(f, widths=WIDTHS) for f in (oracle.network, oracle.jacobian)]
+    for number, (new, taus) in enumerate(found):
+        a, rate = averages(weights), LR * np.exp(-0.07 * number)
+        how = {"fineness": 40, "soft": ((0.0, 0.4, 0.8)[number], 2.0)}
+        steps = [
+            oracle.step_of(
+                *network, a[c], *stacked(federation, c), rate, [*TAUS], "cross-entropy", **how
+            )
+            for c in range(4)
+        ]
+        moved = torch.stack([w for w, _ in steps])
+        velocity = nesterov * velocity + moved - a
+        torch.testing.assert_close(new, moved + nesterov * velocity, rtol=1e-9, atol=1e-11)
+        assert taus == [tau for _, tau in steps]
+        weights = new
+
+
 def test_a_linearisation_that_does_not_lower_the_loss_is_left_out():
     federation = make_federation(WIDTHS, SIZES)
     ((once, first),) = rounds(federation, "ntk-dfl", 1, taus=(1,), lr=30.0)

@@ -135,6 +135,7 @@ def test_help_names_every_option_of_the_interface():
         "run": ["--set", "-o", "--overwrite", "-q"],
         "check": ["--set", "--ranks"],
         "export": ["--client", "--average", "OUT.pt"],
+        "kernel": ["--client", "--neighbourhood", "FIGURE.(pdf|png|svg)"],
     }.items():
         out = answer(command, "--help")
         assert all(option in out for option in options)

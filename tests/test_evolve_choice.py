@@ -1,4 +1,4 @@
-"""Which version evolves a run: the same on all ranks, in the record, and when the run goes on."""
+"""Which version evolves or trains: the same on all ranks, in the record, and when the run goes on."""
 
 from __future__ import annotations
 
@@ -13,22 +13,40 @@ from mpi_ntkdfl.algorithms.steps import evolves
 from mpi_ntkdfl.cli.options import read_config
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.config import Config
+from mpi_ntkdfl.model.mlp import compiled_training
 from mpi_ntkdfl.ntk import compiled, scheme
 from mpi_ntkdfl.runtime.errors import Diverged, InputError
 from mpi_ntkdfl.simulation import run
 from mpi_ntkdfl.storage.outputs import Outputs
 from tests.conftest import needs_compiled
 
-SMALL = ("clients=4", "topology.degree=2", "partition.samples=12", "algorithm.taus=[5]")
+SMALL = ("clients=4", "topology.degree=2", "partition.samples=12")
+ADDED = {
+    "evolution": ("algorithm.taus=[5]",),
+    "training": ("algorithm.name=dfedavg", "algorithm.epochs=1"),
+}
+BOTH = pytest.mark.parametrize(
+    "setting",
+    [
+        pytest.param("evolution", marks=needs_compiled),
+        pytest.param(
+            "training",
+            marks=pytest.mark.skipif(
+                isinstance(compiled_training.find(), str), reason=str(compiled_training.find())
+            ),
+        ),
+    ],
+)
 
 
-def settings(*overrides: str) -> Config:
-    return read_config("quickstart", (*SMALL, *overrides))
+def settings(*overrides: str, of: str = "evolution") -> Config:
+    return read_config("quickstart", (*SMALL, *ADDED[of], *overrides))
 
 
-def recorded(outputs: Outputs) -> str:
+def recorded(outputs: Outputs, of: str = "evolution") -> str:
     with h5py.File(outputs.record) as file:
-        return str(json.loads(file.attrs["choices"]).get("evolution"))
+        name = "local training" if of == "training" else of
+        return str(json.loads(file.attrs["choices"]).get(name))
 
 
 class OneOfTwo(SoloWorld):
@@ -38,38 +56,35 @@ class OneOfTwo(SoloWorld):
         return max(value, 1.0)
 
 
-@needs_compiled
-def test_all_ranks_take_the_version_that_all_have(tmp_path: Path) -> None:
+@BOTH
+def test_all_ranks_take_the_version_that_all_have(setting: str, tmp_path: Path) -> None:
     outputs = Outputs(tmp_path / "a.h5")
-    run(settings("rounds=1"), SoloWorld(), outputs)
-    assert recorded(outputs).startswith("compiled: built for ")
-    run(settings("rounds=1"), OneOfTwo(), outputs, "overwrite")
-    assert recorded(outputs) == "tensor: another rank has no compiled version"
+    run(settings("rounds=1", of=setting), SoloWorld(), outputs)
+    assert recorded(outputs, setting).startswith("compiled: built for ")
+    run(settings("rounds=1", of=setting), OneOfTwo(), outputs, "overwrite")
+    assert recorded(outputs, setting) == "tensor: another rank has no compiled version"
 
 
-@needs_compiled
-def test_a_run_goes_on_with_the_version_it_began_with(tmp_path: Path) -> None:
-    outputs = Outputs(tmp_path / "a.h5")
-    run(settings("rounds=1", "compute.evolution=tensor"), SoloWorld(), outputs)
+@BOTH
+def test_a_run_goes_on_with_the_version_it_began_with(setting: str, tmp_path: Path) -> None:
+    outputs, tensor = Outputs(tmp_path / "a.h5"), f"compute.{setting}=tensor"
+    run(settings("rounds=1", tensor, of=setting), SoloWorld(), outputs)
     before = outputs.record.read_bytes(), outputs.checkpoint.read_bytes()
-    with pytest.raises(
-        InputError, match="by the tensor version, .* --set compute.evolution=tensor"
-    ):
-        run(settings("rounds=2"), SoloWorld(), outputs, "resume")
+    with pytest.raises(InputError, match=f"by the tensor version, .* --set {tensor}"):
+        run(settings("rounds=2", of=setting), SoloWorld(), outputs, "resume")
     assert (outputs.record.read_bytes(), outputs.checkpoint.read_bytes()) == before
-    run(settings("rounds=2", "compute.evolution=tensor"), SoloWorld(), outputs, "resume")
-    assert recorded(outputs) == "tensor: compute.evolution is tensor"
+    run(settings("rounds=2", tensor, of=setting), SoloWorld(), outputs, "resume")
+    assert recorded(outputs, setting) == f"tensor: compute.{setting} is tensor"
 
 
-def test_without_a_build_auto_takes_tensors(elsewhere: Path, tmp_path: Path) -> None:
-    outputs = Outputs(tmp_path / "a.h5")
-    with pytest.raises(
-        InputError, match="compute.evolution=compiled cannot be used: it was not built"
-    ):
-        run(settings("rounds=1", "compute.evolution=compiled"), SoloWorld(), outputs)
+@pytest.mark.parametrize("setting", list(ADDED))
+def test_without_a_build_auto_takes_tensors(setting: str, elsewhere: Path, tmp_path: Path) -> None:
+    outputs, wanted = Outputs(tmp_path / "a.h5"), f"compute.{setting}=compiled"
+    with pytest.raises(InputError, match=f"{wanted} cannot be used: it was not built"):
+        run(settings("rounds=1", wanted, of=setting), SoloWorld(), outputs)
     assert not outputs.existing()
-    run(settings("rounds=1"), SoloWorld(), outputs)
-    assert recorded(outputs).startswith("tensor: it was not built")
+    run(settings("rounds=1", of=setting), SoloWorld(), outputs)
+    assert recorded(outputs, setting).startswith("tensor: it was not built")
 
 
 def test_methods_that_do_not_evolve_make_no_choice() -> None:

@@ -6,7 +6,9 @@ loop, which no `except` catches.
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 
 import h5py
 import numpy as np
@@ -19,9 +21,11 @@ from mpi_ntkdfl.model.mlp import MLP
 from mpi_ntkdfl.storage.outputs import Outputs
 from tests.children import (
     assert_refused,
+    before_agreeing,
     bits,
     command,
     files,
+    in_parts,
     interrupted,
     restore,
     run,
@@ -126,6 +130,33 @@ def test_damaged_outputs_are_gone_on_with_or_refused(tmp_path, stopped, names, h
         assert bits(path) == whole
     else:
         assert bits(path)["params"] == whole["params"]
+
+
+@pytest.fixture(scope="module")
+def parted(tmp_path_factory, stopped):
+    """The same, of a run whose checkpoints consist of parts."""
+    path = tmp_path_factory.mktemp("parted") / "run.h5"
+    stop = before_agreeing(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert run(path, before=lambda: (in_parts(), stop())).code == 75
+    return files(path.parent), stopped[1]
+
+
+@some(15)
+@given(part=st.sampled_from([0, 1, None]), gone=st.booleans(), **DAMAGE)
+def test_a_damaged_part_is_never_gone_on_with(tmp_path, parted, part, gone, how, places, seed):
+    """None: the file that joins the parts."""
+    contents, whole = parted
+    parts = [name for name in contents if "/" in name]
+    name, content = "run.ckpt.h5" if part is None else parts[part], dict(contents)
+    content[name] = damaged(content[name], how, places, random.Random(seed))
+    if gone and part is not None:
+        del content[name]
+    restore(tmp_path, content)
+    path = tmp_path / "run.h5"
+    if answered(*run_words(path, "--resume")).code:
+        assert files(tmp_path) == content
+    else:
+        assert bits(path) == whole
 
 
 @pytest.mark.parametrize("group", ["time", "traffic"])

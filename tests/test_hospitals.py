@@ -178,13 +178,10 @@ def test_resumed_with_the_same_bits(record, tmp_path):
 
 
 @pytest.mark.slow
-def test_several_ranks_have_the_same_bits(record, mpirun, tmp_path):
-    for ranks in (2, 3):
-        words = ["run", "hospitals-ring", "--set", "rounds=2", "-q", "-o", f"{tmp_path}/{ranks}.h5"]
-        words += ["--set", "algorithm={name: dfedavg, epochs: 2}"]
-        done = mpirun(ranks, "-c", MANY, json.dumps([words]))
-        assert done.returncode == 0, done.stdout + done.stderr
-        for name, values in contents(record).items():
-            np.testing.assert_array_equal(
-                values, contents(tmp_path / f"{ranks}.h5")[name], err_msg=name
-            )
+def test_three_ranks_have_the_same_bits(record, mpirun, tmp_path):
+    words = ["run", "hospitals-ring", "--set", "rounds=2", "-q", "-o", f"{tmp_path}/3.h5"]
+    words += ["--set", "algorithm={name: dfedavg, epochs: 2}"]
+    done = mpirun(3, "-c", MANY, json.dumps([words]))
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name, values in contents(record).items():
+        np.testing.assert_array_equal(values, contents(tmp_path / "3.h5")[name], err_msg=name)

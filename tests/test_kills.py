@@ -37,6 +37,8 @@ SHORT = {
     "compute.device": "cpu",
 }
 KILLS = 20
+PARTS = ("--set", "output.checkpoint_part=1")
+"""Every rank writes its own part of a checkpoint."""
 
 
 def words(path, rounds, *flags):
@@ -145,7 +147,7 @@ def checkpointed(path):
 
 
 def test_twenty_kills_at_random_moments_change_no_bit(tmp_path):
-    """All ranks at once, or one of them; while starting, computing, writing."""
+    """All ranks at once, or one of them; while starting, computing, writing one file or parts."""
     seed = int(os.environ.get("KILLS_SEED", time.time_ns() % 10**6))
     print(f"KILLS_SEED={seed}")
     chance = random.Random(seed)
@@ -154,7 +156,8 @@ def test_twenty_kills_at_random_moments_change_no_bit(tmp_path):
     assert alone(undisturbed, rounds).code == 0
     for kill in range(KILLS):
         ranks = chance.choice([1, 2, 3])
-        launch = Launch(ranks, words(path, rounds, "--resume"), tmp_path / "log")
+        parted = chance.choice([(), PARTS])
+        launch = Launch(ranks, words(path, rounds, "--resume", *parted), tmp_path / "log")
         before, saved = rounds_in(path), checkpointed(path)
         assert before - saved <= 1, "more than a round would be lost"
         if kill % 7 == 6:
@@ -172,11 +175,12 @@ def test_twenty_kills_at_random_moments_change_no_bit(tmp_path):
         launch.kill_all()
         launch.end()
     assert rounds_in(path) < rounds, "finished before the last kill"
-    launch = Launch(3, words(path, rounds, "--resume"), tmp_path / "log")
+    launch = Launch(3, words(path, rounds, "--resume", *PARTS), tmp_path / "log")
     assert launch.end(120) == 0, launch.said()
     assert bits(path) == bits(undisturbed)
     left = {p.name for p in tmp_path.iterdir() if p.name.startswith("run")}
-    assert left == {"run.h5", "run.ckpt.h5", "run.ckpt-1.h5"}
+    assert left == {"run.h5", "run.ckpt.h5", "run.ckpt-1.h5", "run.ckpt.parts"}
+    assert len(list(Outputs(path).parts.iterdir())) in (3, 4, 5, 6), "of one or two checkpoints"
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])

@@ -1,5 +1,7 @@
 """Products with inputs on levels."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,9 @@ from mpi_ntkdfl.data.dataset import Scaling, standardise
 from mpi_ntkdfl.data.fashion_mnist import FASHION_MNIST
 from mpi_ntkdfl.data.mnist import MNIST
 from mpi_ntkdfl.evaluate import scores
-from mpi_ntkdfl.model.levels import FixedPoint, Levels, multiplies_bytes
+from mpi_ntkdfl.model import compiled_levels
+from mpi_ntkdfl.model.compiled_levels import CompiledFixedPoint
+from mpi_ntkdfl.model.levels import FixedPoint, Levels, multiplies_bytes, prepared
 from mpi_ntkdfl.model.mlp import MLP
 from mpi_ntkdfl.model.mlp.jacobian import FactoredJacobian
 
@@ -17,6 +21,17 @@ able = pytest.mark.skipif(
 )
 SCALINGS = {image_set.name: image_set.scaling for image_set in (MNIST, FASHION_MNIST)}
 MNIST = SCALINGS["mnist"]
+
+
+@pytest.fixture(params=["tensor", "compiled"])
+def fixed_point(request):
+    """Both versions of the products with weights."""
+    build = compiled_levels.find()
+    if request.param == "tensor":
+        return FixedPoint
+    if isinstance(build, str):
+        pytest.skip(build)
+    return partial(CompiledFixedPoint, build)
 
 
 def levels_of(scaling: Scaling) -> Levels:
@@ -68,26 +83,26 @@ def test_gram_is_that_of_the_inputs_before_they_were_rounded(samples, features):
 
 @able
 @pytest.mark.parametrize("rows", [1, 20])
-def test_products_with_weights_are_as_exact_as_those_of_floats(rows):
+def test_products_with_weights_are_as_exact_as_those_of_floats(rows, fixed_point):
     stored = images(500)
     rng = np.random.default_rng(rows)
     # Rows of very different size, and entries of very different size in a row.
     weights = rng.standard_normal((rows, 784)) ** 3 * 10.0 ** rng.integers(-6, 6, (rows, 1))
     matrix = torch.from_numpy(weights).float()
-    found = FixedPoint(matrix).times(levels_of(MNIST).take(stored))
+    found = fixed_point(matrix).times(levels_of(MNIST).take(stored))
     exact = matrix.double() @ plain(stored, "float64").T
     for row, expected in zip(found, exact, strict=True):
         assert off_by(row, expected) < 1e-6
 
 
 @able
-def test_extreme_weights():
+def test_extreme_weights(fixed_point):
     """The largest of a row rounds to the largest number; zeros, and what is not finite, stay so."""
     stored = images(10)
     matrix = torch.zeros(4, 784)
     matrix[0], matrix[1, 5] = 1 / 3, -1e30
     matrix[3, 7] = torch.nan
-    found = FixedPoint(matrix).times(levels_of(MNIST).take(stored))
+    found = fixed_point(matrix).times(levels_of(MNIST).take(stored))
     exact = matrix.double() @ plain(stored, "float64").T
     assert off_by(found[:2], exact[:2]) < 2e-7
     assert not found[2].any()
@@ -95,11 +110,35 @@ def test_extreme_weights():
 
 
 @able
-def test_a_sample_and_a_row_have_the_same_bits_in_any_company():
+def test_a_sample_and_a_row_have_the_same_bits_in_any_company(fixed_point):
     levels, stored, matrix = levels_of(MNIST), images(300), torch.randn(30, 784)
-    whole = FixedPoint(matrix).times(levels.take(stored))
-    part = FixedPoint(matrix[7:9].clone()).times(levels.take(stored[100:173]))
+    whole = fixed_point(matrix).times(levels.take(stored))
+    part = fixed_point(matrix[7:9].clone()).times(levels.take(stored[100:173]))
     assert torch.equal(whole[7:9, 100:173], part)
+
+
+@able
+@pytest.mark.parametrize(
+    ("rows", "samples", "features"), [(100, 333, 784), (5, 1, 256), (16, 8, 1000), (43, 70, 784)]
+)
+def test_the_compiled_version_has_the_same_bits(rows, samples, features):
+    """With rows and samples left over, and for a part of the samples and of wider rows."""
+    build, levels = compiled_levels.find(), levels_of(SCALINGS["fashion-mnist"])
+    if isinstance(build, str):
+        pytest.skip(build)
+    torch.manual_seed(rows)
+    matrix = torch.randn(rows, features + 3)[:, :features] * torch.logspace(-3, 3, rows)[:, None]
+    inputs = levels.take(images(samples + 9, features))[4 : samples + 4]
+    found = CompiledFixedPoint(build, matrix).times(inputs)
+    assert torch.equal(found, FixedPoint(matrix).times(inputs))
+
+
+def test_without_a_build_torch_multiplies(monkeypatch, tmp_path):
+    inputs, matrix = levels_of(MNIST).take(images(3)), torch.ones(2, 784)
+    monkeypatch.setattr(compiled_levels, "BUILD", tmp_path / "none.so")
+    compiled_levels.find.cache_clear()
+    assert isinstance(prepared(matrix, inputs), FixedPoint)
+    compiled_levels.find.cache_clear()
 
 
 @able

@@ -10,6 +10,7 @@ import torch
 
 from mpi_ntkdfl.algorithms.local_training import LocalTraining
 from mpi_ntkdfl.comm.world import SoloWorld
+from mpi_ntkdfl.model.mlp import compiled_training
 from mpi_ntkdfl.model.training import Sgd, SgdRule
 from mpi_ntkdfl.runtime import seeds
 from mpi_ntkdfl.runtime.errors import SimulationError
@@ -20,6 +21,17 @@ from tests.conftest import make_federation, random_weights
 SIZES = (5, 3, 8, 4, 9)
 PLAIN = Sgd(0.1)
 RULES = [PLAIN, Sgd(0.05, momentum=0.9), Sgd(0.1, weight_decay=0.1), Sgd(0.05, 0.8, 0.2)]
+
+
+VERSIONS = [
+    "tensor",
+    pytest.param(
+        "compiled",
+        marks=pytest.mark.skipif(
+            isinstance(compiled_training.find(), str), reason=str(compiled_training.find())
+        ),
+    ),
+]
 
 
 def batches(client, samples, number, batch, epochs, seed=0):
@@ -74,19 +86,31 @@ def test_both_forms_take_the_steps_of_torch(widths, sgd):
 
 
 @pytest.mark.parametrize("sgd", RULES, ids=str)
-def test_float32_stays_close_over_many_steps(sgd):
-    widths, sizes = (50, 16, 4), (40, 37)
+@pytest.mark.parametrize("epochs", [1, 10], ids=["direct", "dual"])
+@pytest.mark.parametrize("widths", [(50, 16, 4), (50, 16, 21, 4), (50, 3)], ids=str)
+def test_float32_stays_close_over_many_steps(widths, epochs, sgd):
+    """In tensors, and compiled for every processor that this one can be, with the same bits."""
+    sizes = (40, 37)
     single = make_federation(widths, sizes, torch.float32)
     weights = random_weights(single)
     double = make_federation(widths, sizes)
     for client, own in single.samples.items():
         double.samples[client].inputs.copy_(own.inputs)
-    wanted = by_torch(double, weights.double(), 0, 8, 10, sgd)
-    for found in (
-        LocalTraining(single, 8, 10).descend(weights, 0, sgd),
-        LocalTraining(single, 8, 10).follow(weights, 0, lambda _: SgdRule(sgd)),
-    ):
-        assert error(found.double(), wanted, weights.double()) < 1e-5
+    wanted = by_torch(double, weights.double(), 0, 8, epochs, sgd)
+    tensors = LocalTraining(single, 8, epochs)
+    several = [
+        tensors.descend(weights, 0, sgd),
+        tensors.follow(weights, 0, lambda _: SgdRule(sgd)),
+    ]
+    compiled = []
+    for build in compiled_training.builds():
+        training = LocalTraining(dataclasses.replace(single, training="compiled"), 8, epochs)
+        training.trainer._build = build
+        compiled.append(training.descend(weights, 0, sgd))
+    for result in several + compiled:
+        assert error(result.double(), wanted, weights.double()) < 1e-5
+    for result in compiled[1:]:
+        assert torch.equal(result, compiled[0])
 
 
 def test_rounds_clients_and_seeds_have_their_own_batches():
@@ -103,11 +127,13 @@ def test_rounds_clients_and_seeds_have_their_own_batches():
 
 @pytest.mark.parametrize("epochs", [1, 3], ids=["direct", "dual"])
 @pytest.mark.parametrize("sgd", [PLAIN, Sgd(0.05, 0.9, 1e-3)], ids=["plain", "momentum, decay"])
-def test_bits_do_not_depend_on_who_shares_the_rank(epochs, sgd):
+@pytest.mark.parametrize("version", VERSIONS)
+def test_bits_do_not_depend_on_who_shares_the_rank(version, epochs, sgd):
     """Clients alone, in groups of other sizes and in other places keep every bit."""
     rng = np.random.default_rng(3)
     sizes = rng.integers(20, 60, size=21).tolist()
-    whole = make_federation((33, 21, 5), sizes, torch.float32)
+    made = make_federation((33, 21, 5), sizes, torch.float32)
+    whole = dataclasses.replace(made, training=version)
     weights = random_weights(whole)
 
     def trained(ranks):
@@ -125,8 +151,10 @@ def test_bits_do_not_depend_on_who_shares_the_rank(epochs, sgd):
         assert torch.equal(trained(ranks), together), ranks
 
 
-def test_check_counts_the_gram_matrices_that_are_kept():
-    federation = make_federation((20, 5, 3), (5, 9, 60), torch.float32)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_check_counts_the_gram_matrices_that_are_kept(version):
+    made = make_federation((20, 5, 3), (5, 9, 60), torch.float32)
+    federation = dataclasses.replace(made, training=version)
     training = LocalTraining(federation, 8, 5)
     training.descend(random_weights(federation), 0, PLAIN)
     kept = dict.fromkeys(federation.owned, 0)
@@ -139,16 +167,20 @@ def test_check_counts_the_gram_matrices_that_are_kept():
         assert 4 * found == kept[client]
 
 
-def test_no_samples_no_steps():
-    federation = make_federation((6, 4, 3), (3, 0, 2))
+@pytest.mark.parametrize("version", VERSIONS)
+def test_no_samples_no_steps(version):
+    made = make_federation((6, 4, 3), (3, 0, 2), torch.float32)
+    federation = dataclasses.replace(made, training=version)
     weights = random_weights(federation)
     trained = LocalTraining(federation, 2, 1).descend(weights, 0, PLAIN)
     assert torch.equal(trained[1], weights[1])
     assert not torch.equal(trained[2], weights[2])
 
 
-def test_divergence_names_client_round_and_way_out():
-    federation = make_federation((6, 4, 3), (3, 4, 2))
+@pytest.mark.parametrize("version", VERSIONS)
+def test_divergence_names_client_round_and_way_out(version):
+    made = make_federation((6, 4, 3), (3, 4, 2), torch.float32)
+    federation = dataclasses.replace(made, training=version)
     weights = random_weights(federation)
     weights[1] = float("inf")
     with pytest.raises(SimulationError, match=r"non-finite.*lower algorithm\.lr") as caught:

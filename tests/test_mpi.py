@@ -64,6 +64,12 @@ CASES = {
     "dense": ("rounds=2", "clients=8", "topology.degree=3", "algorithm.jacobian=dense"),
     "inputs": (*MIDDLE, "algorithm.jacobian=inputs"),
     "inputs, kept": (*MIDDLE, "topology.dynamic=false", "algorithm.jacobian=inputs"),
+    "projected": (*SMALL, "algorithm={jacobian: projected, projection: 48, projected_update: own}"),
+    "projected, waves": (
+        *SMALL,
+        "algorithm={jacobian: projected, projection: 48}",
+        "compute.memory_limit=26MB",
+    ),
     "per-client starts": (*SMALL, "model.init=per-client", "algorithm.selection=linearised"),
     "ntk-fl": (*SMALL, "algorithm={name: ntk-fl, clients_per_round: 5}"),
     "average-gd": (*SMALL, "algorithm={name: average-gd, taus: [5, 50]}"),
@@ -87,6 +93,7 @@ CASES = {
 RESUMED = (
     "dynamic",
     "inputs, kept",
+    "projected",
     "absent",
     "absent, dfedavg",
     "absent, dispfl",
@@ -341,6 +348,9 @@ for verb, speaker in ((world.on_root, 0), (world.agree, 2)):
         assert isinstance(error, Elsewhere) == (world.rank != speaker)
     else:
         raise AssertionError("nothing raised")
+for numbers in (np.int64(2**40), np.arange(6, dtype=np.int32).reshape(2, 3), np.arange(9_000)):
+    total = world.total(np.asarray(numbers) * (world.rank + 1))
+    assert total.dtype == numbers.dtype and np.array_equal(total, 6 * numbers)
 try:
     world.total(np.array([0.5]))
 except TypeError:

@@ -17,7 +17,7 @@ from mpi_ntkdfl.data import sources
 from tests.conftest import MANY
 from tests.test_cli import answer
 
-ROUNDS, CLIENTS, HIDDEN = 2, 6, 4
+RANKS, ROUNDS, CLIENTS, HIDDEN = 3, 2, 6, 4
 SETTINGS = (
     *(f"rounds={ROUNDS}", f"clients={CLIENTS}", "topology.degree=3", "partition.samples=20"),
     f"model.hidden=[{HIDDEN}]",
@@ -35,23 +35,16 @@ UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory, mpirun):
-    """A function of a number of ranks: one record of each method, all of one launch."""
-    folder, launched = tmp_path_factory.mktemp("recomputed"), {}
-
-    def of(ranks):
-        if ranks not in launched:
-            paths = {name: folder / f"{name}-{ranks}.h5" for name in METHODS}
-            todo = []
-            for name, path in paths.items():
-                method = f"algorithm={{name: {name}, {OPTIONS.get(name, '')}}}"
-                words = [word for each in (*SETTINGS, method) for word in ("--set", each)]
-                todo.append(["run", "quickstart", *words, "-o", str(path), "-q"])
-            done = mpirun(ranks, "-c", MANY, json.dumps(todo))
-            assert done.returncode == 0, done.stderr
-            launched[ranks] = paths
-        return launched[ranks]
-
-    return of
+    """One record of each method by name, all of one launch."""
+    folder = tmp_path_factory.mktemp("recomputed")
+    paths, todo = {name: folder / f"{name}.h5" for name in METHODS}, []
+    for name, path in paths.items():
+        method = f"algorithm={{name: {name}, {OPTIONS.get(name, '')}}}"
+        words = [word for each in (*SETTINGS, method) for word in ("--set", each)]
+        todo.append(["run", "quickstart", *words, "-o", str(path), "-q"])
+    done = mpirun(RANKS, "-c", MANY, json.dumps(todo))
+    assert done.returncode == 0, done.stderr
+    return paths
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +102,10 @@ def assert_bytes(pairs, exact):
         assert number == pytest.approx(value / unit, abs=0.051 if unit > 1 else 0.51)
 
 
-@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("name", METHODS)
-def test_every_number_that_is_shown(records, held_out, name, ranks):
-    path = records(ranks)[name]
+def test_every_number_that_is_shown(records, held_out, name):
+    """On three ranks; `test_mpi` compares their records with those of one rank."""
+    path = records[name]
     rows, traffic, seconds = shown(answer("show", path))
     assert sorted(rows) == [0, 1, ROUNDS]
     with h5py.File(path) as file:

@@ -28,6 +28,7 @@ from mpi_ntkdfl.storage.record import (
     provenance,
     read_all,
 )
+from mpi_ntkdfl.storage.rows import Rows
 
 CLIENTS, RANKS = 4, 3
 LAYOUT = Layout({"fc1.weight": (3, 5), "fc1.bias": (3,)})
@@ -87,13 +88,13 @@ def write_checkpoint(path, done=2, rows=None):
         ids = np.arange(CLIENTS, dtype=np.float32)[:, None] + np.float32(done / 10)
         weights = np.repeat(ids, LAYOUT.size, axis=1)
         rows = [weights[:1], weights[1:]]
-    params = checkpoint.Rows((CLIENTS, LAYOUT.size), np.dtype("f4"), rows)
+    params = Rows((CLIENTS, LAYOUT.size), np.dtype("f4"), rows)
     masks = np.arange(CLIENTS * 6).reshape(CLIENTS, 2, 3) % (done + 2) == 0
     arrays = {
         "params": params,
-        "state/mask": checkpoint.Rows(masks.shape, masks.dtype, [masks[:3], masks[3:]]),
+        "state/mask": Rows(masks.shape, masks.dtype, [masks[:3], masks[3:]]),
     }
-    checkpoint.write(Outputs(path), config_text(), LAYOUT, done, arrays)
+    checkpoint.write(Outputs(path), checkpoint.Header(config_text(), LAYOUT, done), arrays)
 
 
 def finished_run(folder: Path) -> Path:

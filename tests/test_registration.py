@@ -24,6 +24,7 @@ from mpi_ntkdfl.algorithms.base import Method, Needs, RoundResult
 from mpi_ntkdfl.algorithms.dfedavg import Dfedavg, DfedavgSettings
 from mpi_ntkdfl.algorithms.training import TrainingMethod, TrainingSettings
 from mpi_ntkdfl.analysis import drawing, plots, traces
+from mpi_ntkdfl.assembly import prepare
 from mpi_ntkdfl.config import MethodSettings
 from mpi_ntkdfl.data.sources import DATASETS
 from mpi_ntkdfl.federation.codecs import CODECS, Codec, CodecSettings, register_codec
@@ -33,6 +34,7 @@ from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.looks import LineStyle
 from tests.conftest import MANY
 from tests.test_cli import answer, complaint
+from tests.test_mpi import recorded
 
 # ------------------------------------------------------------------------------- a user's file
 
@@ -261,6 +263,7 @@ def test_check_plans_and_books_what_is_sent(records):
         params = 64 * 100 + 100 + 100 * 10 + 10
         sent = file["traffic/protocol_bytes"][:].sum(axis=1)
     assert sent.tolist() == [6 * 3 * int(0.2 * params) * (4 + 4)] * 4
+    assert prepare(recorded(records / "codec.h5"), 1).plan.traffic[0].sum() == sent[0]
 
 
 def test_looking_at_runs(records, tmp_path):
@@ -341,8 +344,17 @@ def test_a_small_study(tmp_path):
     assert "slow-average" in answer("study", "plan", *where, "--no-measure")
     assert "3 done" in answer("study", "run", *where)
     assert "slow-average" in answer("study", "report", *where)
-    drawn = (tmp_path / "out" / "mine-small" / "f.svg").read_text().lower()
-    assert SlowAverage.look.color.lower() in drawn
+    out = tmp_path / "out" / "mine-small"
+    assert SlowAverage.look.color.lower() in (out / "f.svg").read_text().lower()
+    rows = list(csv.DictReader((out / "f.csv").open()))
+    lines = ("slow", "some", "gated")
+    assert {(row["line"], row["y_name"]) for row in rows} == {
+        (line, name) for line in lines for name in DRAWN
+    }
+    assert all(float(row["y"]) > 0 for row in rows if row["y_name"] == NORM.name)
+    with (out / "table.csv").open() as file:
+        ends = {row["label"]: float(row["final_weight_norm"]) for row in csv.DictReader(file)}
+    assert set(ends) == set(lines) and min(ends.values()) > 0
 
 
 def test_quantize_is_short_for_a_codec(tmp_path):

@@ -23,12 +23,14 @@ from mpi_ntkdfl.runtime.yaml_text import read_yaml
 from mpi_ntkdfl.storage import growing, outputs, resume
 from mpi_ntkdfl.storage.checkpoint import Checkpoint
 from mpi_ntkdfl.storage.outputs import Outputs
+from mpi_ntkdfl.storage.parts import from_json
 from mpi_ntkdfl.storage.record import Record
 from tests.children import (
     assert_refused,
     bits,
     command,
     files,
+    in_parts,
     interrupted,
     restore,
     rounds_in,
@@ -59,9 +61,14 @@ def path(tmp_path):
 
 
 def clean(path):
-    """Whether nothing but record and checkpoints is there."""
-    names = {p.name for p in Outputs(path).existing()}
-    return {p.name for p in path.parent.iterdir()} <= names
+    """Whether nothing but record, checkpoints and the parts that these name is there."""
+    outputs, names = Outputs(path), {p.name for p in Outputs(path).existing()}
+    for each in (outputs.checkpoint, outputs.former_checkpoint):
+        if each.exists():
+            with h5py.File(each) as file:
+                named = [part.name for part in from_json(file.attrs.get("parts", "[]"))]
+            names |= {f"{outputs.parts.name}/{name}" for name in named}
+    return set(files(path.parent)) <= names and outputs.parts.exists() == ("/" in "".join(names))
 
 
 def starts(path):
@@ -73,7 +80,7 @@ def starts(path):
 # ------------------------------------------------------------------------- killed at every operation
 
 OPERATIONS = {
-    os: ("replace", "unlink", "link", "fsync", "mkdir", "ftruncate"),
+    os: ("replace", "unlink", "link", "fsync", "mkdir", "rmdir", "ftruncate"),
     shutil: ("copyfile",),
     h5py.File: ("close",),
     hdf5._Patient: ("write",),
@@ -107,10 +114,15 @@ class Fuse:
         return counted
 
 
-def operations(path, *flags, **changes):
-    """Names of the file operations of a run, in order."""
+def both(one, other):
+    """For `before`: does one after the other."""
+    return lambda: (one(), other())
+
+
+def operations(path, *flags, prepare=lambda: None, **changes):
+    """Names of the file operations of a run, in order; `prepare` is done first."""
     log = path.with_name("operations")
-    ended = run(path, *flags, before=Fuse(log=log).install, **changes)
+    ended = run(path, *flags, before=both(prepare, Fuse(log=log).install), **changes)
     assert ended.code == 0, ended.err
     names = log.read_text().split()
     log.unlink()
@@ -123,15 +135,18 @@ def but_writes(names):
     return [number for number, name in enumerate(names) if name not in ("write", "fsync")]
 
 
-def kill_at(path, number, *flags, **changes):
-    ended = run(path, *flags, before=Fuse(number).install, **changes)
+def kill_at(path, number, *flags, prepare=lambda: None, **changes):
+    ended = run(path, *flags, before=both(prepare, Fuse(number).install), **changes)
     assert ended.code == -signal.SIGKILL, (number, ended)
 
 
-def assert_goes_on(path, expected, **changes):
+def assert_goes_on(path, expected, prepare=lambda: None, **changes):
     """Resumes a killed run to its end."""
     before = rounds_in(path)
-    ended = run(path, "--resume", **changes)
+    outputs = Outputs(path)
+    for each in (outputs.checkpoint, outputs.former_checkpoint):
+        assert not (each.exists() and unreadable(each)), each
+    ended = run(path, "--resume", before=prepare, **changes)
     assert (ended.code, ended.err) == (0, ""), ended
     assert bits(path) == expected
     assert clean(path), list(path.parent.iterdir())
@@ -140,18 +155,20 @@ def assert_goes_on(path, expected, **changes):
         assert before - 1 <= (begun[-1] if begun else 0), "more than the running round was lost"
 
 
-@pytest.mark.parametrize("in_place", [False, True])
-def test_killed_at_file_operations(path, whole, monkeypatch, in_place):
+@pytest.mark.parametrize("how", ["copied", "in place", "in parts"])
+def test_killed_at_file_operations(path, whole, monkeypatch, how):
     """A fifth of them; each time: no more than the running round is lost, nothing left, same bits."""
     expected, changes = whole(rounds="2"), {"rounds": "2"}
-    if in_place:
+    prepare = in_parts if how == "in parts" else lambda: None
+    if how == "in place":
         monkeypatch.setattr(growing, "IN_PLACE_FROM", 0)
-    names = operations(path, **changes)
-    assert names.count("copyfile") == (1 if in_place else 3)
+    names = operations(path, prepare=prepare, **changes)
+    assert names.count("copyfile") == (1 if how == "in place" else 3)
+    assert Outputs(path).parts.exists() == (how == "in parts")
     for number in but_writes(names)[::5]:
         restore(path.parent, {})
-        kill_at(path, number, **changes)
-        assert_goes_on(path, expected, **changes)
+        kill_at(path, number, prepare=prepare, **changes)
+        assert_goes_on(path, expected, prepare, **changes)
 
 
 @pytest.mark.parametrize("step", [2, pytest.param(1, marks=pytest.mark.slow)])
@@ -183,18 +200,27 @@ def test_a_file_system_without_hard_links(path, whole, step):
 
 
 @pytest.mark.slow
-def test_killed_at_every_file_operation_and_again_when_it_goes_on(path, whole):
-    expected = whole()
-    names = operations(path)
-    count, chance = len(names), random.Random(0)
+@pytest.mark.parametrize("parted", [False, True])
+def test_killed_at_every_file_operation_and_again_when_it_goes_on(path, whole, parted):
+    """Two rounds have every kind of operation; a third would repeat those of the second.
+
+    Parts are removed after the third checkpoint. A run in parts goes on in one file, or in parts, by
+    chance, and it is killed at a third of its operations only.
+    """
+    changes = {"rounds": "3" if parted else "2"}
+    expected, chance = whole(**changes), random.Random(0)
+    ways = [in_parts, lambda: None] if parted else [lambda: None]
+    names = operations(path, prepare=ways[0], **changes)
     writes = [number for number, name in enumerate(names) if name == "write"]
-    for number in sorted([*but_writes(names), *writes[::12]]):
+    numbers = sorted([*but_writes(names), *writes[::12]])
+    for number in numbers[:: 3 if parted else 1]:
         restore(path.parent, {})
-        kill_at(path, number)
+        kill_at(path, number, prepare=ways[0], **changes)
         # It may die again, anywhere, or get to the end.
-        ended = run(path, "--resume", before=Fuse(chance.randrange(count)).install)
+        before = both(chance.choice(ways), Fuse(chance.randrange(len(names))).install)
+        ended = run(path, "--resume", before=before, **changes)
         assert ended.code in (0, -signal.SIGKILL), ended
-        assert_goes_on(path, expected)
+        assert_goes_on(path, expected, chance.choice(ways), **changes)
 
 
 def test_killed_while_it_replaces_another_run(path, whole):

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -223,6 +224,12 @@ def test_the_models_arithmetic_by_hand(strong):
     assert found.seconds["agree"] == pytest.approx(0.5)  # two ranks agree in one step
     assert found.wall == pytest.approx(4 + 1.5 + 24 + 0.5)
     assert (found.neighbours, found.imbalance) == (1, 1)
+    # Rank 0 writes meanwhile, for which a run with one rank need not wait.
+    known = replace(known, record_seconds=7.0)
+    assert scaling_model.predict(known, 2, 4, SOME_NETWORK).wall == pytest.approx(found.wall + 7)
+    assert scaling_model.predict(known, 1, 4, SOME_NETWORK).wall == pytest.approx(8)
+    many = scaling_model.predict(known, 33, 33, SOME_NETWORK)
+    assert many.seconds["agree"] == pytest.approx(6 * 0.5)  # too many for messages between all
 
 
 def test_a_vector_crosses_once_to_a_rank_and_a_jacobian_once_to_a_client(tmp_path):

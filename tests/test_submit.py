@@ -175,6 +175,6 @@ def test_a_line_a_node():
         "  a: 3 ranks (0-1, 4); 1 to 2 cores per rank, 4 in all; OMP_NUM_THREADS 1"
     )
     assert one.endswith("no GPU")
-    assert other.endswith("2 GPUs a rank (H): 2 -> cuda:0, 3 -> cuda:1")
+    assert other.endswith("2 GPUs per rank (H): 2 -> cuda:0, 3 -> cuda:1")
     assert "more ranks than cores" not in one
     assert "more ranks than cores" in doctor.node_line("a", ("a",) * 3, [rank()] * 3)

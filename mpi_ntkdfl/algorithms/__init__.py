@@ -1,6 +1,6 @@
 """All methods, by the names under which configurations call them.
 
-A method's name, label, look, needs and work stand in its own file. Here is only the list.
+The file of a method contains its name, label, look, needs and work. This module contains only the list.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from mpi_ntkdfl.algorithms.ntk_dfl import NtkDfl
 from mpi_ntkdfl.algorithms.ntk_fl import NtkFl
 from mpi_ntkdfl.algorithms.oledfl import Oledfl
 from mpi_ntkdfl.algorithms.qg_dsgdm import QgDsgdm
+from mpi_ntkdfl.algorithms.spark_style import SparkStyle
 from mpi_ntkdfl.config import MethodSettings
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.looks import LineStyle
@@ -32,9 +33,9 @@ METHODS: Registry[type[Method[Any]]] = Registry("method", group="mpi_ntkdfl.meth
 
 
 def register_method(method_class: type[Method[Any]]) -> None:
-    """Makes a method known, so that configurations can say `algorithm: {name: NAME, ...}`.
+    """Registers a method, so that configurations can say `algorithm: {name: NAME, ...}`.
 
-    The name is the one value of the `Literal` that the field `name` of the method's settings has:
+    NAME is the only value of the `Literal` in the field `name` of the method's settings:
 
         class MineSettings(MethodSettings):
             name: Literal["mine"] = "mine"
@@ -55,7 +56,7 @@ def register_method(method_class: type[Method[Any]]) -> None:
 
 
 def _adopt(name: str, method_class: Any) -> None:
-    """Registers what the entry point of an installed package is."""
+    """Registers the object to which an entry point of an installed package refers."""
     register_method(method_class)
 
 
@@ -63,7 +64,7 @@ METHODS.adopt = _adopt
 
 
 def _lacking(method_class: type[Method[Any]]) -> list[str]:
-    """What a class must still define to be a method."""
+    """The parts that a class must still define to be a method."""
     lacking = sorted(method_class.__abstractmethods__)
     settings = getattr(method_class, "Settings", None)
     if not (isinstance(settings, type) and issubclass(settings, MethodSettings)):
@@ -95,5 +96,6 @@ for _method in (
     Oledfl,
     Dfedadmm,
     KGt,
+    SparkStyle,
 ):
     register_method(_method)

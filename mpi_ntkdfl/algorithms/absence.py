@@ -1,4 +1,4 @@
-"""A round in which some clients take no part: they keep their weights and what the method carries."""
+"""A round without some of the clients: they keep their weights and the arrays that the method carries."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def attended_round(
 ) -> RoundResult:
     """One round of a method, for the clients that take part.
 
-    A method may compute something for absent clients of its rank. Nothing of that is kept, and on the
-    round's graph they have no neighbours.
+    A method may compute something for absent clients of its rank, but the results are not kept. On the
+    round's graph absent clients have no neighbours.
 
     Args:
-        method: of the run.
-        weights: of this rank's clients, `[owned, param]`.
-        number: of the round, from 0.
-        exchange: on the graph among those who take part.
+        method: the method of the run.
+        weights: the weights of this rank's clients, `[owned, param]`.
+        number: number of the round, from 0.
+        exchange: the messages on the graph of the clients that take part.
     """
     federation = method.federation
     absent = torch.from_numpy(federation.presence.absent_of(federation.owned)).to(weights.device)

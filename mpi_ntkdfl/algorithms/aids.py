@@ -1,4 +1,4 @@
-"""Two aids that many methods share: momentum from round to round, and calibration to label skew.
+"""Two additions that many methods share: momentum from round to round, and calibration to label skew.
 
 Momentum starts a round at Nesterov's point (Nesterov, "A method of solving a convex programming problem
 with convergence rate O(1/k^2)", 1983), with averages in the place of iterates. Calibration is logit
@@ -19,15 +19,15 @@ from mpi_ntkdfl.model.network import Network
 def calibration_shift(
     labels: torch.Tensor, classes: int, calibration: float, dtype: torch.dtype
 ) -> torch.Tensor | None:
-    """What is added to the outputs in the training loss: `calibration * log(share of the class)`.
+    """The term added to the outputs in the training loss: `calibration * log(share of the class)`.
 
     Shares are (n_c + 1) / (N + C) for n_c of N samples in class c, so that no share is 0.
 
     Args:
-        labels: of the samples in the loss, `[sample]` integers.
+        labels: labels of the samples in the loss, `[sample]` integers.
         classes: C.
         calibration: 0 for none, 1 for the full adjustment.
-        dtype: of the result.
+        dtype: type of the result.
 
     Returns:
         `[output]`, or None without calibration.
@@ -45,13 +45,13 @@ def remembered(
     dtype: torch.dtype,
     kept: Callable[[int], int] | None = None,
 ) -> Callable[[int], int] | None:
-    """What `Needs.kept` is with momentum: one more parameter vector per client.
+    """The value of `Needs.kept` with momentum: one more parameter vector per client.
 
     Args:
-        factor: of the momentum.
+        factor: factor of the momentum; 0 for none.
         network: the model.
-        dtype: of its parameters.
-        kept: what the method keeps otherwise.
+        dtype: type of the parameters.
+        kept: the value without momentum.
     """
     if not factor:
         return kept
@@ -60,9 +60,9 @@ def remembered(
 
 
 class RoundMomentum:
-    """The point `x + b (x - x')`, where x' is what x was in the last round in which the client took part.
+    """The point `x + b (x - x')`, where x' is the x of the last round in which the client took part.
 
-    In its first round a client has no x', and the point is x. Until then its row of the state is NaN.
+    In its first round a client has no x', and the point is x. Before it, its row of the state is NaN.
     """
 
     def __init__(self, factor: float, like: torch.Tensor, name: str) -> None:
@@ -71,7 +71,7 @@ class RoundMomentum:
         Args:
             factor: b; 0 for no momentum, and then nothing is remembered.
             like: an array `[owned, param]` of the type and device of the weights.
-            name: what the state is called in checkpoints.
+            name: name of the state in checkpoints.
         """
         self._factor, self._name = factor, name
         self._last = torch.full_like(like, torch.nan) if factor else None
@@ -86,7 +86,7 @@ class RoundMomentum:
         return point
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What x was in the last round, `[owned, param]`."""
+        """The x of the last round, `[owned, param]`."""
         return {} if self._last is None else {self._name: self._last}
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:

@@ -32,7 +32,7 @@ class AverageGdSettings(StepSettings):
 
     name: Literal["average-gd"] = "average-gd"
     data: Literal["own", "neighbourhood"] = "own"
-    """On whose samples a client descends and chooses tau: its `own`, or those of its closed
+    """The samples on which a client descends and chooses tau: its `own`, or those of its closed
     `neighbourhood`, which are then sent as they are.
     """
     averaging: Averaging = "plain"
@@ -61,7 +61,7 @@ class AverageGd(Method[AverageGdSettings]):
 
     @classmethod
     def needs(cls, settings: AverageGdSettings, network: Network, dtype: torch.dtype) -> Needs:
-        """Weights, and raw samples if clients descend on their neighbours'."""
+        """Weights, and raw samples if clients descend on the samples of their neighbours."""
         shared = settings.data == "neighbourhood"
         kept = remembered(settings.momentum, network, dtype)
         # Samples do not depend on the average, so they travel with the weights.

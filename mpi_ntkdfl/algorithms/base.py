@@ -31,9 +31,9 @@ class RoundResult:
     """The result of a round on one rank.
 
     Attributes:
-        weights: of the rank's clients, with which the next round starts, `[owned, param]`.
-        taus: the number of steps that each of them chose, `[owned]`; zeros if none are given, for
-            methods that do not choose.
+        weights: the weights with which the rank's clients start the next round, `[owned, param]`.
+        taus: the number of steps that each client chose, `[owned]`. Methods without such a choice give
+            none, and the numbers are then zeros.
     """
 
     weights: torch.Tensor
@@ -49,7 +49,7 @@ def require_finite(weights: torch.Tensor, way_out: str) -> None:
     """Reports a client that has diverged. Call it inside `may_diverge`, before the weights are stored.
 
     Args:
-        weights: new weights of the client, or anything else that it carries.
+        weights: new weights of the client, or another array that it carries.
         way_out: what the user can change, such as "lower algorithm.lr".
 
     Raises:
@@ -60,7 +60,7 @@ def require_finite(weights: torch.Tensor, way_out: str) -> None:
 
 
 def not_finite(way_out: str) -> Diverged:
-    """The exception that `require_finite` raises, for callers that have found the values themselves."""
+    """The exception that `require_finite` raises, for callers that check the values themselves."""
     return Diverged(
         f"the client's weights became non-finite; {way_out}, look for extreme values in the data, "
         "or set on_divergence=continue"
@@ -71,10 +71,10 @@ def not_finite(way_out: str) -> Diverged:
 def may_diverge(federation: Federation, number: int, client: int | None = None) -> Iterator[None]:
     """Surrounds the computation of a client (of a server if `client` is None) in round `number`.
 
-    Client and round are added to every exception. The block itself must raise `Diverged` if values
-    become non-finite, for example by `require_finite`. With `on_divergence: continue` that client then
-    takes no step: the block ends, a line in the log says so, and the weights that were set before the
-    block stay.
+    Client and round are added to every exception. The code inside must raise `Diverged` if values become
+    non-finite, for example by `require_finite`. With `on_divergence: continue` this client then takes no
+    step: the exception ends here, the log gets a line about it, and the weights that were stored before
+    stay.
     """
     where = {"round": number} if client is None else {"client": client, "round": number}
     absent = client is not None and federation.presence.absent(client)
@@ -96,11 +96,12 @@ class Leg:
 
     Attributes:
         phases: phases of the ledger under which the messages are booked.
-        before: phases of `Method.work` that a client has done when it sends them. What no leg names is
-            done after the last leg.
-        way: from every client to its neighbours, from clients `up` to a server (`participants` send
-            their blocks, otherwise everybody a parameter vector), or a parameter vector from the server
-            `down` to everybody. The server computes before it sends `down`.
+        before: phases of `Method.work` that a client has done when it sends the messages. Phases that no
+            leg names are done after the last leg.
+        way: `neighbours`: from every client to its neighbours. `up`: from clients to a server; the
+            `participants` of a method send their blocks, and without participants every client sends a
+            parameter vector. `down`: a parameter vector from the server to every client; the server
+            computes before it sends.
     """
 
     phases: tuple[str, ...]
@@ -112,8 +113,8 @@ class Leg:
 class Needs:
     """What the clients of a method send and keep. `check` and the placement of clients read it.
 
-    Nothing is sent because it stands here: it says beforehand what `round` will send through its
-    `Exchange`. A method whose clients send only their weights returns `Needs(vectors=("weights",))`.
+    It only describes what `round` will send through its `Exchange`; nothing is sent because of it. A
+    method whose clients send only their weights returns `Needs(vectors=("weights",))`.
 
     Attributes:
         vectors: one entry for each time that every client sends a parameter vector to all its
@@ -127,6 +128,9 @@ class Needs:
         samples: whether every client sends its raw samples to each neighbour, or the participants to the
             server. Give no `blocks` then: planning knows whether inputs travel as bytes.
         dense: whether `blocks` are dense Jacobians, which travel in slices of parameters.
+        stacked: as in `federation.waves.WorkingSet`: numbers per sample of the neighbours' blocks.
+        matrices: bytes that a rank holds during a round for all its clients together, such as the
+            matrices of projections.
         taus: how many weight vectors a client holds while it chooses the best one; 0 for methods that
             have no choice of steps.
         server: whether every client sends a parameter vector to a server and receives one.
@@ -134,8 +138,9 @@ class Needs:
             sends a parameter vector to all clients; 0 if there is no such server.
         kept: function of a client's number of samples that returns how many bytes its rank keeps for
             the method from round to round, beside the weights; None for nothing.
-        legs: in which order the messages depend on each other. Empty for one leg per entry of `vectors`,
-            one for `messages` and one for `blocks`, after a client has done all its work.
+        legs: the groups of messages that travel together, in the order in which they depend on each
+            other. If it is empty, there is one leg per entry of `vectors`, one for `messages` and one
+            for `blocks`, and a client has done all its work before the first.
     """
 
     vectors: tuple[str, ...] = ()
@@ -143,6 +148,8 @@ class Needs:
     blocks: tuple[MessageFormat, ...] = ()
     samples: bool = False
     dense: bool = False
+    stacked: int = 0
+    matrices: int = 0
     taus: int = 0
     server: bool = False
     participants: int = 0
@@ -156,7 +163,7 @@ class Needs:
 
 
 class Method(ABC, Generic[SettingsT]):
-    """A decentralized learning method. Each has its own file, which says everything about it.
+    """A decentralized learning method. Each method has its own file with everything about it.
 
     A subclass must define `Settings`, `label`, `needs` and `round`. It should define `look`, and `work`
     if its clients compute something. A method never sees MPI: it talks to an `Exchange`.
@@ -198,11 +205,11 @@ class Method(ABC, Generic[SettingsT]):
 
     @classmethod
     def work(cls, settings: SettingsT, load: Load) -> dict[str, Work]:
-        """Counts what round 0 asks of each client, by phase of the clock (`runtime/clock.py`).
+        """Counts the work of each client in round 0, by phase of the clock (`runtime/clock.py`).
 
-        Averaging (from `needs`), evaluation and recording are counted for every method; here stands
-        what the method adds. Clients are shared out to ranks by these counts, and `check` predicts
-        seconds from them; no result depends on them. The default counts nothing.
+        Averaging (from `needs`), evaluation and recording are counted for every method elsewhere, so a
+        method counts only its own work. Clients are distributed over ranks by these counts, and `check`
+        predicts seconds from them; no result depends on them. The default counts nothing.
         """
         return {}
 
@@ -218,20 +225,20 @@ class Method(ABC, Generic[SettingsT]):
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """Does one round for all clients of this rank.
 
-        Every client has at least one sample. A client whose weights become non-finite raises `Diverged`
-        inside `may_diverge`; what the method returns and carries must be finite.
+        Every client has at least one sample. If the weights of a client become non-finite, the method
+        raises `Diverged` inside `may_diverge`; all that it returns and carries must be finite.
 
         Args:
-            weights: of this rank's clients, `[owned, param]`.
+            weights: the weights of this rank's clients, `[owned, param]`.
             number: the number of the round; the first is 0.
             exchange: sends messages between clients along the graph of this round.
         """
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What the method carries from round to round beside the weights, by name: arrays `[owned, ...]`.
+        """The arrays `[owned, ...]` that the method carries from round to round, by name.
 
-        Examples are velocities and masks. A checkpoint stores them by client. Names, types, and shapes
-        beyond the first axis must stay the same for a whole run.
+        The weights are not among them; examples are velocities and masks. A checkpoint stores the arrays
+        by client. Names, types, and shapes beyond the first axis must stay the same for a whole run.
         """
         return {}
 

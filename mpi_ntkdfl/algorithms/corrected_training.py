@@ -1,4 +1,4 @@
-"""Shared by methods whose local steps add a correction to every gradient."""
+"""The local steps of methods that add a correction to every gradient."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class CorrectedRule:
     """SGD along gradient + correction + pull * (weights - weights at the start). See `Rule`."""
 
     def __init__(self, sgd: Sgd, corrections: Layers, pull: float = 0.0) -> None:
-        """Starts without velocity; `corrections` are arrays as `layers` are."""
+        """Starts without velocity; `corrections` are arrays with the shapes of `layers`."""
         self._rule, self._corrections, self._pull = SgdRule(sgd), corrections, pull
         self._start: Layers = []
 
@@ -61,7 +61,7 @@ class CorrectedTraining(TrainingMethod[SettingsT]):
 
     Attributes:
         vectors: how many vectors a client sends to each neighbour per round.
-        carried_name: what the carried vector is called in checkpoints.
+        carried_name: name of the carried vectors in checkpoints.
         carried: the vectors, `[owned, param]`.
     """
 

@@ -1,8 +1,8 @@
 """DFedADMM (Li et al., "DFedADMM", arXiv 2308.08290): local training with a dual variable.
 
-A client minimises its loss plus the distance to the round's starting point over 2 lam, minus the product
-with its dual variable, which then takes the distance up. The equations follow a summary of the paper and
-were not compared with its text; they are those of inexact ADMM for consensus.
+A client minimises loss(w) + |w - start|^2 / (2 lam) - dual^T w, where `start` are its weights at the
+beginning of the round. Then (w - start) / lam is subtracted from its dual variable. The equations follow
+a summary of the paper and were not compared with its text; they are those of inexact ADMM for consensus.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from mpi_ntkdfl.runtime.looks import PURPLE, LineStyle
 class DfedadmmSettings(AveragingSettings):
     """Settings of DFedADMM; the defaults of local training are DFedAvg's.
 
-    `lam` was chosen among 0.1, 1 and 10 on digits with seed 100; with 0.1 the first steps of a round are
-    all that local training does.
+    `lam` was chosen among 0.1, 1 and 10 on digits with seed 100. With 0.1 only the first steps of a round
+    change the weights.
     """
 
     name: Literal["dfedadmm"] = "dfedadmm"

@@ -48,7 +48,7 @@ class SamRule:
         if self._adaptive:
             slopes = [slope.mul_(layer) for slope, layer in zip(slopes, layers, strict=True)]
         norms = torch.stack([slope.flatten(1).square().sum(1) for slope in slopes]).sum(0).sqrt_()
-        # Empty places of a group have no slope, and so no direction.
+        # Empty places of a group have a gradient of 0, which has no direction.
         reach = self._rho / (norms + 1e-12)
         nearby = []
         for slope, layer in zip(slopes, layers, strict=True):

@@ -1,11 +1,11 @@
 """DisPFL (Dai et al., "DisPFL", ICML 2022): every client keeps a sparse model of its own.
 
-A client trains within its mask. It then drops its smallest weights and takes up the same number of other
-weights, those where its loss is steepest. It averages every entry that it keeps over those neighbours
+A client trains within its mask. It then drops its smallest weights and adds the same number of other
+weights, those with the largest gradients. It averages every entry that it keeps over those neighbours
 that keep this entry as well.
 
-The models are personal: clients keep different weights. The average of all clients in the record counts
-absent entries as zeros; DisPFL itself would not use such a model.
+The models are personal: clients keep different weights. The record also has the average of all clients,
+in which missing entries count as zeros; DisPFL itself would not use such a model.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Dispfl(TrainingMethod[DispflSettings]):
     def _next_mask(
         self, client: int, weights: torch.Tensor, mask: torch.Tensor, number: int
     ) -> torch.Tensor:
-        """Drops the smallest weights `[param]` of each layer and takes up those of steepest loss."""
+        """Drops the smallest weights `[param]` of each layer, and adds those of the largest gradients."""
         if not self.federation.sizes[client]:
             return mask
         mask, sizes = mask.clone(), list(self.layout.sizes)

@@ -28,7 +28,7 @@ class KGtSettings(AveragingSettings):
     batch: int = Field(default=25, ge=1, le=MOST_SAMPLES)
     epochs: int = Field(default=20, ge=1, le=100_000)
     step: float = Field(default=1.0, gt=0, le=100)
-    """Which part of the local movement a client adds before the average."""
+    """Factor of the change of the weights by local training, before the average."""
 
 
 class KGt(CorrectedTraining[KGtSettings]):

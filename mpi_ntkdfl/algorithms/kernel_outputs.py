@@ -23,7 +23,7 @@ def check_directions(wanted: int | None, jacobian: str, network: Network) -> Non
         network: the network.
 
     Raises:
-        InputError: if there are not so many outputs, or the kernel does not follow from samples.
+        InputError: if there are fewer outputs, or the network's kernel cannot use directions.
     """
     if wanted is None:
         return
@@ -47,9 +47,9 @@ def choose_directions(
 
     Args:
         hoods: neighbourhoods whose Jacobians are held.
-        directions: how many; None for all outputs.
-        federation: for the seed and the number of classes.
-        number: of the round.
+        directions: number of directions; None for all outputs.
+        federation: provides the seed and the number of classes.
+        number: number of the round.
     """
     if directions is None:
         return

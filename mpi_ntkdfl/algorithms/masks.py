@@ -1,4 +1,4 @@
-"""Masks of DisPFL: how many entries a client keeps, and the messages of what it keeps."""
+"""Masks of DisPFL: how many entries a client keeps, and the messages with these entries."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def masked_average(exchange: Exchange, vectors: torch.Tensor, masks: torch.Tenso
         masks: which entries each client keeps, `[owned, param]` bool; the same number for all clients.
 
     Returns:
-        The averages of this rank's clients, `[owned, param]`; 0 outside their own masks.
+        The averages of this rank's clients, `[owned, param]`; entries outside a client's own mask are 0.
     """
     f, heard, params = exchange.federation, exchange.heard("weights"), vectors.shape[1]
     form = masked_format(int(masks[0].sum()), params, vectors.dtype)
@@ -70,12 +70,12 @@ def masked_average(exchange: Exchange, vectors: torch.Tensor, masks: torch.Tenso
     shared = exchange.share_messages(form, own)
     averages = torch.empty_like(vectors)
     with f.clock("update"):
-        known = {client: _unmasked(message, params) for client, message in shared.items()}
+        unmasked = {client: _unmasked(message, params) for client, message in shared.items()}
         for row, client in enumerate(f.owned):
             total = torch.zeros_like(vectors[0], dtype=torch.float64)
             count = torch.zeros_like(total)
             for other in heard.closed(client).tolist():
-                vector, mask = known[other]
+                vector, mask = unmasked[other]
                 total.add_(vector)
                 count.add_(mask)
             averages[row] = torch.where(masks[row], total / count.clamp_(min=1), 0)
@@ -100,5 +100,5 @@ def _unmasked(message: Arrays, params: int) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def _shifts(like: torch.Tensor) -> torch.Tensor:
-    """Places of a byte's bits, the highest first, on the device of `like`."""
+    """Positions of a byte's bits, the highest first, on the device of `like`."""
     return torch.arange(7, -1, -1, dtype=torch.uint8, device=like.device)

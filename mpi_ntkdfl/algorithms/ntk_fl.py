@@ -49,7 +49,7 @@ class NtkFl(Method[NtkFlSettings]):
     look = LineStyle(DARK_GREY, (10, 1.5, 1, 1.5), "*")
 
     def __init__(self, settings: NtkFlSettings, federation: Federation) -> None:
-        """Prepares the method; it carries no state from round to round but the weights."""
+        """Prepares the method; it carries only the weights from round to round."""
         super().__init__(settings, federation)
         self.loss = settings.loss
 
@@ -68,7 +68,7 @@ class NtkFl(Method[NtkFlSettings]):
 
     @classmethod
     def server_work(cls, settings: NtkFlSettings, load: Load) -> dict[str, Work]:
-        """The step by the kernel of the participants' samples."""
+        """Counts the step with the kernel of all participants' samples."""
         return ntk_step_work(settings, load.network, load.own, load.itemsize)
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
@@ -81,7 +81,7 @@ class NtkFl(Method[NtkFlSettings]):
         def answer(hood: Neighbourhood) -> tuple[torch.Tensor, int]:
             new, tau = w, 0
             with may_diverge(f, number):
-                new, tau = ntk_step(hood, w, s.rate(number), s, f)
+                new, tau = ntk_step(hood, w, number, s, f)
             return new, tau
 
         new, tau = exchange.ask_server(w, chosen, answer)

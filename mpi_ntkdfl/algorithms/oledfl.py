@@ -1,7 +1,7 @@
-"""OledFL (Li et al., "OledFL", arXiv 2410.06482): DFedAvg that starts away from the last local weights.
+"""OledFL (Li et al., "OledFL", arXiv 2410.06482): DFedAvg with another starting point.
 
 Local training starts at x + b (x - z), where x is the client's average and z are its own weights at the
-end of its local training in the round before.
+end of local training in the round before. So it starts beyond the average, as seen from these weights.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Oledfl(CorrectedTraining[OledflSettings]):
     carried_name = "differences"
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
-        """Trains, averages, and remembers how far the average is from the client's own weights."""
+        """Trains, averages, and stores the difference of the average and the client's own weights."""
         trained = self.train(weights + self.settings.opposite * self.carried, number)
         new = exchange.average(trained, self.settings.averaging)
         self.carried = new - trained

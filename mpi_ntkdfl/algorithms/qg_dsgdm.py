@@ -1,8 +1,9 @@
 """QG-DSGDm (Lin et al., "Quasi-global momentum", ICML 2021, arXiv 2102.04761), with local passes.
 
-The momentum of the local steps follows how a client's weights move from round to round, averaging
-included. The paper takes one step per round. With K local steps the momentum is constant during a round,
-and the movement is divided by K learning rates; this generalisation is this project's own.
+The momentum of the local steps follows the changes of a client's weights from round to round, which
+include the averages. The paper takes one step per round. With K local steps the momentum is constant
+during a round, and the change is divided by K times the learning rate; this generalisation is not from
+the paper.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class QgDsgdmSettings(AveragingSettings):
     batch: int = Field(default=25, ge=1, le=MOST_SAMPLES)
     epochs: int = Field(default=20, ge=1, le=100_000)
     global_momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Momentum mu: steps go along gradient + mu m, and m <- mu m + (1 - mu) (movement of the round)."""
+    """Momentum mu: steps go along gradient + mu m, and m <- mu m + (1 - mu) (change in the round)."""
 
 
 class QgDsgdm(CorrectedTraining[QgDsgdmSettings]):

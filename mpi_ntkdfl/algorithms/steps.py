@@ -1,4 +1,4 @@
-"""Shared by methods with candidate numbers of steps: settings, the choice, the NTK's step, its cost."""
+"""Code of all methods with candidate numbers of steps: settings, the choice, the NTK's step, its cost."""
 
 from __future__ import annotations
 
@@ -90,6 +90,16 @@ class NtkSettings(StepSettings):
     tolerance: float = Field(default=1e-5, gt=0, lt=1)
     """Bound on the relative error of a round's update that the integration may add."""
 
+    def targets(self, labels: torch.Tensor, outputs: torch.Tensor, number: int) -> torch.Tensor:
+        """The targets of the evolution, `[sample, output]`: the one-hot labels.
+
+        Args:
+            labels: `[sample]` int64.
+            outputs: outputs at the point of linearisation, `[sample, output]`.
+            number: number of the round, from 0.
+        """
+        return one_hot(labels, outputs.shape[1], outputs.dtype)
+
 
 def evolves(settings: MethodSettings) -> bool:
     """Whether a method with these settings integrates an evolution; the squared loss needs none."""
@@ -103,8 +113,8 @@ def keep_best(
 
     Args:
         candidates: `[tau, param]`.
-        losses: of the candidates, `[tau]`.
-        taus: their numbers of steps.
+        losses: the losses of the candidates, `[tau]`.
+        taus: the numbers of steps of the candidates.
 
     Raises:
         Diverged: if no loss is finite, or the weights are not.
@@ -119,7 +129,7 @@ def keep_best(
 def ntk_step(
     hood: Neighbourhood,
     w: torch.Tensor,
-    lr: float,
+    number: int,
     settings: NtkSettings,
     federation: Federation,
     evolved: Evolution | Diverged | None = None,
@@ -127,27 +137,28 @@ def ntk_step(
 ) -> tuple[torch.Tensor, int]:
     """Evolves the network with the kernel of `hood`, whose Jacobian was taken at `w` `[param]`.
 
-    Kernel, evolution, candidate weights and choice are steps 4 to 7 of NTK-DFL, and the server's step of
-    NTK-FL.
+    This computes kernel, evolution, candidate weights and the choice: steps 4 to 7 of NTK-DFL, and the
+    server's step of NTK-FL.
 
     Args:
         hood: samples and Jacobian.
-        w: where the Jacobian was taken.
-        lr: learning rate of the round.
-        settings: of the method.
-        federation: for the network and the clock.
+        w: the point at which the Jacobian was taken.
+        number: number of the round, from 0.
+        settings: the settings of the method.
+        federation: provides the network and the clock.
         evolved: the result of `evolve_together`: the evolution, or the reason why it failed, or None.
         must_improve: whether `w` is kept, with tau 0, if no candidate has a lower loss.
 
     Returns:
-        The new weights `[param]` and the tau they belong to.
+        The new weights `[param]` and their tau.
 
     Raises:
         Diverged: if a value became non-finite.
     """
     if isinstance(evolved, Diverged):
         raise evolved
-    evolution = evolved or _evolve(hood, lr, settings, federation)
+    evolution = evolved or _evolve(hood, number, settings, federation)
+    lr = settings.rate(number)
     with federation.clock("update"):
         products = hood.transposed_product(evolution.residual_sums)
         candidates = candidate_weights(w, products, lr, len(hood.labels))
@@ -177,21 +188,21 @@ def _losses(
     if s.selection == "linearised":
         return linearised_losses(evolution.outputs, hood.labels, s.loss)
     assert hood.inputs is not None
-    shift = s.shift(hood.labels, hood.outputs)
-    return network_losses(network, candidates, hood.inputs, hood.labels, s.loss, shift)
+    shift, labels = s.shift(hood.labels, hood.outputs), hood.labels[hood.held]
+    return network_losses(network, candidates, hood.inputs, labels, s.loss, shift)
 
 
-def _evolve(hood: Neighbourhood, lr: float, s: NtkSettings, federation: Federation) -> Evolution:
+def _evolve(hood: Neighbourhood, number: int, s: NtkSettings, federation: Federation) -> Evolution:
     with federation.clock("kernel"):
         kernel = hood.kernel()
     with federation.clock("evolve"):
-        targets = one_hot(hood.labels, hood.outputs.shape[1], hood.outputs.dtype)
+        targets = s.targets(hood.labels, hood.outputs, number)
         try:
             return evolve(
                 kernel,
                 _outputs(hood, s),
                 targets,
-                lr,
+                s.rate(number),
                 s.taus,
                 s.loss,
                 s.tolerance,
@@ -207,14 +218,14 @@ def _diverged(reason: str) -> Diverged:
 
 
 def evolve_together(
-    hoods: Sequence[Neighbourhood], lr: float, s: NtkSettings, federation: Federation
+    hoods: Sequence[Neighbourhood], number: int, s: NtkSettings, federation: Federation
 ) -> list[Evolution | Diverged | None]:
     """Evolves several neighbourhoods at the same time, for `ntk_step`.
 
     Returns:
-        An evolution for each of `hoods`, or the reason why it failed, or None if `ntk_step` evolves it
-        itself. That is so for a single one, for the squared loss, which has a closed form, and for the
-        compiled version, which evolves one client at a time.
+        For each of `hoods` its evolution, or the reason why the evolution failed. The entries are None
+        where `ntk_step` evolves the neighbourhood itself: if there is only one, for the squared loss,
+        which has a closed form, and for the compiled version, which evolves one client at a time.
     """
     if len(hoods) == 1 or s.loss == "squared" or federation.evolution == "compiled":
         return [None] * len(hoods)
@@ -229,8 +240,9 @@ def evolve_together(
     with federation.clock("evolve"):
         for place, hood in enumerate(hoods):
             outputs[place, : sizes[place]] = _outputs(hood, s)
-            targets[place, : sizes[place]] = one_hot(hood.labels, classes, outputs.dtype)
-        batch = evolve_batch(kernels, outputs, targets, sizes, lr, s.taus, s.tolerance)
+            targets[place, : sizes[place]] = s.targets(hood.labels, hood.outputs, number)
+        rate = s.rate(number)
+        batch = evolve_batch(kernels, outputs, targets, sizes, rate, s.taus, s.tolerance)
         return [
             _diverged(batch.failures[place])
             if batch.failures[place]
@@ -249,13 +261,14 @@ def ntk_step_work(
 ) -> dict[str, Work]:
     """Counts kernel, evolution, update and choice of `ntk_step`, by phase.
 
-    Counts follow from the shapes of the computation. How often the evolution multiplies by its kernel was
-    fitted to runs on digits and Fashion-MNIST. Its other costs were fitted to the compiled version.
+    The counts follow from the shapes of the arrays. The number of products with the kernel in an
+    evolution was fitted to runs on digits and Fashion-MNIST, and the other costs of an evolution to the
+    compiled version.
 
     Args:
-        settings: of the method.
+        settings: the settings of the method.
         network: the model.
-        samples: of each neighbourhood, `[client]`.
+        samples: number of samples of each neighbourhood, `[client]`.
         itemsize: bytes of a floating-point number.
     """
     outputs, taus, counts = network.classes, len(settings.taus), network.work

@@ -1,4 +1,4 @@
-"""Shared by most baselines: clients train on their own data, then average with their neighbours."""
+"""The round of most baselines: clients train on their own data, then average with their neighbours."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ class GossipSettings(AveragingSettings):
 
     codec: CodecChoice | None = None
     """How weights are written into messages, such as `{weights: {name: quantize, levels: 16}}`.
-    Null sends weights as they are. With a codec, clients send what the round has changed, and add
-    the average of the decoded changes.
+    Null sends weights as they are. With a codec, clients send the change of their weights in the round,
+    and add the average of the decoded changes.
     """
 
     round_momentum: float = Field(default=0.0, ge=0, lt=1)
-    """Local training starts at x + round_momentum (x - x'), where x' is where the client's round
-    before would have started without this. It is what `momentum` is for ntk-dfl.
+    """Local training starts at x + round_momentum (x - x'), where x are the client's weights at the
+    beginning of the round and x' those at the beginning of the round before. `momentum` of ntk-dfl is
+    the same.
     """
 
     def weights_codec(self, params: int, dtype: torch.dtype) -> Codec[Any] | None:
@@ -48,7 +49,7 @@ class GossipSettings(AveragingSettings):
 
 
 class QuantizableSettings(GossipSettings):
-    """The same, with `quantize: N` as short form of `codec: {weights: {name: quantize, levels: N}}`."""
+    """`GossipSettings` with `quantize`, the short form of a codec."""
 
     quantize: int | None = Field(default=None, ge=2, le=256)
     """`quantize: N` is short for `codec: {weights: {name: quantize, levels: N}}`."""
@@ -75,11 +76,11 @@ SettingsT = TypeVar("SettingsT", bound=GossipSettings)
 class TrainThenAverage(TrainingMethod[SettingsT]):
     """Local training, then one averaging step over the closed neighbourhood.
 
-    With a codec, clients send what a round has changed, and add the average of the decoded changes, as
-    Quantized DFedAvgM (Sun, Li, Wang, "Decentralized federated averaging", TPAMI 2023) does:
-    `x_i + sum_j w_ij Q(z_j - x_j)` for x_i before and z_j after local training. Differences between
-    clients from earlier rounds are then not averaged again, so their weights drift apart. With plain
-    averages they do not.
+    With a codec, clients send the change of their weights in the round, and add the average of the
+    decoded changes, as in Quantized DFedAvgM (Sun, Li, Wang, "Decentralized federated averaging", TPAMI
+    2023): `x_i + sum_j w_ij Q(z_j - x_j)`, where x_i are the weights before and z_j those after local
+    training. Differences between clients from earlier rounds are then not averaged again, so the weights
+    of clients drift apart. Without a codec they do not.
     """
 
     def __init__(self, settings: SettingsT, federation: Federation) -> None:
@@ -116,12 +117,12 @@ class TrainThenAverage(TrainingMethod[SettingsT]):
         return RoundResult(weights + changes)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What momentum and codec remember."""
+        """The arrays of momentum and codec."""
         coded = {} if self.coding is None else self.coding.state()
         return {**coded, **self.momentum.state()}
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Gives momentum and codec back what they remembered."""
+        """Gives momentum and codec their arrays back."""
         self.momentum.restore(state)
         if self.coding is not None:
             self.coding.restore(state)

@@ -1,4 +1,4 @@
-"""Shared by methods with local training: their settings, their steps, and the cost of the steps."""
+"""Code of all methods with local training: settings, steps, and the cost of the steps."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ class TrainingMethod(Method[SettingsT]):
         """The weights `[owned, param]` after the local steps of round `number`.
 
         Args:
-            weights: before them, `[owned, param]`.
-            number: of the round.
+            weights: the weights before these steps, `[owned, param]`.
+            number: number of the round.
         """
         return self.training.descend(weights, number, self.settings.sgd(number))
 
@@ -92,7 +92,7 @@ class TrainingMethod(Method[SettingsT]):
     def training_bytes(
         cls, settings: SettingsT, network: Network, dtype: torch.dtype
     ) -> Callable[[int], int] | None:
-        """Bytes that local training keeps of a client, given its samples; see `Needs`."""
+        """A function from a client's number of samples to the bytes that local training keeps of it."""
         if not cls.plain_sgd:
             return None
 
@@ -111,3 +111,8 @@ class TrainingMethod(Method[SettingsT]):
         )
         calls = gradients * took.steps * _CALLS_PER_STEP + load.nothing
         return {"train": Work(took.operations, load.itemsize * took.numbers, calls)}
+
+
+def takes_plain_steps(method: type) -> bool:
+    """Whether the method's local steps are those of `LocalTraining.descend`."""
+    return issubclass(method, TrainingMethod) and method.plain_sgd

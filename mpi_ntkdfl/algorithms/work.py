@@ -1,7 +1,7 @@
-"""What a round asks of a client, counted in operations, bytes and calls.
+"""The work of a client in a round, counted in operations, bytes and calls.
 
-A method counts its own work. `planning/costs.py` adds what is common to all methods, turns the counts
-into seconds, and shares clients out to ranks by them.
+A method counts its own work. `planning/costs.py` adds the work that all methods share, turns the counts
+into seconds, and distributes clients over ranks by them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from mpi_ntkdfl.model.network import Network
 
 @dataclass(frozen=True)
 class Work:
-    """What one phase of a round asks of every client; each attribute is an array `[client]`.
+    """The work of every client in one phase of a round; each attribute is an array `[client]`.
 
     Attributes:
-        operations: floating-point operations of matrix products.
-        bytes: read and written by passes over arrays.
-        calls: of tensor operations, whatever their size.
+        operations: number of floating-point operations of matrix products.
+        bytes: number of bytes that passes over arrays read and write.
+        calls: number of tensor operations of any size.
     """
 
     operations: np.ndarray
@@ -28,21 +28,21 @@ class Work:
     calls: np.ndarray
 
     def times(self, count: int) -> Work:
-        """The work of doing this `count` times."""
+        """This work `count` times."""
         return Work(count * self.operations, count * self.bytes, count * self.calls)
 
 
 @dataclass(frozen=True)
 class Load:
-    """The clients whose work is counted, and on what they compute; arrays are `[client]`.
+    """The clients whose work is counted, with their numbers of samples; arrays are `[client]`.
 
     Attributes:
         network: the model of every client.
         itemsize: bytes of a floating-point number.
-        own: samples of each client.
-        gathered: samples of each client and of its neighbours together.
-        degrees: number of neighbours of each client. Where graphs are dynamic, neighbours are average
-            ones.
+        own: number of samples of each client.
+        gathered: number of samples of each client and its neighbours together.
+        degrees: number of neighbours of each client. If graphs are dynamic, every client is given
+            average neighbours.
     """
 
     network: Network

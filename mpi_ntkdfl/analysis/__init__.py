@@ -1,1 +1,1 @@
-"""Reads records and makes tables and figures of them; knows neither MPI nor torch."""
+"""Reads records and makes tables and figures from them. It imports neither MPI nor torch."""

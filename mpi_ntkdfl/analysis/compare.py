@@ -1,4 +1,4 @@
-"""What runs needed to reach an accuracy, and where they ended: one line per configuration or run."""
+"""The costs of reaching an accuracy, and the last values of runs: one line per configuration or run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mpi_ntkdfl.metrics import METRICS, Metric, Place, at
 
 @dataclass(frozen=True)
 class Spread:
-    """A number over runs. NaN and infinities are what was measured.
+    """Mean and deviation of a number over runs. NaN and infinities are measured values.
 
     Attributes:
-        mean: over runs.
+        mean: mean over runs.
         sd: sample standard deviation (divisor n - 1); None for one run.
     """
 
@@ -25,17 +25,18 @@ class Spread:
 
 
 Spreads = Mapping[str, Spread | None]
-"""By the metrics' names; None where a run has no such number."""
+"""Numbers by the metrics' names; None if a run lacks the number."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What it took to reach a target.
+    """The costs of reaching a target.
 
     Attributes:
         target: accuracy of the average of all clients.
         reached: number of runs that reached it.
-        spreads: of the metrics `target`, up to the first evaluated row at or above the target.
+        spreads: means and deviations of the metrics `target`, up to the first evaluated row that reaches
+            the target.
     """
 
     target: float
@@ -48,12 +49,12 @@ class Outcome:
     """One line of a comparison.
 
     Attributes:
-        method, label: of the configuration.
-        name: of the file, if this is one run of several or asked for; else empty.
-        seeds: of the runs.
-        costs: for every target.
-        ends: of the metrics `end`, at the last evaluated row.
-        metrics: that were measured in every run, by name.
+        method, label: method and label of the configuration.
+        name: name of the file if the line is one run; empty for a line over several runs.
+        seeds: seeds of the runs.
+        costs: the costs of every target.
+        ends: means and deviations of the metrics `end`, at the last evaluated row.
+        metrics: metrics that were measured in every run, by name.
     """
 
     method: str
@@ -68,7 +69,7 @@ class Outcome:
 def outcomes(
     groups: Sequence[Group], targets: Sequence[float], runs: bool = False
 ) -> list[Outcome]:
-    """One outcome per group, each followed by one for every run if `runs`."""
+    """One outcome per group; if `runs`, one outcome for every run of the group follows it."""
     lines = []
     for group in groups:
         lines.append(_outcome(group, "", group.traces, targets))
@@ -78,9 +79,9 @@ def outcomes(
 
 
 def columns(outcomes: Sequence[Outcome], place: Place) -> list[Metric]:
-    """The metrics that appear at a place: those of the table, and those that only records have.
+    """The metrics that are shown at a place: those of the table, and those that only the records have.
 
-    A metric with conditions appears if it was measured.
+    A metric with conditions is shown if it was measured.
     """
     metrics = dict(METRICS)
     for outcome in outcomes:
@@ -116,9 +117,9 @@ def _cost(traces: Sequence[Trace], metrics: Sequence[Metric], target: float) -> 
 
 
 def _spread(traces: Sequence[Trace], metric: Metric, rows: Sequence[int | None]) -> Spread | None:
-    """Of a metric at one row of every run; None if a run has no such row or no such metric.
+    """Mean and deviation of a metric at one row of every run; None if a run lacks the row or the metric.
 
-    A mean over the runs that have one would flatter a method whose slow seeds never arrive.
+    A mean over the other runs would favour a method whose slow runs never reach the target.
     """
     values = []
     for trace, row in zip(traces, rows, strict=True):

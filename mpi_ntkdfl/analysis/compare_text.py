@@ -17,7 +17,7 @@ _SPREAD_NOTE = "a +- b: mean and standard deviation over the seeds; no mean unle
 
 
 def text(outcomes: Sequence[Outcome]) -> str:
-    """A table for every target, one of how the runs ended, and what the columns mean."""
+    """One table per target, one table of the last values, and the meaning of the columns."""
     blocks = [_to_target(outcomes, n) for n in range(len(outcomes[0].costs))]
     notes = [*_NOTES, *([_SPREAD_NOTE] if any(len(o.seeds) > 1 for o in outcomes) else [])]
     return "\n\n".join("\n".join(block) for block in (*blocks, _at_the_end(outcomes), notes))
@@ -40,7 +40,7 @@ def _at_the_end(outcomes: Sequence[Outcome]) -> list[str]:
 def _numbers(
     outcomes: Sequence[Outcome], place: Place, spreads: Sequence[Spreads]
 ) -> list[list[str]]:
-    """Columns with their heads, without the rounds; metrics that no run has are left out."""
+    """Columns with their headings, without that of the rounds, and without metrics that no run has."""
     return [
         [metric.head, *(_cell(metric, each.get(metric.name)) for each in spreads)]
         for metric in columns(outcomes, place)
@@ -49,7 +49,7 @@ def _numbers(
 
 
 def _rounds(outcomes: Sequence[Outcome], n: int) -> list[str]:
-    """Rounds to a target with their head; if only some seeds reached it, how many did."""
+    """The column of rounds to a target; it says how many seeds reached the target if not all did."""
     cells = [ROUNDS.head]
     for outcome in outcomes:
         cost, runs = outcome.costs[n], len(outcome.seeds)
@@ -60,7 +60,7 @@ def _rounds(outcomes: Sequence[Outcome], n: int) -> list[str]:
 
 
 def _who(outcomes: Sequence[Outcome]) -> list[list[str]]:
-    """The columns on the left; runs of a group are indented and called by their file."""
+    """The columns on the left; the runs of a group are indented and have the names of their files."""
     methods = ["" if o.name else o.method for o in outcomes]
     labels = [f"  {o.name}" if o.name else o.label for o in outcomes]
     seeds = [",".join(map(str, o.seeds)) for o in outcomes]
@@ -69,7 +69,7 @@ def _who(outcomes: Sequence[Outcome]) -> list[list[str]]:
 
 
 def _table(left: Sequence[Sequence[str]], right: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table from its columns; text to the left, numbers to the right."""
+    """The lines of a table from its columns; texts are aligned left, numbers right."""
     padded = []
     for align, several in (("<", left), (">", right)):
         for column in several:
@@ -93,8 +93,8 @@ def write_csv(path: Path, outcomes: Sequence[Outcome]) -> None:
 
     Columns: `method`, `label`, `file` (empty for a mean over runs), `seeds`, `runs`, `target`,
     `reached`; then for every metric `NAME_to_target` and `final_NAME` with their standard deviations
-    `..._sd`. Empty: not reached, not recorded, or the deviation of one run. `nan`, `inf` and `-inf` are
-    what was measured.
+    `..._sd`. A field is empty if the target was not reached, if the metric was not recorded, and for the
+    deviation of one run. `nan`, `inf` and `-inf` are measured values.
 
     Raises:
         InputError: if the name does not end in .csv, or the file cannot be written.

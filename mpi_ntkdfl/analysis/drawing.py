@@ -31,14 +31,14 @@ _SPACING = 0.1
 _UNDATED: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 Legend = list[tuple[str, "Artist"]]
-"""What a legend explains, in order: names with what is drawn."""
+"""The entries of a legend in their order: names with the drawn objects."""
 
 
 # -------------------------------------------------------------------------------------------- files
 
 
 def save(path: Path, draw: Callable[[], Figure]) -> None:
-    """Writes what `draw` draws in the house style; the same input gives the same bytes.
+    """Writes a figure that `draw` draws, in the style of the package; equal input gives equal bytes.
 
     Raises:
         InputError: for another suffix than pdf, png, svg, or if the file cannot be written.
@@ -51,7 +51,7 @@ def save(path: Path, draw: Callable[[], Figure]) -> None:
 
 
 def svg(draw: Callable[[], Figure]) -> str:
-    """What `draw` draws in the house style, as SVG text."""
+    """The SVG text of a figure that `draw` draws, in the style of the package."""
     with house_style():
         text = io.StringIO()
         draw().savefig(text, format="svg", metadata=_UNDATED["svg"])
@@ -60,7 +60,7 @@ def svg(draw: Callable[[], Figure]) -> str:
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Defaults of matplotlib, whatever the user's own settings are, and the house style."""
+    """The defaults of matplotlib, without the user's own settings, and the style of the package."""
     import matplotlib.style
 
     with matplotlib.style.context(["default", style.RC]):
@@ -84,7 +84,7 @@ def canvas(count: int, across: int, share_y: bool = False) -> tuple[Figure, list
 
 
 def lines(ax: Axes, panel: Panel, looks: Sequence[LineStyle]) -> Legend:
-    """Draws the lines of a panel with their bands; long ones have markers between those of others."""
+    """Draws the lines of a panel with their bands; the markers of long lines do not cover each other."""
     explained: Legend = []
     many = any(len(line.x) > 10 for line in panel.lines)
     for number, (line, look) in enumerate(zip(panel.lines, looks, strict=True)):
@@ -105,10 +105,10 @@ def _points(ax: Axes, line: Series, look: LineStyle, number: int, of: int) -> Ar
     """Marks the points of a line beside those of the other lines, with bars of one deviation.
 
     Args:
-        ax: where.
+        ax: the axes to draw on.
         line: the points, at whole numbers.
-        look: of the line.
-        number: its place among the lines.
+        look: how the line looks.
+        number: position of the line among all lines, from 0.
         of: number of lines.
     """
     x = line.x + 0.6 * ((number + 0.5) / of - 0.5)
@@ -120,12 +120,13 @@ def _points(ax: Axes, line: Series, look: LineStyle, number: int, of: int) -> Ar
 
 
 def _markers(x: np.ndarray, log: bool, shift: float) -> list[int]:
-    """Points of a long line that have a marker: as even across the panel as its points allow.
+    """The points of a long line that get a marker, spread over the panel as evenly as possible.
 
     Args:
         x: `[point]`.
         log: whether the axis is logarithmic.
-        shift: by which part of the spacing the markers are shifted, for lines that lie on each other.
+        shift: part of the spacing by which the markers are shifted, so that markers of equal lines do not
+            cover each other.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         across = np.log(x) if log else np.asarray(x, dtype=np.float64)
@@ -142,7 +143,7 @@ def scale(ax: Axes, panel: Panel) -> None:
     """Labels, scales and ticks of both axes; bytes have their unit at the ticks."""
     ax.set_xlabel(panel.x.label)
     ax.set_ylabel(panel.y.label)
-    # A point is seen where both its numbers can be; without any a logarithmic axis has no ends.
+    # A point is visible if both its numbers are. Without such a point a logarithmic axis has no ends.
     points = np.array(
         [(x, y) for line in panel.lines for x, y in zip(line.x, line.mean, strict=True)]
     )
@@ -167,7 +168,7 @@ def _ticks(axis: MplAxis, shown: Axis, log: bool, ends: tuple[float, float], cro
         axis.set_ticks(range(len(shown.ticks)), shown.ticks)
         return
     if log:
-        # Powers of ten and numbers between them, as many as find room: labels with a unit are wide.
+        # Powers of ten, and numbers between them if there is room, because labels with a unit are wide.
         most = (3 if shown.unit else 5) if crowded else 7
         counts = {subs: len(_between(ends, subs)) for subs in ((1, 2, 5), (1, 3), (1,))}
         fitting = [subs for subs, count in counts.items() if 2 <= count <= most]
@@ -196,12 +197,12 @@ def _between(ends: tuple[float, float], subs: Sequence[int]) -> list[float]:
 
 
 def fit_after_start(ax: Axes, lines: Iterable[Series], more: Sequence[float] = ()) -> None:
-    """Fits a linear vertical axis to all but the start, which would dwarf everything after it.
+    """Fits a linear vertical axis to all points but the start, because the start may be much larger.
 
     Args:
         ax: the panel.
-        lines: that it shows.
-        more: further values that must be in sight.
+        lines: the lines that it shows.
+        more: further values that must be visible.
     """
     values = [np.asarray(more, dtype=np.float64)]
     for line in lines:
@@ -219,13 +220,13 @@ def fit_after_start(ax: Axes, lines: Iterable[Series], more: Sequence[float] = (
 
 
 def legend(drawn: Figure, explained: Legend, spread: bool, band: str = "") -> None:
-    """Below the panels, where it covers no data; the figure grows by it.
+    """Draws the legend below the panels, where it covers no data; the figure becomes taller by it.
 
     Args:
         drawn: the figure.
-        explained: what the legend names.
-        spread: whether there are bands to explain.
-        band: what they are; empty for one standard deviation over seeds.
+        explained: the entries of the legend.
+        spread: whether the legend must explain bands.
+        band: meaning of the bands; empty for one standard deviation over seeds.
     """
     from matplotlib.patches import Patch
 

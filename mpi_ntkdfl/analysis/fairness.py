@@ -1,4 +1,4 @@
-"""What speaks against comparing some runs."""
+"""Reasons why a comparison of some runs may be unfair."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mpi_ntkdfl.metrics import ACCURACY
 
 
 def warnings(groups: Sequence[Group]) -> list[str]:
-    """What speaks against comparing these runs, one line each; empty if nothing does."""
+    """The reasons why a comparison of these runs may be unfair, one line each."""
     lines = []
     if unfair := _unfair(groups):
         lines.append(f"no fair comparison, the runs differ in: {'; '.join(unfair)}")
@@ -53,7 +53,7 @@ def _code_told(trace: Trace) -> dict[str, str]:
 
 
 def _unfair(groups: Sequence[Group]) -> list[str]:
-    """What differs between groups that should not: settings, seeds, samples, start."""
+    """Differences between groups that make a comparison unfair: settings, seeds, samples, weights."""
     settings = [group.traces[0].settings for group in groups]
     unlike = [key for key in differing(settings) if must_agree(key)]
     contents = named_contents([group.traces[0] for group in groups])
@@ -96,9 +96,9 @@ def _crossed(
 ) -> bool:
     """Whether the configurations are a full grid of methods and of the sections that differ.
 
-    Then every difference belongs to one factor, and the factors are what is compared: such as one
-    method on two graphs, or two methods on each of two graphs. Two methods on one graph each are not a
-    grid, since method and graph cannot be told apart.
+    Then every difference belongs to one factor, and the factors are compared, such as one method on two
+    graphs, or two methods on each of two graphs. Two methods on one graph each are not a grid, because
+    the effects of method and graph cannot be separated.
     """
     sections = dict.fromkeys(key.partition(".")[0] for key in unlike)
     sections |= {PATHS[name].partition(".")[0]: None for name in differing(contents)}

@@ -1,4 +1,4 @@
-"""Writing results so that a file under its own name is always whole."""
+"""Writes files so that a file under its final name is always complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looks at a run while it goes on, or after it was killed."""
+"""Reads a run while it is running, or after it was killed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mpi_ntkdfl.storage.outputs import Outputs
 def status(outputs: Outputs, run: tables.Run) -> str:
     """Whether the run is finished, running, or stopped before its end.
 
-    A lock on another machine is seen where the file system shares locks.
+    A run on another machine is noticed if the file system shares locks.
 
     Raises:
         InputError: if the record lacks what a run writes.
@@ -31,17 +31,17 @@ def status(outputs: Outputs, run: tables.Run) -> str:
 
 
 def finished(done: int, rounds: int, stop_at: float | None) -> str:
-    """How a run is finished: with all its rounds, or before because it has reached `stop_at`."""
+    """How a run was finished: with all its rounds, or earlier because it has reached `stop_at`."""
     if done < rounds:
         return f"finished: {done} of {rounds} rounds, the average reached stop_at ({stop_at:g})"
     return f"finished: {done} rounds"
 
 
 def follow(outputs: Outputs, interval: float) -> Iterator[str]:
-    """Yields a line for every evaluation, those to come as they come, until the run is finished.
+    """Yields one line per evaluation, also for evaluations to come, until the run is finished.
 
     Args:
-        outputs: of the run; its record may not exist yet.
+        outputs: the files of the run; its record may not exist yet.
         interval: seconds between looks.
 
     Raises:
@@ -67,7 +67,7 @@ def follow(outputs: Outputs, interval: float) -> Iterator[str]:
 
 
 def _line(run: tables.Run, row: int, rounds: int) -> str:
-    """One evaluation."""
+    """The line of one evaluation."""
     words = [round_words(int(run.rounds[row]), rounds)]
     for metric in at("live", list(run.metrics.values())):
         if run.has(metric) and not run.untested(metric)[row]:

@@ -1,6 +1,6 @@
 """The numbers of a figure: axes, and lines with their spread over seeds.
 
-Drawing and tables both take the numbers from here, so they cannot differ. No matplotlib.
+Figures and tables take their numbers from here, so they cannot differ. matplotlib is not needed.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ class Axis:
     """A quantity on an axis.
 
     Attributes:
-        name: of the quantity, for programs.
-        label: with the unit, for people.
+        name: name of the quantity, for programs.
+        label: label with the unit, for people.
         log: whether the axis is logarithmic.
-        unit: to write at the ticks.
+        unit: the unit to write at the ticks.
         whole: whether ticks are at whole numbers only.
         from_zero: whether a linear axis begins at 0.
-        ticks: names of the places 0, 1, ..., for an axis of things without an order, such as hospitals.
+        ticks: names of the positions 0, 1, ..., for an axis without an order, such as one of hospitals.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Axis:
 
     @classmethod
     def of(cls, metric: Metric, log: bool = False) -> Axis:
-        """The axis of a metric; `log` makes it logarithmic whatever the metric says."""
+        """The axis of a metric; `log` makes it logarithmic even if the metric is not."""
         return cls(
             name=metric.name,
             label=metric.title,
@@ -51,13 +51,13 @@ class Axis:
 class Series:
     """A line: mean and standard deviation (divisor n - 1) over seeds at some points.
 
-    NaN and infinities are what was measured; they are gaps in the drawn line.
+    NaN and infinities are measured values; they are gaps in the drawn line.
 
     Attributes:
-        label: in the legend; equal labels look alike in every panel of a figure.
-        method: whose colour and marker it has; empty for a line of no method.
+        label: its label in the legend; lines with equal labels look the same in every panel of a figure.
+        method: the method whose colour and marker it has; empty if it belongs to no method.
         x, mean, sd: `[point]`; `sd` is NaN for one seed.
-        seeds: behind each point, `[point]`.
+        seeds: number of seeds of each point, `[point]`.
         start: whether a point is the start of a run, before any round, `[point]`.
         published: whether these are points of a publication, not of runs.
         band: lower and upper end of a band `[point]` that is not the deviation over seeds, such as
@@ -87,9 +87,9 @@ class Panel:
     """Axes with lines.
 
     Attributes:
-        title: above them; empty for none.
+        title: the text above the axes; empty for none.
         x, y: the axes.
-        lines: in the order of the legend.
+        lines: its lines in the order of the legend.
         rows: of a heat map, whose rows are the lines and whose colours are `y`; else None. The names of
             the columns are `x.ticks`.
     """
@@ -112,8 +112,8 @@ def over_seeds(
     """A line of `values` `[seed, point]`.
 
     Args:
-        label: of the line.
-        method: of the line.
+        label: label of the line.
+        method: method of the line.
         x: `[point]`.
         values: `[seed, point]`.
         start: whether a point is the start of a run, `[point]`; None: no point is.
@@ -129,17 +129,17 @@ def over_seeds(
 
 
 def no_point(x: Metric, y: Metric, log_x: bool, across: np.ndarray, up: np.ndarray) -> np.ndarray:
-    """Where a line has no point, `[point]`.
+    """Marks where a line has no point, `[point]` bool.
 
-    That is where x is 0 or less on a logarithmic axis, and where a count does not exist. NaN of another
-    metric is a point.
+    A line has no point where x is 0 or less on a logarithmic axis, and where a count does not exist. A
+    NaN of another metric is a point.
 
     Args:
-        x: what is drawn against.
-        y: what is drawn.
+        x: the quantity of the horizontal axis.
+        y: the quantity of the vertical axis.
         log_x: whether the axis of x is logarithmic.
-        across: x `[point]`.
-        up: y `[seed, point]`.
+        across: values of x, `[point]`.
+        up: values of y, `[seed, point]`.
     """
     missing = across <= 0 if log_x else np.full(len(across), False)
     if x.counts:

@@ -1,4 +1,4 @@
-"""The figures of `plot`: a metric against rounds, bytes, seconds and others, a line per configuration."""
+"""The figures of `plot`: a metric against rounds, bytes or seconds, with one line per configuration."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What to draw.
+    """A figure to draw.
 
     Attributes:
-        x: names of metrics, a panel each; empty for those that are drawn against by default.
+        x: names of the metrics of the horizontal axes, one panel each; empty for the default ones.
         y: name of a metric.
-        ylim: ends of the vertical axis, or None to fit.
+        ylim: ends of the vertical axis; None fits them to the data.
         target: accuracy to mark, or None.
-        title: above the panels, or None.
-        labels: names of the groups in the legend; empty for their own.
-        percentiles: of clients, for the band instead of the deviation over seeds; None for that.
+        title: the text above the panels, or None.
+        labels: names of the groups in the legend; empty for the groups' own labels.
+        percentiles: percentiles of clients, which the band shows instead of the deviation over seeds, or
+            None.
     """
 
     x: Sequence[str] = ()
@@ -59,7 +60,7 @@ def write(path: Path, groups: Sequence[Group], request: Request) -> None:
 
 
 def figure(groups: Sequence[Group], request: Request) -> Figure:
-    """One panel for every x: a line per group, the mean over its runs, with a band of one sd.
+    """One panel per x, with one line per group: the mean over its runs, with a band of one deviation.
 
     Raises:
         InputError: for metrics that do not exist, or more lines than can be told apart.
@@ -148,7 +149,7 @@ def _find(name: str, metrics: Mapping[str, Metric], place: Place) -> Metric:
 
 
 def _refuse(groups: Sequence[Group], request: Request) -> None:
-    """Refuses what would be an empty or a misleading figure."""
+    """Refuses figures that would be empty or misleading."""
     if request.labels and len(request.labels) != len(groups):
         configurations = "; ".join(_name(group) for group in groups)
         raise InputError(
@@ -178,7 +179,7 @@ def _refuse(groups: Sequence[Group], request: Request) -> None:
 
 
 def looks_of(groups: Iterable[Group]) -> dict[str, LineStyle]:
-    """The looks that records hold of their methods, by the method's name."""
+    """The looks of methods as recorded, by the method's name."""
     traces = [trace for group in groups for trace in group.traces]
     return {trace.method: trace.look for trace in traces if trace.look is not None}
 

@@ -1,9 +1,9 @@
 """Strong and weak scaling from records of many numbers of ranks: speed-up, efficiencies, Amdahl's law.
 
 A round's wall clock is that of its slowest rank, without the phases `evaluate` and `record`, which
-serve the experimenter. Efficiencies are those of the POP Centre of Excellence (pop-coe.eu,
-"POP Standard Metrics for Parallel Performance Analysis"), with the phases that a method computes in as
-useful computation:
+are not part of the method. Efficiencies are those of the POP Centre of Excellence (pop-coe.eu,
+"POP Standard Metrics for Parallel Performance Analysis"). Useful computation is the time in the phases
+in which a method computes:
 
     load balance = mean over ranks of computation / largest of any rank,
     communication efficiency = largest computation of any rank / wall clock,
@@ -38,22 +38,22 @@ Kind = Literal["strong", "weak"]
 
 @dataclass(frozen=True)
 class Point:
-    """A run on one number of ranks; seconds are medians over rounds, the first left out if more than 2.
+    """A run on one number of ranks. Seconds are medians over rounds, without the first of 3 or more.
 
     Attributes:
-        name: of the file.
+        name: name of the file.
         config: the configuration.
         contents: what identifies data, graph file and starting weights, by name.
-        central: whether the method has a server; False in records that do not tell.
+        central: whether the method has a server; False if the record does not say it.
         ranks: R.
-        threads: of each rank.
-        cores: of all its hosts together, 0 if the record does not tell.
-        rounds: that the medians are over.
-        phases: names.
-        seconds: `[rank, phase]`.
+        threads: number of threads of each rank.
+        cores: number of cores of all its hosts together; 0 if the record does not say it.
+        rounds: number of rounds over which the medians are taken.
+        phases: names of the phases.
+        seconds: seconds of each phase, `[rank, phase]`.
         wall: seconds per round, without evaluation and recording.
         sizes: samples of each client, `[client]`.
-        edge_bytes: protocol bytes a round by phase for each directed edge of the graph.
+        edge_bytes: protocol bytes per round for each directed edge of the graph, by phase.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Point:
 
     @property
     def crowded(self) -> bool:
-        """Whether threads outnumber cores, as far as the record tells."""
+        """Whether there are more threads than cores, as far as the record says."""
         return 0 < self.cores < self.ranks * self.threads
 
     @cached_property
@@ -89,19 +89,19 @@ class Point:
 
     @property
     def load_balance(self) -> float:
-        """Mean over largest computation of the ranks."""
+        """The mean computation of the ranks, divided by the largest."""
         with np.errstate(invalid="ignore"):  # of infinities
             return float(self.computation.mean() / self.computation.max())
 
     @property
     def communication(self) -> float:
-        """Largest computation over the wall clock; at most 1."""
+        """The largest computation of a rank, divided by the wall-clock time; at most 1."""
         with np.errstate(invalid="ignore"):  # of infinities
             return float(np.minimum(self.computation.max() / self.wall, 1.0))
 
     @property
     def parallel(self) -> float:
-        """Parallel efficiency: their product."""
+        """Parallel efficiency: load balance times communication efficiency."""
         return self.load_balance * self.communication
 
     def phase(self, name: str) -> float:
@@ -116,7 +116,7 @@ class Amdahl:
     Attributes:
         single: T(1) in seconds.
         serial: the serial fraction s, 0 to 1.
-        ranks: to which the law was fitted.
+        ranks: numbers of ranks to which the law was fitted.
         residual: root mean square of the relative deviations.
     """
 
@@ -132,11 +132,11 @@ class Amdahl:
 
 @dataclass(frozen=True)
 class Study:
-    """Runs of one configuration, ascending in ranks.
+    """The runs of one configuration, in ascending order of ranks.
 
     Attributes:
         kind: strong: the same clients on more ranks; weak: as many clients per rank.
-        points: at least two numbers of ranks.
+        points: measurements with at least two numbers of ranks.
     """
 
     kind: Kind
@@ -152,17 +152,17 @@ class Study:
         return f"{self.kind}: {', '.join(names)}, {count:g} clients{each}"
 
     def speed_up(self, point: Point) -> float:
-        """Work a second over that of the fewest ranks: T(base)/T(R), times R/base in a weak study."""
+        """Work per second relative to the fewest ranks: T(base)/T(R), times R/base in a weak study."""
         base = self.points[0]
         grown = point.clients / base.clients
         return base.wall / point.wall * grown
 
     def efficiency(self, point: Point) -> float:
-        """Speed-up over how many times more ranks there are."""
+        """The speed-up, divided by the factor by which the number of ranks grows."""
         return self.speed_up(point) * self.points[0].ranks / point.ranks
 
     def amdahl(self) -> Amdahl | None:
-        """The fit to a strong study, to the points whose threads do not outnumber cores if those suffice.
+        """The fit to a strong study, without points of more threads than cores if enough others remain.
 
         None for a weak study.
         """
@@ -176,7 +176,7 @@ class Study:
 def amdahl(ranks: Sequence[int], seconds: Sequence[float]) -> Amdahl:
     """Least squares of T(R) = a + b / R with a, b >= 0, relative to T; s = a / (a + b).
 
-    Seconds that are no finite numbers fit to nothing: all is NaN.
+    If some seconds are not finite, all results are NaN.
     """
     measured = np.array(seconds)
     if not np.isfinite(measured).all():
@@ -231,7 +231,7 @@ def _point(run: Run, name: str, sizes: np.ndarray, edges: np.ndarray) -> Point:
     if not len(seconds):
         raise InputError(f"{name} has no finished round")
     config = run.config
-    # Every rank was in every round, so NaN of a rank is no missing rank.
+    # Every rank took part in every round, so a NaN does not mean that a rank is missing.
     timed = [phase not in UNTIMED for phase in run.time_phases]
     walls = seconds[..., timed].sum(axis=2).max(axis=1)
     directed = 2 * edges[: run.done].sum()
@@ -254,10 +254,10 @@ def _point(run: Run, name: str, sizes: np.ndarray, edges: np.ndarray) -> Point:
 
 
 def studies(points: Iterable[Point]) -> list[Study]:
-    """Every strong and every weak study the runs hold.
+    """All strong and weak studies that can be made of the runs.
 
-    Runs of one family belong together (`same_family`; equal data, graph file and starting weights): with
-    the same clients to a strong study, with as many clients per rank to a weak one.
+    Runs of one family belong together (`same_family`; equal data, graph file and starting weights). Those
+    with the same number of clients are a strong study; those with the same number per rank a weak one.
 
     Raises:
         InputError: if there is none.
@@ -292,7 +292,7 @@ def same_family(setting: str) -> bool:
 
 
 def warnings(points: Iterable[Point]) -> list[str]:
-    """What speaks against reading the runs as scaling, one line each."""
+    """The reasons why the runs may not show how the method scales, one line each."""
     lines = []
     for point in points:
         if point.crowded:

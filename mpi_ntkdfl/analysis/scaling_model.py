@@ -1,19 +1,24 @@
-"""What a round would take on other ranks, with other clients, over another network.
+"""Predicts the seconds of a round on more ranks, with more clients, over another network.
 
-    T(R, M) = max over ranks r of (computation_r + exchange_r) + agreement + drawing * M
+    T(R, M) = max over ranks r of (computation_r + exchange_r + record_r) + agreement + drawing * M
     computation_r = sum over own clients of the measured seconds per client and round, by phase
     exchange_r = exchanges * alpha + bytes_r / beta
-    agreement = ceil(log2 R) * alpha
+    record_r = measured seconds that rank 0 writes files, and 0 on other ranks
+    agreement = alpha up to 32 ranks, otherwise ceil(log2 R) * alpha
 
-Measured seconds are means over clients of the records given. A client's share goes with the samples it
-computes on, squared where it collects its neighbours' (the kernel). In every exchange a rank sends a
-message to each neighbouring rank. They travel at the same time, so an exchange costs one latency `alpha`
-(three for messages above 8 kB: a question, an answer, the data), a microsecond of the processor per
-message, and the rank's bytes at `beta` bytes per second (Hockney, "The communication challenge for MPP",
-Parallel Computing 20, 1994). Exchanges follow each other, and no
-computation hides them. At the end of a round the ranks agree on whether to stop. What the record needs
-travels to rank 0 meanwhile. What was measured as `other` counts as a client's, like computation. Every
-rank draws every graph of all clients. That time grows with clients and does not shrink with ranks.
+Measured seconds are means over the clients of the given records. The computation of a client is
+proportional to the number of samples on which it computes, or to the square of this number if the client
+collects the samples of its neighbours (because of the kernel). In every exchange a rank sends one message
+to each neighbouring rank. These messages travel at the same time. So an exchange costs one latency
+`alpha` (three for messages above 8 kB: a question, an answer, the data), a microsecond of the processor
+per message, and the rank's bytes at `beta` bytes per second (Hockney, "The communication challenge for
+MPP", Parallel Computing 20, 1994). Exchanges follow each other, and no computation overlaps with them. At
+the end of a round the ranks agree on whether to stop; meanwhile the data for the record travel to rank 0.
+While rank 0 writes the record and checkpoints, the other ranks begin the next round and wait there for
+messages of rank 0. A run with one rank waits for nothing, and its measured seconds do not contain the
+writing. Seconds that were measured as `other` are counted per client, like computation. Every rank draws
+the graph of all clients. The time for that grows with the number of clients, and more ranks do not reduce
+it.
 """
 
 from __future__ import annotations
@@ -34,23 +39,25 @@ from mpi_ntkdfl.topology.placement import Placement, neighbour_ranks, pairs
 from mpi_ntkdfl.topology.schedule import Schedule
 
 _DRAWN = 20_000
-"""Clients up to which the graph is drawn as a run would; beyond, neighbours of some ranks are sampled."""
+"""Number of clients up to which the graph is drawn; above it, neighbours of some ranks are sampled."""
 _SAMPLED = 8
-"""Ranks whose messages are counted."""
+"""Number of ranks whose messages are counted."""
 _DRAWING = 3e-6
 """Seconds per client to draw a regular graph of degree 5 and to find a rank's part of it; measured 0.3 s
 for 100,000 clients (`benchmarks/graphs.py`)."""
 _MESSAGE = 1e-6
-"""Seconds of the processor for a message, beside its latency, during which others travel too."""
+"""Seconds of the processor per message, in addition to the latency, which all messages share."""
 _EAGER = 8192
-"""Bytes up to which a message is sent at once; for a longer one the receiver is asked before."""
+"""Bytes up to which a message is sent at once; for a longer message the receiver is asked first."""
+_AT_ONCE = 32
+"""Ranks up to which every rank sends its part of an agreement to all others, as `comm/mpi.py` does."""
 _ONCE_A_RANK = ("weights", "averages")
-"""Phases whose messages cross once to a rank, however many of its clients want them."""
+"""Phases whose messages go to a rank once, even if several of its clients need them."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """Latency `alpha` in seconds of a message and bandwidth `beta` in bytes a second of a rank."""
+    """Latency `alpha` of a message in seconds, and bandwidth `beta` of a rank in bytes per second."""
 
     alpha: float
     beta: float
@@ -81,7 +88,7 @@ def network(text: str) -> Network:
         alpha = beta = 0.0
     if not (0 <= alpha < 1e3 and 0 < beta < 1e18):
         raise InputError(
-            f"--network is one of {', '.join(NETWORKS)}, or ALPHA,BETA in seconds and bytes a second "
+            f"--network is one of {', '.join(NETWORKS)}, or ALPHA,BETA in seconds and bytes per second "
             f"such as 1.5e-6,12.5e9; got {text}"
         )
     return Network(alpha, beta)
@@ -89,20 +96,22 @@ def network(text: str) -> Network:
 
 @dataclass(frozen=True)
 class Model:
-    """What is taken from records.
+    """The numbers of records from which rounds are predicted.
 
     Attributes:
-        config: of the runs.
-        names: of the records.
-        client_seconds: of computation and `other` by phase, a client and round.
-        dynamic: whether graphs are drawn anew every round.
-        sizes: samples of each client of the largest run, `[client]`.
-        edge_bytes: protocol bytes a round by phase for each directed edge.
+        config: the configuration of the runs.
+        names: names of the records.
+        client_seconds: seconds of computation and of `other` per client and round, by phase.
+        record_seconds: seconds per round for which rank 0 writes files.
+        dynamic: whether graphs are drawn anew in every round.
+        sizes: number of samples of each client of the largest run, `[client]`.
+        edge_bytes: protocol bytes per round for each directed edge, by phase.
     """
 
     config: dict[str, object]
     names: tuple[str, ...]
     client_seconds: dict[str, float]
+    record_seconds: float
     dynamic: bool
     sizes: np.ndarray
     edge_bytes: dict[str, float]
@@ -119,7 +128,7 @@ class Prediction:
 
     Attributes:
         ranks, clients: R and M.
-        seconds: by phase.
+        seconds: seconds by phase.
         sent: bytes that a rank passes to MPI, mean over some ranks.
         neighbours: number of other ranks with which a rank exchanges messages, mean over these ranks.
         imbalance: largest over mean computation of all ranks.
@@ -134,16 +143,16 @@ class Prediction:
 
     @property
     def wall(self) -> float:
-        """Seconds a round."""
+        """Seconds per round."""
         return sum(self.seconds.values())
 
 
 def model(points: Sequence[Point]) -> Model:
-    """Takes from runs of one configuration what the prediction needs; means over them.
+    """Computes from runs of one configuration the means that a prediction needs.
 
     Raises:
-        InputError: if the method has a server, whose messages are not between neighbours, or the runs
-            are of different methods, models or data.
+        InputError: if the method has a server, because its messages are not between neighbours, or if
+            the runs have different methods, models or data.
     """
     first = points[0]
     for section in ("algorithm", "model", "dataset", "topology"):
@@ -170,6 +179,9 @@ def model(points: Sequence[Point]) -> Model:
         config=first.config,
         names=tuple(point.name for point in points),
         client_seconds={phase: seconds for phase, seconds in client.items() if seconds},
+        record_seconds=float(
+            np.mean([point.seconds[0, point.phases.index("record")] for point in points])
+        ),
         dynamic=bool(topology["dynamic"]),
         sizes=largest.sizes,
         edge_bytes={phase: count for phase, count in largest.edge_bytes.items() if count},
@@ -177,7 +189,7 @@ def model(points: Sequence[Point]) -> Model:
 
 
 def predict(basis: Model, ranks: int, clients: int, net: Network) -> Prediction:
-    """A round of `clients` clients on `ranks` ranks over `net`.
+    """Predicts a round of `clients` clients on `ranks` ranks over the network `net`.
 
     Raises:
         InputError: if there are more ranks than clients, or no such graph.
@@ -207,6 +219,7 @@ def predict(basis: Model, ranks: int, clients: int, net: Network) -> Prediction:
             + moved / net.beta
         )
         seconds["agree"] = _steps(ranks) * net.alpha
+        seconds["record"] = basis.record_seconds if rank == 0 < ranks - 1 else 0.0
         seconds["graph"] = _DRAWING * clients * basis.dynamic
         sent.append(moved)
         partners.append(neighbours)
@@ -219,13 +232,13 @@ def predict(basis: Model, ranks: int, clients: int, net: Network) -> Prediction:
 
 
 def _latencies(moved: float, messages: int) -> int:
-    """Latencies of an exchange whose `messages` move so many bytes in all."""
+    """Number of latencies of an exchange that sends `moved` bytes in `messages` messages."""
     return 3 if moved > _EAGER * messages else 1
 
 
 def _steps(ranks: int) -> int:
-    """Messages one after another until all ranks know what each of them said."""
-    return (ranks - 1).bit_length()
+    """Number of messages, one after another, until every rank has the data of all ranks."""
+    return min(ranks - 1, 1) if ranks <= _AT_ONCE else (ranks - 1).bit_length()
 
 
 def _degree(topology: configuration.Topology, clients: int) -> float:

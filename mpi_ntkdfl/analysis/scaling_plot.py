@@ -47,7 +47,7 @@ def write(path: Path, studies: Sequence[Study]) -> None:
 
 
 def figure(studies: Sequence[Study]) -> Figure:
-    """Left speed-up (weak: work per second); right efficiency and, dotted, load balance."""
+    """Draws speed-up (weak: work per second) on the left, efficiency and load balance on the right."""
     speed_up, efficiency, balance = panels(studies)
     looks = [_STYLES[number % len(_STYLES)] for number in range(len(studies))]
     drawn, (left, right) = drawing.canvas(2, 2)

@@ -21,8 +21,8 @@ from mpi_ntkdfl.topology.placement import Placement
 def plan(config: Config, kind: Kind, ranks: Sequence[int]) -> dict[int, Config]:
     """The configuration to run on each number of ranks, ascending.
 
-    Strong: the one given. Weak: `clients` times the ranks; so that a client's work stays what it is,
-    the partition must say how many samples a client has.
+    A strong study has the given configuration on all ranks. A weak study has `clients` times the number
+    of ranks; the partition must then say how many samples a client has, so that its work stays the same.
 
     Raises:
         InputError: if there are more ranks than clients, or a weak study's work would not stay the same.
@@ -55,10 +55,10 @@ def run(
 
     Args:
         planned: configurations by ranks.
-        kind: of the study.
-        folder: for `KIND-RANKS.h5`; made if it does not exist.
-        words: of the launcher.
-        say: gets one line per run.
+        kind: the kind of the study.
+        folder: the folder of the records `KIND-RANKS.h5`; it is made if it does not exist.
+        words: the words of the launcher's command.
+        say: function that is called with one line per run.
 
     Raises:
         InputError: if the folder cannot be used, or the launcher cannot be started.

@@ -22,7 +22,7 @@ _COLUMNS = ("speed_up", "efficiency", "load_balance", "communication", "parallel
 
 
 def text(studies: Sequence[Study], net: Network) -> str:
-    """A table of figures, one of phases, Amdahl's law and the model's check, for every study."""
+    """Tables of figures and of phases, Amdahl's law, and a check of the model, for every study."""
     blocks = [block for study in studies for block in _study(study, net)]
     return "\n\n".join("\n".join(block) for block in (*blocks, _NOTES))
 
@@ -80,13 +80,13 @@ def _checked(study: Study, net: Network) -> list[str]:
 
 
 def predicted_on(basis: Model, point: Point, net: Network) -> float:
-    """Seconds a round predicted for what `point` measured; ranks that share cores take turns."""
+    """Predicted seconds per round for the ranks of `point`; ranks that share cores take turns."""
     turns = max(1.0, point.ranks * point.threads / point.cores) if point.cores else 1.0
     return predict(basis, point.ranks, point.clients, net).wall * turns
 
 
 def prediction(basis: Model, one: Prediction, named: str, net: Network) -> str:
-    """What is predicted, apart from what it is based on."""
+    """The part of the text with the predictions."""
     lines = [
         f"measured in {', '.join(basis.names)}: milliseconds per client and round",
         *(f"  {phase:12}{1e3 * each:>10.3f}" for phase, each in basis.client_seconds.items()),
@@ -102,7 +102,7 @@ def prediction(basis: Model, one: Prediction, named: str, net: Network) -> str:
 
 
 def write_csv(path: Path, studies: Sequence[Study]) -> None:
-    """A line for every run of every study.
+    """Writes one line per run of every study.
 
     Raises:
         InputError: if the name does not end in .csv, or the file cannot be written.

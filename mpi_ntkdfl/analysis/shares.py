@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NAMED_CLIENTS = 20
-"""Clients up to this number have names or numbers below their bars."""
+"""Up to this number of clients there are names or numbers below the bars."""
 
 _NAMED_CLASSES = 20
-"""Classes up to this number have names at the scale of colours."""
+"""Up to this number of classes the scale of colours has their names."""
 
 
 @dataclass(frozen=True)
 class Shares:
-    """Samples of clients.
+    """The samples of clients by class.
 
     Attributes:
-        counts: samples by class, `[client, class]`.
+        counts: number of samples, `[client, class]`.
         classes: name of each class.
-        clients: name of each client: of its site if each client is a site of its own, else its number.
+        clients: name of each client: that of its site if each client is one site, otherwise its number.
     """
 
     counts: np.ndarray

@@ -1,7 +1,7 @@
-"""The starts of a run: where, and with which code, its rounds were computed.
+"""The starts of a run: on which machines and with which code its rounds were computed.
 
-A run that was resumed has several starts. What its record says of the first one holds for the first
-rounds only, so whoever says something of a machine or of code looks at all of them.
+A run that was resumed has several starts, perhaps on other machines and with other code. The attributes
+of its record describe the first start only, so comparisons of seconds or code look at all starts.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class Start:
     """One start of a run that computed at least one round.
 
     Attributes:
-        done: rounds that were done before it.
-        told: what it says of itself, as text, by the names of the record's attributes.
-        threads: of each rank.
+        done: number of rounds that were done before it.
+        told: the recorded facts about it as text, by the names of the record's attributes.
+        threads: number of threads of each rank.
     """
 
     done: int
@@ -40,14 +40,14 @@ class Start:
 
     @property
     def cores(self) -> int:
-        """Cores that its ranks might use, of all hosts together; 0 if the record does not tell."""
+        """Number of cores of all hosts that its ranks may use; 0 if the record does not say it."""
         if by_host := json.loads(self.told.get("host_cores", "{}")):
             return sum(by_host.values())
         return int(self.told.get("cores", 0)) * self.hosts
 
     @property
     def machine(self) -> dict[str, str]:
-        """What seconds depend on."""
+        """The facts on which seconds depend."""
         return {
             "ranks": str(self.ranks),
             "device": self.told["device"],
@@ -58,7 +58,7 @@ class Start:
 
     @property
     def code(self) -> dict[str, str]:
-        """What computed: SHA-256 of the package's sources and of plugins; empty text if not recorded."""
+        """The code: SHA-256 of the package's sources and of plugins; empty text if not recorded."""
         brought = plugins.from_json(self.told.get("plugins", "[]"))
         files = ", ".join(f"{each.name} {each.sha256[:12]}" for each in brought)
         return {"sources": self.told.get("sources", "")[:12], "plugins": files}
@@ -68,9 +68,9 @@ def starts(attributes: Mapping[str, object], done: int, threads: object) -> tupl
     """The starts of a run that computed rounds, in order; the last one if none has done a round.
 
     Args:
-        attributes: of the record.
-        done: rounds in the record.
-        threads: of the configuration, for starts that do not tell theirs.
+        attributes: the attributes of the record.
+        done: number of rounds in the record.
+        threads: number of threads in the configuration, for starts that recorded none.
 
     Raises:
         Exception: of many kinds, if the record is damaged.
@@ -88,7 +88,7 @@ def starts(attributes: Mapping[str, object], done: int, threads: object) -> tupl
 
 
 def over_time(values: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """By name the values of all starts, such as `2, then 3`; one value where it never changed."""
+    """The values of all starts by name, such as `2, then 3`, or one value if it never changed."""
     joined = {}
     for name in dict.fromkeys(name for each in values for name in each):
         several = [each.get(name, "") for each in values]

@@ -1,7 +1,7 @@
-"""The house style of figures: sizes, fonts, and the looks of lines whose method has none of its own.
+"""The style of figures: sizes, fonts, and looks of lines for methods without a look.
 
-The look of a method stands in the method's file and is stored in the record of a run. In a grey print
-dashes and markers tell lines apart: no two methods of this package and no two spare styles share either.
+The look of a method is in the method's file and is stored in the record of a run. In grey print, lines
+differ by dashes and markers: no two methods of this package have the same, and no two spare styles.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.looks import BLUE, DARK_GREY, GREEN, ORANGE, PURPLE, VERMILION, LineStyle
 
 COLUMN, PAGE = 3.5, 7.2
-"""Inches: widths of one column and of two of a journal's page."""
+"""Widths of one column and of two columns of a journal's page, in inches."""
 HEIGHT = 2.2
-"""Inches: of the axes with their labels."""
+"""Height of the axes with their labels, in inches."""
 LEGEND_LINE, LEGEND_HANDLE, LEGEND_LETTER = 0.16, 0.6, 0.062
-"""Inches: height of a legend's line; widths of its handle and of a letter, about."""
+"""Height of a legend's line, and approximate widths of its handle and of a letter, in inches."""
 
 RC: dict[str, object] = {
     # DejaVu Sans comes with matplotlib: the same letters on every machine.
@@ -77,7 +77,7 @@ _VARIANTS: tuple[tuple[float, str, tuple[float, ...]], ...] = (
     (-0.80, "top", (3, 2)),
 )
 VARIANTS = 1 + len(_VARIANTS)
-"""Configurations of one method that a figure can tell apart."""
+"""Number of configurations of one method that a figure can show with different styles."""
 
 
 def arguments(look: LineStyle) -> dict[str, Any]:
@@ -94,11 +94,11 @@ def arguments(look: LineStyle) -> dict[str, Any]:
 
 
 def styles(methods: Iterable[str], looks: Mapping[str, LineStyle]) -> list[LineStyle]:
-    """A style for every line of a figure.
+    """A style for every line of a figure, different for each line.
 
     Args:
-        methods: the method of each line; a method may come several times.
-        looks: of the methods that have one; the others get spare styles.
+        methods: the method of each line; several lines may have the same method.
+        looks: the looks of methods that have one; other methods get spare styles.
 
     Raises:
         InputError: if there are more lines than can be told apart.

@@ -1,4 +1,4 @@
-"""Reads records and tells what is in them, as text. No MPI, no torch."""
+"""Reads records and shows their content as text. MPI and torch are not needed."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class Run:
     """A record in memory.
 
     Attributes:
-        attributes: of the root.
+        attributes: attributes of the root.
         metrics: by name: those of the table that have a dataset or follow from one, and those that only
             this record has.
-        values: of the metrics in the record, by name; see `metrics.Metric.axes` for their axes.
+        values: values of the metrics in the record, by name; see `metrics.Metric.axes` for their axes.
         traffic_phases: phases of the traffic.
         time_phases: phases of the time.
         partition: fingerprint of the clients' samples, empty if the record has none.
@@ -61,7 +61,7 @@ class Run:
     edges: str = ""
 
     def __getitem__(self, metric: Metric | str) -> np.ndarray:
-        """The values of a metric, or those that it is reduced from.
+        """The values of a metric, or those from which it is computed.
 
         Raises:
             KeyError: if the record lacks them.
@@ -76,7 +76,7 @@ class Run:
 
     @property
     def done(self) -> int:
-        """Rounds whose traffic and time are recorded."""
+        """Number of rounds whose traffic and time are recorded."""
         return len(self[BYTES])
 
     @cached_property
@@ -103,10 +103,10 @@ class Run:
 
     @cached_property
     def contents(self) -> dict[str, str]:
-        """What identifies the files that decide a result, by name; absent if there is none.
+        """What identifies the files on which a result depends, by name, without files that the run lacks.
 
-        A graph that stays the same is known by its edges, so neither comments nor the format of its file
-        count. Records of earlier versions do not hold the content of other files: their paths stand in.
+        A static graph is identified by its edges, so comments and the format of its file do not matter.
+        Records of earlier versions do not hold the content of other files, so their paths are used.
 
         Raises:
             Exception: of many kinds, if the record is damaged.
@@ -122,7 +122,7 @@ class Run:
         return kept | {name: told[name] for name in ("regions", "trace") if name in told}
 
     def has(self, metric: Metric) -> bool:
-        """Whether the metric was measured: clients' own models are not with `evaluation.clients` off."""
+        """Whether the metric was measured; `evaluation.clients: false` leaves out clients' own models."""
         source = self.source(metric)
         if source.of_clients and self.config.get("evaluation", {}).get("clients") is False:
             return False
@@ -183,9 +183,9 @@ def read(path: Path) -> Run:
 
 
 def without_checkpoints(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
-    """The paths that are no checkpoints, and one line for each that was passed over.
+    """The paths that are records, and one line for each path that was left out.
 
-    `*.h5` in a folder of runs names their checkpoints, too.
+    A shell's `*.h5` in a folder of runs also names their checkpoints.
 
     Raises:
         InputError: if nothing else is left.
@@ -279,7 +279,7 @@ def _short(commit: str) -> str:
 
 
 def summary(run: Run) -> str:
-    """What ran, the final numbers, traffic a round, and time by phase.
+    """The configuration, the final numbers, traffic per round, and time by phase, as text.
 
     Raises:
         InputError: if the record lacks what a run writes.
@@ -310,7 +310,7 @@ def _what_ran(run: Run) -> list[str]:
 
 
 def _again(attributes: Mapping[str, str]) -> Iterator[str]:
-    """A line per later start; it says if the package's sources were others than before."""
+    """One line per later start, which says if the package's sources have changed."""
     sources = attributes.get("sources", "")
     for start in json.loads(attributes.get("resumed", "[]")):
         line = f"resumed after round {start['round']} by {start['ranks']} ranks, {start['created']}"
@@ -384,7 +384,7 @@ def _mean_over_ranks(by_rank: np.ndarray) -> np.ndarray:
 
 
 def _hidden(run: Run) -> list[str]:
-    """How much of the exchanges passed beneath computation; nothing where ranks exchanged nothing."""
+    """How much of the exchanges overlapped with computation; empty if ranks exchanged nothing."""
     if not (run.has(IN_FLIGHT) and run.has(WAITED) and run[MPI_BYTES].any()):
         return []
     recorded = ~np.isnan(run[IN_FLIGHT]).all(axis=1)  # not of rounds of an earlier version

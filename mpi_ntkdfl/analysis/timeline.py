@@ -1,4 +1,4 @@
-"""One round as ranks against time, from the timeline of a run, with its efficiencies beside it.
+"""Draws one round from the timeline of a run, ranks against time, with its efficiencies.
 
 Efficiencies are those of the POP Centre of Excellence, as in `scaling`.
 """
@@ -38,12 +38,12 @@ _OTHERS = {
 
 @dataclass(frozen=True)
 class Round:
-    """What ranks did in a round.
+    """The phases of all ranks in a round.
 
     Attributes:
-        number: rounds that were done at its end.
-        names: of the ranks, with their hosts, `[rank]`.
-        spans: rank, phase, begin and end in seconds; an inner one comes after those around it.
+        number: number of rounds that were done at its end.
+        names: names of the ranks with their hosts, `[rank]`.
+        spans: rank, phase, begin and end in seconds; a span inside another one comes after it.
     """
 
     number: int
@@ -52,11 +52,11 @@ class Round:
 
     @property
     def seconds(self) -> float:
-        """From the first begin to the last end."""
+        """Seconds from the first begin to the last end."""
         return max(end for *_, end in self.spans) - min(begin for *_, begin, _ in self.spans)
 
     def computation(self) -> np.ndarray:
-        """Seconds of useful computation, `[rank]`: without what lies inside other phases."""
+        """Seconds of useful computation, `[rank]`, without spans inside other phases."""
         totals = np.zeros(len(self.names))
         for rank, phase, begin, end in self._exclusive():
             if phase not in _OTHERS:
@@ -64,7 +64,7 @@ class Round:
         return totals
 
     def _exclusive(self) -> Iterator[tuple[int, str, float, float]]:
-        """Spans of phases; those that hold others as spans before, between and after them."""
+        """Spans without overlap: a span with others inside is cut into the parts around them."""
         for rank in range(len(self.names)):
             own = [s for s in self.spans if s[0] == rank and s[1] in PHASES]
             cuts = sorted({at for *_, begin, end in own for at in (begin, end)})
@@ -78,8 +78,8 @@ def read(path: Path, number: int) -> Round:
     """The round after which `number` rounds were done.
 
     Args:
-        path: of the timeline, `RUN.trace.json`.
-        number: from 1.
+        path: path of the timeline, `RUN.trace.json`.
+        number: number of the round, from 1.
 
     Raises:
         InputError: if there is no such file, or it lacks the round.
@@ -128,7 +128,7 @@ def write(path: Path, shown: Round) -> None:
 
 
 def figure(shown: Round) -> Figure:
-    """A row per rank, a colour per phase; pale is waiting and what does not serve the method."""
+    """One row per rank and one colour per phase; waiting and work outside the method are pale."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 

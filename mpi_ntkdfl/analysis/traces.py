@@ -1,6 +1,6 @@
-"""Runs as traces: what was reached, against what it had cost by then. Seeds of one configuration group.
+"""Runs as traces: metrics after each row with the costs so far; seeds of one configuration are a group.
 
-Row r of a trace is the state after `rounds[r]` rounds; costs are totals up to there.
+Row r of a trace is the state after `rounds[r]` rounds; its costs are totals up to this round.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ PATHS = {
     "regions": "environment.links.regions",
     "trace": "environment.availability.path",
 }
-"""The contents (`tables.Run.contents`) that keep runs apart, and the settings that say where they are.
+"""The contents (`tables.Run.contents`) that keep runs apart, and the settings with their paths.
 
 A partition does not keep runs apart, because each seed may have its own.
 """
 
 
 def _effect(setting: str) -> Effect:
-    """What a setting affects. Asked only where runs differ, since it loads the classes of settings."""
+    """What a setting affects. Call it only if runs differ, because it loads the classes of settings."""
     from mpi_ntkdfl.config import effect
 
     return effect(setting)
 
 
 def apart(setting: str) -> bool:
-    """Whether runs that differ in a setting are of two configurations, and not seeds of one.
+    """Whether runs that differ in a setting have two configurations and are not seeds of one.
 
     All settings of `compute` keep runs apart, because seconds depend on them. A path does not, but the
     content at the path does.
@@ -56,15 +56,15 @@ def apart(setting: str) -> bool:
 
 
 def minor(setting: str) -> bool:
-    """Whether a label mentions a setting only if nothing else tells two configurations apart."""
+    """Whether a label mentions a setting only if two configurations differ in nothing else."""
     return setting.startswith("compute.") or _effect(setting) == "extent"
 
 
 def must_agree(setting: str) -> bool:
     """Whether a comparison of runs that differ in a setting is unfair, unless methods are compared.
 
-    The settings of a method may differ, since methods are what is compared. Of the extent, only how
-    often a run is measured matters: it decides when a target is seen to be reached.
+    The settings of a method may differ, because methods are compared. Of the settings of the extent, only
+    the interval between evaluations matters: it decides when a target is seen to be reached.
     """
     if setting == "evaluation.every":
         return True
@@ -76,13 +76,13 @@ class Trace:
     """A run, reduced to one number per row and metric.
 
     Attributes:
-        name: of the file.
+        name: name of the file.
         settings: the configuration by dotted key.
-        method_label: what figures call the method; its name in records that hold no label.
-        look: of the method's lines, None in records that hold none.
+        method_label: the method's name in figures; the plain name if the record has no label.
+        look: how the method's lines look; None if the record does not say it.
         partition: fingerprint of the clients' samples.
         contents: what identifies data, graph file and starting weights, by name.
-        starts: those that computed its rounds.
+        starts: the starts that computed its rounds.
         rounds: rounds done, `[row]`.
         metrics: by name: those of the table, and those that only this record has.
         untested: rows without a metric of the clients' own models, by `evaluation.clients_every`: by the
@@ -112,12 +112,12 @@ class Trace:
 
     @property
     def machine(self) -> dict[str, str]:
-        """What seconds depend on, over all starts."""
+        """The facts on which seconds depend, over all starts."""
         return over_time([start.machine for start in self.starts])
 
     @property
     def code(self) -> dict[str, str]:
-        """What computed it, over all starts."""
+        """The code that computed it, over all starts."""
         return over_time([start.code for start in self.starts])
 
     @property
@@ -143,8 +143,8 @@ class Group:
 
     Attributes:
         method: the algorithm's name.
-        label: what sets the configuration apart from others of the method, empty if nothing needs to.
-        traces: the runs, in the order given.
+        label: how the configuration differs from others of the method; empty for a single one.
+        traces: the runs, in the given order.
     """
 
     method: str
@@ -153,7 +153,7 @@ class Group:
 
     @property
     def method_label(self) -> str:
-        """What figures call the method."""
+        """The name of the method in figures."""
         labels = [trace.method_label for trace in self.traces]
         return next((label for label in labels if label != self.method), self.method)
 
@@ -165,7 +165,7 @@ class Group:
         return rounds
 
     def metrics(self) -> dict[str, Metric]:
-        """The metrics that its runs know, by name: those of the table first."""
+        """The metrics of its runs by name, those of the table first."""
         return {name: metric for trace in self.traces for name, metric in trace.metrics.items()}
 
     def values(self, name: str) -> np.ndarray:
@@ -192,7 +192,7 @@ class Group:
         """Percentiles over clients at the shared rounds, `[percentile, row]`; means over the runs.
 
         Args:
-            name: of a metric of each client's own model.
+            name: name of a metric that is measured on each client's own model.
             shares: percentiles, 0 to 100.
 
         Returns:
@@ -287,7 +287,7 @@ def flattened(section: Mapping[str, object], above: str = "") -> dict[str, objec
 
 
 def grouped(traces: Sequence[Trace]) -> list[Group]:
-    """Puts seeds of one configuration together, in order of first appearance, and labels them."""
+    """Groups the seeds of each configuration, in the order of first appearance, and labels the groups."""
     by_settings: dict[str, list[Trace]] = {}
     telling = [key for key in differing([t.settings for t in traces], exactly) if apart(key)]
     for each in traces:
@@ -304,10 +304,10 @@ def grouped(traces: Sequence[Trace]) -> list[Group]:
 
 
 def _labels(traces: Sequence[Trace]) -> list[str]:
-    """What sets each of some configurations of one method apart; a single one needs no label.
+    """Labels by which configurations of one method differ; empty for a single one.
 
-    Content is mentioned only if settings do not tell all of them apart, and small differences only if
-    content does not either.
+    Content is mentioned only if the settings of some are equal, and small differences only if the content
+    is equal as well.
     """
     content = named_contents(traces)
     whole = [{**trace.settings, **named} for trace, named in zip(traces, content, strict=True)]
@@ -323,7 +323,7 @@ def _labels(traces: Sequence[Trace]) -> list[str]:
 
 
 def named_contents(traces: Sequence[Trace]) -> list[dict[str, str]]:
-    """For each run the contents by names for people: the path if it tells them apart, else the hash."""
+    """The contents of each run in words: paths if they differ, otherwise hashes."""
     named: list[dict[str, str]] = [{} for _ in traces]
     for name, setting in PATHS.items():
         pairs = [(trace.contents.get(name, ""), trace.settings.get(setting)) for trace in traces]
@@ -347,7 +347,7 @@ def differing(
     """Keys whose values are not the same in all mappings; a missing key counts as a value.
 
     Args:
-        mappings: to compare.
+        mappings: the mappings to compare.
         as_text: how a value is compared; None for what it looks like in YAML.
     """
     text = as_text or as_yaml

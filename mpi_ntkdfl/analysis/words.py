@@ -18,11 +18,11 @@ _WORDS: dict[tuple[str, object], str] = {
 
 
 def said(key: str, value: object) -> str:
-    """A setting as people say it, such as `degree 5`, `static graph` or `5 clients`.
+    """A setting in words, such as `degree 5`, `static graph` or `5 clients`.
 
     Args:
         key: dotted, such as `topology.dynamic`.
-        value: of the setting, not None.
+        value: value of the setting, not None.
     """
     word = value if isinstance(value, str | bool) else None
     if (key, word) in _WORDS:

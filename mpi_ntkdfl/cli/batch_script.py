@@ -28,15 +28,15 @@ class Request:
     """One run on a cluster.
 
     Attributes:
-        name: of the job.
-        words: of the run: source, `--set`, `-o`.
+        name: name of the job.
+        words: the words of the run's command: source, `--set`, `-o`.
         nodes: number of nodes.
         ranks: number of MPI ranks on all nodes together.
         threads: cores per rank.
         gpus: GPUs per node.
         time: wall-clock limit of one start, `H:MM:SS` or `D-HH:MM:SS`.
-        account: to charge, or None for the user's default.
-        partition: to run in, or None for the cluster's default.
+        account: the account that pays, or None for the user's default.
+        partition: the cluster's partition to run in, or None for its default.
     """
 
     name: str
@@ -135,7 +135,7 @@ def _directives(request: Request) -> dict[str, str]:
             f"--ranks must be a multiple of --nodes, got {request.ranks} ranks on {request.nodes} "
             "nodes"
         )
-    found = {
+    options = {
         "job-name": re.sub(r"[^\w.-]", "_", request.name, flags=re.ASCII),
         "nodes": str(request.nodes),
         "ntasks": str(request.ranks),
@@ -144,13 +144,13 @@ def _directives(request: Request) -> dict[str, str]:
         "time": request.time,
     }
     if request.gpus:
-        found["gpus-per-node"] = str(request.gpus)
+        options["gpus-per-node"] = str(request.gpus)
     for key, value in (("account", request.account), ("partition", request.partition)):
         if value is not None:
             if not re.fullmatch(r"[\w.,+@:-]+", value, re.ASCII):
                 raise InputError(f"--{key} must be a name, got {value!r}")
-            found[key] = value
-    return found
+            options[key] = value
+    return options
 
 
 def _replaced(line: str, wanted: dict[str, str]) -> bool:
@@ -167,7 +167,7 @@ def _require_time(time: str, header: list[str]) -> None:
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
     warnings = [re.search(r"--signal=\S*@(\d+)", s) for s in header if s.startswith("#SBATCH")]
-    lead = max((int(found[1]) for found in warnings if found), default=0)
+    lead = max((int(match[1]) for match in warnings if match), default=0)
     if total <= lead:
         raise InputError(
             f"--time must be longer than the {lead} s before its end at which the script's --signal "

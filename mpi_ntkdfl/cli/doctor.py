@@ -68,6 +68,25 @@ def _evolution() -> str:
     return f"none, {build}" if isinstance(build, str) else build.level
 
 
+def _training() -> str:
+    """Which build takes an mlp's local steps on CPU here, in float32."""
+    import torch
+
+    from mpi_ntkdfl.model.kinds.mlp import MlpSettings
+    from mpi_ntkdfl.model.networks import build
+
+    choice = build(MlpSettings(), (1,), 2).compiled_training(device.HOST, torch.float32)
+    return choice.reason if choice.taken else f"none, {choice.reason}"
+
+
+def _levels() -> str:
+    """What multiplies weights by bytes here, where bytes are multiplied as bytes."""
+    from mpi_ntkdfl.model.compiled_levels import find
+
+    build = find()
+    return f"by torch, {build}" if isinstance(build, str) else "compiled"
+
+
 def _described(name: str) -> str:
     """Adds the GPUs that the batch system lets this rank see, because numbers count within them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -100,7 +119,8 @@ def report(world: MpiWorld, ranks: Sequence[Rank]) -> str:
             f"launcher: {_launcher()}; {launched_size()} processes started, {world.size} ranks see "
             "each other",
             *(node_line(host, world.hosts, ranks) for host in dict.fromkeys(world.hosts)),
-            f"products of bytes on rank 0: {measured()}",
+            f"products of bytes on rank 0: {measured()}; weights times bytes: {_levels()}",
+            f"compiled local training on rank 0: {_training()}",
             f"HDF5 {h5py.version.hdf5_version}, parallel: {h5py.get_config().mpi} (not needed)",
             "data sets:",
             *data,
@@ -155,20 +175,24 @@ def node_line(host: str, hosts: Sequence[str], ranks: Sequence[Rank]) -> str:
         ranks: what every rank sees.
     """
     numbers = [number for number, name in enumerate(hosts) if name == host]
-    here = [ranks[number] for number in numbers]
-    cores = {core for rank in here for core in rank.cores}
+    on_node = [ranks[number] for number in numbers]
+    cores = {core for rank in on_node for core in rank.cores}
     parts = [
-        f"  {host}: {len(here)} ranks ({_runs(numbers)})",
-        f"{_span(len(rank.cores) for rank in here)} cores per rank, {len(cores)} in all"
-        + (", more ranks than cores: keep compute.threads at 1" if len(here) > len(cores) else ""),
-        f"OMP_NUM_THREADS {', '.join(dict.fromkeys(rank.threads for rank in here))}",
-        f"compiled evolution: {', '.join(dict.fromkeys(rank.evolution for rank in here))}",
+        f"  {host}: {len(on_node)} ranks ({_runs(numbers)})",
+        f"{_span(len(rank.cores) for rank in on_node)} cores per rank, {len(cores)} in all"
+        + (
+            ", more ranks than cores: keep compute.threads at 1"
+            if len(on_node) > len(cores)
+            else ""
+        ),
+        f"OMP_NUM_THREADS {', '.join(dict.fromkeys(rank.threads for rank in on_node))}",
+        f"compiled evolution: {', '.join(dict.fromkeys(rank.evolution for rank in on_node))}",
     ]
-    names = sorted({name for rank in here for name in rank.gpus})
+    names = sorted({name for rank in on_node for name in rank.gpus})
     if names:
         mapped = (f"{n} -> {ranks[n].device}" for n in numbers)
-        seen = _span(len(rank.gpus) for rank in here)
-        parts.append(f"{seen} GPUs a rank ({', '.join(names)}): {', '.join(mapped)}")
+        seen = _span(len(rank.gpus) for rank in on_node)
+        parts.append(f"{seen} GPUs per rank ({', '.join(names)}): {', '.join(mapped)}")
     else:
         parts.append("no GPU")
     return "; ".join(parts)
@@ -189,8 +213,8 @@ def _runs(numbers: Sequence[int]) -> str:
 
 def _span(counts: Iterable[int]) -> str:
     """The least and the greatest of `counts` in the form `2` or `1 to 2`."""
-    found = sorted(set(counts))
-    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
+    distinct = sorted(set(counts))
+    return str(distinct[0]) if len(distinct) == 1 else f"{distinct[0]} to {distinct[-1]}"
 
 
 def _version(name: str) -> str:

@@ -38,6 +38,10 @@ COMMANDS = {
         "Draw runs: accuracy of the average against rounds, protocol bytes and seconds.",
     ),
     "export": ("records", "Write weights from a run's checkpoint as a torch state_dict."),
+    "kernel": (
+        "records",
+        "Print the spectrum of a client's neural tangent kernel, and how it changed.",
+    ),
     "data": ("data", "List, describe, download or locate data sets."),
     "doctor": (
         "run",

@@ -18,6 +18,7 @@ from mpi_ntkdfl.runtime.units import duration, readable
 if TYPE_CHECKING:
     from mpi_ntkdfl import config
     from mpi_ntkdfl.assembly import Problem
+    from mpi_ntkdfl.planning.first_round import FirstRound
 
 
 @click.command(
@@ -74,7 +75,10 @@ def presets(name: str | None) -> None:
 
 
 def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
+    from mpi_ntkdfl.algorithms import METHODS
+    from mpi_ntkdfl.algorithms.local_training import choose as choose_training
     from mpi_ntkdfl.algorithms.steps import evolves
+    from mpi_ntkdfl.algorithms.training import takes_plain_steps
     from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
     from mpi_ntkdfl.ntk.evolve import choose
     from mpi_ntkdfl.runtime import device
@@ -100,6 +104,12 @@ def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
         chosen = device.choose(settings.compute.device, 0)
         evolution, reason = choose(settings.compute.evolution, chosen, problem.first.dtype)
         lines.append(f"evolution on this machine: {evolution}, {reason}")
+    if takes_plain_steps(METHODS[settings.algorithm.name]):
+        chosen = device.choose(settings.compute.device, 0)
+        version, reason = choose_training(
+            settings.compute.training, problem.network, chosen, problem.first.dtype
+        )
+        lines.append(f"local training on this machine: {version}, {reason}")
     lines.append("memory of the largest rank:")
     lines += [f"  {purpose:22}{readable(count):>10}" for purpose, count in plan.memory.items()]
     lines.append(f"  {'total':22}{readable(sum(plan.memory.values())):>10}")
@@ -175,5 +185,20 @@ def _totals_text(
             f"start-up is {START_UP} s of it",
             *([f"  {'simulated':12}{duration(simulated.run):>10}"] if simulated else []),
             f"  {'on disk':12}{readable(disk_bytes(problem.first)):>10}",
+            f"  {'checkpoint':12}{_checkpoint_text(problem.first)}",
         ]
     )
+
+
+def _checkpoint_text(first: FirstRound) -> str:
+    """Size of a checkpoint, and in how many files it is written."""
+    from mpi_ntkdfl.planning.costs import checkpoint_bytes, checkpoint_parts
+
+    size, smallest = checkpoint_bytes(first), first.config.output.part_bytes
+    size_text = f"{readable(size):>10}"
+    if groups := checkpoint_parts(first):
+        part = readable(size / len(groups))
+        return f"{size_text} in {len(groups)} parts of {part}, written at the same time"
+    if smallest is None:
+        return f"{size_text} in one file, because output.checkpoint_part is null"
+    return f"{size_text} in one file; in parts from {readable(2 * smallest)} on, with several ranks"

@@ -1,4 +1,4 @@
-"""The commands that read records: `show`, `compare`, `plot`, `export`."""
+"""The commands that read records: `show`, `compare`, `plot`, `export`, `kernel`."""
 
 from __future__ import annotations
 
@@ -204,3 +204,49 @@ def export(record: Path, client: int | None, average: bool, target: Path) -> Non
     with newest(outputs) as checkpoint:
         require_record_of(outputs, checkpoint)
         export_weights(checkpoint, client, target)
+
+
+@click.command(
+    epilog=examples(
+        "kernel first.h5 --client 3",
+        "kernel first.h5 --client 3 --neighbourhood -o kernel.pdf --csv kernel.csv",
+    )
+)
+@RECORD
+@click.option("--client", type=click.IntRange(0), default=0, help="Whose kernel; default 0.")
+@click.option(
+    "--neighbourhood",
+    is_flag=True,
+    help="Take the samples of the client and its neighbours in the last round, at the average of their "
+    "weights.",
+)
+@click.option(
+    "-o",
+    "--output",
+    "figure",
+    metavar="FIGURE.(pdf|png|svg)",
+    type=TARGET,
+    help="Draw the spectra.",
+)
+@click.option("--csv", "table", type=TARGET, help="Write eigenvalues and labels as CSV.")
+@OVERWRITE
+def kernel(
+    record: Path, client: int, neighbourhood: bool, figure: Path | None, table: Path | None
+) -> None:
+    """Print the spectrum of a client's neural tangent kernel, and how it changed.
+
+    The kernel of the client's training samples is computed at the starting weights, and at the weights
+    of the last two rounds.
+    """
+    from mpi_ntkdfl.analysis.files import require_suffix
+    from mpi_ntkdfl.studies import kernels
+    from mpi_ntkdfl.studies.loaded import load
+
+    if figure is not None:
+        require_suffix(figure, "pdf", "png", "svg")
+    diagnosis = kernels.diagnose(load(Outputs.at(record)), client, neighbourhood)
+    click.echo(kernels.text(diagnosis))
+    if table is not None:
+        kernels.write_csv(table, diagnosis)
+    if figure is not None:
+        kernels.write_figure(figure, diagnosis)

@@ -98,10 +98,10 @@ def run(
         _load_plugins(world, plugin_files)
 
         def decide() -> tuple[config.Config, Outputs]:
-            found = read_config(source, overrides)
+            parsed = read_config(source, overrides)
             wanted = None if output is None else user_path(output, "-o")
             listeners.extend(loggers.forgiving(loggers.logger(word)) for word in logs_wanted)
-            return found, choose(wanted, Path(source).stem, resume)
+            return parsed, choose(wanted, Path(source).stem, resume)
 
         listeners: list[loggers.Callback] = []  # on rank 0, because only rank 0 reports
         settings, outputs = world.on_root(decide)

@@ -40,7 +40,7 @@ def node_names(hosts: Sequence[str], leaders: Sequence[int]) -> tuple[str, ...]:
 
     Args:
         hosts: the host name that every rank sees.
-        leaders: for every rank, the lowest rank on its node as MPI reports it.
+        leaders: the lowest rank on the node of every rank, as MPI reports it, `[rank]`.
     """
     seen = Counter[str]()
     names: dict[int, str] = {}

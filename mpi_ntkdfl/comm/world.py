@@ -109,10 +109,15 @@ class World(Protocol):
         """Gives `parts(rank)`, evaluated on rank 0, to each rank."""
         ...
 
-    def collect(self, array: np.ndarray) -> Iterator[np.ndarray]:
+    def collect(self, array: np.ndarray, group: range | None = None) -> Iterator[np.ndarray]:
         """Yields every rank's array on rank 0, in rank order; yields nothing on other ranks.
 
         Rank 0 holds one array at a time.
+
+        Args:
+            array: of this rank.
+            group: consecutive ranks with this one among them, of which the first takes the part of
+                rank 0; None for all ranks.
         """
         ...
 
@@ -221,7 +226,7 @@ class SoloWorld:
         """Returns the only part."""
         return parts(0)
 
-    def collect(self, array: np.ndarray) -> Iterator[np.ndarray]:
+    def collect(self, array: np.ndarray, group: range | None = None) -> Iterator[np.ndarray]:
         """Yields `array`."""
         yield array
 

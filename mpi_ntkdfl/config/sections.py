@@ -282,6 +282,17 @@ class OutputSettings(Section):
     """Rounds between two checkpoints. There is always a checkpoint after the last round."""
     checkpoint_minutes: float | None = affects("nothing", default=None, gt=0, le=1e6)
     """A checkpoint is also written when this many minutes have passed since the last one."""
+    checkpoint_part: Annotated[
+        int | str | None,
+        readable_by(
+            parse_bytes,
+            2**50,
+            'a positive whole number of bytes up to 2^50, or text such as "256MiB" or "1GB"',
+        ),
+    ] = affects("nothing", default="256MiB")
+    """Bytes, or text such as "256MiB", of the parts of a large checkpoint, which ranks write at the
+    same time. A checkpoint of fewer than two such parts is one file. Null: always one file.
+    """
     time_limit: Annotated[
         int | float | str | None,
         readable_by(
@@ -297,6 +308,11 @@ class OutputSettings(Section):
     """
     trace: bool = affects("nothing", default=False)
     """Whether RUN.trace.json is written, which says what every rank did at which time."""
+
+    @property
+    def part_bytes(self) -> int | None:
+        """`checkpoint_part` in bytes, None for no parts."""
+        return None if self.checkpoint_part is None else parse_bytes(self.checkpoint_part)
 
     @property
     def seconds(self) -> float | None:
@@ -336,6 +352,10 @@ class ComputeSettings(Section):
     """Which version integrates the outputs of NTK methods under the cross-entropy loss: the
     compiled one for CPUs or the tensor one. `auto` takes the compiled one where all ranks have it
     and compute on a CPU.
+    """
+    training: Literal["auto", "compiled", "tensor"] = affects("rounding", default="auto")
+    """Which version takes an mlp's local steps by SGD: the compiled one for CPUs and float32, or the
+    tensor one. `auto` takes the compiled one where all ranks have it.
     """
     gpu_aware_mpi: bool = affects("nothing", default=False)
     """Whether MPI gets messages in the GPU's memory and not in host memory. MPI must be built with

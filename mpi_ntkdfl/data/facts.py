@@ -17,7 +17,7 @@ class DataFacts(NamedTuple):
     """Facts about samples.
 
     Attributes:
-        arrays: by the name that they have in the record's group `partition`. `labels` and `sites` are
+        arrays: arrays by their names in the record's group `partition`. `labels` and `sites` are
             those of the samples `indices`, in the same order.
         attributes: of the record: `class_names` and `site_names`, JSON lists of texts; absent if classes
             or sites are only numbered.

@@ -77,7 +77,7 @@ def simulate(
     """Simulates one round.
 
     Args:
-        legs: of the round; messages are between nodes that take part.
+        legs: the legs of the round; messages are between nodes that take part.
         rest: seconds that each node computes after the last leg, `[node]`.
         taking_part: which nodes take part, `[node]`; at least one.
         start: when the round begins for the federation.

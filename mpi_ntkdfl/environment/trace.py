@@ -40,8 +40,8 @@ class Trace:
     """Intervals of all clients, one client after another.
 
     Attributes:
-        starts: in seconds, `[interval]`.
-        ends: in seconds, `[interval]`.
+        starts: the start of each interval in seconds, `[interval]`.
+        ends: the end of each interval in seconds, `[interval]`.
         offsets: client i has the intervals from `offsets[i]` to `offsets[i + 1] - 1`, `[client + 1]`.
         repeats: after how many seconds each client's intervals begin again, `[client]`.
     """

@@ -81,8 +81,9 @@ class Federation:
             brings no gain on the device.
         evolution: the implementation that evolves outputs under the cross-entropy loss; the same on all
             ranks.
-        choices: by the name of each choice between two ways of computing, the way that the run takes
-            and the reason. The ways are the same on all ranks; the wording of a reason may differ.
+        training: the implementation that takes local steps by SGD; the same on all ranks.
+        choices: for each choice between two ways of computing, its name, and as value the way that the
+            run takes with the reason. All ranks take the same way; the text of a reason may differ.
         presence: which clients take part in the current round; it changes from round to round.
     """
 
@@ -104,6 +105,7 @@ class Federation:
     staging: Staging = DirectStaging()
     levels: Levels | None = None
     evolution: Implementation = "tensor"
+    training: Implementation = "tensor"
     choices: Mapping[str, str] = field(default_factory=dict)
     presence: Presence = field(default_factory=Presence)
 

@@ -51,7 +51,7 @@ class Crossing:
         """For each neighbour, the sorted pairs (i, j) of adjacent clients, j on this rank and i on it.
 
         Args:
-            targets: for each rank the clients i to keep, `[rank]`.
+            targets: the clients i to keep, for each rank: `[rank]`.
         """
         by_neighbour = zip(self._neighbours, self._pairs_leaving, strict=True)
         return [_within(each, targets[to]) for to, each in by_neighbour]
@@ -60,7 +60,7 @@ class Crossing:
         """For each neighbour, the sorted pairs (i, j) of adjacent clients, i on this rank and j on it.
 
         Args:
-            targets: for each rank the clients i to keep, `[rank]`.
+            targets: the clients i to keep, for each rank: `[rank]`.
         """
         return [_within(each, targets[self._rank]) for each in self._pairs_coming]
 

@@ -56,6 +56,8 @@ def neighbourhoods(
 class StreamedNeighbourhood:
     """A neighbourhood whose dense Jacobian is received in slices, once per use. See `Neighbourhood`."""
 
+    held = slice(None)
+
     def __init__(self, client: int, parts: list[Arrays], stream: _Stream, inputs: bool) -> None:
         self.client = client
         self.outputs = stacked(parts, "outputs")

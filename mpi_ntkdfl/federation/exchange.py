@@ -320,7 +320,7 @@ class Exchange:
 
         Args:
             form: layout of a message; its number of rows is the number of samples of j.
-            targets: for each rank the clients that collect messages in this exchange.
+            targets: the clients of each rank that collect messages in this exchange, `[rank]`.
             make: returns the message of the own client j for client i.
         """
         f, channel = self.federation, self._channel

@@ -50,6 +50,12 @@ def dense_entries(network: Network, dtype: torch.dtype, width: int) -> MessageFo
     return MessageFormat({"entries": Field("jacobians", (network.classes, width), dtype)})
 
 
+def projected_format(network: Network, dtype: torch.dtype, columns: int) -> MessageFormat:
+    """A projected Jacobian of `columns` numbers per output, outputs and labels."""
+    entries = {"entries": Field("jacobians", (network.classes, columns), dtype)}
+    return MessageFormat({**entries, **_results(network, dtype)})
+
+
 def _inputs(network: Network, dtype: torch.dtype) -> dict[str, Field]:
     return {"inputs": Field("inputs", network.shape, dtype)}
 

@@ -24,12 +24,14 @@ class Neighbourhood(Protocol):
             `[sample, output]`.
         labels: `[sample]` int64.
         inputs: raw inputs `[sample, *shape]`, or None if the method did not ask for them.
+        held: to which of the N samples `inputs` belong.
     """
 
     client: int
     outputs: torch.Tensor
     labels: torch.Tensor
     inputs: torch.Tensor | None
+    held: slice
 
     def kernel(self) -> torch.Tensor:
         """The trace kernel `[sample, sample]`."""
@@ -47,6 +49,8 @@ def stacked(parts: Sequence[Arrays], name: str) -> torch.Tensor:
 
 class HeldNeighbourhood:
     """A neighbourhood whose Jacobian is an operator in memory. See `Neighbourhood`."""
+
+    held = slice(None)
 
     def __init__(
         self,

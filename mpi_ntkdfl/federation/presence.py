@@ -1,4 +1,4 @@
-"""Who takes part in the current round. In a run without an environment everybody does, always."""
+"""Which clients take part in the current round. Without an environment all clients do, in all rounds."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Presence:
         present: which clients take part, `[client]`; None for all.
         holders: which clients received a server's last model, `[client]`; None for all.
         late: which clients' messages to a server are late, `[client]`; None for none.
-        heard: by the phase of a message, whose messages each client uses. A phase that is not in it is
-            heard by all neighbours.
+        heard: for phases with late messages, the clients whose messages each client uses. In all other
+            phases a client uses the messages of all its neighbours.
     """
 
     present: np.ndarray | None = None
@@ -33,17 +33,17 @@ class Presence:
         return self.present is not None and not self.present[client]
 
     def absent_of(self, clients: range) -> np.ndarray:
-        """Places of the absent ones among `clients`, ascending."""
+        """Positions of the absent clients in `clients`, ascending."""
         if self.present is None:
             return np.zeros(0, dtype=np.int64)
         return np.flatnonzero(~self.present[clients.start : clients.stop])
 
     def ids(self, clients: int) -> np.ndarray:
-        """Ids of those of `clients` clients that take part, ascending."""
+        """Ids of the clients that take part, ascending; `clients` is the number of all."""
         return np.arange(clients) if self.present is None else np.flatnonzero(self.present)
 
     def delivered(self, clients: int) -> np.ndarray:
-        """Ids of those whose messages reach a server in time, ascending."""
+        """Ids of the clients whose messages reach a server in time, ascending."""
         present = self.ids(clients)
         return present if self.late is None else present[~self.late[present]]
 

@@ -106,7 +106,7 @@ def model_of_server(exchange: Exchange, weights: torch.Tensor) -> torch.Tensor:
 
     Args:
         exchange: the round's messages.
-        weights: of this rank's clients, `[owned, param]`. Clients that were absent have former ones.
+        weights: the weights of this rank's clients, `[owned, param]`; absent clients have older ones.
     """
     f = exchange.federation
     holder = f.presence.first_holder

@@ -34,11 +34,14 @@ class WorkingSet:
         network: the model of every client.
         taus: number of candidate taus.
         itemsize: bytes of a floating-point number.
+        stacked: numbers per sample that a client holds of its neighbours' messages, besides those that
+            the network's own memory counts.
     """
 
     network: Network
     taus: int
     itemsize: int
+    stacked: int = 0
 
     @property
     def outputs(self) -> int:
@@ -58,7 +61,8 @@ class WorkingSet:
         """
         kernels = 3 * samples * samples
         evolution = (_EVOLUTION_COPIES + 2 * self.taus) * samples * self.outputs
-        jacobian, candidates = self.network.memory(samples), 3 * self.taus * self.params
+        jacobian = self.network.memory(samples) + self.stacked * samples
+        candidates = 3 * self.taus * self.params
         return self.itemsize * (jacobian + kernels + evolution + candidates)
 
 

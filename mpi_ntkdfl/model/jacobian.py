@@ -18,6 +18,7 @@ from typing import Protocol
 import torch
 
 from mpi_ntkdfl.model.params import aligned
+from mpi_ntkdfl.model.projection import Projection
 from mpi_ntkdfl.runtime.device import on_gpu
 
 # The least number of rows of a tile of a symmetric matrix.
@@ -54,6 +55,10 @@ class Jacobian(Operator, Protocol):
 
     def dense(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Entries of the parameters `start <= p < stop`: `[sample, output, stop - start]`."""
+        ...
+
+    def projected(self, projection: Projection) -> torch.Tensor:
+        """The entries of all layers, shortened by a projection: `[sample, output, column]`."""
         ...
 
 

@@ -3,7 +3,7 @@
 A level is a byte. A weight is rounded to 24 bits of fixed point, which are three digits of one byte each.
 Products of bytes are summed exactly, so the bits of the result do not depend on tiles, alignment or the
 library. On processors with instructions for products of bytes, the Gram matrix takes a quarter of the
-time, and a product with weights takes three quarters.
+time, and a product with weights takes two thirds.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from functools import cache, cached_property
 
 import numpy as np
 import torch
+
+from mpi_ntkdfl.model.compiled_levels import CompiledFixedPoint, find
 
 # The largest number of three digits that go from -128 to 127, and 128 at each of the three digits.
 _LARGEST, _MIDDLES = 0x7F0000, 0x808080
@@ -131,9 +133,15 @@ Inputs = torch.Tensor | LevelInputs
 """Inputs of a network, `[sample, feature]`."""
 
 
-def prepared(matrix: torch.Tensor, like: Inputs) -> PlainWeights | FixedPoint:
+def prepared(matrix: torch.Tensor, like: Inputs) -> PlainWeights | FixedPoint | CompiledFixedPoint:
     """`matrix` `[row, feature]` in the form that multiplies inputs of the same kind as `like`."""
-    return FixedPoint(matrix) if isinstance(like, LevelInputs) else PlainWeights(matrix)
+    if not isinstance(like, LevelInputs):
+        return PlainWeights(matrix)
+    build = find()
+    # The compiled version takes four features at a time.
+    if isinstance(build, str) or matrix.shape[1] % 4:
+        return FixedPoint(matrix)
+    return CompiledFixedPoint(build, matrix)
 
 
 @cache

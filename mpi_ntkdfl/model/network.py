@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from mpi_ntkdfl.model.byte_products import Choice
 from mpi_ntkdfl.model.jacobian import Jacobian
 from mpi_ntkdfl.model.levels import Inputs, Levels
 from mpi_ntkdfl.model.losses import Loss
@@ -147,6 +148,7 @@ class Network(Protocol):
         batch: int,
         epochs: int,
         shifts: Sequence[torch.Tensor] = (),
+        compiled: bool = False,
     ) -> Trainer:
         """An object that takes the local steps of several clients; it is made once per run.
 
@@ -155,7 +157,12 @@ class Network(Protocol):
             batch: number of samples per step.
             epochs: number of passes per round through each client's samples.
             shifts: what is added to each client's outputs in its loss, `[output]`; empty for nothing.
+            compiled: whether to take the compiled version, which must then be there.
         """
+        ...
+
+    def compiled_training(self, device: torch.device, dtype: torch.dtype) -> Choice:
+        """Whether its `trainer` has a compiled version that runs here, and which, or why not."""
         ...
 
     def descend(

@@ -79,7 +79,7 @@ class Sgd:
     Attributes:
         lr: learning rate.
         momentum: 0 for none.
-        weight_decay: of weights and biases.
+        weight_decay: factor of weights and biases in the gradient.
     """
 
     lr: float

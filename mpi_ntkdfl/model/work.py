@@ -56,6 +56,10 @@ class NetworkWork(Protocol):
         """The trace-Gram of `samples` samples, with the signals or gradients that it needs."""
         ...
 
+    def projected(self, samples: Count, width: int) -> Amount:
+        """The Jacobian of `samples` samples, projected to `width` numbers per layer and output."""
+        ...
+
     def update(self, samples: Count, taus: int) -> Amount:
         """Transposed products of `taus` residuals."""
         ...

@@ -7,7 +7,6 @@ compiled later. A build is loaded when it is first used, and then compared once 
 from __future__ import annotations
 
 import ctypes
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +16,7 @@ import torch
 
 from mpi_ntkdfl.ntk import scheme
 from mpi_ntkdfl.ntk.evolve_batch import evolve_batch
+from mpi_ntkdfl.runtime.builds import NOT_BUILT, able
 
 FOLDER = Path(__file__).parent
 """The folder of the builds."""
@@ -150,29 +150,17 @@ class Build:
 
 def builds(dtype: torch.dtype) -> list[Build]:
     """All builds for a type of number that run on this processor, those with the widest vectors first."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        library = _load(dtype, "generic")
-        return [Build("generic", library)] if library else []
-    # Every processor can run the narrowest build, which says what else the processor can run.
-    least = _load(dtype, f"v{LEVELS[-1]}")
-    able = [level for level in LEVELS if least and least.evolve_runs(level)]
-    loaded = ((f"x86-64-v{level}", _load(dtype, f"v{level}")) for level in able)
-    return [Build(name, library) for name, library in loaded if library]
+    stem = FOLDER / f"_evolve_{str(dtype).removeprefix('torch.')}"
+    return [Build(*pair) for pair in able(stem, LEVELS, "evolve_runs", _declare)]
 
 
-def _load(dtype: torch.dtype, level: str) -> ctypes.CDLL | None:
-    """The library of that type and level, or None if there is none or it belongs to another version."""
-    path = FOLDER / f"_evolve_{str(dtype).removeprefix('torch.')}_{level}.so"
-    try:
-        library = ctypes.CDLL(str(path))
-        library.evolve_layout.restype = library.evolve_workspace.restype = ctypes.c_int64
-    except (OSError, AttributeError):
-        return None
+def _declare(library: ctypes.CDLL) -> bool:
+    """Declares the functions of a build; returns whether it has this version's structures."""
+    library.evolve_layout.restype = library.evolve_workspace.restype = ctypes.c_int64
     library.evolve_workspace.argtypes = (ctypes.c_int64, ctypes.c_int64)
-    library.evolve_runs.argtypes = (ctypes.c_int,)
     library.evolve_client.argtypes = (ctypes.POINTER(_Scheme), ctypes.POINTER(_Problem))
-    same = library.evolve_layout() == 1000 * ctypes.sizeof(_Scheme) + ctypes.sizeof(_Problem)
-    return library if same else None
+    layout = 1000 * ctypes.sizeof(_Scheme) + ctypes.sizeof(_Problem)
+    return bool(library.evolve_layout() == layout)
 
 
 @cache
@@ -182,17 +170,17 @@ def find(dtype: torch.dtype) -> Build | str:
     The first call compares the build with the tensor version on a small problem, which takes about 30 ms.
     """
     if not any(FOLDER.glob("_evolve_*.so")):
-        return "it was not built: there was no C compiler when mpi_ntkdfl was installed"
-    able = builds(dtype)
-    if not able:
+        return NOT_BUILT
+    usable = builds(dtype)
+    if not usable:
         return f"no build in {FOLDER} is of this version and runs on this processor"
     try:
-        missed = _deviation(able[0], dtype)
+        missed = _deviation(usable[0], dtype)
     except ArithmeticError as error:
-        return f"the build for {able[0].level} fails here: {error}"
+        return f"the build for {usable[0].level} fails here: {error}"
     if not missed <= 10 * _CHECKED:
-        return f"the build for {able[0].level} is wrong here: {missed:.0e} off in a small problem"
-    return able[0]
+        return f"the build for {usable[0].level} is wrong here: {missed:.0e} off in a small problem"
+    return usable[0]
 
 
 _CHECKED = 1e-4

@@ -321,10 +321,10 @@ class _Lockstep:
             weights = self.left_sums.weights(now, reached).to(g)[:, :, None, None]
             after.sums = state.sums + (weights * torch.stack(terms, dim=1)).sum(1)
             state = after.where(accepted, state)
-            here = accepted[:, None, None]
-            torch.where(here, g[-1], g[0], out=g[0])
-            torch.where(here, rate[-1], rate[0], out=rate[0])
-            bend = torch.where(here, bend_after, bend)
+            moved = accepted[:, None, None]
+            torch.where(moved, g[-1], g[0], out=g[0])
+            torch.where(moved, rate[-1], rate[0], out=rate[0])
+            bend = torch.where(moved, bend_after, bend)
             now = torch.where(accepted, reached, now)
             hit = (accepted[:, None] & (now[:, None] == self.taus))[:, :, None, None]
             sums_at = torch.where(hit, state.sums[:, None], sums_at)

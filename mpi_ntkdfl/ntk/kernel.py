@@ -25,7 +25,7 @@ def estimated_kernel(jacobian: DirectedOperator, directions: torch.Tensor) -> to
 
     Args:
         jacobian: Operator of the N stacked samples.
-        directions: from `orthonormal_directions`.
+        directions: the result of `orthonormal_directions`.
     """
     return jacobian.trace_gram(directions).div_(directions.shape[1])
 

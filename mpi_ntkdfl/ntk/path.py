@@ -69,7 +69,7 @@ class Ends:
             gain: by how much R grew over the step, `[client, output, sample]`.
             slope: R' at the new ends, `[client, output, sample]`.
         """
-        here = accepted[:, None, None]
+        moved = accepted[:, None, None]
 
         def shifted(new: torch.Tensor, old: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
             return torch.where(mask, torch.cat([new[None], old[:-1]]), old)
@@ -77,9 +77,9 @@ class Ends:
         return Ends(
             torch.where(accepted, (self.count + 1).clamp(max=3), self.count),
             shifted(at, self.at, accepted),
-            torch.where(here, self.value + gain, self.value),
-            shifted(gain, self.gain, here),
-            shifted(slope, self.slope, here),
+            torch.where(moved, self.value + gain, self.value),
+            shifted(gain, self.gain, moved),
+            shifted(slope, self.slope, moved),
         )
 
 

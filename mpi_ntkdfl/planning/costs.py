@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -151,8 +152,8 @@ def round_seconds(first: FirstRound, moved: int, machine: Machine, cores: int) -
     if moved:
         # Messages are packed, copied out and in, and read.
         seconds["exchange"] = 8 * moved / placement.ranks / machine.bandwidth
-    stored = placement.clients * first.network.layout.size * first.dtype.itemsize
-    seconds["record"] = _RECORDING + stored / (_CHECKPOINT_RATE * config.output.checkpoint_every)
+    written = checkpoint_bytes(first) / max(1, len(checkpoint_parts(first)))
+    seconds["record"] = _RECORDING + written / (_CHECKPOINT_RATE * config.output.checkpoint_every)
     slower = max(1.0, placement.ranks * config.compute.threads / cores)
     return {phase: slower * each for phase, each in seconds.items()}
 
@@ -160,8 +161,33 @@ def round_seconds(first: FirstRound, moved: int, machine: Machine, cores: int) -
 def disk_bytes(first: FirstRound) -> int:
     """Bytes of a run's record and of its two checkpoints, about."""
     config = first.config
-    checkpoint = config.clients * first.network.layout.size * first.dtype.itemsize
-    return 2 * checkpoint + config.rounds * config.clients * 80 + 60_000
+    return 2 * checkpoint_bytes(first) + config.rounds * config.clients * 80 + 60_000
+
+
+def checkpoint_bytes(first: FirstRound) -> int:
+    """Bytes of a checkpoint, without what a method carries from round to round beside the weights."""
+    return first.placement.clients * first.network.layout.size * first.dtype.itemsize
+
+
+def checkpoint_parts(first: FirstRound) -> list[range]:
+    """The groups of ranks that write a part of a checkpoint each; none for a checkpoint of one file."""
+    smallest = first.config.output.part_bytes
+    return writing_groups(first.placement.ranks, checkpoint_bytes(first), smallest)
+
+
+def writing_groups(ranks: int, nbytes: int, smallest: int | None) -> list[range]:
+    """The groups of ranks that write one part each; none if the checkpoint is one file.
+
+    Args:
+        ranks: number of ranks.
+        nbytes: bytes of the arrays of all clients.
+        smallest: bytes that a part has at least, on average; None for one file.
+    """
+    count = 1 if smallest is None else min(ranks, nbytes // smallest)
+    if count < 2:
+        return []
+    cuts = [ranks * number // count for number in range(count + 1)]
+    return [range(*cut) for cut in pairwise(cuts)]
 
 
 # ------------------------------------------------------------------------------------- this machine

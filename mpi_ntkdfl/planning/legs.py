@@ -31,8 +31,8 @@ class RoundModel:
     data, such as one of a codec, counts with its largest length.
 
     Attributes:
-        method: its class.
-        settings: of the method.
+        method: the class of the method.
+        settings: the settings of the method.
         network: the model of every client.
         dtype: floating-point type of weights and data.
         travelling: type in which raw inputs travel.
@@ -62,7 +62,7 @@ class RoundModel:
 
     @cached_property
     def order(self) -> tuple[base.Leg, ...]:
-        """The legs of a round, as the method says them or by default."""
+        """The legs of a round: those that the method states, or the default ones."""
         needs = self.needs
         if needs.legs:
             return needs.legs
@@ -77,8 +77,8 @@ class RoundModel:
         """The legs of one round, and the seconds that each node computes after the last one, `[node]`.
 
         Args:
-            graph: among those present.
-            present: who takes part, `[client]`.
+            graph: the graph among the clients that take part.
+            present: which clients take part, `[client]`.
             asked: ids of the clients that a server asks for their blocks.
             samples: whether raw samples travel in this round; on a lasting graph clients keep them.
         """
@@ -126,9 +126,9 @@ class RoundModel:
 
     def _seconds(self, graph: Graph, present: np.ndarray, asked: Integers) -> dict[str, Floats]:
         """Seconds of computation by phase, `[node]`; those of a server are one phase, `server`."""
-        here = np.append(present, True)
+        working = np.append(present, True)
         seconds = {
-            phase: here * np.append(work.operations, 0.0) / self.speeds
+            phase: working * np.append(work.operations, 0.0) / self.speeds
             for phase, work in self._work(graph).items()
         }
         if self.needs.participants and len(asked):

@@ -25,6 +25,7 @@ from mpi_ntkdfl.federation.waves import (
     slice_width,
     smallest_limit,
 )
+from mpi_ntkdfl.model.projection import MATRIX_ROOM
 from mpi_ntkdfl.planning.first_round import FirstRound
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.units import readable
@@ -112,7 +113,8 @@ def make_plan(first: FirstRound) -> Plan:
 
 
 def _working_set(first: FirstRound) -> WorkingSet:
-    return WorkingSet(first.network, first.needs.taus, first.dtype.itemsize)
+    needs = first.needs
+    return WorkingSet(first.network, needs.taus, first.dtype.itemsize, needs.stacked)
 
 
 def _keeps_samples(first: FirstRound) -> bool:
@@ -231,6 +233,8 @@ def _memory(first: FirstRound, working: int) -> dict[str, int]:
     if first.needs.kept is not None:
         each = np.array([first.needs.kept(int(samples)) for samples in sizes])
         kept["method's own"] = max(int(each[own.start : own.stop].sum()) for own in owned)
+    if first.needs.matrices and first.config.compute.memory_bytes is None:
+        kept["projection matrices"] = min(first.needs.matrices, MATRIX_ROOM)
     bundled = first.config.dataset.name in ("digits", "breast-cancer")
     return {
         "libraries": LIBRARIES + SCIKIT_LEARN * bundled,

@@ -1,4 +1,4 @@
-"""The federation's clock: who takes part in a round, and when it ends. Every rank computes the same."""
+"""The federation's clock: which clients take part in a round, and when it ends; the same on all ranks."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Timekeeper:
     """Keeps the clock of a run. Times follow from the configuration, the seed and the partition only.
 
     Attributes:
-        seconds: on the federation's clock, at the end of the last round.
-        clients: when each client was done with its last round, `[client]`.
-        active: who took part in the last round, `[client]`.
+        seconds: the time on the federation's clock at the end of the last round.
+        clients: the time at which each client was done with its last round, `[client]`.
+        active: which clients took part in the last round, `[client]`.
     """
 
     def __init__(
@@ -36,10 +36,10 @@ class Timekeeper:
         """Starts at second 0.
 
         Args:
-            conditions: under which the clients work.
+            conditions: availability of the clients, links, and for whom clients wait.
             model: what clients send and compute.
             seed: the run's seed.
-            presence: tells the methods who takes part; it is changed before every round.
+            presence: tells the methods which clients take part; it is changed before every round.
             lasting: whether all rounds have the same graph, on which clients keep raw samples.
         """
         clients = len(model.sizes)
@@ -54,9 +54,9 @@ class Timekeeper:
         """Goes on with a recorded run.
 
         Args:
-            seconds: at the end of its last round.
-            clients: when each client was done, `[client]`.
-            holders: who took part in the last round in which anybody did, `[client]`.
+            seconds: the time at the end of its last round.
+            clients: the time at which each client was done, `[client]`.
+            holders: which clients took part in the last round with participants, `[client]`.
         """
         self.seconds, self.clients, self._holders = seconds, clients, holders
 
@@ -64,13 +64,13 @@ class Timekeeper:
         """Decides who takes part in round `number`, and moves the clock to the round's end.
 
         Args:
-            number: of the round, from 0.
-            graph: of the round, with all clients.
-            ledger: books what is sent in vain, on rank 0; None elsewhere.
+            number: number of the round, from 0.
+            graph: the round's graph of all clients.
+            ledger: books messages that no client uses, on rank 0; None elsewhere.
 
         Returns:
-            The graph among those who take part; None for a round that passes without a change of weights,
-            because nobody takes part or a server received nothing in time.
+            The graph among the clients that take part. None for a round that does not change the weights,
+            because no client takes part or no message reached the server in time.
         """
         starts = np.full(len(self.clients), self.seconds)
         if isinstance(self._waiting, Neighbours):
@@ -82,10 +82,10 @@ class Timekeeper:
         if not present.any():
             self._pass()
             return None
-        here = among(graph, present)
+        round_graph = among(graph, present)
         asked = self._asked(number, present)
         travel = number == 0 or not self._lasting
-        legs, rest = self._model.legs(here, present, asked, travel)
+        legs, rest = self._model.legs(round_graph, present, asked, travel)
         # A server has no clock of its own: it waits for clients, whose clocks are later.
         timing = simulate(
             legs,
@@ -98,16 +98,16 @@ class Timekeeper:
         )
         self.clients = timing.nodes[:-1]
         self.seconds = max(self.seconds, timing.end)
-        if not self._tell(here, present, asked, legs, timing):
+        if not self._tell(round_graph, present, asked, legs, timing):
             if ledger is not None:
                 _book_in_vain(ledger, self._model, legs[0])
             self.active = np.zeros_like(present)
             return None
         self._holders = present
-        return here
+        return round_graph
 
     def _pass(self) -> None:
-        """Waits for somebody to come, with a deadline for no longer than that."""
+        """Moves the clock to the next arrival of a client, or by the deadline if there is one."""
         later = self._conditions.availability.next_arrival(self.seconds)
         if isinstance(self._waiting, Neighbours):
             later = self._conditions.availability.next_arrival(float(self.clients.min()))
@@ -133,7 +133,7 @@ class Timekeeper:
         legs: list[Leg],
         timing: Timing,
     ) -> bool:
-        """Tells the methods who takes part and which messages are late.
+        """Tells the methods which clients take part and which messages are late.
 
         Returns:
             False if a server received nothing that it waited for.
@@ -156,7 +156,7 @@ class Timekeeper:
 
 
 def _book_in_vain(ledger: Ledger, model: RoundModel, leg: Leg) -> None:
-    """Books the messages to a server that used none of them."""
+    """Books the messages to a server that used none of them, because all were late."""
     through = np.bincount(leg.source, leg.nbytes, len(model.speeds))
     through += np.bincount(leg.target, leg.nbytes, len(model.speeds))
     ledger.book_protocol(model.order[0].phases[0], through.astype(np.int64))

@@ -136,14 +136,14 @@ def _sound_heaps(raw: BinaryIO) -> bool:
     return True
 
 
-def _sound_objects(data: mmap.mmap, here: int, end: int) -> bool:
+def _sound_objects(data: mmap.mmap, position: int, end: int) -> bool:
     seen = set()
-    while end - here >= _OBJECT_HEADER.size:
-        index, _, padding, size = _OBJECT_HEADER.unpack_from(data, here)
+    while end - position >= _OBJECT_HEADER.size:
+        index, _, padding, size = _OBJECT_HEADER.unpack_from(data, position)
         if any(padding) or index in seen:
             return False
         if index == 0:
-            return bool(size == end - here)
+            return bool(size == end - position)
         seen.add(index)
-        here += _OBJECT_HEADER.size + -(-size // 8) * 8
-    return here <= end
+        position += _OBJECT_HEADER.size + -(-size // 8) * 8
+    return position <= end

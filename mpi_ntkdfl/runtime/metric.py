@@ -89,9 +89,9 @@ Reduction = Callable[[np.ndarray, About], np.ndarray]
 
 def mean_over_sites(values: np.ndarray, about: About) -> np.ndarray:
     """Reduction `[row, site]` to the mean over sites that have a number; NaN if none has."""
-    known = ~np.isnan(values)
-    counts = known.sum(axis=1)
-    means: np.ndarray = np.where(known, values, 0).sum(axis=1) / np.maximum(counts, 1)
+    present = ~np.isnan(values)
+    counts = present.sum(axis=1)
+    means: np.ndarray = np.where(present, values, 0).sum(axis=1) / np.maximum(counts, 1)
     return np.where(counts > 0, means, np.nan)
 
 

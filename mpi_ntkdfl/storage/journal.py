@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,11 +19,12 @@ from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.clock import PHASES
 from mpi_ntkdfl.runtime.metric import conditions
-from mpi_ntkdfl.storage import checkpoint, identity, lock, whole
-from mpi_ntkdfl.storage.checkpoint import Rows
+from mpi_ntkdfl.storage import identity, lock, whole
+from mpi_ntkdfl.storage.checkpoint import Header, remove_spare_parts
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.storage.record import Record, RoundRecord, provenance
 from mpi_ntkdfl.storage.resume import Start
+from mpi_ntkdfl.storage.saving import Saving
 from mpi_ntkdfl.storage.times import Times, last_times
 from mpi_ntkdfl.storage.trace import Trace
 from mpi_ntkdfl.topology.graphs import Graph
@@ -52,6 +53,13 @@ class Journal:
         self._config, self._federation, self._outputs = config, federation, outputs
         self._world, self._clock = self._federation.world, self._federation.clock
         self._record = Record(outputs.record)
+        self._saving = Saving(
+            federation.world,
+            federation.placement,
+            federation.ledger,
+            outputs,
+            config.output.part_bytes,
+        )
         self._trace: Trace | None = None
         self._run = ""  # on rank 0, from `create` or `resume`
         self.sent = 0
@@ -93,7 +101,7 @@ class Journal:
                 network.classes, data.sites, config.clients, config.environment is not None
             )
             whole.remove(self._outputs)
-            whole.remove_leftovers(self._outputs)
+            self._remove_leftovers()
             self._record.create(
                 attributes,
                 config.clients,
@@ -106,6 +114,11 @@ class Journal:
 
         self._world.on_root(begin)
         self._begin_trace(0)
+
+    def _remove_leftovers(self) -> None:
+        """Removes what runs that were killed have left, on rank 0."""
+        whole.remove_leftovers(self._outputs)
+        remove_spare_parts(self._outputs)
 
     def _provenance(self) -> dict[str, str | int]:
         """The attributes that describe this start, on rank 0."""
@@ -136,7 +149,7 @@ class Journal:
                 # The next checkpoint keeps the file of this name, which must not be the damaged one.
                 lock.require_own(self._outputs.checkpoint)
                 start.checkpoint.path.replace(self._outputs.checkpoint)
-            whole.remove_leftovers(self._outputs)
+            self._remove_leftovers()
             self._run = start.run or identity.new_run()
             self.sent = start.sent
             attributes = self._provenance()
@@ -230,35 +243,15 @@ class Journal:
     def checkpoint(self, done: int, weights: torch.Tensor, method: Method[Any]) -> None:
         """Writes the checkpoint after `done` rounds."""
         state = {f"state/{name}": array for name, array in method.state().items()}
-        arrays = {"params": weights, **state}
+        arrays = {name: array.cpu().numpy() for name, array in {"params": weights, **state}.items()}
+        layout = self._federation.network.layout
         with self._clock("record"):
-            if self._world.rank:
-                for _, array in sorted(arrays.items()):
-                    self._federation.ledger.book_mpi("statistics", array.nbytes)
-                    list(self._world.collect(array.cpu().numpy()))  # sends it to rank 0
-                return
-            checkpoint.write(
-                self._outputs,
-                self._config.to_yaml(),
-                self._federation.network.layout,
-                done,
-                {name: self._rows(array) for name, array in arrays.items()},
-                self._run,
-            )
+            self._saving.save(Header(self._config.to_yaml(), layout, done, self._run), arrays)
 
     def close(self) -> None:
         """Removes what only another round would need."""
         if self._world.rank == 0:
             self._record.close()
-
-    def _rows(self, mine: torch.Tensor) -> Rows:
-        """The array of all clients, given rank 0's part; other ranks' blocks arrive one after another."""
-
-        def blocks() -> Iterator[np.ndarray]:
-            yield from self._world.collect(mine.cpu().numpy())
-
-        dtype = mine[:0].cpu().numpy().dtype
-        return Rows((self._config.clients, *mine.shape[1:]), dtype, blocks())
 
 
 def facts(method: type[Method[Any]], needs: Needs) -> dict[str, str | int]:

@@ -52,6 +52,11 @@ class Outputs:
         return self._beside(_CHECKPOINTS[1])
 
     @property
+    def parts(self) -> Path:
+        """The folder of the parts of large checkpoints, `RUN.ckpt.parts`."""
+        return parts_of(self.checkpoint)
+
+    @property
     def trace(self) -> Path:
         """The timeline `RUN.trace.json`, which exists if `output.trace` is on."""
         return self._beside(".trace.json")
@@ -80,6 +85,14 @@ class Outputs:
             OSError: if the system cannot say, for example because the name is too long.
         """
         return [file for file in self.files if _exists(file)]
+
+
+def parts_of(checkpoint: Path) -> Path:
+    """The folder of the parts of the checkpoint at that path; both checkpoints of a run have the same."""
+    name = checkpoint.name
+    for suffix in _CHECKPOINTS:
+        name = name.removesuffix(suffix)
+    return checkpoint.with_name(f"{name}.ckpt.parts")
 
 
 def _exists(file: Path) -> bool:
@@ -143,6 +156,11 @@ def refuse(outputs: Outputs, replace: bool) -> None:
                     f"{file} {reason}, so a run does not replace it; move it away, or choose "
                     "another -o"
                 )
+        if _exists(outputs.parts) and (outputs.parts.is_symlink() or not outputs.parts.is_dir()):
+            raise InputError(
+                f"{outputs.parts} is not a folder, but a run makes a folder of that name for large "
+                "checkpoints; move it away, or choose another -o"
+            )
         with tempfile.TemporaryFile(dir=outputs.record.parent):
             pass
     except OSError as error:

@@ -163,7 +163,7 @@ class Record:
                 `provenance`.
             clients: M, the number of clients.
             ranks: R, the number of ranks.
-            partition: by name, `offsets` `[client + 1]`, `indices` and what `data.facts` adds.
+            partition: arrays by name: `offsets` `[client + 1]`, `indices`, and those of `data.facts`.
             sites: number of sites; 0 if the test samples have none.
             fulfilled: conditions that the run fulfils; metrics that need others are left out.
             names: of the clients, `[client]`, if the file of the graph has names.

@@ -26,6 +26,12 @@ from mpi_ntkdfl.storage.schema import end_of_run, starts_of
 
 _log = logging.getLogger(__name__)
 
+_VERSIONS = {
+    "compute.evolution": ("evolution", "outputs were evolved"),
+    "compute.training": ("local training", "local steps were taken"),
+}
+"""Settings that choose a compiled or a tensor version, with the record's name and what it computes."""
+
 _WAY_OUT = (
     "go on with the settings it was started with, or give --overwrite or another -o to start again"
 )
@@ -59,17 +65,17 @@ class Start:
         """Warns if this start computes in other ways than the last one.
 
         Raises:
-            InputError: if another version of the evolution would be used.
+            InputError: if another version of the evolution or of local training would be used.
         """
-        # Records without this choice come from versions that had the tensor version only.
-        before = self.choices.get("evolution", "tensor").partition(":")[0]
-        now = choices.get("evolution", before)
-        if now.partition(":")[0] != before:
-            raise InputError(
-                f"cannot go on: outputs were evolved by the {before} version, and this start would take "
-                f"another one ({now}); give --set compute.evolution={before}, or --overwrite to start "
-                "again"
-            )
+        for setting, (choice, did) in _VERSIONS.items():
+            # Records without this choice come from versions that had the tensor version only.
+            before = self.choices.get(choice, "tensor").partition(":")[0]
+            now = choices.get(choice, before)
+            if now.partition(":")[0] != before:
+                raise InputError(
+                    f"cannot go on: {did} by the {before} version, and this start would take another one "
+                    f"({now}); give --set {setting}={before}, or --overwrite to start again"
+                )
         for name, old in self.choices.items():
             new = choices.get(name, old)
             if old.partition(":")[0] != new.partition(":")[0]:

@@ -83,10 +83,10 @@ def end_of_run(rounds: int, stop_at: float | None, done: np.ndarray, accuracy: n
     """The round after which a run is finished, as far as its rows tell.
 
     Args:
-        rounds: of the configuration.
-        stop_at: of the configuration: accuracy at which the run ends earlier, or None.
+        rounds: number of rounds in the configuration.
+        stop_at: accuracy in the configuration at which the run ends earlier, or None.
         done: rounds done at each row, `[row]`.
-        accuracy: of the average, `[row]`.
+        accuracy: accuracy of the average, `[row]`.
     """
     if stop_at is None:
         return rounds

@@ -1,4 +1,4 @@
-"""Simulated time in a record: what a round adds, and with what a resumed run goes on."""
+"""Simulated time in a record: the values of a round, and those from which a resumed run continues."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Times:
     """Simulated time at the end of a round.
 
     Attributes:
-        seconds: on the federation's clock.
-        clients: when each client was done with its last round, `[client]`.
+        seconds: the time on the federation's clock.
+        clients: the time at which each client was done with its last round, `[client]`.
         active: which clients took part, `[client]`.
     """
 
@@ -42,8 +42,9 @@ def last_times(path: Path) -> tuple[float, np.ndarray, np.ndarray]:
         path: the record of a run with an environment, cut to the rounds that are done.
 
     Returns:
-        Seconds at the end of the last round; when each client was done, `[client]`; who took part in the
-        last round in which anybody did, `[client]`. Before the first such round that is everybody.
+        Seconds at the end of the last round; the time at which each client was done, `[client]`; which
+        clients took part in the last round with participants, `[client]`, and all clients before such a
+        round.
     """
     with reading(path) as file:
         seconds, clients = (file[metric.dataset][-1:] for metric in (SIMULATED, CLIENT_SECONDS))

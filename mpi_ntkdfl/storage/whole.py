@@ -128,13 +128,12 @@ def made_whole(
         os.close(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
         yield made
-        with made.open("rb+") as handle:
-            os.fsync(handle.fileno())
+        flush_file(made)
         sure()
         if former is not None and path.exists():
             _keep(path, former)
         made.replace(path)
-        _sync_folder(path.parent)
+        flush_folder(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             made.unlink(missing_ok=True)
@@ -162,7 +161,13 @@ def _keep(path: Path, former: Path) -> None:
         link.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def flush_file(path: Path) -> None:
+    """Flushes the content of a file to disk."""
+    with path.open("rb+") as handle:
+        os.fsync(handle.fileno())
+
+
+def flush_folder(folder: Path) -> None:
     """Flushes the names of files in a folder to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

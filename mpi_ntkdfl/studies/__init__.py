@@ -1,1 +1,1 @@
-"""Studies: named grids of runs, done where they stopped, ending in tables and figures."""
+"""Studies: named grids of runs that can be interrupted and continued, with tables and figures."""

@@ -1,4 +1,4 @@
-"""The finished runs of a study, and what is missing."""
+"""The finished runs of a study, and the runs that are missing."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Finished:
     """A run with all its rounds.
 
     Attributes:
-        run: of the study.
-        record: its numbers.
-        trace: the same, reduced.
+        run: the run of the study.
+        record: its record.
+        trace: its numbers per row.
     """
 
     run: StudyRun
@@ -34,7 +34,7 @@ class Finished:
         return tuple(json.loads(self.record.attributes.get("site_names", "[]")))
 
     def rows(self, rounds: np.ndarray) -> np.ndarray:
-        """The rows after some `rounds`, which it has evaluated."""
+        """The rows after these `rounds`, which it has evaluated."""
         return np.searchsorted(self.record.rounds, rounds)
 
 
@@ -43,8 +43,8 @@ class Cell:
     """The finished seeds of one combination of variants.
 
     Attributes:
-        variants: one of each axis.
-        finished: in the order of the seeds.
+        variants: one variant of each axis.
+        finished: its finished runs, in the order of the seeds.
     """
 
     variants: tuple[Variant, ...]
@@ -52,7 +52,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """For people."""
+        """The text that describes it in tables and messages."""
         return ", ".join(variant.label for variant in self.variants)
 
     def label_without(self, places: Sequence[int | None], family: str = "") -> str:
@@ -71,7 +71,7 @@ class Cell:
         return self.finished[0].run.config.algorithm.name
 
     def group(self) -> traces.Group:
-        """As `compare` knows it."""
+        """The cell as a group of `compare`."""
         return traces.Group(self.method, self.label, tuple(f.trace for f in self.finished))
 
     def rounds(self) -> np.ndarray:
@@ -87,18 +87,18 @@ class Cell:
         return self.group().values(name)
 
     def ends(self, name: str) -> np.ndarray:
-        """A metric that it has, at the end, `[seed]`."""
+        """The last value of a metric that it has, `[seed]`."""
         return np.array([finished.trace.curves[name][-1] for finished in self.finished])
 
 
 @dataclass(frozen=True)
 class Results:
-    """What there is of a study.
+    """The results of a study so far.
 
     Attributes:
         study: the study.
-        cells: combinations of variants of which a seed is finished, in order.
-        missing: runs that are not finished, in order.
+        cells: the combinations of variants with a finished run, in order.
+        missing: the runs that are not finished, in order.
     """
 
     study: Study
@@ -110,7 +110,7 @@ class Results:
         return [each.name for each in self.study.definition.axes].index(axis)
 
     def missing_text(self) -> list[str]:
-        """What is missing, one line each; empty if nothing is."""
+        """One line per missing run."""
         if not self.missing:
             return []
         total = len(self.study.runs)
@@ -122,10 +122,7 @@ class Results:
         return lines
 
     def other_code_text(self) -> list[str]:
-        """Runs that other sources of the package, or other plugins, computed; one line per run.
-
-        Empty if there are none.
-        """
+        """One line per run that other sources of the package, or other plugins, have computed."""
         runs = dict.fromkeys(
             f"  {finished.run.label} ({finished.run.key})"
             for cell in self.cells
@@ -172,7 +169,7 @@ def collect(study: Study) -> Results:
 
 
 def by(cells: Sequence[Cell], place: int | None) -> dict[str, list[Cell]]:
-    """Cells by the label of their variant of the axis at `place`; all together for None."""
+    """Cells by the label of their variant on the axis number `place`; all in one group for None."""
     if place is None:
         return {"": list(cells)}
     panels: dict[str, list[Cell]] = {}

@@ -1,7 +1,7 @@
-"""What a study is: axes of settings, scales, figures, and published numbers to stand beside.
+"""The definition of a study: axes of settings, scales, figures, and published numbers for comparison.
 
-A definition is YAML, one that comes with the package or a user's own file. It names settings only;
-nothing in it is executed.
+A definition is a YAML file of the package or of a user. It contains only settings; nothing in it is
+executed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mpi_ntkdfl.runtime.yaml_text import read_yaml
 Settings = dict[str, Any]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 ScaleName = Name
-"""Any name; at the scale `paper` published numbers are drawn."""
+"""Any name. At the scale `paper` published numbers are drawn."""
 Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
 
@@ -32,12 +32,12 @@ class Variant(Section):
     """One point of an axis.
 
     Attributes:
-        label: in tables and legends.
-        value: where it stands on a numerical axis.
-        family: variants of one family make one line over the axis; empty if there is but one.
-        settings: over those of the study and its scale.
-        at: further settings at a scale.
-        only: the scale it belongs to, if not to all.
+        label: its name in tables and legends.
+        value: its position on a numerical axis.
+        family: variants of one family are one line over the axis; empty if there is only one.
+        settings: settings that replace those of the study and its scale.
+        at: further settings, by scale.
+        only: the only scale that has this variant; None for all scales.
     """
 
     label: str
@@ -49,7 +49,7 @@ class Variant(Section):
 
 
 class Axis(Section):
-    """What is varied: `label` is for figures."""
+    """An axis: settings that vary; `label` is its name in figures."""
 
     name: Name
     label: str = ""
@@ -65,11 +65,11 @@ class Scale(Section):
     """A size of the study.
 
     Attributes:
-        seeds: how many, from 0.
-        targets: accuracies whose cost is tabulated.
-        settings: over those of the study.
-        by_seed: settings of seed 0, 1, ... over all others of the study, such as a partition file
-            for each; seeds beyond the list have none of their own.
+        seeds: number of seeds, from 0.
+        targets: accuracies for which tables show the costs.
+        settings: settings that replace those of the study.
+        by_seed: settings of seed 0, 1, ... that replace all others, such as a partition file for each
+            seed; further seeds have no such settings.
     """
 
     seeds: int = Field(ge=1)
@@ -81,7 +81,7 @@ class Scale(Section):
 
 
 class PublishedLine(Section):
-    """Published points of one line of a panel, by the labels they have in the study."""
+    """Published points of one line of a panel, with the labels of the study."""
 
     panel: str = ""
     line: str
@@ -96,7 +96,7 @@ class PublishedLine(Section):
 
 
 class Published(Section):
-    """Numbers of a publication; they hold at the paper's scale."""
+    """Numbers of a publication, for the paper's scale."""
 
     source: str
     lines: Annotated[tuple[PublishedLine, ...], Field(strict=False, min_length=1)]
@@ -137,18 +137,18 @@ class Messages(Section):
 
 
 class Figure(Section):
-    """A figure, and the table of the numbers it shows.
+    """A figure, and the table of its numbers.
 
     Attributes:
-        name: of its files.
-        title: above it.
+        name: the name of its files.
+        title: the text above it.
         kind: curves (`y` against `x`, by round), ends (`y` at the end against the axis `x`), taus (share
             of clients by chosen tau), selection (average of some clients, chosen on half the test
             set), drift (relative change of the kernel, against the axis `x`), sites (`y` at the end
             by site, such as hospital), map (`y` at the end, by colour, over the two axes `x`) or
             fastest (which combination reaches the highest target first in simulated time, over `links`).
-        x: what to draw against: metrics for curves, an axis for ends and drift, two for a map.
-        y: metrics, a panel each.
+        x: the horizontal axes: metrics for curves, an axis of the study for ends and drift, two for a map.
+        y: metrics, one panel each.
         panels: the axis that has a panel for each of its variants.
         guides: exponents of power laws to draw beside the curves; both axes are logarithmic then.
         published: numbers to compare with.
@@ -200,7 +200,7 @@ class Figure(Section):
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """The axes of the study it is drawn against."""
+        """The axes of the study that are axes of the figure."""
         return self.x if self.kind in _AXES else ()
 
     @property
@@ -217,14 +217,14 @@ class Definition(Section):
     """A study.
 
     Attributes:
-        title: a line.
-        about: what it is to show.
-        base: the preset below everything.
-        settings: over the preset.
+        title: its title, one line.
+        about: what it shall show.
+        base: the preset from which all its runs start.
+        settings: settings that replace those of the preset.
         scales: its sizes.
-        axes: what is varied; a run is one variant of each.
+        axes: the settings that vary; a run has one variant of each axis.
         combine: every combination of variants, or (zip) the first of each axis, the second, ...
-        figures: what it ends in.
+        figures: its figures.
     """
 
     title: str
@@ -318,7 +318,7 @@ def text(source: str) -> str:
     """The YAML of a study by name, or of a file by path.
 
     Raises:
-        InputError: if it is neither.
+        InputError: if there is neither such a study nor such a file.
     """
     if source in names():
         folder = resources.files("mpi_ntkdfl").joinpath("studies", "definitions")
@@ -333,7 +333,7 @@ def read(source: str) -> Definition:
     """Reads a study by name, or a file by path.
 
     Raises:
-        InputError: if it cannot be read, or says something a study cannot be.
+        InputError: if it cannot be read or is not a valid definition.
     """
     raw = read_yaml(text(source), source)
     if not isinstance(raw, dict):
@@ -345,7 +345,7 @@ def read(source: str) -> Definition:
 
 
 def called(source: str) -> str:
-    """The name of a study, for its files: that of the package's, or a file's without its suffix."""
+    """The name of a study for its files: its name in the package, or a file's name without suffix."""
     return source if source in names() else Path(source).stem
 
 

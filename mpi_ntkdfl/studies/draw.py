@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _ACROSS = 3
-"""Panels beside one another."""
+"""Number of panels in a row."""
 
 
 def write(path: Path, drawn: Drawing) -> None:
-    """Draws and writes a figure; the same input gives the same bytes.
+    """Draws and writes a figure; equal input gives equal bytes.
 
     Raises:
         InputError: for another suffix than pdf, png, svg, or if the file cannot be written.
@@ -62,7 +62,7 @@ def figure(drawn: Drawing) -> Figure:
 
 
 def _looks(drawn: Drawing) -> dict[str, LineStyle]:
-    """A look for every label; a line of a method has the method's, others take spare ones."""
+    """A look for every label: that of the method, or a spare one for lines without a method."""
     methods: dict[str, str] = {}
     for panel in drawn.panels:
         for line in panel.lines:
@@ -104,7 +104,7 @@ def _panel(
 
 
 def _published(ax: Axes, line: Series, look: LineStyle | None) -> drawing.Legend:
-    """Bare hollow markers in the colour of the method they belong to."""
+    """The look of published points: hollow markers without a line, in the colour of their method."""
     (markers,) = ax.plot(
         line.x,
         line.mean,
@@ -134,12 +134,12 @@ def _guides(ax: Axes, panel: Panel, drawn: Drawing) -> drawing.Legend:
 
 
 def _share_vertical_axes(axes: Sequence[Axes], names: Sequence[str], across: int) -> None:
-    """Panels of one quantity are compared by eye, so they have one range; its label stands once per row.
+    """Gives panels of one quantity the same range, so that they can be compared, and one label per row.
 
     Args:
         axes: the panels.
-        names: of the quantity of each panel.
-        across: panels in a row.
+        names: the name of each panel's quantity.
+        across: number of panels in a row.
     """
     for name in dict.fromkeys(names):
         own = [ax for ax, each in zip(axes, names, strict=True) if each == name]

@@ -1,4 +1,4 @@
-"""What a study will take before it runs: runs, core time, bytes on disk."""
+"""Estimates what a study will take before it runs: runs, core time, bytes on disk."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from mpi_ntkdfl.topology.placement import Placement
 from mpi_ntkdfl.topology.schedule import Schedule
 
 _READING = 0.3
-"""Core seconds per run, of those that share a process: data, partition and starting weights."""
+"""Core seconds per run for data, partition and starting weights, if runs share a process."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of some runs.
+    """What some runs take, or took.
 
     Attributes:
-        runs: their number.
-        seconds: core time.
-        nbytes: of records and checkpoints.
-        begun: runs among them that have some of their rounds.
-        rounds: that those have done, of
-        planned: all their rounds.
+        runs: number of runs.
+        seconds: seconds of core time.
+        nbytes: bytes of records and checkpoints.
+        begun: number of runs that have done some of their rounds.
+        rounds: number of rounds that these runs have done.
+        planned: number of all rounds of these runs.
     """
 
     runs: int
@@ -50,13 +50,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is done and what is left, by method.
+    """The costs of the runs that are done and of those that are left, by method.
 
     Attributes:
-        done: finished runs, as measured.
-        left: the other runs; rounds that a started run has done are not counted.
-        measured: methods whose time per round is known from finished runs of this study. For the
-            other methods it is predicted by their own counts of work, as `check` does.
+        done: measured costs of the finished runs.
+        left: estimated costs of the other runs, without the rounds that they have done.
+        measured: methods whose time per round was measured in finished runs of this study. For the
+            other methods it is predicted from their counts of work, as in `check`.
     """
 
     done: Mapping[str, Cost]
@@ -65,12 +65,12 @@ class Estimate:
 
 
 def estimate(study: Study, ranks: int = 1, machine: Machine = NOMINAL) -> Estimate:
-    """Estimates a study from its finished runs, and where there are none from predictions.
+    """Estimates a study from its finished runs, or from predictions for methods without such runs.
 
     Args:
-        study: whose runs are estimated.
-        ranks: of each run. Every rank has to start.
-        machine: for predictions, the speed of a core.
+        study: the study whose runs are estimated.
+        ranks: number of ranks of each run. Every rank has to start.
+        machine: speed of a core, for predictions.
     """
     weights = study.definition.needs_weights
     finished: dict[str, list[StudyRun]] = defaultdict(list)
@@ -85,7 +85,7 @@ def estimate(study: Study, ranks: int = 1, machine: Machine = NOMINAL) -> Estima
     prediction = _Prediction(machine)
     to_come: dict[str, Cost] = {}
     for name, runs in left.items():
-        # Measured seconds per client and round of finished runs, whatever the size of their shares.
+        # Measured seconds per client and round of finished runs, for all sizes of shares together.
         rates = [
             spent / (run.config.clients * run.config.rounds)
             for run, spent in zip(finished.get(name, ()), seconds.get(name, ()), strict=True)
@@ -116,12 +116,12 @@ class _Prediction:
         self._graphs: dict[str, Graph] = {}
 
     def seconds(self, config: Config) -> tuple[float, float]:
-        """Core seconds of the evaluation before the first round, and of a round."""
+        """Core seconds of the evaluation before the first round, and of one round."""
         by_phase = round_seconds(self._first(config), 0, self._machine, config.compute.threads)
         return by_phase["evaluate"] * config.evaluation.every, sum(by_phase.values())
 
     def nbytes(self, config: Config) -> int:
-        """Bytes of a record and two checkpoints, about."""
+        """Approximate bytes of a record and two checkpoints."""
         return disk_bytes(self._first(config))
 
     def _first(self, config: Config) -> FirstRound:
@@ -164,8 +164,8 @@ def _on_disk(run: StudyRun) -> int:
     return sum(file.stat().st_size for file in run.outputs.existing())
 
 
-def text(study: Study, found: Estimate, ranks: int) -> str:
-    """The estimate for people."""
+def text(study: Study, estimated: Estimate, ranks: int) -> str:
+    """The estimate as text."""
     definition = study.definition
     every = study.distinct()
     lines = [
@@ -177,31 +177,31 @@ def text(study: Study, found: Estimate, ranks: int) -> str:
     ]
     nothing = Cost(0, 0.0, 0)
     for name in dict.fromkeys(run.config.algorithm.name for run in every):
-        done, left = found.done.get(name, nothing), found.left.get(name, nothing)
-        how = "" if name in found.measured or not left.runs else "  (predicted)"
+        done, left = estimated.done.get(name, nothing), estimated.left.get(name, nothing)
+        how = "" if name in estimated.measured or not left.runs else "  (predicted)"
         if left.begun:
             how += f"  ({left.begun} begun: {left.rounds} of {left.planned} rounds)"
         lines.append(
             f"{name:12}{done.runs + left.runs:>6}{done.runs:>6}{duration(left.seconds):>16}"
             f"{readable(left.nbytes):>12}{how}"
         )
-    seconds = sum(cost.seconds for cost in found.left.values())
-    spent = sum(cost.seconds for cost in found.done.values())
-    coming = sum(cost.nbytes for cost in found.left.values())
-    there = sum(cost.nbytes for cost in found.done.values())
+    seconds = sum(cost.seconds for cost in estimated.left.values())
+    spent = sum(cost.seconds for cost in estimated.done.values())
+    bytes_left = sum(cost.nbytes for cost in estimated.left.values())
+    bytes_done = sum(cost.nbytes for cost in estimated.done.values())
     begins = "once, for all runs in one process" if ranks == 1 else "per run and rank"
     lines += [
         "",
         f"left: about {duration(seconds)} of core time, {duration(seconds / ranks)} with {ranks} "
-        f"rank(s) on as many cores, {readable(coming)}; start-up counts {START_UP} s "
+        f"rank(s) on as many cores, {readable(bytes_left)}; start-up counts {START_UP} s "
         f"{begins}",
-        f"done: {duration(spent)} of core time, {readable(there)}",
+        f"done: {duration(spent)} of core time, {readable(bytes_done)}",
     ]
     return "\n".join(lines)
 
 
 def run_list(study: Study) -> list[str]:
-    """A line for each run: its place, files, whether it is done, and what it is."""
+    """One line per run: its number, its key, its state, and its label."""
     weights = study.definition.needs_weights
     lines = []
     for place, run in enumerate(study.distinct()):

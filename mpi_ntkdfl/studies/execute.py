@@ -1,7 +1,7 @@
 """Does the runs of a study that are not done: in this process, or each one through a launcher.
 
-Any number of workers may share a study's folder. A worker claims a run by a lock for as long as it works
-on the run, so that no two workers do it; what a killed worker leaves goes on from its checkpoint.
+Any number of workers may share the folder of a study. A worker locks a run while it works on it, so no
+two workers do the same run. A run of a killed worker continues from its checkpoint.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mpi_ntkdfl.studies.grid import Study, StudyRun, has_other_code, is_done
 
 
 def launch(template: str | None, ranks: int) -> Launch | None:
-    """The launcher asked for; None to run in this process.
+    """The launcher that the user wants; None for runs in this process.
 
     Raises:
         InputError: if there is no launcher for several ranks, or the template is not readable.
@@ -35,14 +35,14 @@ def launch(template: str | None, ranks: int) -> Launch | None:
 
 @dataclass
 class Tally:
-    """What became of a worker's runs.
+    """The results of a worker's runs.
 
     Attributes:
-        done: finished now.
-        before: finished before.
-        other_code: of those, the ones that other sources of the package or other plugins computed.
-        elsewhere: another worker is at them.
-        failed: what went wrong, by the run's label.
+        done: number of runs finished now.
+        before: number of runs finished before.
+        other_code: number of these that other sources of the package or other plugins computed.
+        elsewhere: number of runs on which another worker works.
+        failed: the errors of failed runs, by the run's label.
         stopped: whether a signal or the time limit ended the work.
     """
 
@@ -55,7 +55,7 @@ class Tally:
 
 
 def share(runs: Sequence[StudyRun], task: int, tasks: int) -> list[StudyRun]:
-    """The runs of task `task` of `tasks`, from 0: those whose place is `task` modulo `tasks`.
+    """The runs of task `task` of `tasks`, from 0: those whose number is `task` modulo `tasks`.
 
     Raises:
         InputError: if there is no such task.
@@ -72,13 +72,13 @@ def work(
     say: Callable[[str], None],
     fresh: bool = False,
 ) -> Tally:
-    """Does the `runs` that are neither done nor being written; a failed run does not stop the others.
+    """Does those of `runs` that are not done and on which no worker works; failures do not stop others.
 
     Args:
-        study: of the runs.
-        runs: to do, in order.
-        how: to start them, None in this process.
-        say: gets one line per run.
+        study: the study of the runs.
+        runs: the runs to do, in order.
+        how: how to start them as processes; None to do them in this process.
+        say: function that is called with one line per run.
         fresh: do runs again that other sources of the package, or other plugins, computed or began.
     """
     tally, weights = Tally(), study.definition.needs_weights
@@ -112,10 +112,10 @@ def work(
 
 
 def _claimed(run: StudyRun, weights: bool, how: Launch | None, fresh: bool) -> bool:
-    """Claims a run and does it, from its beginning if `fresh` asks for that; whether it is finished.
+    """Locks a run and does it, from its beginning if `fresh` is set; returns whether it is finished.
 
     Raises:
-        InUse: if another worker has it, or the run of a worker that was killed is still going on.
+        InUse: if another worker does it, or if a process of a killed worker is still running.
         MpiNtkdflError: if it fails.
     """
     claim = Outputs(run.outputs.record.with_name(f"{run.key}.claim.h5"))

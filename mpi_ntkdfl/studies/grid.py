@@ -1,6 +1,6 @@
 """From a study to its runs.
 
-A run is known by its settings and the content of its files, whichever study asks for it.
+A run is identified by its settings and the content of its files, so studies can share runs.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from mpi_ntkdfl.studies.definition import Definition, ScaleName, Variant, called
 _log = logging.getLogger(__name__)
 
 _CONTENT_DIGITS = 8
-"""Hexadecimal digits for the content of files, among runs of the same settings."""
+"""Number of hexadecimal digits for the content of files in a run's name."""
 
 _KINDS = ("name", "kind")
-"""Settings that tell the kind of a section; their defaults differ between kinds."""
+"""Settings that choose the kind of a section; defaults differ between kinds."""
 
 _DIGITS = 16
-"""Hexadecimal digits of a run's name: 64 bits, so that no two of a million runs share it."""
+"""Number of hexadecimal digits of a key: 64 bits, so that no two of a million runs have the same."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class StudyRun:
     """One run of a study.
 
     Attributes:
-        index: its place among the study's runs; all of one seed come before those of the next.
-        cell: a variant of each axis, in the order of the axes.
+        index: its number among the study's runs; all runs of one seed come before those of the next.
+        cell: one variant of each axis, in the order of the axes.
         config: the complete configuration.
-        outputs: where it is, or will be.
+        outputs: its files, which may not exist yet.
     """
 
     index: int
@@ -61,26 +61,26 @@ class StudyRun:
 
     @property
     def key(self) -> str:
-        """Hash of its configuration and of the content of its files: the name of what it writes."""
+        """Hash of its configuration and of the content of its files: the name of its outputs."""
         return self.outputs.record.stem
 
     @property
     def label(self) -> str:
-        """For people."""
+        """The text that describes it in tables and messages."""
         return f"{', '.join(v.label for v in self.cell)}, seed {self.config.seed}"
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study of some size, spelt out.
+    """A study at one scale with all its runs.
 
     Attributes:
-        name: of its files.
-        definition: of the study.
-        scale: its size.
-        seeds: how many.
-        folder: where everything is.
-        runs: all of them; a run that two cells share appears twice, under one key.
+        name: the name of its files.
+        definition: the definition of the study.
+        scale: its scale.
+        seeds: number of seeds.
+        folder: the folder of its files.
+        runs: all its runs; a run of two cells appears twice, with one key.
     """
 
     name: str
@@ -101,12 +101,12 @@ class Study:
 
 
 def key(config: Config) -> str:
-    """Hash of the settings that are not defaults and that decide a run's result, beyond the last bits.
+    """Hash of the settings that differ from the defaults and affect more than the last bits of a result.
 
-    So a run keeps its name when a later version has more settings. Should a later version change a
-    default, the name stays as well; `is_done` and a resumed run compare all settings with the record.
-    Paths count, except that of a data set, which differs between machines. The content of files is not
-    in it; see `run_name`.
+    So a run keeps its name if a later version has more settings. If a later version changes a default,
+    the name also stays; but `is_done` and a resumed run compare all settings with the record. Paths
+    count, except that of a data set, which differs between machines. The content of files does not
+    count; see `run_name`.
     """
     settings: dict[str, Any] = {}
     for name in type(config).model_fields:
@@ -120,7 +120,7 @@ def key(config: Config) -> str:
 
 
 def _chosen(section: BaseModel, above: str, config: Config) -> dict[str, Any]:
-    """The kind of a section, and its settings that count and are not defaults, as JSON has them."""
+    """The kind of a section, and its settings that count and are not defaults, as JSON values."""
     chosen: dict[str, Any] = {}
     whole = section.model_dump(mode="json")
     for name, field in type(section).model_fields.items():
@@ -137,7 +137,7 @@ def _chosen(section: BaseModel, above: str, config: Config) -> dict[str, Any]:
 
 
 def counts(setting: str, config: Config | None = None) -> bool:
-    """Whether two runs of a study that differ in this setting are two runs."""
+    """Whether two runs that differ in this setting have different keys."""
     what = effect(setting, config)
     return what not in ("rounding", "nothing") and not (
         what == "place" and setting.startswith("dataset.")
@@ -147,12 +147,13 @@ def counts(setting: str, config: Config | None = None) -> bool:
 def run_name(config: Config, folder: Path) -> str:
     """The name of a run's files: `key`, and for files of the user's own a hash of their content.
 
-    With another content under the same path it is another run, and the former one stays. Where a file is
-    missing, as on a machine that only draws, the one run of this key in the folder is taken.
+    If the content of a path changes, it is another run, and the files of the former run stay. If a file
+    is missing, for example on a machine that only draws, and the folder has one run of this key, this
+    run is taken.
 
     Args:
-        config: of the run.
-        folder: of the runs.
+        config: the configuration of the run.
+        folder: the folder of the runs.
     """
     settings, contents = key(config), identity.before_reading(config)
     if not contents:
@@ -180,17 +181,17 @@ def expand(
     seeds: int | None = None,
     overrides: Sequence[str] = (),
 ) -> Study:
-    """Reads a study and spells out its runs.
+    """Reads a study and makes the configurations of all its runs.
 
     Args:
         source: its name, or a YAML file.
-        scale: its size.
-        folder: where its runs are.
-        seeds: how many, if not as many as it says.
-        overrides: `section.key=value`, over everything.
+        scale: its scale.
+        folder: the folder of its runs.
+        seeds: number of seeds; None for that of the definition.
+        overrides: `section.key=value`, which replace all other settings.
 
     Raises:
-        InputError: for a bad definition, or a run that cannot be configured, naming it.
+        InputError: for a bad definition, or a run with wrong settings; the message names the run.
     """
     definition = read(source)
     size = definition.scale(scale)
@@ -233,17 +234,17 @@ def _configure(
 
 
 def rounds_recorded(outputs: Outputs) -> int:
-    """Rounds in a run's record; 0 if there is none, or it is not readable."""
+    """Number of rounds in a run's record; 0 if it is missing or not readable."""
     return _read(outputs.record, lambda file: len(file[SECONDS.dataset]))
 
 
 def rounds_kept(outputs: Outputs) -> int:
-    """Rounds done in the newest checkpoint; 0 if there is none."""
+    """Number of rounds done in the newest checkpoint; 0 if there is none."""
     return _read(outputs.checkpoint, lambda file: int(file.attrs["round"]))
 
 
 def is_done(run: StudyRun, weights: bool) -> bool:
-    """Whether a run is finished; `weights`: and has its last checkpoint, which a report reads."""
+    """Whether a run is finished and, if `weights` is set, has its last checkpoint for a report."""
     config = run.config
 
     def last(file: h5py.File) -> int:
@@ -264,7 +265,7 @@ def has_other_code(outputs: Outputs) -> bool:
     """Whether a start of a run used other code than this process has.
 
     Code is the sources of the package and the plugins. A plugin that only this process loaded does not
-    count: the run did without it.
+    count, because the run did not use it.
 
     Returns:
         False if there is no readable record, or it is of an earlier version that recorded no sources.

@@ -1,4 +1,4 @@
-"""Reports as one HTML page that needs nothing else: inline pictures and styles, no scripts."""
+"""Reports as one HTML page without other files: it contains pictures and styles, and no scripts."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from mpi_ntkdfl.studies.report import COLUMNS, Report, numbers
 from mpi_ntkdfl.studies.series import Drawing
 
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
-"""Caption, header and rows."""
+"""A table: caption, header and rows."""
 
 
 @dataclass(frozen=True)
 class _Figure:
-    """What the template takes of a figure.
+    """The values of a figure that the template needs.
 
     Attributes:
-        title: for readers who do not see the picture.
-        picture: the svg element, the only text that is not escaped.
+        title: a text for readers who cannot see the picture.
+        picture: the svg element; only this text is not escaped.
         published: published numbers, or None.
-        numbers: those of the figure.
+        numbers: the numbers of the figure.
     """
 
     title: str
@@ -41,7 +41,7 @@ class _Figure:
 
 @dataclass(frozen=True)
 class _Section:
-    """What the template takes of a study."""
+    """The values of a study that the template needs."""
 
     name: str
     title: str
@@ -65,7 +65,7 @@ def write(path: Path, reports: Sequence[Report]) -> None:
 
 
 def html(reports: Sequence[Report]) -> str:
-    """The page."""
+    """The page as text."""
     environment = Environment(
         loader=PackageLoader("mpi_ntkdfl.studies"), autoescape=True, trim_blocks=True
     )
@@ -103,7 +103,7 @@ def _figure(drawing: Drawing, prefix: str) -> _Figure:
 
 
 def _inline(svg: str, prefix: str) -> str:
-    """The svg element only, its ids made unique on the page."""
+    """Only the svg element, with ids that are unique on the page."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r'\bid="', f'id="{prefix}', body)
@@ -121,7 +121,7 @@ def _published(published: Published) -> Table:
 
 
 def _outcomes(report: Report) -> Table:
-    """The end of every configuration, and its way to the targets."""
+    """Tables of the last values of every configuration, and of the costs of each target."""
     targets = report.study.definition.scale(report.study.scale).targets
     ends = [m for m in columns(report.outcomes, "end") if "y" in m.places]
     header = ["configuration", "seeds", *(metric.head for metric in ends)]

@@ -1,4 +1,4 @@
-"""What a study ends in: a table, figures and their numbers, published ones, what is missing."""
+"""The report of a study: a table, figures with their numbers, published numbers, missing runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Report:
 
     @property
     def text(self) -> str:
-        """Title, tables, published numbers, what is missing, and what other code computed."""
+        """Title, tables, published numbers, missing runs, and runs that other code has computed."""
         definition = self.study.definition
         head = [
             f"{self.study.name}, scale {self.study.scale}: {definition.title}",
@@ -93,9 +93,9 @@ def write(report: Report) -> list[Path]:
 
 
 def numbers(drawn: Drawing) -> list[dict[str, object]]:
-    """Every point of a figure, in drawing order; by the names in `COLUMNS`.
+    """Every point of a figure in the order of drawing, by the names in `COLUMNS`.
 
-    `sd` is empty for one seed. NaN and infinities are what was measured.
+    `sd` is empty for one seed. NaN and infinities are measured values.
     """
     published = drawn.figure.published
     rows: list[dict[str, object]] = []

@@ -1,4 +1,4 @@
-"""The numbers of a study's figures. Drawing and tables both take them from here."""
+"""The numbers of a study's figures, for drawing and for tables."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Drawing:
 
     Attributes:
         figure: its definition.
-        panels: in reading order.
-        looks: of the methods' lines, by the method's name; methods without a look are left out.
+        panels: its panels in reading order.
+        looks: how the lines of each method look, by the method's name, without methods that have no look.
     """
 
     figure: Figure
@@ -76,7 +76,7 @@ def _curves(results: Results, figure: Figure) -> list[Panel]:
 
 
 def _curve(cell: Cell, label: str, x: str, y: str, log: bool) -> Series:
-    """The line of a cell: the metric `y` against `x`."""
+    """The line of a cell: metric `y` against metric `x`."""
     across, up = cell.values(x).mean(axis=0), cell.values(y)
     log_x = METRICS[x].log or log
     left_out = no_point(METRICS[x], METRICS[y], log_x, across, up)
@@ -110,11 +110,11 @@ _CHANGE = Axis("kernel-change", "||K' - K|| / ||K||")
 
 
 def _at_the_end(cell: Cell, name: str | None) -> Mapping[str, np.ndarray]:
-    """What a cell adds to a figure over an axis: `[seed]` by the kind of line.
+    """The values of a cell in a figure over an axis: `[seed]` by the kind of line.
 
     Args:
-        cell: of the study.
-        name: of a metric, whose values at the end these are; None for the change of the kernel.
+        cell: a cell of the study.
+        name: name of a metric, for its values at the end of the runs; None for the change of the kernel.
     """
     if name is None:
         return weights.drift(cell)
@@ -125,7 +125,7 @@ def _at_the_end(cell: Cell, name: str | None) -> Mapping[str, np.ndarray]:
 
 
 def _points(label: str, method: str, several: Sequence[tuple[float, np.ndarray]]) -> Series:
-    """A line with one point per value of an axis; the points' numbers of seeds may differ."""
+    """A line with one point per value of an axis; points may have different numbers of seeds."""
     ordered = sorted(several, key=lambda point: point[0])
     with np.errstate(invalid="ignore"):  # infinities have no deviation: NaN
         return Series(
@@ -140,7 +140,7 @@ def _points(label: str, method: str, several: Sequence[tuple[float, np.ndarray]]
 
 
 def _sites(results: Results, figure: Figure) -> list[Panel]:
-    """The end of runs by site: a panel for each metric.
+    """The last values of runs by site: one panel per metric.
 
     A metric by client and site has a panel for each cell whose clients end with different models.
     """
@@ -173,7 +173,7 @@ def _sites(results: Results, figure: Figure) -> list[Panel]:
 
 
 def _by_site(label: str, method: str, values: np.ndarray) -> Series:
-    """Points at the sites 0, 1, ... from `values` `[seed, site]`; NaN where no seed has a number."""
+    """Points at the sites 0, 1, ... from `values` `[seed, site]`; NaN if no seed has a number."""
     seeds, sites = values.shape
     return Series(
         label,
@@ -187,7 +187,7 @@ def _by_site(label: str, method: str, values: np.ndarray) -> Series:
 
 
 def _taus(cell: Cell) -> Panel:
-    """Fraction of clients by the tau they chose, against rounds."""
+    """Fraction of clients that chose each tau, against rounds."""
     rounds = cell.rounds()
     rounds = rounds[rounds > 0]
     chosen = [f.record[MEAN_TAU][f.rows(rounds)] for f in cell.finished]

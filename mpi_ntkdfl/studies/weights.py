@@ -1,81 +1,24 @@
-"""What is computed from the weights of finished runs: averages of some clients, change of the kernel."""
+"""Results from the weights of finished runs: averages of some clients, change of the kernel."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from mpi_ntkdfl.assembly import read_weights, starting_weights
-from mpi_ntkdfl.config import Config
-from mpi_ntkdfl.data import partition, sources
-from mpi_ntkdfl.data.dataset import Dataset
+from mpi_ntkdfl.data import sources
 from mpi_ntkdfl.evaluate import score
 from mpi_ntkdfl.federation.clients import Samples
-from mpi_ntkdfl.model.network import Network
-from mpi_ntkdfl.model.networks import build
 from mpi_ntkdfl.ntk.kernel import trace_kernel
 from mpi_ntkdfl.runtime import seeds
-from mpi_ntkdfl.runtime.paths import user_path
-from mpi_ntkdfl.storage.checkpoint import Checkpoint
-from mpi_ntkdfl.storage.identity import require_record_of
 from mpi_ntkdfl.studies.collect import Cell, Finished
+from mpi_ntkdfl.studies.loaded import LoadedRun, load
 
 _NUMBERS = 30
-"""Averages a run is tested at, at most."""
+"""Largest number of averages of a run that are tested."""
 _CLIENTS = 10
-"""Clients whose kernels are compared; each costs two of them."""
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A finished run with its data.
-
-    Attributes:
-        config: of the run.
-        network: its model.
-        data: the data set.
-        params: weights at the end, `[client, param]`.
-        former: weights a round before, or None where no checkpoint holds them.
-    """
-
-    config: Config
-    network: Network
-    data: Dataset
-    params: torch.Tensor
-    former: torch.Tensor | None
-
-    def samples(self, stored: np.ndarray, labels: np.ndarray) -> Samples:
-        """Samples as the network takes them."""
-        inputs = self.data.scaling.apply(stored, self.config.compute.dtype)
-        shaped = torch.from_numpy(np.asarray(inputs)).view(-1, *self.network.shape)
-        return Samples(shaped, torch.from_numpy(np.asarray(labels)))
-
-
-def _open(finished: Finished, data: Dataset) -> _Run:
-    """Reads what a finished run left.
-
-    Raises:
-        InputError: if its checkpoint is damaged, or that of another run.
-    """
-    run = finished.run
-    network = build(run.config.model, data.shape, data.classes)
-
-    def everyone(checkpoint: Checkpoint) -> torch.Tensor:
-        return torch.from_numpy(checkpoint.rows("params", range(checkpoint.clients)))
-
-    with contextlib.closing(Checkpoint(run.outputs.checkpoint)) as checkpoint:
-        require_record_of(run.outputs, checkpoint)
-        owner, params = checkpoint.run, everyone(checkpoint)
-    former = None
-    if run.outputs.former_checkpoint.exists():
-        with contextlib.closing(Checkpoint(run.outputs.former_checkpoint)) as checkpoint:
-            if checkpoint.round == run.config.rounds - 1 and checkpoint.run == owner:
-                former = everyone(checkpoint)
-    return _Run(run.config, network, data, params, former)
+"""Number of clients whose kernels are compared; each needs two kernels."""
 
 
 # ------------------------------------------------------------------------------ averages of some
@@ -87,7 +30,7 @@ def selection(cell: Cell) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     The halves are drawn by the run's seed. Ties are in client-id order.
 
     Returns:
-        Numbers of clients averaged `[number]`, and for every order (best, random, worst first) the
+        The numbers of averaged clients `[number]`, and for every order (best, random, worst first) the
         accuracy on the other half, `[seed, number]`.
     """
     by_order: dict[str, list[np.ndarray]] = {}
@@ -104,7 +47,7 @@ def selection(cell: Cell) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return numbers, {name: np.array(each) for name, each in by_order.items()}
 
 
-def _halves(run: _Run, seed: int) -> tuple[Samples, Samples]:
+def _halves(run: LoadedRun, seed: int) -> tuple[Samples, Samples]:
     """The test set in two random halves: to choose on, and to report."""
     order = seeds.generator(seed, "selection halves").permutation(len(run.data.test_labels))
     cut = len(order) // 2
@@ -115,12 +58,14 @@ def _halves(run: _Run, seed: int) -> tuple[Samples, Samples]:
     return first, second
 
 
-def _accuracy(run: _Run, params: torch.Tensor, samples: Samples) -> float:
+def _accuracy(run: LoadedRun, params: torch.Tensor, samples: Samples) -> float:
     right, _ = score(run.network, params, samples.inputs, samples.labels, "cross-entropy")
     return float(right.sum() / len(samples.labels))
 
 
-def _of_first(run: _Run, order: np.ndarray, numbers: np.ndarray, samples: Samples) -> np.ndarray:
+def _of_first(
+    run: LoadedRun, order: np.ndarray, numbers: np.ndarray, samples: Samples
+) -> np.ndarray:
     """Accuracy of the average of the first n clients of `order`, for every n of `numbers`."""
     total = torch.zeros(run.network.layout.size, dtype=torch.float64)
     accuracies, taken = [], 0
@@ -145,34 +90,16 @@ def drift(cell: Cell) -> Mapping[str, np.ndarray]:
         what it carries out of it), `[seed]` each; NaN where no checkpoint holds the round before.
     """
     whole, last = [], []
-    for finished, run in _runs(cell):
-        config = finished.run.config
-        clients = range(min(_CLIENTS, config.clients))
-        shares = partition.make(
-            config.partition,
-            run.data.train_labels,
-            config.clients,
-            config.seed,
-            run.data.sites,
-            run.data.site_names,
-        )
-        given = None
-        if config.model.weights is not None:
-            given = (
-                read_weights(user_path(config.model.weights, "model.weights"), run.network.layout)
-                .double()
-                .numpy()
-            )
-        start = starting_weights(config, run.network, clients, given).to(run.params.dtype)
-        own = [shares.indices[shares.offsets[c] : shares.offsets[c + 1]] for c in clients]
-        data = [run.samples(run.data.train_inputs[i], run.data.train_labels[i]) for i in own]
+    for _, run in _runs(cell):
+        clients = range(min(_CLIENTS, len(run.params)))
+        data = [run.own([client]) for client in clients]
         kernel = _kernels(run, data)
-        whole.append(_change(kernel, start, run.params))
+        whole.append(_change(kernel, run.start(clients), run.params))
         last.append(np.nan if run.former is None else _change(kernel, run.former, run.params))
     return {"start to end": np.array(whole), "last round": np.array(last)}
 
 
-def _kernels(run: _Run, data: list[Samples]) -> Callable[[torch.Tensor], list[torch.Tensor]]:
+def _kernels(run: LoadedRun, data: list[Samples]) -> Callable[[torch.Tensor], list[torch.Tensor]]:
     def kernels(weights: torch.Tensor) -> list[torch.Tensor]:
         jacobians = (
             run.network.jacobian(weights[client], samples.inputs)
@@ -191,8 +118,8 @@ def _change(
     return float(np.mean(changes))
 
 
-def _runs(cell: Cell) -> Iterator[tuple[Finished, _Run]]:
+def _runs(cell: Cell) -> Iterator[tuple[Finished, LoadedRun]]:
     """The seeds of a cell, one in memory at a time; all have one data set."""
     data = sources.load(cell.finished[0].run.config.dataset)
     for finished in cell.finished:
-        yield finished, _open(finished, data)
+        yield finished, load(finished.run.outputs, data)

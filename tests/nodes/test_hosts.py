@@ -34,3 +34,29 @@ def test_another_package_on_one_host_is_refused_with_its_name(hosts):
     assert done.stderr.count("error:") == 1
     assert " on web; sources " in done.stderr
     assert not (hosts.folder / "run.h5").exists()
+
+
+BROADCAST = """
+import numpy as np
+from mpi_ntkdfl.comm.mpi import open_world
+world = open_world()
+def sent():
+    counter = open("/sys/class/net/eth0/statistics/rx_bytes")
+    return np.array([int(counter.read()) if world.local_rank == 0 else 0])
+size = 8 * 2**20
+world.broadcast(np.ones(2**20) if world.rank == 0 else None)  # what MPI does at its first use
+before = sent()
+got = world.broadcast(np.arange(size, dtype=np.uint8) if world.rank == 0 else None)
+assert np.array_equal(got, np.arange(size, dtype=np.uint8))
+world.comm.Barrier()
+crossed = world.total(sent() - before)
+if world.rank == 0:
+    print(crossed[0] / size, flush=True)
+"""
+
+
+def test_a_large_array_crosses_the_network_once_per_host(hosts):
+    """Two hosts receive it; MPI's own broadcast carries it to each of them more than once."""
+    done = hosts.mpirun(4, "-c", BROADCAST)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 2.2

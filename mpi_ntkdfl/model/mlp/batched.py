@@ -114,13 +114,13 @@ class BatchedStack:
             The gradient of the loss with respect to `first`, and the factors of the gradients with
             respect to `upper`.
         """
-        here, hidden = first, []
+        values, hidden = first, []
         for layer, width in zip(upper, self.network.widths[1:], strict=False):
-            here.clamp_min_(0)[..., width] = 1
-            hidden.append(here)
-            here = torch.bmm(here, layer.transpose(1, 2))
-        signals, classes = torch.zeros_like(here), self.network.widths[-1]
-        outputs = here[..., :classes] if shift is None else here[..., :classes] + shift
+            values.clamp_min_(0)[..., width] = 1
+            hidden.append(values)
+            values = torch.bmm(values, layer.transpose(1, 2))
+        signals, classes = torch.zeros_like(values), self.network.widths[-1]
+        outputs = values[..., :classes] if shift is None else values[..., :classes] + shift
         torch.sub(torch.softmax(outputs, 2), targets, out=signals[..., :classes])
         signals.mul_(shares)
         factors: list[Factors] = []

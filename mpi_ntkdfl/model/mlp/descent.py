@@ -87,11 +87,11 @@ def _step(
     Returns:
         The gradient of N times the loss with respect to `first`.
     """
-    here, kept = first, []
+    outputs, kept = first, []
     for weight, bias in layers:
-        kept.append(here.relu())
-        here = torch.nn.functional.linear(kept[-1], weight, bias)
-    delta = prediction(here if shift is None else here + shift, loss) - targets
+        kept.append(outputs.relu())
+        outputs = torch.nn.functional.linear(kept[-1], weight, bias)
+    delta = prediction(outputs if shift is None else outputs + shift, loss) - targets
     for (weight, bias), below in zip(reversed(layers), reversed(kept), strict=True):
         back = (delta @ weight).mul_(below > 0)
         weight.addmm_(delta.T, below, alpha=-rate)

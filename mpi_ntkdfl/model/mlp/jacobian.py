@@ -26,6 +26,7 @@ from mpi_ntkdfl.model.levels import Levels
 from mpi_ntkdfl.model.mlp.signals import backpropagated
 from mpi_ntkdfl.model.mlp.stack import Stack
 from mpi_ntkdfl.model.params import aligned
+from mpi_ntkdfl.model.projection import Part, Projection
 
 
 class LayerInputs(Protocol):
@@ -119,6 +120,34 @@ class FactoredJacobian:
                 cut = self._entries(index, max(start, low) - low, min(stop, high) - low)
                 pieces.append(cut)
         return torch.cat(pieces, dim=2)
+
+    def projected(self, projection: Projection) -> torch.Tensor:
+        """The projected entries, `[sample, output, column]`.
+
+        The inputs of a layer are multiplied by its matrix first, so dense entries of projected layers
+        never exist.
+        """
+        pieces = [
+            self._projected(part, projection)
+            if part.projected
+            else self.dense(part.start, part.stop)
+            for part in projection.parts
+        ]
+        return torch.cat(pieces, dim=2)
+
+    def _projected(self, part: Part, projection: Projection) -> torch.Tensor:
+        """One layer's entries, `[sample, output, k]`: `sum_o s_co (a P_o)` over its units o."""
+        layer_inputs, signals = self.inputs[part.number], self.signals[part.number].dense()
+        (samples, fan_in), fan_out = layer_inputs.shape, signals.shape[2]
+        total = signals.new_zeros(samples, signals.shape[1], projection.width)
+        step = max(projection.step // fan_in, 1)
+        units = [range(first, min(first + step, fan_out)) for first in range(0, fan_out, step)]
+        rows = projection.rows(part, [*(len(some) * fan_in for some in units), fan_out])
+        for some in units:
+            matrix = next(rows).view(len(some), fan_in, projection.width)
+            passed = (layer_inputs @ matrix).transpose(0, 1)
+            total.baddbmm_(aligned(signals[:, :, some.start : some.stop]), passed)
+        return total.add_(signals @ next(rows))
 
     def _entries(self, index: int, start: int, stop: int) -> torch.Tensor:
         """Entries `start..stop` of tensor `index` of the layout (even: a weight, odd: a bias)."""

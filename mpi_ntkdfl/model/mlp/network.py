@@ -10,14 +10,17 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from mpi_ntkdfl.model.byte_products import Choice
 from mpi_ntkdfl.model.kinds.base import Scheme
 from mpi_ntkdfl.model.losses import Loss, loss_gradient
+from mpi_ntkdfl.model.mlp.compiled_training import find
 from mpi_ntkdfl.model.mlp.descent import descend
 from mpi_ntkdfl.model.mlp.jacobian import FactoredJacobian, LayerInputsForm
 from mpi_ntkdfl.model.mlp.stack import Stack
 from mpi_ntkdfl.model.mlp.training import StackTrainer, gram_numbers
 from mpi_ntkdfl.model.mlp.work import StackWork
 from mpi_ntkdfl.model.training import Data
+from mpi_ntkdfl.runtime.device import on_gpu
 
 
 @dataclass(frozen=True)
@@ -105,9 +108,19 @@ class MLP(Stack):
         batch: int,
         epochs: int,
         shifts: Sequence[torch.Tensor] = (),
+        compiled: bool = False,
     ) -> StackTrainer:
-        """Training by batched products."""
-        return StackTrainer(self, data, batch, epochs, shifts)
+        """Training by batched products, or in C."""
+        return StackTrainer(self, data, batch, epochs, shifts, compiled)
+
+    def compiled_training(self, device: torch.device, dtype: torch.dtype) -> Choice:
+        """The compiled version is for CPUs and float32."""
+        if on_gpu(device) or dtype != torch.float32:
+            return Choice(False, "the compiled version is for float32 on CPUs")
+        build = find()
+        if isinstance(build, str):
+            return Choice(False, build)
+        return Choice(True, f"built for {build.level}")
 
     def descend(
         self,

@@ -66,13 +66,13 @@ class Stack:
             params: `[P]`.
             inputs: `[sample, feature]`.
         """
-        here, kept = inputs, []
+        values, kept = inputs, []
         stages = self.weights_and_biases(aligned(params))
         for weight, bias in stages[:-1]:
-            kept.append(here)
-            here = torch.nn.functional.linear(here, weight, bias).relu_()
-        kept.append(here)
-        return Activations(kept, torch.nn.functional.linear(here, *stages[-1]))
+            kept.append(values)
+            values = torch.nn.functional.linear(values, weight, bias).relu_()
+        kept.append(values)
+        return Activations(kept, torch.nn.functional.linear(values, *stages[-1]))
 
     def functions(self, params: torch.Tensor, like: Inputs) -> Callable[[Inputs], torch.Tensor]:
         """A function that computes the outputs of several networks. See `Network.functions`.
@@ -93,10 +93,10 @@ class Stack:
         weights = prepared(first.reshape(-1, first.shape[2]), like)
 
         def outputs(inputs: Inputs) -> torch.Tensor:
-            here = weights.times(inputs).view(len(params), -1, len(inputs))
-            here.add_(shift[:, :, None])
+            values = weights.times(inputs).view(len(params), -1, len(inputs))
+            values.add_(shift[:, :, None])
             for weight, bias in others:
-                here = torch.baddbmm(bias[:, :, None], weight, here.relu_())
-            return here.transpose(1, 2)
+                values = torch.baddbmm(bias[:, :, None], weight, values.relu_())
+            return values.transpose(1, 2)
 
         return outputs

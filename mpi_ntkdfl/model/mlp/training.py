@@ -14,6 +14,9 @@ give the same steps:
 The bits of a client depend only on its own samples, weights and settings. For this, all groups have the
 same number of places and empty places are filled, and the padding of a client depends only on its own
 number of samples.
+
+`compiled_training.py` takes the steps of SGD in C, for one client after another on CPUs in float32. That
+saves the time of the calls.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import torch
 
 from mpi_ntkdfl.model.losses import one_hot
 from mpi_ntkdfl.model.mlp.batched import BatchedStack, padded
+from mpi_ntkdfl.model.mlp.compiled_training import Steps, find
 from mpi_ntkdfl.model.mlp.stack import Stack
 from mpi_ntkdfl.model.training import Data, Layers, Orders, Pack, Rule, Sgd, SgdRule
 from mpi_ntkdfl.runtime.device import on_gpu
@@ -37,6 +41,12 @@ _PLACES = 4
 _PLACES_CUDA = 256
 _GROUP_WORK = 16 * 10**6
 """Multiplications per step of a group. With so many, the cost of the calls is small in comparison."""
+
+
+def representable(number: float, dtype: torch.dtype) -> float:
+    """`number` within the range of a type; infinite beyond it."""
+    fits = abs(number) <= torch.finfo(dtype).max
+    return number if fits else math.copysign(math.inf, number)
 
 
 class _DualLayer:
@@ -68,8 +78,7 @@ class _DualLayer:
 
         Without this torch would raise an error of its own for a scale that is too large.
         """
-        fits = abs(self.scale) <= torch.finfo(self.sums.dtype).max
-        return self.scale if fits else math.copysign(math.inf, self.scale)
+        return representable(self.scale, self.sums.dtype)
 
     def outputs(self, rows: torch.Tensor) -> torch.Tensor:
         """Outputs `[client, batch, out]` for the batch of `rows` `[client * batch]`."""
@@ -150,6 +159,7 @@ class StackTrainer:
         batch: int,
         epochs: int,
         shifts: Sequence[torch.Tensor] = (),
+        compiled: bool = False,
     ) -> None:
         """Plans the groups.
 
@@ -159,7 +169,15 @@ class StackTrainer:
             batch: number of samples per step.
             epochs: number of local passes per round.
             shifts: what is added to each client's outputs in its loss, `[output]`; empty for nothing.
+            compiled: whether `descend` takes its steps in C; see `compiled_training`.
+
+        Raises:
+            ValueError: if there is no compiled version.
         """
+        build = find() if compiled else None
+        if isinstance(build, str):
+            raise ValueError(f"there is no compiled version of local training: {build}")
+        self._build = build
         self._shifts = torch.stack(list(shifts)) if shifts else None
         self._data, self._batch, self._epochs = data, batch, epochs
         self._sizes = np.array([len(labels) for _, labels in data])
@@ -168,6 +186,12 @@ class StackTrainer:
 
     def descend(self, weights: torch.Tensor, orders: Orders, sgd: Sgd) -> torch.Tensor:
         """Takes the steps of a round by SGD, in the dual form if it is cheaper; velocities start at 0."""
+        if self._build is not None:
+            trained = weights.clone()
+            for group in self._groups(dual=True, places=1):
+                (client,) = group.clients
+                trained[client] = self._compiled(group, weights[client], orders(client), sgd)
+            return trained
 
         def train(group: _Group, start: torch.Tensor) -> torch.Tensor:
             if group.dual:
@@ -191,13 +215,39 @@ class StackTrainer:
 
     # ---------------------------------------------------------------------------------- the two forms
 
-    def _dual(self, group: _Group, start: torch.Tensor, orders: Orders, sgd: Sgd) -> torch.Tensor:
-        inputs, targets = self._padded(group)
+    def _compiled(
+        self, group: _Group, start: torch.Tensor, order: np.ndarray, sgd: Sgd
+    ) -> torch.Tensor:
+        """The weights `[param]` of a group's only client after its steps in C, from `start` `[param]`."""
+        assert self._build is not None
+        (client,), inputs = group.clients, self._inputs(group)
+        shift = None if self._shifts is None else self._shifts[client]
+        labels, widths = self._data[client][1], self._network.network.widths
+        steps = Steps(widths, order, self._batch, labels, shift, sgd)
+        initial, *upper = (layer[0] for layer in self._network.pack(start[None]))
+        if group.dual:
+            outputs = torch.mm(inputs[0], initial.T)
+            sums, gram = torch.zeros_like(outputs), self._gram(group, inputs)
+            scale = self._build.train(steps, gram[0], sums, upper, outputs)
+            beta = representable(scale, sums.dtype)
+            first = torch.addmm(initial, sums.T, inputs[0], beta=beta)
+        else:
+            turned = initial.T.contiguous()
+            self._build.train(steps, inputs[0], turned, upper)
+            first = turned.T
+        return self._network.unpack([layer[None] for layer in (first, *upper)])[0]
+
+    def _gram(self, group: _Group, inputs: torch.Tensor) -> torch.Tensor:
+        """X X^T of the group's padded `inputs`, `[client, sample, sample]`; kept for the whole run."""
         if group not in self._grams:
             self._grams[group] = torch.bmm(inputs, inputs.transpose(1, 2))
+        return self._grams[group]
+
+    def _dual(self, group: _Group, start: torch.Tensor, orders: Orders, sgd: Sgd) -> torch.Tensor:
+        inputs, targets = self._inputs(group), self._targets(group)
         initial, *upper = self._network.pack(start)
         outputs = torch.bmm(inputs, initial.transpose(1, 2))
-        first, rule = _DualLayer(sgd, outputs, self._grams[group]), SgdRule(sgd)
+        first, rule = _DualLayer(sgd, outputs, self._gram(group, inputs)), SgdRule(sgd)
         shift = self._shift(group)
         for rows, shares in self._steps(group, orders):
             labels = targets.index_select(0, rows).view(group.places, self._batch, -1)
@@ -212,8 +262,8 @@ class StackTrainer:
     def _direct(
         self, group: _Group, start: torch.Tensor, orders: Orders, rule: Rule
     ) -> torch.Tensor:
-        inputs, targets = self._padded(group)
-        layers, inputs = self._network.pack(start), inputs.flatten(0, 1)
+        inputs, targets = self._inputs(group).flatten(0, 1), self._targets(group)
+        layers = self._network.pack(start)
         gradients = partial(self._network.gradients, shift=self._shift(group))
         for rows, shares in self._steps(group, orders):
             x = inputs.index_select(0, rows).view(group.places, self._batch, -1)
@@ -236,8 +286,13 @@ class StackTrainer:
             trained[rows] = train(group, _of_group(group, weights))[: len(rows)]
         return trained
 
-    def _groups(self, dual: bool) -> Iterator[_Group]:
-        """Groups of clients with the same number of batches per pass."""
+    def _groups(self, dual: bool, places: int | None = None) -> Iterator[_Group]:
+        """Groups of clients with the same number of batches per pass.
+
+        Args:
+            dual: whether they may use the dual form.
+            places: how many clients have room in a group; None for what suits tensors.
+        """
         features, width = self._network.network.widths[:2]
         batches = -(-self._sizes // self._batch)
         for count in np.unique(batches[batches > 0]).tolist():
@@ -245,24 +300,31 @@ class StackTrainer:
             samples = padded_samples(count * self._batch, self._batch)
             in_dual = dual and dual_pays(samples, features, self._epochs)
             work = self._batch * width * (samples if in_dual else 2 * features)
-            places = min(max(_GROUP_WORK // work, 1), _PLACES)
+            room = places or min(max(_GROUP_WORK // work, 1), _PLACES)
             if on_gpu(self._data[0][0].device):
-                places = min(_PLACES_CUDA, len(clients))
-            for start in range(0, len(clients), places):
-                chosen = tuple(clients[start : start + places])
-                yield _Group(chosen, places, count, samples, in_dual)
+                room = min(_PLACES_CUDA, len(clients))
+            for start in range(0, len(clients), room):
+                chosen = tuple(clients[start : start + room])
+                yield _Group(chosen, room, count, samples, in_dual)
 
-    def _padded(self, group: _Group) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs `[client, sample, in]` with a column of ones; targets `[client * sample, output]`."""
-        widths, like = self._network.network.widths, self._data[0][0]
+    def _inputs(self, group: _Group) -> torch.Tensor:
+        """Padded inputs `[client, sample, in]` with a column of ones."""
+        width, like = self._network.network.widths[0], self._data[0][0]
         inputs = like.new_zeros(group.places, group.samples, self._network.padded_widths[0])
-        targets = inputs.new_zeros(group.places, group.samples, widths[-1])
         for place, client in enumerate(group.clients):
-            own, labels = self._data[client]
-            inputs[place, : len(labels), : widths[0]] = own
-            inputs[place, : len(labels), widths[0]] = 1
-            targets[place, : len(labels)] = one_hot(labels, widths[-1], own.dtype)
-        return inputs, targets.flatten(0, 1)
+            own, _ = self._data[client]
+            inputs[place, : len(own), :width] = own
+            inputs[place, : len(own), width] = 1
+        return inputs
+
+    def _targets(self, group: _Group) -> torch.Tensor:
+        """Padded targets `[client * sample, output]`."""
+        classes, like = self._network.network.widths[-1], self._data[0][0]
+        targets = like.new_zeros(group.places, group.samples, classes)
+        for place, client in enumerate(group.clients):
+            _, labels = self._data[client]
+            targets[place, : len(labels)] = one_hot(labels, classes, like.dtype)
+        return targets.flatten(0, 1)
 
     def _shift(self, group: _Group) -> torch.Tensor | None:
         """What is added to the outputs of the group's clients, `[client, 1, output]`."""

@@ -47,6 +47,12 @@ class StackWork:
         reads = sum(self.widths[:-1]) + sum(self.widths[1:-1])
         return Amount(1.25 * square * reads, 4.0 * square * self.layers)
 
+    def projected(self, samples: Count, width: int) -> Amount:
+        """Products of the layers' inputs with the matrices, and of the signals with the results."""
+        classes, units = self.widths[-1], sum(self.widths[1:-1])
+        passed = samples * units * width
+        return Amount(2 * width * samples * (self.products + classes * units), 3 * passed)
+
     def update(self, samples: Count, taus: int) -> Amount:
         """The products of residuals with the signals and inputs of the layers."""
         widths, widest = self.widths, self.widest

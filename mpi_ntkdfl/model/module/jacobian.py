@@ -22,6 +22,7 @@ from mpi_ntkdfl.model.module.fast import FastGram, OtherGraph, Piece, pieces
 from mpi_ntkdfl.model.module.function import FlatModule, chunks, vectorised
 from mpi_ntkdfl.model.module.plan import Plan
 from mpi_ntkdfl.model.params import aligned, outside
+from mpi_ntkdfl.model.projection import Part, Projection
 
 LOGGER = logging.getLogger(__name__)
 
@@ -179,6 +180,26 @@ class ModuleJacobian:
                 entries[rows, output] = whole[:, start - first : stop - first]
         return entries
 
+    def projected(self, projection: Projection) -> torch.Tensor:
+        """The projected entries, `[sample, output, column]`, from ranges of dense ones."""
+        pieces = [
+            self._projected(part, projection)
+            if part.projected
+            else self.dense(part.start, part.stop)
+            for part in projection.parts
+        ]
+        return torch.cat(pieces, dim=2)
+
+    def _projected(self, part: Part, projection: Projection) -> torch.Tensor:
+        rows = self._samples * self._classes
+        total = self._params.new_zeros(rows, projection.width)
+        step = max(self._limits.room // rows, 1)
+        cuts = [*range(part.start, part.stop, step), part.stop]
+        matrix = projection.rows(part, [high - low for low, high in pairwise(cuts)])
+        for (low, high), some in zip(pairwise(cuts), matrix, strict=True):
+            total.addmm_(self.dense(low, high).flatten(0, 1), some)
+        return total.view(self._samples, self._classes, projection.width)
+
     def _gradients(
         self, direction: torch.Tensor, rows: slice, names: Sequence[str]
     ) -> torch.Tensor:
@@ -186,7 +207,7 @@ class ModuleJacobian:
 
         Args:
             direction: how the outputs are combined, `[output]`.
-            rows: for which samples.
+            rows: the range of samples.
             names: the parameters.
         """
         with torch.inference_mode(False), torch.enable_grad():

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mpi_ntkdfl.model.byte_products import Choice
 from mpi_ntkdfl.model.levels import Inputs
 from mpi_ntkdfl.model.losses import Loss, loss_gradient, shifted
 from mpi_ntkdfl.model.module.checks import examined
@@ -193,11 +194,16 @@ class ModuleNetwork:
         batch: int,
         epochs: int,
         shifts: Sequence[torch.Tensor] = (),
+        compiled: bool = False,
     ) -> ModuleTrainer:
-        """Training by autograd."""
+        """Training by autograd; there is no compiled version."""
         together = on_gpu(data[0][0].device) and self._facts.vectorised
         places = _PLACES_CUDA if together else 1
         return ModuleTrainer(self._function, data, batch, epochs, places, shifts)
+
+    def compiled_training(self, device: torch.device, dtype: torch.dtype) -> Choice:
+        """None."""
+        return Choice(False, "modules take their steps in tensors")
 
     def descend(
         self,

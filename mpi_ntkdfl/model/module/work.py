@@ -40,6 +40,12 @@ class ModuleWork:
         gradients = 6 * self.products * self.classes * samples
         return Amount(gradients + entries * samples, 4.0 * entries)
 
+    def projected(self, samples: Count, width: int) -> Amount:
+        """One gradient per output, and its products with the matrices."""
+        entries = samples * self.classes * self.params
+        gradients = 6 * self.products * self.classes * samples
+        return Amount(gradients + 2 * width * entries, 4.0 * entries)
+
     def update(self, samples: Count, taus: int) -> Amount:
         """One forward pass, and one backward pass per tau."""
         passes = (2 + 4 * taus) * self.products * samples
