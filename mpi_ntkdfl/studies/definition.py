@@ -147,7 +147,7 @@ class Figure(Section):
             set), drift (relative change of the kernel, against the axis `x`), sites (`y` at the end
             by site, such as hospital), map (`y` at the end, by colour, over the two axes `x`) or
             fastest (which combination reaches the highest target first in simulated time, over `links`).
-        x: the horizontal axes: metrics for curves, an axis of the study for ends and drift, two for a map.
+        x: metrics for curves, an axis of the study for ends and drift, two for a map.
         y: metrics, one panel each.
         panels: the axis that has a panel for each of its variants.
         guides: exponents of power laws to draw beside the curves; both axes are logarithmic then.
