@@ -284,6 +284,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
         evolution=versions.get("evolution", UNUSED)[0],
         training=versions.get("local training", UNUSED)[0],
         choices=choices,
+        shared_start=config.model.init == "shared",
     )
     count = world.on_root(lambda: problem.dataset.tested_sites if problem else 0)
     sites = Sites(world.broadcast(data.test_sites if data else None), count) if count else None

@@ -340,11 +340,11 @@ class Evaluator:
         for metric, measure in _OF_TWO_CLASSES:
             if not metric.when <= self._fulfilled:
                 continue
-            chance, labels = two_classes.chances(outputs), self._by_sample.classes
-            values[metric.name] = np.array(measure(chance, labels))
+            probability, labels = two_classes.probabilities(outputs), self._by_sample.classes
+            values[metric.name] = np.array(measure(probability, labels))
             if by_site.when <= self._fulfilled:
                 values[BY_SITE[metric.name].name] = np.array(
-                    [measure(chance[of], labels[of]) for of in self._by_sample.members()]
+                    [measure(probability[of], labels[of]) for of in self._by_sample.members()]
                 )
         return values
 

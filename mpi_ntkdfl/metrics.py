@@ -19,8 +19,8 @@ To add a metric, write one row and one function in a file, and give this file to
     )
 
     def entropy(view):  # mean entropy of a client's predictions on the test samples, in nats
-        chances = torch.softmax(view.outputs, dim=1)
-        return float(torch.special.entr(chances).sum(dim=1).mean())
+        probabilities = torch.softmax(view.outputs, dim=1)
+        return float(torch.special.entr(probabilities).sum(dim=1).mean())
 
     register_metric(
         Metric(

@@ -254,7 +254,11 @@ class Simulation:
                         if exchange is not None:
                             exchange.close()
                         exchange = Exchange(
-                            self.federation, present_graph, self.config.lasting, done > 0
+                            self.federation,
+                            present_graph,
+                            self.config.lasting,
+                            done > 0,
+                            self.method.codings,
                         )
                     # Without this, autograd's bookkeeping would take a tenth of an evolution's time.
                     with torch.inference_mode():
@@ -278,9 +282,8 @@ class Simulation:
         if conditions is None:
             return None
         kind, sizes = type(self.method), f.sizes
-        model = RoundModel(
-            kind, algorithm, f.network, f.dtype, f.travelling, sizes, conditions.speeds
-        )
+        about = f.network, f.dtype, f.travelling, sizes, conditions.speeds, self.config.lasting
+        model = RoundModel(kind, algorithm, *about)
         return Timekeeper(conditions, model, f.seed, f.presence, self.config.lasting)
 
     def _begin(self, number: int, graph: Graph) -> Graph | None:

@@ -41,7 +41,7 @@ def start(name, sizes=SIZES, **settings):
 
 def one_round(name, number=0, **settings):
     federation, method, weights = start(name, **settings)
-    with Exchange(federation, STAR) as exchange:
+    with Exchange(federation, STAR, codings=method.codings) as exchange:
         result = method.round(weights, number, exchange)
     assert result.taus == [0] * 4
     return federation, weights, result.weights
@@ -234,7 +234,7 @@ def test_dispfl_by_hand():
     number = 4
     federation, method, weights = start("dispfl", **SPARSE)
     masks = method.masks.clone()
-    with Exchange(federation, STAR) as exchange:
+    with Exchange(federation, STAR, codings=method.codings) as exchange:
         found = method.round(weights, number, exchange).weights
     lr = 0.1 * 0.998**number
     trained = descended(federation, weights, number, lr, 0, 5e-4, mask=masks.double())
@@ -271,7 +271,7 @@ def test_dispfl_by_hand():
 def test_masks_are_all_dispfl_carries():
     """A fresh method given another's state goes on with the same bits."""
     federation, method, weights = start("dispfl", **SPARSE)
-    with Exchange(federation, STAR) as exchange:
+    with Exchange(federation, STAR, codings=method.codings) as exchange:
         weights = method.round(weights, 0, exchange).weights
         fresh = Dispfl(DispflSettings(**FAST, **SPARSE), federation)
         untold = fresh.round(weights, 1, exchange).weights

@@ -99,7 +99,7 @@ def test_measures_of_two_classes_are_those_of_scikit_learn(pairs):
 def test_chances_are_the_softmax_also_of_large_outputs():
     outputs = np.array([[0.0, 0.0], [1.0, 3.0], [2000.0, 0.0], [0.0, 2000.0]])
     expected = [0.5, 1 / (1 + np.exp(-2)), 0, 1]
-    assert np.allclose(two_classes.chances(outputs), expected)
+    assert np.allclose(two_classes.probabilities(outputs), expected)
 
 
 # -------------------------------------------------------------------------------------- the record
@@ -121,7 +121,7 @@ def test_every_number_of_the_record_is_computed_again_from_the_weights(record):
         return test @ state["fc1.weight"].double().numpy().T + state["fc1.bias"].double().numpy()
 
     average, labels = outputs(run.average()), data.test_labels
-    chance = two_classes.chances(average)
+    probability = two_classes.probabilities(average)
     with h5py.File(record) as file:
         assert json.loads(file.attrs["site_names"]) == list(SITES)
         cross = file["sites/client_accuracy"][-1]
@@ -129,10 +129,10 @@ def test_every_number_of_the_record_is_computed_again_from_the_weights(record):
         pooled = {name: each[-1] for name, each in file["binary"].items()}
     for name, value in pooled.items():
         measure = getattr(two_classes, name)
-        assert value == pytest.approx(measure(chance, labels), abs=1e-5)
+        assert value == pytest.approx(measure(probability, labels), abs=1e-5)
         for site in range(4):
             of = data.test_sites == site
-            expected = measure(chance[of], labels[of])
+            expected = measure(probability[of], labels[of])
             assert by_site[name][site] == pytest.approx(expected, abs=1e-5, nan_ok=True)
     for client in range(4):
         right = outputs(run.weights(client)).argmax(axis=1) == labels

@@ -11,6 +11,7 @@ from mpi_ntkdfl.data.fashion_mnist import FASHION_MNIST
 from mpi_ntkdfl.data.mnist import MNIST
 from mpi_ntkdfl.evaluate import scores
 from mpi_ntkdfl.model import compiled_levels
+from mpi_ntkdfl.model import levels as levels_module
 from mpi_ntkdfl.model.compiled_levels import CompiledFixedPoint
 from mpi_ntkdfl.model.levels import FixedPoint, Levels, multiplies_bytes, prepared
 from mpi_ntkdfl.model.mlp import MLP
@@ -131,6 +132,23 @@ def test_the_compiled_version_has_the_same_bits(rows, samples, features):
     inputs = levels.take(images(samples + 9, features))[4 : samples + 4]
     found = CompiledFixedPoint(build, matrix).times(inputs)
     assert torch.equal(found, FixedPoint(matrix).times(inputs))
+
+
+@able
+@pytest.mark.parametrize("hidden", [100, 7])
+def test_outputs_in_one_call_have_the_bits_of_torch(hidden, monkeypatch):
+    """With samples left over, hidden units that are open, closed and NaN."""
+    build, network = compiled_levels.find(), MLP((784, hidden, 10))
+    if isinstance(build, str):
+        pytest.skip(build)
+    torch.manual_seed(hidden)
+    params = torch.randn(network.layout.size) / 30
+    inputs = levels_of(MNIST).take(images(1003))
+    found = network.outputs(params, inputs)
+    spoilt = network.outputs(torch.where(torch.arange(len(params)) == 5, torch.nan, params), inputs)
+    monkeypatch.setattr(levels_module, "find", lambda: "no build")
+    assert torch.equal(found, network.outputs(params, inputs))
+    assert spoilt.isnan().all()
 
 
 def test_without_a_build_torch_multiplies(monkeypatch, tmp_path):

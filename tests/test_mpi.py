@@ -89,6 +89,25 @@ CASES = {
     "absent, dispfl": (*SMALL, "algorithm.name=dispfl", ABSENT),
     "absent, ntk-fl": (*SMALL, "algorithm={name: ntk-fl, clients_per_round: 5}", ABSENT),
     "quantised": (*SMALL, "algorithm={name: dfedavg, quantize: 256}"),
+    "coded": (
+        *MIDDLE,
+        "algorithm.codec={weights: {name: random-k, share: 0.3, error_feedback: true, gamma: 0.8}, "
+        "averages: {name: quantize, levels: 64, rounding: stochastic, scales: row}, "
+        "jacobians: {name: quantize, levels: 32, rounding: stochastic}}",
+    ),
+    "coded, inputs": (
+        *(*MIDDLE, "topology.dynamic=false", "algorithm.jacobian=inputs"),
+        "algorithm.codec={weights: {name: bfloat16}, jacobians: {name: subsample, share: 0.4}}",
+    ),
+    "coded, server": (
+        *SMALL,
+        "algorithm={name: ntk-fl, clients_per_round: 5, codec: {weights: {name: float16}, "
+        "jacobians: {name: top-k, share: 0.3}}}",
+    ),
+    "absent, coded": (
+        *(*SMALL, "topology.dynamic=false", "rounds=3", ABSENT),
+        "algorithm={name: d-psgd, codec: {weights: {name: top-k, share: 0.1, error_feedback: true}}}",
+    ),
 }
 RESUMED = (
     "dynamic",
@@ -98,6 +117,9 @@ RESUMED = (
     "absent, dfedavg",
     "absent, dispfl",
     "absent, ntk-fl",
+    "coded",
+    "coded, inputs",
+    "absent, coded",
     *(name for name in METHODS if name != "ntk-dfl"),
 )
 # A launch costs seconds a rank, a case less: runs of other numbers of ranks share their launches.
@@ -226,9 +248,10 @@ def test_the_plan_is_what_the_ledger_books(records, case):
         phases = list(file["traffic"].attrs["phases"])
         booked = np.stack([file["traffic/protocol_bytes"][0], file["traffic/mpi_bytes"][0]])
     plan = prepare(config, 3).plan.traffic
-    if getattr(config.algorithm, "quantize", None):
-        # How short the codes are follows from the data; the plan tells the most they can take.
-        sent = phases.index("weights")
+    # How short codes are follows from the data; the plan tells the most they can take.
+    lengths = {"quantised": "weights", "coded": "averages"}
+    if case in lengths:
+        sent = phases.index(lengths[case])
         assert 0.2 * plan[0, sent] < booked[0, sent] < plan[0, sent]
         plan[0, sent] = booked[0, sent]
     if getattr(config.algorithm, "jacobian", None) == "dense":

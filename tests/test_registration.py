@@ -373,10 +373,24 @@ def test_bad_codecs_in_a_configuration():
         "{weights: {levels: 4}}": "unknown codec None",
         "{weights: {name: quantize, levels: 1}}": "greater than or equal to 2",
         "{weights: {name: quantize, levels: 4, more: 1}}": "unknown key",
-        "{averages: {name: quantize, levels: 4}}": "unknown key",
+        "{averages: {name: quantize, levels: 4}}": "needs a method that sends averages",
+        "{weights: {name: subsample, share: 0.5}}": "needs a codec for weights, got subsample",
+        "{weights: {name: float16, gamma: 0.5}}": "set error_feedback: true",
     }.items():
         setting = f"algorithm={{name: d-psgd, codec: {codec}}}"
         assert message in complaint("check", "quickstart", "--set", setting), codec
+    for method, message in {
+        "ntk-dfl, codec: {weights: {name: top-k, share: 0.1}}": "sends whole weights",
+        "ntk-dfl, codec: {averages: {name: top-k, share: 0.1}}": "needs a codec for averages",
+        "ntk-dfl, codec: {averages: {name: float16, error_feedback: true}}": "is for codec.weights",
+        "ntk-dfl, codec: {jacobians: {name: some-entries}}": "needs a codec for jacobians",
+        "ntk-dfl, jacobian: inputs, codec: {jacobians: {name: float16}}": "or subsample",
+        "ntk-dfl, jacobian: dense, codec: {jacobians: {name: top-k, share: 0.1}}": "by itself",
+        "ntk-dfl, averaging: none, codec: {weights: {name: float16}}": "method that sends weights",
+        "dispfl, codec: {weights: {name: float16, error_feedback: true}}": "remove it",
+        "local, codec: {weights: {name: float16}}": "unknown key",
+    }.items():
+        assert message in complaint("check", "quickstart", "--set", f"algorithm={{name: {method}}}")
 
 
 def test_without_a_codec_a_configuration_is_as_before_there_were_codecs():

@@ -84,7 +84,7 @@ def markdown(level: int = 2) -> Iterator[str]:
         if section in Config.model_fields:
             yield descriptions(Config)[section] + "\n"
         if section == "codec":
-            yield "The section `weights` of `algorithm.codec`: how weights are written into messages.\n"
+            yield "The sections of `algorithm.codec`: how messages are written.\n"
         for settings in dict.fromkeys(classes.values()):
             names = [_code(name) for name, each in classes.items() if each is settings and name]
             if names:

@@ -25,18 +25,19 @@ def attended_round(
         exchange: the messages on the graph of the clients that take part.
     """
     federation = method.federation
+    method.codings.begin(number)
     absent = torch.from_numpy(federation.presence.absent_of(federation.owned)).to(weights.device)
     if not len(absent):
         return method.round(weights, number, exchange)
-    former = {name: array[absent].clone() for name, array in method.state().items()}
+    former = {name: array[absent].clone() for name, array in method.whole_state().items()}
     result = method.round(weights, number, exchange)
     new, taus = result.weights.clone(), list(result.taus)
     new[absent] = weights[absent]
     for row in absent.tolist():
         taus[row] = 0
     if former:
-        state = {name: array.clone() for name, array in method.state().items()}
+        state = {name: array.clone() for name, array in method.whole_state().items()}
         for name, array in former.items():
             state[name][absent] = array
-        method.restore(state)
+        method.restore_whole(state)
     return RoundResult(new, taus)

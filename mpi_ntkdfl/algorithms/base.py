@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,10 +12,13 @@ from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
 
+from mpi_ntkdfl.algorithms.coded import CodedSettings
 from mpi_ntkdfl.algorithms.work import Load, Work
 from mpi_ntkdfl.comm.messages import MessageFormat
 from mpi_ntkdfl.config import MethodSettings
 from mpi_ntkdfl.federation.clients import Federation
+from mpi_ntkdfl.federation.codecs.base import Shapes
+from mpi_ntkdfl.federation.coding import NO_CODINGS, Codings
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.losses import Loss
 from mpi_ntkdfl.model.network import Network
@@ -157,6 +161,13 @@ class Needs:
     legs: tuple[Leg, ...] = ()
 
     @property
+    def sent_vectors(self) -> dict[str, int]:
+        """How many vectors a client sends or receives per round, by phase."""
+        if self.server:
+            return {"weights": 1, "averages": 1}
+        return {"weights": 1} if self.participants else dict(Counter(self.vectors))
+
+    @property
     def central(self) -> bool:
         """Whether the method has a server, so that messages do not go along the graph only."""
         return self.server or self.participants > 0
@@ -175,6 +186,7 @@ class Method(ABC, Generic[SettingsT]):
         look: how its lines look in figures; None takes a spare style.
         settings: the section `algorithm:` of this run.
         federation: the clients of this rank.
+        codings: the codecs that the settings choose, which the `Exchange` of a round uses.
         loss: the loss that the record reports.
     """
 
@@ -186,6 +198,17 @@ class Method(ABC, Generic[SettingsT]):
     def __init__(self, settings: SettingsT, federation: Federation) -> None:
         """Prepares the method for the clients of `federation`."""
         self.settings, self.federation = settings, federation
+        self.codings = NO_CODINGS
+        if isinstance(settings, CodedSettings) and settings.codecs is not None:
+            needs = self.needs(settings, federation.network, federation.dtype)
+            shapes = self.coded_shapes(settings, federation.network)
+            vectors = needs.sent_vectors
+            self.codings = Codings.of(settings.codecs, federation, vectors, shapes, needs.central)
+
+    @classmethod
+    def coded_shapes(cls, settings: SettingsT, network: Network) -> Shapes:
+        """Shapes of the tensors of a vector that codecs write; by default those of the parameters."""
+        return tuple(network.layout.shapes.values())
 
     def no_vectors(self) -> torch.Tensor:
         """Zeros, one parameter vector per client of this rank, `[owned, param]`."""
@@ -249,3 +272,13 @@ class Method(ABC, Generic[SettingsT]):
         """
         if state:
             raise ValueError(f"this method carries no state, got {', '.join(state)}")
+
+    def whole_state(self) -> dict[str, torch.Tensor]:
+        """What is carried from round to round beside the weights: the method's state and its codecs'."""
+        return {**self.codings.state(), **self.state()}
+
+    def restore_whole(self, carried: Mapping[str, torch.Tensor]) -> None:
+        """Takes back what `whole_state` returned."""
+        self.codings.restore(carried)
+        coded = self.codings.state()
+        self.restore({name: array for name, array in carried.items() if name not in coded})

@@ -50,4 +50,5 @@ class Dfedadmm(CorrectedTraining[DfedadmmSettings]):
         lam = self.settings.lam
         trained = self.follow(weights, number, -self.carried, pull=1 / lam)
         self.carried = self.carried - (trained - weights) / lam
-        return RoundResult(exchange.average(trained - lam * self.carried, self.settings.averaging))
+        pulled = trained - lam * self.carried
+        return RoundResult(exchange.average(pulled, self.settings.averaging, weights))

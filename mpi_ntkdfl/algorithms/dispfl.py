@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 
 from mpi_ntkdfl.algorithms.base import Leg, Needs, RoundResult
 from mpi_ntkdfl.algorithms.masks import kept_entries, masked_average, masked_format
-from mpi_ntkdfl.algorithms.training import TrainingMethod, TrainingSettings
+from mpi_ntkdfl.algorithms.training import SendingSettings, TrainingMethod
 from mpi_ntkdfl.config import MOST_ROUNDS, MOST_SAMPLES
 from mpi_ntkdfl.federation.clients import Federation
+from mpi_ntkdfl.federation.codecs.base import Shapes
+from mpi_ntkdfl.federation.coding import vector_format
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.model.training import Gradient, Layers, Sgd, SgdRule
@@ -29,12 +31,15 @@ from mpi_ntkdfl.runtime import seeds
 from mpi_ntkdfl.runtime.looks import SKY, LineStyle
 
 
-class DispflSettings(TrainingSettings):
+class DispflSettings(SendingSettings):
     """Settings of DisPFL; the defaults are those of the NTK-DFL paper's comparison.
 
     The peers are the neighbours in the round's graph. In the original each client
     draws 5 random peers; a dynamic 5-regular graph draws them mutually.
     """
+
+    feedback: ClassVar[bool] = False
+    changes: ClassVar[bool] = False
 
     name: Literal["dispfl"] = "dispfl"
     lr: float = Field(default=0.1, gt=0, le=1e30)
@@ -91,10 +96,16 @@ class Dispfl(TrainingMethod[DispflSettings]):
     @classmethod
     def needs(cls, settings: DispflSettings, network: Network, dtype: torch.dtype) -> Needs:
         """Kept weights and masks go to the neighbours."""
-        kept = sum(kept_entries(network.layout, settings.dense_ratio).values())
-        form = masked_format(kept, network.layout.size, dtype)
+        (shape,) = cls.coded_shapes(settings, network)
+        values = vector_format(settings.codecs, "weights", (shape,), dtype)
+        form = masked_format(values, network.layout.size)
         leg = Leg(("weights",), ("train",))
         return Needs(messages=(form,), kept=lambda _: network.layout.size, legs=(leg,))
+
+    @classmethod
+    def coded_shapes(cls, settings: DispflSettings, network: Network) -> Shapes:
+        """The kept weights."""
+        return ((sum(kept_entries(network.layout, settings.dense_ratio).values()),),)
 
     def state(self) -> dict[str, torch.Tensor]:
         """The masks, `[owned, param]` bool."""

@@ -11,14 +11,14 @@ import torch
 from pydantic import Field
 
 from mpi_ntkdfl.algorithms.base import Leg, Needs, RoundResult
-from mpi_ntkdfl.algorithms.training import TrainingMethod, TrainingSettings
+from mpi_ntkdfl.algorithms.training import SendingSettings, TrainingMethod
 from mpi_ntkdfl.config import MOST_SAMPLES
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.runtime.looks import BLACK, LineStyle
 
 
-class FedavgSettings(TrainingSettings):
+class FedavgSettings(SendingSettings):
     """Settings of FedAvg with all clients; the defaults are those of the NTK-DFL paper's comparison."""
 
     name: Literal["fedavg"] = "fedavg"
@@ -29,6 +29,11 @@ class FedavgSettings(TrainingSettings):
     """Weights of the average over all clients: equal (`plain`), or in proportion to the clients'
     samples (`samples`).
     """
+
+    @property
+    def sends(self) -> tuple[str, ...]:
+        """Weights to the server, and their average back."""
+        return ("weights", "averages")
 
 
 class Fedavg(TrainingMethod[FedavgSettings]):
@@ -50,5 +55,5 @@ class Fedavg(TrainingMethod[FedavgSettings]):
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """Trains, then takes the mean over all clients."""
         trained = self.train(weights, number)
-        mean = exchange.server_average(trained, self.settings.averaging)
+        mean = exchange.server_average(trained, self.settings.averaging, weights)
         return RoundResult(mean.repeat(len(weights), 1))

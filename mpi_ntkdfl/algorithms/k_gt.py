@@ -45,7 +45,7 @@ class KGt(CorrectedTraining[KGtSettings]):
         kind = self.settings.averaging
         trained = self.follow(weights, number, self.carried)
         directions = (weights - trained) / self.step_times(number)
-        self.carried = self.carried - directions + exchange.average(directions, kind)
-        return RoundResult(
-            exchange.average(weights + self.settings.step * (trained - weights), kind)
-        )
+        mean = exchange.average(directions, kind, torch.zeros_like(directions))
+        self.carried = self.carried - directions + mean
+        moved = weights + self.settings.step * (trained - weights)
+        return RoundResult(exchange.average(moved, kind, weights))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from mpi_ntkdfl.comm.messages import Arrays, Field, MessageFormat
+from mpi_ntkdfl.federation.coding import Stream, vector_format
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.params import Layout
 from mpi_ntkdfl.runtime.errors import InputError
@@ -39,14 +41,10 @@ def kept_entries(layout: Layout, dense_ratio: float) -> dict[str, int]:
     return kept
 
 
-def masked_format(kept: int, params: int, dtype: torch.dtype) -> MessageFormat:
-    """The layout of a message: the entries that a mask keeps, and the mask with one bit per parameter."""
-    return MessageFormat(
-        {
-            "values": Field("weights", (kept,), dtype),
-            "mask": Field("weights", (-(-params // 8),), torch.uint8),
-        }
-    )
+def masked_format(values: MessageFormat, params: int) -> MessageFormat:
+    """The layout of a message: entries that a mask keeps, and the mask with one bit per parameter."""
+    mask = Field("weights", (-(-params // 8),), torch.uint8)
+    return MessageFormat({**values.fields, "mask": mask})
 
 
 def masked_average(exchange: Exchange, vectors: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -61,16 +59,23 @@ def masked_average(exchange: Exchange, vectors: torch.Tensor, masks: torch.Tenso
         The averages of this rank's clients, `[owned, param]`; entries outside a client's own mask are 0.
     """
     f, heard, params = exchange.federation, exchange.heard("weights"), vectors.shape[1]
-    form = masked_format(int(masks[0].sum()), params, vectors.dtype)
-    own = {
-        client: {"values": vector[mask][None], "mask": _packed(mask)[None]}
-        for client, vector, mask in zip(f.owned, vectors, masks, strict=True)
-    }
-    exchange.book_vectors(form)
-    shared = exchange.share_messages(form, own)
+    values = torch.stack([vector[mask] for vector, mask in zip(vectors, masks, strict=True)])
+    stream, number = exchange.codings.next("weights"), exchange.codings.number
+    if stream is None:
+        form = vector_format(None, "weights", (values.shape[1:],), vectors.dtype)
+        own: dict[int, Arrays] = {
+            c: {"vector": v[None]} for c, v in zip(f.owned, values, strict=True)
+        }
+        counts = np.full(exchange.graph.clients, form.by_phase(1, travelling=False)["weights"])
+    else:
+        form, own, counts = stream.messages(values, number)
+    packed = {c: {"mask": _packed(mask)[None]} for c, mask in zip(f.owned, masks, strict=True)}
+    exchange.book_sent("weights", counts + -(-params // 8))
+    form = masked_format(form, params)
+    shared = exchange.share_messages(form, {c: {**own[c], **packed[c]} for c in own})
     averages = torch.empty_like(vectors)
     with f.clock("update"):
-        unmasked = {client: _unmasked(message, params) for client, message in shared.items()}
+        unmasked = {c: _unmasked(message, params, stream) for c, message in shared.items()}
         for row, client in enumerate(f.owned):
             total = torch.zeros_like(vectors[0], dtype=torch.float64)
             count = torch.zeros_like(total)
@@ -92,9 +97,12 @@ def _packed(mask: torch.Tensor) -> torch.Tensor:
     return packed
 
 
-def _unmasked(message: Arrays, params: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _unmasked(
+    message: Arrays, params: int, stream: Stream | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The vector `[param]` of a masked message, 0 where nothing is kept, and its mask `[param]` bool."""
-    values, bits = message["values"][0], message["mask"][0]
+    values = message["vector"][0] if stream is None else stream.decode(message)
+    bits = message["mask"][0]
     mask = (bits[:, None] >> _shifts(bits)).bitwise_and_(1).flatten()[:params].bool()
     return values.new_zeros(params).masked_scatter_(mask, values), mask
 

@@ -30,6 +30,7 @@ from mpi_ntkdfl.federation.formats import (
     factored_format,
     projected_format,
 )
+from mpi_ntkdfl.federation.jacobian_coding import require_fit
 from mpi_ntkdfl.federation.jacobian_messages import linearised
 from mpi_ntkdfl.federation.neighbourhood import Neighbourhood
 from mpi_ntkdfl.federation.projected import Projecting, projection_of_round, stacked_numbers
@@ -96,6 +97,20 @@ class NtkDflSettings(NtkSettings):
                 "linearisations > 1 need the neighbours' inputs, which jacobian=projected does not send; "
                 f"got linearisations {self.linearisations}; set it to 1 or choose another jacobian"
             )
+        return self
+
+    @property
+    def sends(self) -> tuple[str, ...]:
+        """Weights if they are averaged, averages unless samples travel, and Jacobians."""
+        weights = () if self.averaging == "none" else ("weights",)
+        averages = () if self.jacobian == "inputs" else ("averages",)
+        return (*weights, *averages, "jacobians")
+
+    @model_validator(mode="after")
+    def _codec_fits_the_message(self) -> NtkDflSettings:
+        chosen = None if self.codec is None else self.codec.jacobians
+        if chosen is not None:
+            require_fit(chosen, self.jacobian)
         return self
 
     @property

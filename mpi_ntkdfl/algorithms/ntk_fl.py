@@ -7,7 +7,7 @@ samples and sends the new weights to all clients.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -33,9 +33,16 @@ class NtkFlSettings(NtkSettings):
     dense Jacobians of so many samples would take 13 GB.
     """
 
+    feedback: ClassVar[bool] = False
+
     name: Literal["ntk-fl"] = "ntk-fl"
     clients_per_round: int = Field(default=21, ge=1, le=MOST_CLIENTS)
     """Participants per round, which the server chooses anew."""
+
+    @property
+    def sends(self) -> tuple[str, ...]:
+        """Jacobians to the server, and new weights back."""
+        return ("weights", "jacobians")
 
 
 class NtkFl(Method[NtkFlSettings]):

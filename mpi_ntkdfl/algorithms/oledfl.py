@@ -42,6 +42,6 @@ class Oledfl(CorrectedTraining[OledflSettings]):
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """Trains, averages, and stores the difference of the average and the client's own weights."""
         trained = self.train(weights + self.settings.opposite * self.carried, number)
-        new = exchange.average(trained, self.settings.averaging)
+        new = exchange.average(trained, self.settings.averaging, weights)
         self.carried = new - trained
         return RoundResult(new)

@@ -44,6 +44,6 @@ class QgDsgdm(CorrectedTraining[QgDsgdmSettings]):
         """Trains, averages, and updates the momentum."""
         mu = self.settings.global_momentum
         trained = self.follow(weights, number, mu * self.carried)
-        new = exchange.average(trained, self.settings.averaging)
+        new = exchange.average(trained, self.settings.averaging, weights)
         self.carried = mu * self.carried + (1 - mu) * (weights - new) / self.step_times(number)
         return RoundResult(new)

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mpi_ntkdfl.algorithms.aids import calibration_shift
 from mpi_ntkdfl.algorithms.base import require_finite
+from mpi_ntkdfl.algorithms.coded import CodedSettings
 from mpi_ntkdfl.algorithms.work import Work
 from mpi_ntkdfl.config import MethodSettings
 from mpi_ntkdfl.federation.clients import Federation
@@ -32,10 +33,11 @@ _WAY_OUT = (
 )
 
 
-class StepSettings(MethodSettings):
+class StepSettings(CodedSettings):
     """Settings of a round's steps; the defaults are those of the NTK-DFL paper."""
 
-    optional: ClassVar[tuple[str, ...]] = ("calibration",)
+    optional: ClassVar[tuple[str, ...]] = (*CodedSettings.optional, "calibration")
+    changes: ClassVar[bool] = False
 
     lr: float = Field(default=0.01, gt=0, le=1e30)
     """Learning rate: the time of one step. Round k uses lr * exp(-lr_decay * k), k from 0."""

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 
 from mpi_ntkdfl.algorithms.base import Method
+from mpi_ntkdfl.algorithms.coded import CodedSettings
 from mpi_ntkdfl.algorithms.local_training import LocalTraining
 from mpi_ntkdfl.algorithms.work import Load, Work
 from mpi_ntkdfl.config import MOST_SAMPLES, MethodSettings
@@ -47,7 +48,13 @@ class TrainingSettings(MethodSettings):
         return Sgd(self.lr * self.lr_factor**number, self.momentum, self.weight_decay)
 
 
-class AveragingSettings(TrainingSettings):
+class SendingSettings(TrainingSettings, CodedSettings):
+    """Settings of local training by clients that send their weights."""
+
+    optional: ClassVar[tuple[str, ...]] = (*TrainingSettings.optional, *CodedSettings.optional)
+
+
+class AveragingSettings(SendingSettings):
     """Settings of local training and an average over the neighbourhood."""
 
     averaging: Averaging = "plain"

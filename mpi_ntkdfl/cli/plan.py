@@ -174,7 +174,9 @@ def _totals_text(
     from mpi_ntkdfl.planning.costs import START_UP, disk_bytes
 
     rounds, ranks = settings.rounds, problem.placement.ranks
-    protocol, moved = (int(count) * rounds for count in problem.plan.traffic.sum(axis=1))
+    plan = problem.plan
+    whole = plan.traffic.sum(axis=1) + (rounds - 1) * plan.later.sum(axis=1)
+    protocol, moved = (int(count) for count in whole)
     wall = START_UP + rounds * seconds
     used = min(ranks * settings.compute.threads, len(usable_cores()))
     return "\n".join(

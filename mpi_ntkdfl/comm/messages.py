@@ -33,11 +33,13 @@ class Field:
         phase: the phase of the ledger under which it is booked.
         trailing: its shape after the sample axis.
         dtype: its element type.
+        protocol: bytes per sample that real clients would send; None for the payload.
     """
 
     phase: str
     trailing: tuple[int, ...]
     dtype: torch.dtype
+    protocol: int | None = None
 
     @cached_property
     def row_bytes(self) -> int:
@@ -72,13 +74,13 @@ class MessageFormat:
         return each
 
     def by_phase(self, samples: int, travelling: bool) -> dict[str, int]:
-        """Bytes by phase of the ledger: with padding as sent by MPI (`travelling`), or only payload."""
+        """Bytes by phase of the ledger: those that MPI sends (`travelling`), or of the protocol."""
         totals: dict[str, int] = {}
         for field in self.fields.values():
-            count = samples * field.row_bytes
-            totals[field.phase] = totals.get(field.phase, 0) + (
-                padded(count) if travelling else count
-            )
+            count = padded(samples * field.row_bytes)
+            if not travelling:
+                count = samples * (field.row_bytes if field.protocol is None else field.protocol)
+            totals[field.phase] = totals.get(field.phase, 0) + count
         return totals
 
     def write(

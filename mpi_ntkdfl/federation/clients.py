@@ -85,6 +85,7 @@ class Federation:
         choices: for each choice between two ways of computing, its name, and as value the way that the
             run takes with the reason. All ranks take the same way; the text of a reason may differ.
         presence: which clients take part in the current round; it changes from round to round.
+        shared_start: whether all clients start with the same weights.
     """
 
     world: World
@@ -108,6 +109,7 @@ class Federation:
     training: Implementation = "tensor"
     choices: Mapping[str, str] = field(default_factory=dict)
     presence: Presence = field(default_factory=Presence)
+    shared_start: bool = True
 
     @property
     def owned(self) -> range:

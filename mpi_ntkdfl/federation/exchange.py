@@ -9,7 +9,8 @@ of ranks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Literal
 
@@ -20,8 +21,9 @@ from mpi_ntkdfl.comm.flight import Flight
 from mpi_ntkdfl.comm.messages import Arrays, Field, MessageFormat
 from mpi_ntkdfl.comm.reduce import exact_mean, reduced_bytes
 from mpi_ntkdfl.federation import dense, raw_samples, server
+from mpi_ntkdfl.federation.booking import Booking
 from mpi_ntkdfl.federation.clients import Federation, Samples
-from mpi_ntkdfl.federation.codecs import Coding, Decoded
+from mpi_ntkdfl.federation.coding import NO_CODINGS, Codings
 from mpi_ntkdfl.federation.crossing import Crossing
 from mpi_ntkdfl.federation.jacobian_messages import FactoredMessage, JacobianMessage, SamplesMessage
 from mpi_ntkdfl.federation.neighbourhood import Neighbourhood
@@ -31,7 +33,6 @@ from mpi_ntkdfl.federation.waves import (
     clients_at_once,
     factored_waves,
     largest_neighbourhood,
-    neighbourhood_sums,
 )
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.mixing import Averaging, weights
@@ -41,20 +42,22 @@ from mpi_ntkdfl.topology.present import Hearing
 JacobianKind = Literal["inputs", "factored", "dense"]
 
 
-class Exchange:
+class Exchange(Booking):
     """The messages of one graph. It is a context manager that frees its communicator at the end.
 
     Attributes:
-        federation: the clients.
-        graph: the communication graph.
-        lasting: whether the graph is used for many rounds.
         kept: the raw samples of the rank's clients and their neighbours, by client id, once they were
             sent and if they are kept.
         rank: this rank.
     """
 
     def __init__(
-        self, federation: Federation, graph: Graph, lasting: bool = True, resumed: bool = False
+        self,
+        federation: Federation,
+        graph: Graph,
+        lasting: bool = True,
+        resumed: bool = False,
+        codings: Codings = NO_CODINGS,
     ) -> None:
         """Opens the exchange; all ranks take part.
 
@@ -63,11 +66,10 @@ class Exchange:
             graph: the communication graph.
             lasting: whether the graph is used for many rounds.
             resumed: whether the run had rounds on this graph before, in an earlier start.
+            codings: the codecs of the run's method.
         """
-        self.federation = federation
-        self.graph, self.lasting = graph, lasting
+        super().__init__(federation, graph, codings, lasting, held=lasting and resumed)
         self.kept: dict[int, Arrays] | None = None
-        self._hold_samples = lasting and resumed
         self.rank = federation.world.rank
         with federation.clock("connect"):
             neighbours = neighbour_ranks(graph, federation.placement, self.rank)
@@ -98,38 +100,24 @@ class Exchange:
     # --------------------------------------------------------------------------------- vectors
 
     def share(
-        self, vectors: torch.Tensor, phase: str, codec: Coding | None = None, number: int = 0
-    ) -> Mapping[int, torch.Tensor]:
-        """Every client sends its vector to its neighbours.
+        self, vectors: torch.Tensor, phase: str, booked: bool = True
+    ) -> dict[int, torch.Tensor]:
+        """Every client sends its vector, as it is, to its neighbours.
 
         Args:
             vectors: vectors of this rank's clients in id order, `[owned, param]`.
             phase: phase under which the ledger books the messages.
-            codec: writes the vectors into smaller messages; None sends them as they are.
-            number: number of the round, which determines a codec's random numbers.
+            booked: whether the protocol bytes are booked; False if the caller has booked them.
 
         Returns:
             Vectors `[param]` of the rank's own clients and of all their neighbours, by client id.
-            With a codec these are the decoded vectors, also for the rank's own clients.
         """
-        if codec is not None:
-            return self._share_coded(vectors, phase, codec, number)
         form = MessageFormat({"vector": Field(phase, (vectors.shape[1],), vectors.dtype)})
         own = zip(self.federation.owned, vectors, strict=True)
-        self.book_vectors(form)
+        if booked:
+            self.book_vectors(form)
         messages = self.share_messages(form, {client: {"vector": row[None]} for client, row in own})
         return {client: message["vector"][0] for client, message in messages.items()}
-
-    def _share_coded(
-        self, vectors: torch.Tensor, phase: str, codec: Coding, number: int
-    ) -> Mapping[int, torch.Tensor]:
-        f = self.federation
-        with f.clock("update"):
-            own = codec.encode(vectors, phase, number)
-        counts = np.zeros(self.graph.clients, dtype=np.int64)
-        counts[f.owned.start : f.owned.stop] = [codec.protocol_bytes(m) for m in own.values()]
-        self.book_sent(phase, f.world.total(counts))
-        return Decoded(self.share_messages(codec.format(phase), own), codec)
 
     def share_messages(
         self, form: MessageFormat, messages: Mapping[int, Arrays], rows: np.ndarray | None = None
@@ -169,8 +157,7 @@ class Exchange:
         self,
         vectors: torch.Tensor,
         kind: Averaging = "plain",
-        codec: Coding | None = None,
-        number: int = 0,
+        since: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Each client averages its own and its neighbours' vectors, in float64 and in client-id order.
 
@@ -178,19 +165,42 @@ class Exchange:
             vectors: vectors of this rank's clients, `[owned, param]`.
             kind: `plain` for equal weights, `samples` for weights in proportion to the clients' samples,
                 `metropolis` for those that keep the mean of all clients on any graph.
-            codec: as for `share`.
-            number: as for `share`.
+            since: what the vectors were at the start of the round. With a codec, clients send what has
+                changed since then; None if they send whole vectors.
 
         Returns:
             The averages of this rank's clients, `[owned, param]`.
         """
-        shared = self.share(vectors, "weights", codec, number)
+        stream = self.codings.next("weights")
+        if stream is None:
+            return self.mixed(self.share(vectors, "weights"), vectors, kind)
+        return stream.average(self, vectors, kind, since, self.codings.number)
+
+    def tell(self, points: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Every client sends its average, or the point at which it linearises, to its neighbours.
+
+        Args:
+            points: of this rank's clients, `[owned, param]`.
+
+        Returns:
+            What neighbours read, as for `share`.
+        """
+        stream = self.codings.next("averages")
+        if stream is None:
+            return self.share(points, "averages")
+        told = stream.share(self, points, self.codings.number)
+        return {client: vector.to(points.dtype) for client, vector in told.items()}
+
+    def mixed(
+        self, shared: Mapping[int, torch.Tensor], like: torch.Tensor, kind: Averaging
+    ) -> torch.Tensor:
+        """The averages `[owned, param]`, in the type of `like`, of vectors that clients have shared."""
         heard = self.heard("weights")
         mixing = weights(kind, heard, self.federation.sizes)
-        averages = torch.empty_like(vectors)
+        averages = torch.empty_like(like)
         with self.federation.clock("update"):
             for row, client in enumerate(self.federation.owned):
-                total = torch.zeros_like(vectors[0], dtype=torch.float64)
+                total = torch.zeros_like(like[0], dtype=torch.float64)
                 for other, weight in zip(
                     heard.closed(client).tolist(), mixing.of(client).tolist(), strict=True
                 ):
@@ -199,10 +209,10 @@ class Exchange:
         return averages
 
     def server_average(
-        self, vectors: torch.Tensor, kind: Literal["plain", "samples"] = "plain"
+        self, vectors: torch.Tensor, kind: Literal["plain", "samples"], since: torch.Tensor
     ) -> torch.Tensor:
         """Every client sends its vector to a server and receives the mean. See `server.average`."""
-        return server.average(self, vectors, kind)
+        return server.average(self, vectors, kind, since)
 
     def ask_server(
         self,
@@ -258,13 +268,15 @@ class Exchange:
             The neighbourhoods of this rank's present clients in id order.
         """
         f, at_once = self.federation, self.at_once(taus)
+        if (codec := self.codings.jacobians) is not None and not codec.exact:
+            f = replace(f, levels=None)  # coded inputs lie on no levels
         work = WorkingSet(f.network, taus, f.dtype.itemsize)
         message: JacobianMessage
         if kind == "inputs":
             at: Mapping[int, torch.Tensor] = dict(zip(f.owned, w_bar, strict=True))
             message, collected = SamplesMessage(), raw_samples.collected(self, work, at_once)
         else:
-            at = self.share(w_bar, "averages")
+            at = self.tell(w_bar)
             if kind == "dense":
                 yield from dense.neighbourhoods(self, at, work, inputs)
                 return
@@ -297,7 +309,7 @@ class Exchange:
             Own clients that are present in id order, each with its messages in id order.
         """
         f = self.federation
-        message_bytes = form.nbytes_each(f.sizes)
+        message_bytes = self.coded(form).nbytes_each(self.rows)
         waves = factored_waves(
             self.graph, f.placement, f.sizes, message_bytes, work, f.memory_limit, at_once
         )
@@ -323,8 +335,11 @@ class Exchange:
             targets: the clients of each rank that collect messages in this exchange, `[rank]`.
             make: returns the message of the own client j for client i.
         """
-        f, channel = self.federation, self._channel
-        sizes = f.sizes
+        f, channel, sizes = self.federation, self._channel, self.rows
+        opened = None
+        if (codec := self.codings.jacobians) is not None:
+            make, opened = codec.sending(form, make), partial(codec.decode, form)
+            form = codec.form(form)
         with f.clock("exchange"):
             outgoing, send_bytes = Outgoing(f.ledger, f.staging), []
             for wanted in self._crossing.pairs_leaving(targets):
@@ -337,57 +352,7 @@ class Exchange:
             ]
             pending = Flight(outgoing.start(channel, send_bytes, receive_bytes), f.clock)
         order = [pair for wanted in coming for pair in wanted]
-        return Transfer(pending, order, form, sizes, make, f.staging, f.clock)
-
-    # ---------------------------------------------------------------------------------- the ledger
-
-    def book_vectors(self, form: MessageFormat) -> None:
-        """Books a message with one row from every client to each of its neighbours."""
-        self._book_rows(form, self._vectors_through)
-
-    def book_samples(self, form: MessageFormat) -> None:
-        """Books a message with one row per sample from every client to each of its neighbours."""
-        self._book_rows(form, self._samples_through)
-
-    def book_once(self, form: MessageFormat) -> None:
-        """Books samples, which clients on a lasting graph keep: only in the first round of the run."""
-        if not self._hold_samples:
-            self.book_samples(form)
-        self._hold_samples = self.lasting
-
-    def _book_rows(self, form: MessageFormat, through: np.ndarray) -> None:
-        for phase, count in form.by_phase(1, travelling=False).items():
-            self.book_protocol(phase, count * through)
-
-    def book_sent(self, phase: str, counts: np.ndarray) -> None:
-        """Books `counts` `[client]` bytes, known on rank 0, from every client to each neighbour."""
-        self.book_protocol(phase, self._through(counts))
-
-    def _through(self, counts: np.ndarray) -> np.ndarray:
-        """What each node sends plus what it receives, `[client + 1]`.
-
-        Client i sends `counts[i]` to each of its neighbours. The last node, the server, has 0.
-        """
-        sent, received = self.graph.degrees * counts, neighbourhood_sums(self.graph, counts)
-        return np.append(sent + received, 0)
-
-    @cached_property
-    def _vectors_through(self) -> np.ndarray:
-        return self._through(np.ones(self.graph.clients, dtype=np.int64))
-
-    @cached_property
-    def _samples_through(self) -> np.ndarray:
-        return self._through(self.federation.sizes)
-
-    def book_protocol(self, phase: str, through: np.ndarray) -> None:
-        """Books payload once for the whole job.
-
-        Args:
-            phase: phase of the ledger.
-            through: bytes that each node sends plus bytes that it receives, `[client + 1]`.
-        """
-        if self.rank == 0:
-            self.federation.ledger.book_protocol(phase, through)
+        return Transfer(pending, order, form, sizes, make, f.staging, f.clock, opened)
 
 
 def mean_over_clients(federation: Federation, vectors: torch.Tensor) -> torch.Tensor:

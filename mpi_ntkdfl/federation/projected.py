@@ -74,7 +74,7 @@ def neighbourhoods(
     Yields:
         The neighbourhoods of the own clients that are present in id order.
     """
-    at, f = exchange.share(points, "averages"), exchange.federation
+    at, f = exchange.tell(points), exchange.federation
     columns = how.projection.columns
     work = WorkingSet(f.network, taus, f.dtype.itemsize, stacked_numbers(f.network, columns))
     form = projected_format(f.network, f.dtype, columns)
@@ -83,7 +83,7 @@ def neighbourhoods(
     make = partial(_message, f, at, how.projection)
     for client, parts in exchange.in_waves(form, work, make, at_once=1):
         closed = heard.closed(client)
-        first = int(f.sizes[closed[closed < client]].sum())
+        first = int(exchange.rows[closed[closed < client]].sum())
         own = slice(first, first + int(f.sizes[client]))
         with f.clock("jacobian"):
             exact = f.network.jacobian(aligned(at[client]), f.samples[client].inputs)

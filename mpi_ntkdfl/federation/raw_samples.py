@@ -67,10 +67,15 @@ def collected(
     if kept is None:
         yield from exchange.in_waves(form, work, lambda pair: message(f, pair[1]), at_once)
         return
-    heard = exchange.heard(form.phase)
+    heard, codec = exchange.heard(form.phase), exchange.codings.jacobians
+
+    def told(i: int, j: int) -> Arrays:
+        """What client i knows of client j in this round."""
+        return kept[j] if codec is None or i == j else codec.encode(form, (i, j), kept[j])
+
     for client in f.owned:
         if not f.presence.absent(client):
-            yield client, [kept[j] for j in heard.closed(client).tolist()]
+            yield client, [told(client, j) for j in heard.closed(client).tolist()]
 
 
 def _shared(exchange: Exchange, form: MessageFormat) -> dict[int, Arrays]:

@@ -67,6 +67,8 @@ class Transfer:
         make: returns the message of the own client j for client i.
         staging: moves the received buffer to the device.
         clock: books the time of waiting.
+        opened: reads a coded message; None if messages travel as they are. A client's message to
+            itself is not coded.
     """
 
     pending: Pending
@@ -76,6 +78,7 @@ class Transfer:
     make: Callable[[Pair], Arrays]
     staging: Staging
     clock: Clock
+    opened: Callable[[Arrays], Arrays] | None = None
 
     def poke(self) -> None:
         """Lets the MPI library make progress."""
@@ -92,8 +95,8 @@ class Transfer:
             position += self.form.nbytes(samples)
 
         def message(i: int, j: int) -> Arrays:
-            if (i, j) not in places:
-                return self.make((i, j))
-            return self.form.read(buffer, *places[i, j])
+            own = (i, j) not in places
+            arrays = self.make((i, j)) if own else self.form.read(buffer, *places[i, j])
+            return arrays if self.opened is None or i == j else self.opened(arrays)
 
         return message

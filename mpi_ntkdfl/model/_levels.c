@@ -8,6 +8,9 @@
  * stored plus 128, and one row of ones gives the sum of the inputs, which is then subtracted 128 times.
  * Sums may wrap around, because their differences fit into 32 bits.
  *
+ * A network with one hidden layer can be computed at once: then the hidden layer stays in the cache of
+ * the first level.
+ *
  * Prepared form: digits [feature / 4][row][4], where the rows are those of the high, middle and low
  * digits, a row of ones, and rows of zeros up to whole vectors. Numbers are read as they are stored,
  * [sample][feature].
@@ -40,6 +43,14 @@ struct form {
     float *unit, *scale, *shift;
     int32_t *products; /* [GROUP][width], and a vector that is read and not used */
     float *values;     /* [GROUP][padded] */
+};
+
+/* A second layer after a ReLU: outputs = weights relu(product + bias) + shift. */
+struct second {
+    int64_t outputs;
+    const float *bias;    /* of the first layer [row] */
+    const float *weights; /* [row][LANES], with zeros beyond the outputs, at most LANES */
+    const float *shift;   /* [LANES] */
 };
 
 static int64_t whole(int64_t rows)
@@ -128,10 +139,16 @@ INLINE void multiply(const int count, const int8_t *const *numbers, int64_t feat
 static void multiply_all(const struct form *f, const int8_t *const *numbers, int64_t features)
 {
     int64_t at = 0, left = f->width / LANES;
-    for (; left >= WIDE; left -= WIDE, at += WIDE * LANES)
-        multiply(WIDE, numbers, features, f->digits + 4 * at, f->width, f->products + at);
-    if (left == 2) multiply(2, numbers, features, f->digits + 4 * at, f->width, f->products + at);
-    if (left == 1) multiply(1, numbers, features, f->digits + 4 * at, f->width, f->products + at);
+    while (left > 0) {
+        /* Two times 2 vectors take less time than 3 and 1. */
+        const int64_t count = left == 2 || left == 4 ? 2 : left == 1 ? 1 : WIDE;
+        const uint8_t *digits = f->digits + 4 * at;
+        int32_t *products = f->products + at;
+        if (count == WIDE) multiply(WIDE, numbers, features, digits, f->width, products);
+        if (count == 2) multiply(2, numbers, features, digits, f->width, products);
+        if (count == 1) multiply(1, numbers, features, digits, f->width, products);
+        at += count * LANES, left -= count;
+    }
 }
 
 INLINE __m512 number(const int32_t *products, __m512i middles)
@@ -173,6 +190,29 @@ static void transpose(const float *values, int64_t padded, float *out, int64_t s
     }
 }
 
+/* Writes out[output][sample] for `count` samples of a group. Sums go over the rows in ascending order. */
+static void second_layer(const struct form *f, const struct second *s, int64_t rows, int64_t count,
+    float *out, int64_t stride)
+{
+    __m512 sums[GROUP];
+    for (int i = 0; i < GROUP; i++) sums[i] = _mm512_setzero_ps();
+    for (int64_t row = 0; row < rows; row++) {
+        const __m512 weights = _mm512_loadu_ps(s->weights + row * LANES);
+#pragma GCC unroll 8
+        for (int i = 0; i < GROUP; i++) {
+            const float value = f->values[i * f->padded + row] + s->bias[row];
+            /* NaN stays NaN. */
+            const __m512 hidden = _mm512_set1_ps(value < 0 ? 0 : value);
+            sums[i] = _mm512_fmadd_ps(hidden, weights, sums[i]);
+        }
+    }
+    float outputs[GROUP][LANES];
+    for (int i = 0; i < GROUP; i++)
+        _mm512_storeu_ps(outputs[i], _mm512_add_ps(sums[i], _mm512_loadu_ps(s->shift)));
+    for (int64_t o = 0; o < s->outputs; o++)
+        for (int64_t i = 0; i < count; i++) out[o * stride + i] = outputs[i][o];
+}
+
 __attribute__((target("arch=x86-64"))) int levels_run_here(void)
 {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
@@ -199,9 +239,10 @@ void levels_prepare(int64_t rows, int64_t features, const float *matrix, int64_t
     }
 }
 
-/* out[row][sample], with rows `out_stride` apart: the product with (numbers + offset) * step. */
+/* out[row][sample], with rows `out_stride` apart: the product with (numbers + offset) * step, or the
+ * outputs of the second layer if there is one. */
 void levels_times(int64_t rows, int64_t features, char *memory, const int8_t *numbers, int64_t stride,
-    int64_t samples, double step, double offset, float *out, int64_t out_stride)
+    int64_t samples, double step, double offset, float *out, int64_t out_stride, const struct second *then)
 {
     struct form f;
     lay_out(&f, memory, rows, features);
@@ -217,6 +258,10 @@ void levels_times(int64_t rows, int64_t features, char *memory, const int8_t *nu
         multiply_all(&f, group, features);
         for (int s = 0; s < GROUP; s++)
             combine(&f, f.products + s * f.width, rows, f.values + s * f.padded);
+        if (then) {
+            second_layer(&f, then, rows, count, out + first, out_stride);
+            continue;
+        }
         int64_t row = 0;
         if (count == GROUP)
             for (; row + 8 <= rows; row += 8)

@@ -7,6 +7,7 @@ Elsewhere `levels.FixedPoint` computes the same numbers with torch.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,19 @@ if TYPE_CHECKING:
 BUILD = Path(__file__).parent / "_levels_x86_64.so"
 """The compiled file."""
 
+MOST_OUTPUTS, MOST_HIDDEN = 16, 128
+"""Limits of the second layer. Its sums fit into one vector, and torch adds so few terms in this order."""
+
 _NUMBER, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
+
+
+class _Second(ctypes.Structure):
+    """`struct second` of `_levels.c`."""
+
+    _fields_ = (
+        ("outputs", _NUMBER),
+        *((name, _ADDRESS) for name in ("bias", "weights", "shift")),
+    )
 
 
 class CompiledFixedPoint:
@@ -38,18 +51,45 @@ class CompiledFixedPoint:
 
     def times(self, inputs: Inputs) -> torch.Tensor:
         """The product with inputs x on levels, `matrix x^T` `[row, sample]`."""
+        return self._compute(inputs, self._shape[0], None)
+
+    def second_layer(
+        self, first_bias: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+    ) -> Callable[[Inputs], torch.Tensor]:
+        """A function from inputs x on levels to `weight relu(matrix x^T + first_bias) + bias`.
+
+        Args:
+            first_bias: `[row]`.
+            weight: `[output, row]`, with at most `MOST_OUTPUTS` outputs and `MOST_HIDDEN` rows.
+            bias: `[output]`.
+
+        Returns:
+            A function from inputs to outputs `[output, sample]`.
+        """
+        outputs, rows = weight.shape
+        padded = torch.zeros(rows + 1, MOST_OUTPUTS)
+        padded[:-1, :outputs], padded[-1, :outputs] = weight.T, bias
+        # The function keeps the arrays.
+        arrays = first_bias.contiguous(), padded, padded[-1]
+        second = _Second(outputs, *(array.data_ptr() for array in arrays))
+
+        def function(inputs: Inputs, _kept: object = arrays) -> torch.Tensor:
+            return self._compute(inputs, outputs, second)
+
+        return function
+
+    def _compute(self, inputs: Inputs, rows: int, second: _Second | None) -> torch.Tensor:
         assert not isinstance(inputs, torch.Tensor)
-        rows, features = self._shape
         numbers, levels = inputs.numbers, inputs.levels
         assert numbers.stride(1) == 1
-        product = torch.empty(rows, len(inputs))
+        result = torch.empty(rows, len(inputs))
         self._build.levels_times(
-            *(rows, features, self._memory.data_ptr()),
+            *(*self._shape, self._memory.data_ptr()),
             *(numbers.data_ptr(), numbers.stride(0), len(inputs)),
-            *(levels.step, levels.offset),
-            *(product.data_ptr(), product.stride(0)),
+            *(levels.step, levels.offset, result.data_ptr(), result.stride(0)),
+            None if second is None else ctypes.byref(second),
         )
-        return product
+        return result
 
 
 @cache
@@ -64,7 +104,7 @@ def find() -> ctypes.CDLL | str:
         build.levels_prepare.argtypes = (_NUMBER, _NUMBER, _ADDRESS, _NUMBER, _ADDRESS)
         build.levels_times.argtypes = (
             *(_NUMBER, _NUMBER, _ADDRESS, _ADDRESS, _NUMBER, _NUMBER),
-            *(ctypes.c_double, ctypes.c_double, _ADDRESS, _NUMBER),
+            *(ctypes.c_double, ctypes.c_double, _ADDRESS, _NUMBER, ctypes.POINTER(_Second)),
         )
     except (OSError, AttributeError):
         return f"{BUILD} cannot be loaded or is of another version"

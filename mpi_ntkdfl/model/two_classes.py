@@ -1,7 +1,7 @@
 """Measures of a classifier with two classes; class 1 is the positive one, such as a disease.
 
-All functions take the chances `[sample]` of class 1 and the labels `[sample]`, and return NaN where the
-samples do not allow the measure, such as a site without a sample of one class.
+All functions take the probabilities `[sample]` of class 1 and the labels `[sample]`. They return NaN if
+the samples do not allow the measure, for example if a site has no sample of one class.
 """
 
 from __future__ import annotations
@@ -9,27 +9,27 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-Chances = npt.NDArray[np.float64]
+Probabilities = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 
 BINS = 10
-"""Bins of equal width into which `calibration_error` sorts the chances."""
+"""Bins of equal width into which `calibration_error` sorts the probabilities."""
 
 
-def chances(outputs: npt.NDArray[np.float64]) -> Chances:
-    """Softmax chance `[sample]` of class 1 from outputs `[sample, 2]`."""
+def probabilities(outputs: npt.NDArray[np.float64]) -> Probabilities:
+    """Softmax probability `[sample]` of class 1 from outputs `[sample, 2]`."""
     with np.errstate(over="ignore"):
         return np.asarray(1 / (1 + np.exp(outputs[:, 0] - outputs[:, 1])))
 
 
-def auc(chance: Chances, labels: Labels) -> float:
+def auc(probability: Probabilities, labels: Labels) -> float:
     """Area under the ROC curve.
 
-    It is the probability that a random sample of class 1 has a larger chance than a random sample of
-    class 0, where ties count half (Mann and Whitney).
+    Of all pairs of a sample of class 1 and a sample of class 0, it is the share in which the first has
+    the larger probability; ties count half (Mann and Whitney).
     """
-    positive, negative = chance[labels == 1], np.sort(chance[labels == 0])
-    if not len(positive) or not len(negative) or np.isnan(chance).any():
+    positive, negative = probability[labels == 1], np.sort(probability[labels == 0])
+    if not len(positive) or not len(negative) or np.isnan(probability).any():
         return float("nan")
     below = np.searchsorted(negative, positive, "left") + np.searchsorted(
         negative, positive, "right"
@@ -37,33 +37,33 @@ def auc(chance: Chances, labels: Labels) -> float:
     return float(below.sum() / (2 * len(positive) * len(negative)))
 
 
-def sensitivity(chance: Chances, labels: Labels) -> float:
+def sensitivity(probability: Probabilities, labels: Labels) -> float:
     """Share of the samples of class 1 that are classified as class 1."""
-    return _rate(chance[labels == 1] > 0.5)
+    return _rate(probability[labels == 1] > 0.5)
 
 
-def specificity(chance: Chances, labels: Labels) -> float:
+def specificity(probability: Probabilities, labels: Labels) -> float:
     """Share of the samples of class 0 that are classified as class 0."""
     # With equal outputs the first class wins, as it does in the accuracy.
-    return _rate(chance[labels == 0] <= 0.5)
+    return _rate(probability[labels == 0] <= 0.5)
 
 
-def balanced_accuracy(chance: Chances, labels: Labels) -> float:
+def balanced_accuracy(probability: Probabilities, labels: Labels) -> float:
     """Mean of sensitivity and specificity."""
-    return (sensitivity(chance, labels) + specificity(chance, labels)) / 2
+    return (sensitivity(probability, labels) + specificity(probability, labels)) / 2
 
 
-def calibration_error(chance: Chances, labels: Labels) -> float:
+def calibration_error(probability: Probabilities, labels: Labels) -> float:
     """Expected calibration error, with `BINS` bins of equal width.
 
-    It is the mean over samples of |share of class 1 in the sample's bin - mean chance in the bin|. It is
-    too large for few samples: with 10 samples per bin, about .1 even for right chances.
+    It is the mean over samples of |share of class 1 in the sample's bin - mean probability in the bin|.
+    It is too large for few samples: with 10 samples per bin, about .1 even for right probabilities.
     """
-    if not len(chance) or np.isnan(chance).any():
+    if not len(probability) or np.isnan(probability).any():
         return float("nan")
-    bins = np.minimum((chance * BINS).astype(np.int64), BINS - 1)
-    gaps = np.bincount(bins, labels - chance, minlength=BINS)
-    return float(np.abs(gaps).sum() / len(chance))
+    bins = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
+    gaps = np.bincount(bins, labels - probability, minlength=BINS)
+    return float(np.abs(gaps).sum() / len(probability))
 
 
 def _rate(hits: npt.NDArray[np.bool_]) -> float:

@@ -51,6 +51,7 @@ class Rounds:
             torch.uint8 if first.stored_bytes else first.dtype,
             first.sizes,
             speeds,
+            config.lasting,
         )
         everybody, asked, legs = np.ones(clients, dtype=bool), np.zeros(0, dtype=np.int64), []
         for number, graph in enumerate(graphs):

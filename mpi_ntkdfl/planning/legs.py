@@ -17,9 +17,10 @@ from mpi_ntkdfl.comm.messages import MessageFormat
 from mpi_ntkdfl.config import MethodSettings
 from mpi_ntkdfl.environment.links import Floats, Integers
 from mpi_ntkdfl.environment.rounds import Leg
-from mpi_ntkdfl.federation.formats import samples_format
+from mpi_ntkdfl.federation.coding import vector_format
 from mpi_ntkdfl.federation.waves import neighbourhood_sums
 from mpi_ntkdfl.model.network import Network
+from mpi_ntkdfl.planning.first_round import codecs_of, coded_blocks, coded_rows
 from mpi_ntkdfl.topology.graphs import Graph
 
 
@@ -38,6 +39,7 @@ class RoundModel:
         travelling: type in which raw inputs travel.
         sizes: samples of each client, `[client]`.
         speeds: operations per second of each node, `[client + 1]`; the last one is the server.
+        lasting: whether all rounds have the same graph, on which neighbours keep estimates of weights.
     """
 
     method: type[Method[Any]]
@@ -47,6 +49,7 @@ class RoundModel:
     travelling: torch.dtype
     sizes: np.ndarray
     speeds: Floats
+    lasting: bool = False
 
     @cached_property
     def needs(self) -> Needs:
@@ -56,9 +59,12 @@ class RoundModel:
     @cached_property
     def _blocks(self) -> tuple[MessageFormat, ...]:
         """The layouts, per sample, of messages about a client's samples."""
-        if not self.needs.samples:
-            return self.needs.blocks
-        return (samples_format(self.network, self.travelling),)
+        return coded_blocks(self.needs, self.settings, self.network, self.travelling)
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        """Of how many samples each client sends such messages, `[client]`."""
+        return coded_rows(self.settings, self.sizes)
 
     @cached_property
     def order(self) -> tuple[base.Leg, ...]:
@@ -98,30 +104,34 @@ class RoundModel:
             else:
                 compute = compute + seconds.pop("server", nothing)
                 source, target = np.full(len(clients), server), clients
-                nbytes = np.full(len(clients), float(self._vector))
+                nbytes = np.full(len(clients), float(self._vector(leg.phases[0])))
             sent = nbytes > 0  # samples that a neighbour has kept are no message
             legs.append(Leg(compute, source[sent], target[sent], nbytes[sent]))
         return legs, sum(seconds.values(), nothing)
 
-    @cached_property
-    def _vector(self) -> int:
-        """Bytes of a parameter vector."""
-        return self.network.layout.size * self.dtype.itemsize
+    def _vector(self, phase: str) -> int:
+        """Bytes of the message with a parameter vector."""
+        shapes, choice = (
+            self.method.coded_shapes(self.settings, self.network),
+            codecs_of(self.settings),
+        )
+        form = vector_format(choice, phase, shapes, self.dtype, not self.lasting)
+        return form.by_phase(1, travelling=False)[phase]
 
     def _to_neighbours(self, phases: Sequence[str], samples: bool) -> Floats:
         """Bytes that each client sends to one neighbour in some phases, `[client]`."""
         needs, whole = self.needs, np.zeros(len(self.sizes))
-        whole += sum(self._vector for phase in needs.vectors if phase in phases)
+        whole += sum(self._vector(phase) for phase in needs.vectors if phase in phases)
         whole += sum(_bytes(form, phases) for form in needs.messages)
         if samples or not needs.samples:
-            whole += self.sizes * float(sum(_bytes(form, phases) for form in self._blocks))
+            whole += self._rows * float(sum(_bytes(form, phases) for form in self._blocks))
         return whole
 
     def _to_server(self, phases: Sequence[str]) -> Floats:
         """Bytes that each client sends to a server, `[client]`."""
         if not self.needs.participants:
-            return np.full(len(self.sizes), float(self._vector))
-        each: Floats = self.sizes * float(sum(_bytes(form, phases) for form in self._blocks))
+            return np.full(len(self.sizes), float(self._vector(phases[0])))
+        each: Floats = self._rows * float(sum(_bytes(form, phases) for form in self._blocks))
         return each
 
     def _seconds(self, graph: Graph, present: np.ndarray, asked: Integers) -> dict[str, Floats]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
-from mpi_ntkdfl.comm.messages import Field, MessageFormat
 from mpi_ntkdfl.comm.reduce import reduced_bytes
 from mpi_ntkdfl.federation.waves import (
     DEFAULT_LIMIT,
@@ -26,7 +25,7 @@ from mpi_ntkdfl.federation.waves import (
     smallest_limit,
 )
 from mpi_ntkdfl.model.projection import MATRIX_ROOM
-from mpi_ntkdfl.planning.first_round import FirstRound
+from mpi_ntkdfl.planning.first_round import FirstRound, coded_rows
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.units import readable
 from mpi_ntkdfl.topology.schedule import participants
@@ -44,7 +43,9 @@ class Plan:
         params: P.
         largest: number of samples in the largest neighbourhood, or the largest number that a server
             gathers.
-        traffic: protocol bytes and MPI bytes of the round, `[2, phase]`, without statistics.
+        traffic: protocol bytes and MPI bytes of the round, `[2, phase]`, without statistics. Where the
+            length of a message depends on the data, as with some codecs, its largest length counts.
+        later: the same of a later round.
         waves: number of exchanges of Jacobians or samples per round; 0 for methods that send none.
         slices: parameters per slice of dense Jacobians; 0 for factored ones.
         memory: bytes of the rank that holds the most, by purpose.
@@ -53,6 +54,7 @@ class Plan:
     params: int
     largest: int
     traffic: np.ndarray
+    later: np.ndarray
     waves: int
     slices: int
     memory: dict[str, int]
@@ -90,10 +92,12 @@ def make_plan(first: FirstRound) -> Plan:
                 f"{config.algorithm.name} holds one model for all clients, so model.init must be "
                 f"shared, got {config.model.init}"
             )
-        traffic, collecting = _server_traffic(first), _at_server(first)
+        traffic = later = _server_traffic(first)
+        collecting = _at_server(first)
         whole, way_out = "what the server gathers", "algorithm.clients_per_round"
     else:
-        traffic, collecting = _traffic(first), _by_neighbours(first)
+        traffic, later = _traffic(first), _traffic(first, later=True)
+        collecting = _by_neighbours(first)
         whole, way_out = "one client's neighbourhood", "the degree"
     if limit is not None and limit < collecting.smallest:
         raise InputError(
@@ -106,6 +110,7 @@ def make_plan(first: FirstRound) -> Plan:
         params=first.network.layout.size,
         largest=collecting.largest,
         traffic=traffic,
+        later=later,
         waves=collecting.waves,
         slices=collecting.slices,
         memory=_memory(first, working),
@@ -140,12 +145,13 @@ def _by_neighbours(first: FirstRound) -> _Collecting:
     if not first.blocks:
         least = work.one_client(int(sizes.max()))
         return _Collecting(largest, 0, 0, least, least)
-    message_bytes = first.blocks[0].nbytes_each(sizes)
     if _keeps_samples(first):
+        message_bytes = first.blocks[0].nbytes_each(sizes)
         sent, received = moved_to_ranks(graph, placement, message_bytes)
         least = work.one_client(largest) * at_once
         # Received samples are kept from round to round, beside the messages of the first round.
         return _Collecting(largest, 1, 0, least, least + int((sent + received).max()))
+    message_bytes = first.blocks[0].nbytes_each(first.rows)
     waves = factored_waves(graph, placement, sizes, message_bytes, work, limit, at_once)
     held = 4 * neighbourhood_sums(graph, message_bytes)
     crossing = np.asarray(placement.owner(graph.edges))
@@ -163,14 +169,14 @@ def _at_server(first: FirstRound) -> _Collecting:
     """How a server collects blocks from its participants."""
     # The largest case: a round that draws the clients with the most samples.
     most = np.sort(first.sizes)[-first.needs.participants :]
-    received = int(first.blocks[0].nbytes_each(most).sum())
+    received = int(first.blocks[0].nbytes_each(coded_rows(first.config.algorithm, most)).sum())
     gathered = int(most.sum())
     return _Collecting(gathered, 1, 0, _working_set(first).one_client(gathered) + received)
 
 
-def _traffic(first: FirstRound) -> np.ndarray:
-    """Protocol and MPI bytes of a round by phase, `[2, phase]`."""
-    graph, sizes, placement, needs = first.graph, first.sizes, first.placement, first.needs
+def _traffic(first: FirstRound, later: bool = False) -> np.ndarray:
+    """Protocol and MPI bytes of round 0, or of a `later` round, by phase, `[2, phase]`."""
+    graph, rows, placement, needs = first.graph, first.rows, first.placement, first.needs
     params = first.network.layout.size
     both = np.concatenate([graph.edges, graph.edges[:, ::-1]])
     targets = np.asarray(placement.owner(both[:, 0]))
@@ -183,30 +189,31 @@ def _traffic(first: FirstRound) -> np.ndarray:
         for phase, count in counts.items():
             traffic[kind, TRAFFIC_PHASES.index(phase)] += count * times
 
-    def vector(phase: str) -> MessageFormat:
-        return MessageFormat({"vector": Field(phase, (params,), first.dtype)})
-
-    for form in (*map(vector, needs.vectors), *needs.messages):
+    for form in (*(first.vector(phase, later) for phase in needs.vectors), *needs.messages):
         book(0, form.by_phase(1, travelling=False), len(both))
         book(1, form.by_phase(1, travelling=True), ghosts)
     if needs.server:
         for phase in ("weights", "averages"):
-            book(0, vector(phase).by_phase(1, travelling=False), placement.clients)
+            form = first.vector(phase, later)
+            book(0, form.by_phase(1, travelling=False), placement.clients)
         if placement.ranks > 1:
             book(1, {"weights": reduced_bytes(params, placement.ranks)}, placement.ranks)
-    if _keeps_samples(first):
+    moved = rows
+    if _keeps_samples(first):  # every rank receives them once, whole
         pairs = np.unique(both[crossing, 1] * placement.ranks + targets[crossing])
         sources = np.bincount(pairs // placement.ranks, minlength=placement.clients)
+        moved = first.sizes * (not later)
+    held = later and needs.samples and not first.config.topology.dynamic and rows is first.sizes
     for form in first.blocks:
-        book(0, form.by_phase(int(graph.degrees @ sizes), travelling=False), 1)
-        for samples, times in zip(sizes.tolist(), sources.tolist(), strict=True):
+        book(0, form.by_phase(int(graph.degrees @ rows), travelling=False), int(not held))
+        for samples, times in zip(moved.tolist(), sources.tolist(), strict=True):
             book(1, form.by_phase(samples, travelling=True), times)
     return traffic
 
 
 def _server_traffic(first: FirstRound) -> np.ndarray:
     """Like `_traffic`, for methods whose participants send blocks to rank 0, which answers all."""
-    config, sizes, placement, needs = first.config, first.sizes, first.placement, first.needs
+    config, sizes, placement, needs = first.config, first.rows, first.placement, first.needs
     asked = participants(config.clients, needs.participants, config.seed, round=0)
     traffic = np.zeros((2, len(TRAFFIC_PHASES)), dtype=np.int64)
     for form in first.blocks:
@@ -216,10 +223,10 @@ def _server_traffic(first: FirstRound) -> np.ndarray:
                 traffic[0, TRAFFIC_PHASES.index(phase)] += count
             for phase, count in form.by_phase(samples, travelling=True).items():
                 traffic[1, TRAFFIC_PHASES.index(phase)] += count * away
-    vector = first.network.layout.size * first.dtype.itemsize
+    params, form = first.network.layout.size, first.vector("weights")
     traffic[:, TRAFFIC_PHASES.index("weights")] = (
-        vector * placement.clients,
-        vector * (placement.ranks > 1),
+        form.by_phase(1, travelling=False)["weights"] * placement.clients,
+        params * first.dtype.itemsize * (placement.ranks > 1),
     )
     return traffic
 
@@ -233,6 +240,8 @@ def _memory(first: FirstRound, working: int) -> dict[str, int]:
     if first.needs.kept is not None:
         each = np.array([first.needs.kept(int(samples)) for samples in sizes])
         kept["method's own"] = max(int(each[own.start : own.stop].sum()) for own in owned)
+    if coded := first.codec_bytes:
+        kept["codecs"] = coded * max(map(len, owned))
     if first.needs.matrices and first.config.compute.memory_bytes is None:
         kept["projection matrices"] = min(first.needs.matrices, MATRIX_ROOM)
     bundled = first.config.dataset.name in ("digits", "breast-cancer")

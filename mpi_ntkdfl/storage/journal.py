@@ -165,7 +165,7 @@ class Journal:
             mine = self._world.scatter(partial(rows, name))
             state[name.removeprefix("state/")] = torch.from_numpy(mine)
         weights = state.pop("params").to(self._federation.device)
-        method.restore(state)
+        method.restore_whole(state)
         self._begin_trace(start.checkpoint.round if start else 0)
         return weights
 
@@ -242,7 +242,7 @@ class Journal:
 
     def checkpoint(self, done: int, weights: torch.Tensor, method: Method[Any]) -> None:
         """Writes the checkpoint after `done` rounds."""
-        state = {f"state/{name}": array for name, array in method.state().items()}
+        state = {f"state/{name}": array for name, array in method.whole_state().items()}
         arrays = {name: array.cpu().numpy() for name, array in {"params": weights, **state}.items()}
         layout = self._federation.network.layout
         with self._clock("record"):

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import torch
 
+from mpi_ntkdfl.model.compiled_levels import MOST_HIDDEN, MOST_OUTPUTS, CompiledFixedPoint
 from mpi_ntkdfl.model.levels import Inputs, prepared
 from mpi_ntkdfl.model.params import Layout, aligned
 
@@ -91,6 +92,12 @@ class Stack:
         (first, shift), *others = self.weights_and_biases(aligned(params))
         # One product computes the first layers of all networks.
         weights = prepared(first.reshape(-1, first.shape[2]), like)
+
+        if isinstance(weights, CompiledFixedPoint) and len(params) == len(others) == 1:
+            ((weight, bias),) = others
+            if weight.shape[1] <= MOST_OUTPUTS and weight.shape[2] <= MOST_HIDDEN:
+                fused = weights.second_layer(shift[0], weight[0], bias[0])
+                return lambda inputs: fused(inputs).T[None]
 
         def outputs(inputs: Inputs) -> torch.Tensor:
             values = weights.times(inputs).view(len(params), -1, len(inputs))
