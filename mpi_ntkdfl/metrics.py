@@ -148,7 +148,7 @@ BYTES = Metric(
 )
 BUSIEST_BYTES = Metric(
     name="busiest-bytes",
-    label="protocol bytes through the busiest node",
+    label="protocol bytes, busiest client",
     axes="round",
     dataset="traffic/busiest_bytes",
     dtype="i8",

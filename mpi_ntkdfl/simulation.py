@@ -33,6 +33,7 @@ from mpi_ntkdfl.planning.timekeeper import Timekeeper
 from mpi_ntkdfl.runtime.errors import Diverged, SimulationError, locating
 from mpi_ntkdfl.runtime.stopping import SIGNALS, Budget, nothing_to_save, signalled
 from mpi_ntkdfl.storage import identity
+from mpi_ntkdfl.storage.checkpoint import remove_spare_parts
 from mpi_ntkdfl.storage.journal import Journal
 from mpi_ntkdfl.storage.lock import locked
 from mpi_ntkdfl.storage.outputs import Outputs, refuse
@@ -148,6 +149,7 @@ def run(
                     return Outcome(done, done, config.rounds, reached=done < config.rounds)
                 start = held.enter_context(find_start(outputs, config))
             if start is not None and start.checkpoint.round >= start.last:
+                remove_spare_parts(outputs)  # of a kill after the last checkpoint
                 done = start.checkpoint.round
                 return Outcome(done, done, config.rounds, reached=done < config.rounds)
             problem = prepare(config, world.size, going_on=start is not None)
@@ -330,7 +332,9 @@ class Simulation:
             seconds = time.monotonic() - self._start
             simulated = None if clock is None else clock.seconds
             counts = every_tau, seconds, self._first, self.journal.sent
-            self.report(Progress(done, rounds, evaluation, *counts, simulated))
+            # Logs and callbacks may take long. They serve the experimenter, as the record does.
+            with self.federation.clock("record"):
+                self.report(Progress(done, rounds, evaluation, *counts, simulated))
             # This check comes after recording, so that the record has the row of the divergence. An
             # exception on rank 0 ends all ranks.
             if evaluation is not None and done and self.config.on_divergence == "stop":

@@ -289,7 +289,7 @@ def short_partition(path):
         (bad_weights, {"model__weights": "{path}"}, "fc1.weight must have shape [100, 64]"),
         (nan_weights, {"model__weights": "{path}"}, "fc1.weight holds values that are not finite"),
         (None, {"partition": "{{kind: file, path: {path}}}"}, "cannot be read: No such file"),
-        (junk, {"partition": "{{kind: file, path: {path}}}"}, "is no npz file"),
+        (junk, {"partition": "{{kind: file, path: {path}}}"}, "is not an npz file"),
         (far_partition, {"partition": "{{kind: file, path: {path}}}"}, "got 99999 at position 5"),
         (short_partition, {"partition": "{{kind: file, path: {path}}}"}, "clients + 1 = 7 entries"),
         (None, {"topology": "{{kind: file, path: {path}}}"}, "No such file"),

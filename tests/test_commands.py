@@ -80,7 +80,7 @@ def test_a_partition_that_is_no_npz_file_is_told_what_one_is(tmp_path, text):
     path = tmp_path / "shares"
     path.write_text(text)
     line = ["check", "--set", "partition.kind=file", "--set", f"partition.path={path}"]
-    assert re.search(r"is no npz file.*offsets \[clients \+ 1\].*numpy.savez", complaint(*line))
+    assert re.search(r"is not an npz file.*offsets \[clients \+ 1\].*numpy.savez", complaint(*line))
 
 
 def test_check_adds_up_the_whole_run():
@@ -90,6 +90,12 @@ def test_check_adds_up_the_whole_run():
     assert re.search(
         r"whole run, 7 rounds.*time +0:0\d, or 0:0\d of core time.*on disk", shown, re.DOTALL
     )
+    assert re.search(r"checkpoint +[\d.]+ kB in one file; in parts from 536.9 MB on", shown)
+    assert re.search(r"start-up +0 B of samples to other ranks, [\d.]+ kB of test samples", shown)
+    four = ("check", "--no-measure", "--ranks", "4", "--set")
+    size = float(re.search(r"checkpoint +([\d.]+) kB", shown)[1])
+    assert f" in 4 parts of {size / 4:.1f} kB" in answer(*four, "output.checkpoint_part=1000")
+    assert "in one file, because" in answer(*four, "output.checkpoint_part=null")
 
 
 RANK = doctor.Rank((), "cpu", (0, 1), "1", "x86-64-v4")

@@ -150,9 +150,8 @@ def test_a_file_system_without_locks(path, whole):
 
     ended = run(path, before=lambda: setattr(fcntl, "flock", refuse))
     assert ended.code == 0
-    assert (
-        "cannot be locked (No locks available): do not start two runs with this output" in ended.err
-    )
+    said = f"{path} cannot be locked (No locks available): do not start two runs with this output\n"
+    assert said in ended.err
     assert bits(path) == whole
     assert not Outputs(path).lock.exists()
 
@@ -358,7 +357,10 @@ def test_a_signal_before_the_first_round_ends_at_once(path, number):
     ended = run(path.parent / "new" / "run.h5", before=install)
     assert time.monotonic() - start < 20
     assert ended.code == 75
-    assert ended.err.startswith(f"stopped by {number.name} before the first round; nothing is lost")
+    assert ended.err == (
+        f"stopped by {number.name} before the first round; nothing is lost. If this repeats, the time "
+        "limit is too short for the start-up and one round\n"
+    )
     assert not (path.parent / "new").exists()
 
 

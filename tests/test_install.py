@@ -10,9 +10,11 @@ import sys
 import tarfile
 import zipfile
 
+import click
 import pytest
-import yaml
 
+from mpi_ntkdfl import presets
+from mpi_ntkdfl.cli.main import cli
 from mpi_ntkdfl.runtime import identity
 from tests.conftest import ROOT
 
@@ -85,15 +87,38 @@ def test_what_is_installed_from_git_tells_its_commit_and_carries_the_jobs(tmp_pa
     assert identity.commit(installed / "mpi_ntkdfl") == head.stdout.strip()
 
 
-def test_conda_gets_the_lower_bounds_of_setup():
+def test_the_container_file_fits_the_package():
+    """No Apptainer is needed: what the file copies exists, and what it runs are existing commands."""
+    text = (ROOT / "jobs" / "apptainer.def").read_text()
+    parts = re.split(r"^%(\w+)\n", re.sub(r"^#.*\n", "", text, flags=re.M), flags=re.M)
+    head, sections = parts[0], dict(zip(parts[1::2], parts[2::2], strict=True))
+    assert list(sections) == [
+        *("arguments", "files", "post", "environment", "runscript", "test"),
+    ], "sections of Apptainer"
     setup = (ROOT / "setup.py").read_text()
-    required = re.search(r"install_requires=\[(.*?)\]", setup, re.DOTALL)[1]
-    names = {"pytorch": "torch"}
-    conda = {
-        names.get(each.partition(">=")[0], each.partition(">=")[0]): each.partition(">=")[2]
-        for each in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-        if isinstance(each, str) and ">=" in each
+    python = re.search(r"^From: python:([\d.]+)-slim$", head, re.M)[1]
+    page = (ROOT / "docs/how-to/install.md").read_text()
+    tried = re.search(r"Python 3.11 to (3\.\d+) were tried", page)
+    bound = re.search(r'python_requires=">=(.*?)"', setup)[1]
+    versions = [tuple(map(int, each.split("."))) for each in (bound, python, tried[1])]
+    assert versions == sorted(versions)
+    copied = dict(line.split() for line in sections["files"].splitlines() if line.strip())
+    for source, target in copied.items():
+        assert (ROOT / source).exists()
+        assert target == f"/opt/source/{source}"
+    needed = set(re.findall(r'HERE / "([\w.]+?)[/"]', setup)) | {
+        "setup.py",
+        "constraints.txt",
+        "jobs",
     }
-    assert conda.pop("python") == re.search(r'python_requires=">=(.*?)"', setup)[1]
-    pip = dict(re.findall(r'"([\w-]+)>=([\w.]+)"', required.lower()))
-    assert conda == pip
+    assert needed - {".git"} <= set(copied)
+    assert re.findall(r"'\.\[(.*)\]'", sections["post"]) == ["mpich"]
+    assert '"mpich": [' in setup
+    assert sections["runscript"].split()[:4] == ["exec", "python", "-m", "mpi_ntkdfl"]
+    words = sections["test"].split()
+    assert words[:4] == ["python", "-m", "mpi_ntkdfl", "run"]
+    assert words[4] in presets.names()
+    run = cli.get_command(click.Context(cli), "run")
+    run.make_parser(click.Context(run)).parse_args(words[4:])
+    for name in ("post", "environment", "runscript", "test"):
+        subprocess.run(["sh", "-n"], input=sections[name], text=True, check=True)

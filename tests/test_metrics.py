@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 
 import h5py
 import numpy as np
@@ -245,9 +246,12 @@ def test_checkpoints_are_told_from_records(tmp_path):
         f"it is a checkpoint, the weights of 4 clients after 2 rounds; its record is {record}"
         in told
     )
+    older = tmp_path / "older.ckpt.h5"
+    shutil.copy(weights, older)
     for command in (("compare",), ("plot", "-o", tmp_path / "f.svg")):
         code, _, err = words(command[0], *sorted(tmp_path.glob("*.h5")), *command[1:])
         assert code == 0
-        assert f"warning: {weights} is a checkpoint, not a record: passed over\n" in err
+        left_out = f"because they are checkpoints and not records: {older}, {weights}\n"
+        assert f"warning: left out, {left_out}" in err
         (tmp_path / "f.svg").unlink(missing_ok=True)
         assert "a record (RUN.h5) is needed" in complaint(command[0], weights, *command[1:])

@@ -315,7 +315,10 @@ GOOD: dict[str, Any] = {"offsets": np.array([0, 1, 2, 4]), "indices": np.array([
             {"offsets": np.array([[0, 1, 2, 4]])},
             r"offsets must be a list of integers, got int64 \(1",
         ),
-        ({"offsets": np.array([0, 1, 2, 4], object)}, "no sound npz file.*plain numbers only"),
+        (
+            {"offsets": np.array([0, 1, 2, 4], object)},
+            "not a readable npz file.*plain numbers only",
+        ),
         ({"offsets": np.array([], int)}, "clients . 1 = 4 entries, got 0"),
         ({"offsets": np.array([0, 1, 4])}, "clients . 1 = 4 entries, got 3: set clients to 2"),
         ({"offsets": np.array([1, 2, 3, 4])}, "start with 0, got 1"),
@@ -336,15 +339,28 @@ def test_file_that_is_wrong(tmp_path: Path, change: dict[str, Any], message: str
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK", b"hello", b"\x80\x04]\x94.", None])
-def test_file_that_is_no_npz(tmp_path: Path, content: bytes | None) -> None:
+NO_NPZ = "p.npz is not an npz file; partition.path must name a file of NumPy with two arrays"
+DAMAGED = "p.npz is not a readable npz file with the arrays offsets and indices: "
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", DAMAGED),
+        (b"PK", DAMAGED),
+        (b"hello", NO_NPZ),
+        (b"\x80\x04]\x94.", NO_NPZ),
+        (None, DAMAGED + "it is an npy file, which has one array and no names"),
+    ],
+)
+def test_file_that_is_no_npz(tmp_path: Path, content: bytes | None, said: str) -> None:
     path = tmp_path / "p.npz"
     if content is None:
         with path.open("wb") as file:
             np.save(file, np.arange(4))
     else:
         path.write_bytes(content)
-    with pytest.raises(InputError, match="no (sound )?npz file"):
+    with pytest.raises(InputError, match=said):
         read(path)
 
 

@@ -142,6 +142,9 @@ def test_commands_read_parts_and_overwrite_removes_them(tmp_path):
     assert run(path, before=in_parts).code == 0
     before = files(tmp_path)
     assert len(before) == 5
+    (Outputs(path).parts / "3-0123abcd-0.h5").touch()  # of a kill after the last checkpoint
+    assert "nothing to do" in run(path, "--resume", before=in_parts).out
+    assert files(tmp_path) == before
     assert command("export", path, "--average", target).wait().code == 0
     target.unlink()
     shown = command("show", path).wait()

@@ -317,6 +317,24 @@ def test_byte_ticks_never_overlap(tmp_path, scale, first):
         assert not texts_overlap(shown)
 
 
+def test_a_panel_without_points_says_so(tmp_path):
+    """A run of one rank gives no bytes to MPI, and a logarithmic axis has no zero."""
+    path = write(tmp_path / "a.h5")
+    with h5py.File(path, "r+") as file:
+        file["traffic/mpi_bytes"][:] = 0
+    with drawing.house_style():
+        figure = drawn(path, x=("mpi-bytes", "bytes", "busiest-bytes"))
+        figure.draw_without_rendering()
+        empty, full, right = figure.axes
+        assert [text.get_text() for text in empty.texts] == ["no values to show"]
+        assert not len(empty.get_xticks())
+        assert not full.texts
+        # Names of axes are not wider than their panels, also at the right end of the page.
+        for panel in (empty, full, right):
+            name = panel.xaxis.label.get_window_extent()
+            assert figure.bbox.x0 < name.x0 < name.x1 < figure.bbox.x1
+
+
 def test_markers_are_even_across_the_panel(tmp_path):
     """Also where a curve rises steeply at first, which takes most of its length."""
     accuracy = [0.1, *np.linspace(0.8, 0.9, 60)]

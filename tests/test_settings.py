@@ -13,7 +13,7 @@ from mpi_ntkdfl.config import kinds
 from mpi_ntkdfl.data.registered import RegisteredSettings
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.settings import affects
-from mpi_ntkdfl.storage import identity, resume
+from mpi_ntkdfl.storage import resume, schema
 from mpi_ntkdfl.studies import grid
 from tests.conftest import ROOT
 
@@ -71,16 +71,16 @@ FILES = {
 
 
 def test_every_kind_of_file_has_a_row():
-    assert {*identity.FILES, "sources", "plugins"} <= set(FILES)
+    assert {*schema.FILES, "sources", "plugins"} <= set(FILES)
 
 
-@pytest.mark.parametrize("kind", identity.FILES)
+@pytest.mark.parametrize("kind", list(schema.FILES))
 def test_every_kind_of_file_does_what_the_table_says(kind, tmp_path):
     """The files of two runs are equal in all but the content of one kind."""
     resumed, study, compared, scaled, _ = FILES[kind]
     shares = np.array([0, 1, 2]), np.array([0, 1])
     edges = np.array([[0, 1]])
-    contents = dict.fromkeys(identity.FILES, "a" * 64)
+    contents = dict.fromkeys(schema.FILES, "a" * 64)
     begun = resume.Start(None, "", shares, contents, edges, {})
     begun.compare(shares, contents, edges)
     other = {"partition": (np.array([0, 1, 2]), np.array([1, 0]))}.get(kind, shares)

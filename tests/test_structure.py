@@ -37,6 +37,7 @@ LAYERS = [
     ["assembly"],
     ["simulation"],
     ["analysis"],
+    ["audit"],
     ["studies"],
     ["loggers"],
     ["api"],

@@ -604,13 +604,25 @@ def test_the_page_needs_nothing_but_itself(done, tmp_path):
     found.feed(text)
     assert found.open == []
     assert found.tags.count("svg") == 2
-    assert found.tags.count("table") == 3
+    assert found.tags.count("table") == 5
     assert not set(found.tags) & {"script", "link", "img", "iframe", "object", "embed"}
     assert found.references
     assert all(reference.startswith("#") for reference in found.references)
     assert {reference[1:] for reference in found.references} <= set(found.ids)
     assert len(set(found.ids)) == len(found.ids)
     assert "@import" not in text
+    made = report.make(done)
+    runs = made.results.distinct()
+    assert {run.run.key for run in runs} == {run.key for run in done.distinct()}
+    for told in (
+        f"Computed by mpi_ntkdfl {runs[0].record.attributes['version']} (commit ",
+        f"{len(runs)} runs, started from ",
+        '<td class="text">partition.samples</td>',
+        *(run.run.outputs.record.name for run in runs),
+        *(run.record.attributes["created"] for run in runs),
+    ):
+        assert told in text
+    assert "algorithm.name</td>" not in text, "methods differ between the runs"
     for row in report.numbers(report.make(done).drawings[0]):
         assert f"{row['y']:.6g}" in text
 

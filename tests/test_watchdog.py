@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -147,3 +150,14 @@ def test_strangers_change_nothing(ended):
     time.sleep(2 * PATIENCE)
     assert not [each for each in ended if "heard" in each[1]]
     close((leader, *others))
+
+
+@pytest.mark.parametrize(("name", "killed"), [("mpirun", True), ("bash", False)])
+def test_a_launcher_that_stays_is_killed(tmp_path, name, killed):
+    """It runs the rank, which ends, and then waits for a host that is gone."""
+    script = tmp_path / name
+    script.write_text('#!/bin/sh\n"$@"\nsleep 2\n')
+    script.chmod(0o755)
+    rank = "from mpi_ntkdfl.comm.launcher import end_launcher_later; end_launcher_later(0.1)"
+    ended = subprocess.run([script, sys.executable, "-c", rank], timeout=60, check=False)
+    assert ended.returncode == (-signal.SIGKILL if killed else 0)

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import sys
+import time
 import types
 
 import h5py
@@ -15,6 +16,7 @@ from mpi_ntkdfl import loggers
 from mpi_ntkdfl.analysis import fairness, traces
 from mpi_ntkdfl.cli.run import _say_goodbye
 from mpi_ntkdfl.comm.world import SoloWorld
+from mpi_ntkdfl.runtime.clock import PHASES
 from mpi_ntkdfl.simulation import Outcome, run
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.studies.grid import StudyRun, is_done
@@ -110,8 +112,16 @@ def test_streams_of_lines_follow_a_run_and_its_resumption(tmp_path):
         return [nd.CsvLog(tmp_path / "a.csv"), nd.JsonLinesLog(tmp_path / "a.jsonl")]
 
     seen = []
-    nd.run(small(rounds=2), tmp_path / "a.h5", callbacks=[*logs(), seen.append])
-    assert [progress.done for progress in seen] == [0, 1, 2]
+
+    def follow(progress):
+        seen.append(progress.done)
+        time.sleep(0.2 * (progress.done == 0))
+
+    nd.run(small(rounds=2), tmp_path / "a.h5", callbacks=[*logs(), follow])
+    assert seen == [0, 1, 2]
+    with h5py.File(tmp_path / "a.h5") as file:
+        recording = file["time/seconds"][1, 0, PHASES.index("record")]
+    assert recording > 0.2, "the time of callbacks is not the time of the method"
     # Lines beyond the checkpoint, as a killed run leaves them, are written anew; a half line goes.
     with (tmp_path / "a.csv").open("a") as file:
         file.write("3,0.5\n4,")

@@ -151,11 +151,15 @@ def scale(ax: Axes, panel: Panel) -> None:
     seen = np.isfinite(points).all(axis=1)
     for place, axis in enumerate((panel.x, panel.y)):
         seen &= (points[:, place] > 0) | (not axis.log)
-    if panel.x.log and seen.any():
+    if not seen.any():
+        ax.set_xticks([])
+        ax.annotate("no values to show", (0.5, 0.5), xycoords="axes fraction", ha="center")
+        return
+    if panel.x.log:
         ax.set_xscale("log", nonpositive="mask")
     elif panel.x.from_zero:
         ax.set_xlim(left=0)
-    if panel.y.log and seen.any():
+    if panel.y.log:
         ax.set_yscale("log", nonpositive="mask")
     _ticks(ax.xaxis, panel.x, ax.get_xscale() == "log", ax.get_xlim(), crowded=True)
     _ticks(ax.yaxis, panel.y, ax.get_yscale() == "log", ax.get_ylim(), crowded=False)

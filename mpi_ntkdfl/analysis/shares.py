@@ -115,11 +115,13 @@ def figure(shares: Shares, title: str | None = None) -> Figure:
     bar = drawn.colorbar(scale, ax=ax, label="class", pad=0.02)
     if classes <= _NAMED_CLASSES:
         bar.set_ticks(range(classes), labels=shares.classes)
+        bar.minorticks_off()
     if clients <= _NAMED_CLIENTS:
         ax.set_xticks(range(clients), shares.clients)
     ax.set_xlabel("client")
     ax.set_ylabel("training samples")
     ax.margins(x=0.01)
+    ax.set_ylim(0, 1.05 * float(bottom.max()))
     if title:
         drawn.suptitle(title)
     return drawn

@@ -183,27 +183,27 @@ def read(path: Path) -> Run:
 
 
 def without_checkpoints(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
-    """The paths that are records, and one line for each path that was left out.
+    """The paths that are records, and one line about those that were left out, if there are any.
 
     A shell's `*.h5` in a folder of runs also names their checkpoints.
 
     Raises:
         InputError: if nothing else is left.
     """
-    records, passed = [], []
+    records, left_out = list[Path](), list[Path]()
     for path in paths:
         try:
             with reading(path) as file:
                 checkpoint = is_checkpoint(file)
         except Exception:  # whoever reads it as a record says what is wrong
             checkpoint = False
-        if checkpoint:
-            passed.append(f"{path} is a checkpoint, not a record: passed over")
-        else:
-            records.append(path)
+        (left_out if checkpoint else records).append(path)
+    line = (
+        f"left out, because they are checkpoints and not records: {', '.join(map(str, left_out))}"
+    )
     if not records:
-        raise InputError(f"a record (RUN.h5) is needed; {'; '.join(passed)}")
-    return records, passed
+        raise InputError(f"a record (RUN.h5) is needed; {line}")
+    return records, [line] if left_out else []
 
 
 def is_checkpoint(file: h5py.File) -> bool:

@@ -20,17 +20,12 @@ from mpi_ntkdfl.analysis.words import said
 from mpi_ntkdfl.metrics import ACCURACY, Metric
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.looks import LineStyle
+from mpi_ntkdfl.storage.schema import FILES
 
 if TYPE_CHECKING:
     from mpi_ntkdfl.runtime.settings import Effect
 
-PATHS = {
-    "data": "dataset.root",
-    "graph": "topology.path",
-    "weights": "model.weights",
-    "regions": "environment.links.regions",
-    "trace": "environment.availability.path",
-}
+PATHS = {name: setting for name, setting in FILES.items() if name != "partition"}
 """The contents (`tables.Run.contents`) that keep runs apart, and the settings with their paths.
 
 A partition does not keep runs apart, because each seed may have its own.

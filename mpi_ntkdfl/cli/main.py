@@ -38,6 +38,10 @@ COMMANDS = {
         "Draw runs: accuracy of the average against rounds, protocol bytes and seconds.",
     ),
     "export": ("records", "Write weights from a run's checkpoint as a torch state_dict."),
+    "audit": (
+        "audit",
+        "Reconstruct samples from the messages of a run, as a curious neighbour can, and compare.",
+    ),
     "kernel": (
         "records",
         "Print the spectrum of a client's neural tangent kernel, and how it changed.",

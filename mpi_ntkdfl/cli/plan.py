@@ -188,7 +188,22 @@ def _totals_text(
             *([f"  {'simulated':12}{duration(simulated.run):>10}"] if simulated else []),
             f"  {'on disk':12}{readable(disk_bytes(problem.first)):>10}",
             f"  {'checkpoint':12}{_checkpoint_text(problem.first)}",
+            _start_text(problem),
         ]
+    )
+
+
+def _start_text(problem: Problem) -> str:
+    """What is read and sent before the first round."""
+    from mpi_ntkdfl.planning.costs import LIBRARIES
+
+    data, placement = problem.dataset, problem.placement
+    each = data.train_inputs.nbytes / len(data.train_inputs)
+    elsewhere = int(problem.partition.sizes[placement.owned(0).stop :].sum() * each)
+    return (
+        f"  {'start-up':12}{readable(elsewhere):>10} of samples to other ranks, "
+        f"{readable(data.test_inputs.nbytes)} of test samples to each other host;\n"
+        f"{'':14}a host reads about {readable(LIBRARIES)} of libraries once"
     )
 
 

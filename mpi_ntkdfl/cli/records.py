@@ -193,8 +193,10 @@ def plot(
 @click.argument("target", metavar="OUT.pt", type=TARGET)
 def export(record: Path, client: int | None, average: bool, target: Path) -> None:
     """Write weights from a run's checkpoint as a torch state_dict."""
-    from mpi_ntkdfl.analysis.files import require_suffix
-    from mpi_ntkdfl.storage.checkpoint import export_weights, newest
+    import torch
+
+    from mpi_ntkdfl.analysis.files import replacing, require_suffix
+    from mpi_ntkdfl.storage.checkpoint import newest, state_dict
     from mpi_ntkdfl.storage.identity import require_record_of
 
     if (client is None) == (not average):
@@ -203,7 +205,9 @@ def export(record: Path, client: int | None, average: bool, target: Path) -> Non
     outputs = Outputs.at(record)
     with newest(outputs) as checkpoint:
         require_record_of(outputs, checkpoint)
-        export_weights(checkpoint, client, target)
+        weights = state_dict(checkpoint, client)
+    with replacing(target) as made, made.open("wb") as file:
+        torch.save(weights, file)
 
 
 @click.command(

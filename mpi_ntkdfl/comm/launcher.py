@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import subprocess
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 _LAUNCHED_SIZE = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "PMIX_SIZE")
 _LAUNCHED_RANK = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID")
+
+
+_LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "prterun")
+"""Names of the processes of launchers that start ranks on several hosts themselves."""
 
 
 def _from_environment(names: Sequence[str], default: int) -> int:
@@ -58,3 +65,24 @@ def not_all_started() -> str:
         f"{launched_size()} ranks to start: a rank ended early, or the ranks cannot reach each other "
         "(name the network: Open MPI with --mca btl_tcp_if_include, MPICH with UCX_NET_DEVICES)"
     )
+
+
+def end_launcher_later(seconds: float) -> None:
+    """Kills the launcher, if it is on this host and still runs after so many seconds.
+
+    MPICH's mpirun waits for ever for its part on a host that has lost its power, and it ignores SIGTERM
+    meanwhile. This process ends earlier, so another one does it.
+    """
+    with contextlib.suppress(OSError, IndexError):
+        process = os.getppid()
+        while (name := Path(f"/proc/{process}/comm").read_text().strip()) not in _LAUNCHERS:
+            stat = Path(f"/proc/{process}/stat").read_text()
+            process = int(stat.rpartition(")")[2].split()[1])
+        still = f'[ "$(cat /proc/{process}/comm)" = {name} ]'
+        subprocess.Popen(
+            ["sh", "-c", f"sleep {seconds}; {still} && kill -9 {process}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )

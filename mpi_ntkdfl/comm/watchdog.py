@@ -28,6 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+from mpi_ntkdfl.comm.launcher import end_launcher_later
 from mpi_ntkdfl.runtime.stopping import SILENT, STARTED, UNFINISHED, end_now
 
 _PACKET = struct.Struct("<16sBHIqd?")
@@ -41,6 +42,9 @@ _HELLO = 5.0
 
 _SHORT = 30.0
 """Seconds of silence after which the job ends once `output.time_limit` is over."""
+
+_LAUNCHER_ENDS = 10.0
+"""Seconds in which the launcher should notice that all ranks that it can reach have ended."""
 
 _SIOCGIFADDR = 0x8915
 _COMM = str(Path(__file__).parent)
@@ -277,6 +281,7 @@ class Leader(Watchdog):
                 if peer.address is not None:
                     self._send(_END, code, peer.address)
             time.sleep(0.05)
+        end_launcher_later(_LAUNCHER_ENDS)
         end_now(code, _ending(what, self._world.round, over))
 
 

@@ -59,7 +59,9 @@ def read(path: Path, names: Collection[str]) -> Arrays:
         reason = " ".join(str(error).split()) or type(error).__name__
         if "pickle" in reason or "Object arrays" in reason:  # NumPy would advise to allow pickles
             reason = "it holds Python objects, which are refused; store plain numbers or text"
-        raise InputError(f"{path} is no sound {path.suffix} file of arrays: {reason}") from error
+        raise InputError(
+            f"{path} is not a readable {path.suffix} file of arrays: {reason}"
+        ) from error
 
 
 def _require_known(path: Path, given: Collection[str], names: Collection[str]) -> None:

@@ -113,7 +113,9 @@ def read(path: Path) -> Part:
         raise
     except Exception as error:  # noqa: BLE001 - h5py raises almost anything for a damaged file
         reason = " ".join(str(error).split())
-        raise InputError(f"{path} is no sound HDF5 file: {reason}; get the file again") from error
+        raise InputError(
+            f"{path} is not a readable HDF5 file: {reason}; get the file again"
+        ) from error
 
 
 def _read_writers(file: h5py.File, path: Path) -> Part:

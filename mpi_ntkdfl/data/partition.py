@@ -315,7 +315,7 @@ def _warn_of_doubles(path: Path, offsets: npt.NDArray[Any], indices: npt.NDArray
 
 
 _NEEDS_NPZ = (
-    "{path} is no npz file; partition.path must name a file of NumPy with two arrays of integers: "
+    "{path} is not an npz file; partition.path must name a file of NumPy with two arrays of integers: "
     "indices, the numbers of the training samples, client after client, and offsets [clients + 1], where "
     "client i holds indices[offsets[i]:offsets[i + 1]]. From a list `shares` of one list per client: "
     "numpy.savez(path, indices=numpy.concatenate(shares), "
@@ -342,7 +342,7 @@ def _read_npz(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         if "pickle" in reason:  # NumPy's message would advise to allow pickles
             reason = "it does not hold plain numbers only"
         raise InputError(
-            f"{path} is no sound npz file with arrays offsets and indices: {reason}"
+            f"{path} is not a readable npz file with the arrays offsets and indices: {reason}"
         ) from error
     for key in ("offsets", "indices"):
         if key not in given:

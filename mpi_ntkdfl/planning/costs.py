@@ -47,6 +47,10 @@ NOMINAL = Machine(peak=60e9, bandwidth=12e9, call=4e-6)
 START_UP = 2.5
 """Core seconds per run and rank until the first round starts: libraries and data (measured on CPU)."""
 
+LIBRARIES = 170_000_000
+"""Bytes of Python's files and of shared libraries that a rank reads at its start (measured, CPU). All
+ranks of a host read the same files, so that all but the first find them in the host's cache."""
+
 # The matrix products of a phase are smaller or flatter than the measured one. Each number is their speed
 # as a fraction of the measured one.
 _EFFICIENCY = {

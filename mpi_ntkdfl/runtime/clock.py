@@ -33,7 +33,7 @@ PHASES = (
 """The phases whose names need an explanation: `graph` draws the graph of the round. `connect` finds the
 neighbouring ranks and opens the channel to them. `exchange` writes, sends and waits for messages.
 `gather` brings to rank 0 what the record stores. `agree` decides whether to stop, and waits for the
-slowest rank. `record` writes files."""
+slowest rank. `record` writes files and calls the functions that follow the run."""
 
 COORDINATING = ("graph", "connect", "exchange", "gather", "agree", "other")
 """Phases in which a rank mostly waits for others, or does work that is not part of the method."""

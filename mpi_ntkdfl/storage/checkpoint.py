@@ -41,7 +41,7 @@ from mpi_ntkdfl.runtime.hdf5 import reading, sane, writing
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.storage.parts import Part, as_json, clear, from_json, opened, show_together, verify
 from mpi_ntkdfl.storage.rows import Rows, add_to, describe, store
-from mpi_ntkdfl.storage.whole import made_whole, replacing, temporary
+from mpi_ntkdfl.storage.whole import replacing
 
 _log = logging.getLogger(__name__)
 
@@ -355,17 +355,3 @@ def state_dict(checkpoint: Checkpoint, client: int | None) -> dict[str, torch.Te
     rows = torch.from_numpy(checkpoint.rows("params", wanted))
     flat = exact_mean(SoloWorld(), rows, clients) if client is None else rows[0]
     return checkpoint.layout.state_dict(flat)
-
-
-def export_weights(checkpoint: Checkpoint, client: int | None, target: Path) -> None:
-    """Writes the result of `state_dict` to a file of torch (.pt).
-
-    Raises:
-        InputError: if there is no such client, or the file cannot be written.
-    """
-    state = state_dict(checkpoint, client)
-    try:
-        with made_whole(target, temporary(target)) as made, made.open("wb") as file:
-            torch.save(state, file)
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror}") from error

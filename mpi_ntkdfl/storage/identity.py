@@ -23,20 +23,10 @@ from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.hdf5 import reading
 from mpi_ntkdfl.runtime.paths import user_path
 from mpi_ntkdfl.storage.outputs import Outputs
+from mpi_ntkdfl.storage.schema import FILES
 
 if TYPE_CHECKING:
     from mpi_ntkdfl.storage.checkpoint import Checkpoint
-
-FILES = {
-    "data": "dataset.root",
-    "partition": "partition.path",
-    "graph": "topology.path",
-    "weights": "model.weights",
-    "regions": "environment.links.regions",
-    "trace": "environment.availability.path",
-}
-"""Every kind of file on whose content a result depends, and the setting that holds its path."""
-
 
 # ------------------------------------------------------------------------------------------- the id
 

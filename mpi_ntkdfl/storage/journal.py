@@ -76,7 +76,7 @@ class Journal:
 
         Args:
             data: facts that the record stores about the samples, on rank 0.
-            contents: SHA-256 of the files, by the names in `identity.FILES`, on rank 0.
+            contents: SHA-256 of the files, by the names in `schema.FILES`, on rank 0.
             method: the run's method; the record stores what readers need to know about it.
             names: of the clients, if the file of the graph has names.
         """
@@ -178,6 +178,11 @@ class Journal:
         if self._config.output.trace:
             self._trace = Trace(self._outputs.trace, self._world, self._clock, done, self._run)
 
+    @property
+    def _fixed(self) -> tuple[int, int]:
+        """How many numbers of times and of the ledger a rank hands in after the taus of its clients."""
+        return len(PHASES) + 2, self._federation.ledger.booked.size
+
     def hand_in(self, taus: list[int]) -> HandedIn:
         """Starts to send this rank's numbers of the finished round to rank 0.
 
@@ -187,7 +192,7 @@ class Journal:
             taus: the tau of each of this rank's clients.
         """
         world, ledger, placement = self._world, self._federation.ledger, self._federation.placement
-        size = ledger.booked.size + len(PHASES) + 2
+        size = sum(self._fixed)
         if world.rank:
             ledger.book_mpi("statistics", 8 * (size + len(taus)))
         busiest = ledger.busiest
@@ -224,11 +229,13 @@ class Journal:
                 self._trace.add(done)
         if not every:
             return np.zeros(0, np.int64)
-        split = self._federation.ledger.booked.size
-        timed = np.array([row[-split - len(PHASES) - 2 : -split] for row in every])
-        seconds, flights = np.split(timed.view(np.float64), [len(PHASES)], axis=1)
-        traffic = np.sum([row[-split:] for row in every], axis=0).reshape(2, -1)
-        every_tau = np.concatenate([row[: -split - len(PHASES) - 2] for row in every])
+        timing, booked = self._fixed
+        parts = [np.split(row, [-timing - booked, -booked]) for row in every]
+        taus, times_of_ranks, booked_by_ranks = zip(*parts, strict=True)
+        timed = np.array(times_of_ranks).view(np.float64)
+        seconds, flights = np.split(timed, [len(PHASES)], axis=1)
+        traffic = np.sum(booked_by_ranks, axis=0).reshape(2, -1)
+        every_tau = np.concatenate(taus)
         with self._clock("record"):
             round_record = None
             if graph is not None:

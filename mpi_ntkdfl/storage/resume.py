@@ -22,7 +22,7 @@ from mpi_ntkdfl.storage import identity, trace
 from mpi_ntkdfl.storage.checkpoint import Checkpoint, newest
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.storage.record import last_choices, read_all
-from mpi_ntkdfl.storage.schema import end_of_run, starts_of
+from mpi_ntkdfl.storage.schema import FILES, end_of_run, starts_of
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Start:
         checkpoint: the checkpoint, open and verified.
         run: id of the run; empty if an earlier version wrote its files.
         partition: recorded offsets and indices of the partition.
-        contents: recorded SHA-256 of the files, by the names in `identity.FILES`.
+        contents: recorded SHA-256 of the files, by the names in `schema.FILES`.
         edges: recorded edges of the last finished round's graph, `[edge, 2]`.
         choices: the ways of computing at the last start, by the name of the choice.
         last: the round after which the run is finished, as far as its rows up to the checkpoint tell.
@@ -115,7 +115,7 @@ class Start:
             former, now = (each.get(name) for each in (self.contents, contents))
             if former != now:
                 raise InputError(
-                    f"cannot go on: the file of {identity.FILES[name]} is not the one that the run began "
+                    f"cannot go on: the file of {FILES[name]} is not the one that the run began "
                     f"with; {_WAY_OUT}"
                 )
         former, now = (each.get("weights") for each in (self.contents, contents))

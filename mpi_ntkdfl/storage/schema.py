@@ -12,6 +12,16 @@ import numpy as np
 from mpi_ntkdfl.metrics import recorded
 from mpi_ntkdfl.runtime.metric import Axes, Metric
 
+FILES = {
+    "data": "dataset.root",
+    "partition": "partition.path",
+    "graph": "topology.path",
+    "weights": "model.weights",
+    "regions": "environment.links.regions",
+    "trace": "environment.availability.path",
+}
+"""Every kind of file on whose content a result depends, and the setting that holds its path."""
+
 
 def starts_of(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The attributes of every start of a run, the first start first.

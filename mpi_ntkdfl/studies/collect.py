@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mpi_ntkdfl.analysis import tables, traces
+from mpi_ntkdfl.metrics import SECONDS
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.studies.definition import Variant
 from mpi_ntkdfl.studies.grid import Study, StudyRun, has_other_code, is_done, rounds_recorded
@@ -109,6 +110,11 @@ class Results:
         """The place of an axis of the study among its axes."""
         return [each.name for each in self.study.definition.axes].index(axis)
 
+    def distinct(self) -> list[Finished]:
+        """Every finished run once, in order; a run may belong to two cells."""
+        every = (finished for cell in self.cells for finished in cell.finished)
+        return list({finished.run.key: finished for finished in every}.values())
+
     def missing_text(self) -> list[str]:
         """One line per missing run."""
         if not self.missing:
@@ -136,6 +142,11 @@ class Results:
             "those of this report; `study run --fresh` does them again:"
         )
         return [head, *runs]
+
+
+def core_seconds(record: tables.Run) -> float:
+    """Seconds that all rounds of a run took, all ranks together."""
+    return float(np.nansum(record[SECONDS]))
 
 
 def collect(study: Study) -> Results:

@@ -145,8 +145,10 @@ class Figure(Section):
         kind: curves (`y` against `x`, by round), ends (`y` at the end against the axis `x`), taus (share
             of clients by chosen tau), selection (average of some clients, chosen on half the test
             set), drift (relative change of the kernel, against the axis `x`), sites (`y` at the end
-            by site, such as hospital), map (`y` at the end, by colour, over the two axes `x`) or
-            fastest (which combination reaches the highest target first in simulated time, over `links`).
+            by site, such as hospital), privacy (accuracy at the end against the PSNR of samples that an
+            audit reconstructs; variants of one `family` make a line), map (`y` at the end, by colour,
+            over the two axes `x`) or fastest (which combination reaches the highest target first in
+            simulated time, over `links`).
         x: metrics for curves, an axis of the study for ends and drift, two for a map.
         y: metrics, one panel each.
         panels: the axis that has a panel for each of its variants.
@@ -158,7 +160,9 @@ class Figure(Section):
 
     name: Name
     title: str
-    kind: Literal["curves", "ends", "taus", "selection", "drift", "sites", "map", "fastest"]
+    kind: Literal[
+        "curves", "ends", "taus", "selection", "drift", "sites", "privacy", "map", "fastest"
+    ]
     x: Annotated[tuple[str, ...], Field(strict=False)] = ()
     y: Annotated[tuple[str, ...], Field(strict=False)] = ()
     panels: str | None = None
@@ -206,7 +210,7 @@ class Figure(Section):
     @property
     def needs_weights(self) -> bool:
         """Whether it is computed from checkpoints."""
-        return self.kind in ("selection", "drift")
+        return self.kind in ("selection", "drift", "privacy")
 
 
 _AXES = {"ends": 1, "drift": 1, "map": 2}

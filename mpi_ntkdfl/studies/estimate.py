@@ -13,17 +13,17 @@ from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.config import Config, DirichletPartition
 from mpi_ntkdfl.data import sources
 from mpi_ntkdfl.data.source import Size
-from mpi_ntkdfl.metrics import SECONDS
 from mpi_ntkdfl.model.networks import build
 from mpi_ntkdfl.planning.costs import NOMINAL, START_UP, Machine, disk_bytes, round_seconds
 from mpi_ntkdfl.planning.first_round import FirstRound
 from mpi_ntkdfl.runtime.units import duration, readable
+from mpi_ntkdfl.studies.collect import core_seconds
 from mpi_ntkdfl.studies.grid import Study, StudyRun, is_done, rounds_recorded
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.placement import Placement
 from mpi_ntkdfl.topology.schedule import Schedule
 
-_READING = 0.3
+_READING = 0.2
 """Core seconds per run for data, partition and starting weights, if runs share a process."""
 
 
@@ -77,7 +77,10 @@ def estimate(study: Study, ranks: int = 1, machine: Machine = NOMINAL) -> Estima
     left: dict[str, list[StudyRun]] = defaultdict(list)
     for run in study.distinct():
         (finished if is_done(run, weights) else left)[run.config.algorithm.name].append(run)
-    seconds = {name: [_seconds(run) for run in runs] for name, runs in finished.items()}
+    seconds = {
+        name: [core_seconds(tables.read(run.outputs.record)) for run in runs]
+        for name, runs in finished.items()
+    }
     done = {
         name: Cost(len(runs), sum(seconds[name]), sum(_on_disk(run) for run in runs))
         for name, runs in finished.items()
@@ -153,11 +156,6 @@ class _Prediction:
 def _samples_per_client(config: Config, data: Size) -> int:
     given = config.partition.samples if isinstance(config.partition, DirichletPartition) else None
     return given or max(data.train // config.clients, 1)
-
-
-def _seconds(run: StudyRun) -> float:
-    """Core seconds that the rounds of a finished run took, all ranks together."""
-    return float(np.nansum(tables.read(run.outputs.record)[SECONDS]))
 
 
 def _on_disk(run: StudyRun) -> int:

@@ -28,7 +28,7 @@ from mpi_ntkdfl.runtime.yaml_text import read_yaml
 from mpi_ntkdfl.storage import identity
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.storage.resume import differences
-from mpi_ntkdfl.storage.schema import end_of_run, starts_of
+from mpi_ntkdfl.storage.schema import FILES, end_of_run, starts_of
 from mpi_ntkdfl.studies.definition import Definition, ScaleName, Variant, called, read
 
 _log = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ def run_name(config: Config, folder: Path) -> str:
         path.stem for path in sorted(folder.glob(f"{settings}*.h5")) if named.fullmatch(path.name)
     ]
     if len(runs) > 1:
-        missing = ", ".join(identity.FILES[name] for name, digest in contents.items() if not digest)
+        missing = ", ".join(FILES[name] for name, digest in contents.items() if not digest)
         _log.warning(
             "the file of %s is missing, and %d runs of this configuration had different ones: %s",
             *(missing, len(runs), ", ".join(runs)),

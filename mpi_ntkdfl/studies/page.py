@@ -10,10 +10,13 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader
 
 from mpi_ntkdfl import __version__
+from mpi_ntkdfl.analysis import traces
 from mpi_ntkdfl.analysis.compare import Spread, columns
 from mpi_ntkdfl.analysis.files import replacing, require_suffix
 from mpi_ntkdfl.metrics import BYTES, ROUNDS
+from mpi_ntkdfl.runtime.units import duration
 from mpi_ntkdfl.studies import draw
+from mpi_ntkdfl.studies.collect import Results, core_seconds
 from mpi_ntkdfl.studies.definition import Published
 from mpi_ntkdfl.studies.report import COLUMNS, Report, numbers
 from mpi_ntkdfl.studies.series import Drawing
@@ -51,6 +54,9 @@ class _Section:
     missing: str
     figures: Sequence[_Figure]
     outcomes: Table
+    origin: str
+    runs: Table
+    settings: Table
 
 
 def write(path: Path, reports: Sequence[Report]) -> None:
@@ -88,7 +94,43 @@ def _section(report: Report, number: int) -> _Section:
             _figure(drawing, f"s{number}f{place}-") for place, drawing in enumerate(report.drawings)
         ],
         outcomes=_outcomes(report),
+        origin=_origin(report.results),
+        runs=_runs(report.results),
+        settings=_shared_settings(report.results),
     )
+
+
+def _origin(results: Results) -> str:
+    """What computed the runs, from which data, and how long that took, in one sentence each."""
+    runs = results.distinct()
+    told = [finished.record.attributes for finished in runs]
+    data = sorted({finished.run.config.dataset.name for finished in runs})
+    programs = sorted({f"mpi_ntkdfl {a['version']} (commit {a['commit'][:12]})" for a in told})
+    starts = sorted(a["created"] for a in told)
+    seconds = sum(core_seconds(finished.record) for finished in runs)
+    return (
+        f"Data: {', '.join(data)}. Computed by {', '.join(programs)}. {len(runs)} runs, started from "
+        f"{starts[0]} to {starts[-1]}, took {duration(seconds)} on all their ranks together."
+    )
+
+
+def _runs(results: Results) -> Table:
+    header = ("run", "rounds", "core seconds", "ranks", "started", "commit", "record")
+    rows = []
+    for finished in results.distinct():
+        a, record = finished.record.attributes, finished.record
+        spent = f"{core_seconds(record):.1f}"
+        row = [finished.run.label, str(record.done), spent, a["ranks"], a["created"]]
+        rows.append([*row, a["commit"][:12], finished.run.outputs.record.name])
+    return "Runs", header, rows
+
+
+def _shared_settings(results: Results) -> Table:
+    """The settings in which all runs agree; the others are in the names of the runs."""
+    settings = [finished.trace.settings for finished in results.distinct()]
+    unlike = set(traces.differing(settings))
+    rows = [[k, traces.as_yaml(v)] for k, v in settings[0].items() if k not in unlike]
+    return "Settings of all runs", ("setting", "value"), rows
 
 
 def _figure(drawing: Drawing, prefix: str) -> _Figure:

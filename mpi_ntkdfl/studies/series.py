@@ -11,7 +11,7 @@ from mpi_ntkdfl.analysis import plots
 from mpi_ntkdfl.analysis.panels import Axis, Panel, Series, no_point, over_seeds
 from mpi_ntkdfl.metrics import ACCURACY, MEAN_TAU, METRICS, ROUNDS
 from mpi_ntkdfl.runtime.looks import LineStyle
-from mpi_ntkdfl.studies import maps, weights
+from mpi_ntkdfl.studies import maps, privacy, weights
 from mpi_ntkdfl.studies.collect import Cell, Results, by
 from mpi_ntkdfl.studies.definition import Figure
 
@@ -41,6 +41,8 @@ def drawing(results: Results, figure: Figure) -> Drawing:
         panels = [_taus(cell) for cell in choosing or results.cells]
     elif figure.kind == "sites":
         panels = _sites(results, figure)
+    elif figure.kind == "privacy":
+        panels = [_privacy(results)]
     elif figure.kind == "selection":
         panels = [_selection(cell) for cell in results.cells]
     elif figure.kind == "map":
@@ -213,6 +215,18 @@ def _selection(cell: Cell) -> Panel:
     )
     x = Axis("clients", "clients averaged", log=True)
     return Panel(cell.label, x, Axis(ACCURACY.name, "accuracy on the other half"), lines)
+
+
+def _privacy(results: Results) -> Panel:
+    """Accuracy at the end against what an audit reconstructs; a line for each family of variants."""
+    lines: dict[tuple[str, str], list[tuple[float, np.ndarray]]] = {}
+    for cell in results.cells:
+        family = ", ".join(v.family for v in cell.variants if v.family) or cell.label
+        point = privacy.reconstructed(cell), cell.ends(ACCURACY.name)
+        lines.setdefault((family, cell.method), []).append(point)
+    x = Axis("psnr", "PSNR of reconstructed samples (dB)")
+    drawn = tuple(_points(*line, points) for line, points in lines.items())
+    return Panel("", x, Axis.of(ACCURACY), drawn)
 
 
 def _place(results: Results, axis: str | None) -> int | None:

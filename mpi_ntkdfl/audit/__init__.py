@@ -1,0 +1,1 @@
+"""What a curious neighbour reconstructs from the messages of a round."""
