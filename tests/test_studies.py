@@ -97,6 +97,7 @@ ALL = [
     "heterogeneity",
     "hospitals",
     "latency",
+    "privacy",
     "selection",
     "sparsity",
 ]
