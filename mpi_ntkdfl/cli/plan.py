@@ -185,7 +185,7 @@ def _totals_text(
             f"  {'traffic':12}{readable(protocol):>10} protocol{readable(moved):>10} MPI",
             f"  {'time':12}{duration(wall):>10}, or {duration(wall * used)} of core time; "
             f"start-up is {START_UP} s of it",
-            *([f"  {'simulated':12}{duration(simulated.run):>10}"] if simulated else []),
+            *([f"  simulated   {duration(simulated.run):>10}"] if simulated else []),
             f"  {'on disk':12}{readable(disk_bytes(problem.first)):>10}",
             f"  {'checkpoint':12}{_checkpoint_text(problem.first)}",
             _start_text(problem),
