@@ -96,7 +96,7 @@ class Forecast:
     late: int
     messages: int
 
-    PARTS = ("computation", "latency", "bytes")
+    PARTS = ("computation", "latency", "sending")
     """The parts of `own`."""
 
     @property
