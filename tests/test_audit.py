@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import mpi_ntkdfl as nd
+from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.audit.attack import Stack, _divided, _matched, attack
 from mpi_ntkdfl.audit.measure import MOST, closeness, ssim
 from mpi_ntkdfl.audit.overheard import Told, overhear
@@ -110,6 +111,24 @@ def test_ssim_of_constant_pictures_is_that_of_their_means():
 
 
 # ------------------------------------------------------------------------------------------- messages
+
+
+@pytest.mark.parametrize(
+    ("settings", "learned"),
+    [
+        ({"jacobian": "inputs"}, "every input and every label"),
+        ({"jacobian": "factored"}, "every input and every label"),
+        ({"jacobian": "dense"}, "every label; every input if the first layer is linear"),
+        ({"jacobian": "projected"}, "every label; every input if layers are linear"),
+        ({"name": "dfedavg"}, "mixtures of samples"),
+        ({"name": "fedavg"}, "mixtures of samples"),
+        ({"name": "local"}, "nothing, because nothing is sent"),
+    ],
+)
+def test_what_a_method_says_that_neighbours_learn(settings, learned):
+    algorithm = nd.load_config("quickstart", algorithm=settings).algorithm
+    needs = METHODS[algorithm.name].needs(algorithm, MLP((6, 5, 3)), torch.float32)
+    assert needs.learned.startswith(learned)
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from mpi_ntkdfl.algorithms.ntk_dfl import NtkDfl, NtkDflSettings
 from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
 from mpi_ntkdfl.federation.exchange import Exchange
+from mpi_ntkdfl.model.module import ModuleNetwork
 from mpi_ntkdfl.runtime.errors import SimulationError
 from mpi_ntkdfl.topology.graphs import Graph
 from tests import oracle
@@ -111,6 +113,22 @@ def test_all_messages_give_the_update_of_the_factored_one(kind, dtype, widths):
     ]
     weights, (other, factored) = found[0][1], (f[3].weights for f in found)
     distance = (other - factored).norm() / (factored - weights).norm()
+    assert distance < (1e-10 if exact else 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_samples_and_entries_of_convolutions_give_one_update(dtype):
+    def cnn():
+        return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
+
+    exact = dtype is torch.float64
+    network = ModuleNetwork(cnn, (1, 4, 4), 3, "cnn")
+    found = [
+        one_round(network, RING, dtype=dtype, tolerance=1e-12 if exact else 1e-6, jacobian=kind)
+        for kind in ("inputs", "dense")
+    ]
+    weights, (inputs, dense) = found[0][1], (f[3].weights for f in found)
+    distance = (inputs - dense).norm() / (dense - weights).norm()
     assert distance < (1e-10 if exact else 1e-5)
 
 

@@ -205,7 +205,7 @@ def test_killed_at_every_file_operation_and_again_when_it_goes_on(path, whole, p
     """Two rounds have every kind of operation; a third would repeat those of the second.
 
     Parts are removed after the third checkpoint. A run in parts goes on in one file, or in parts, by
-    chance, and it is killed at a third of its operations only.
+    chance, and it is killed at a fifth of its operations only.
     """
     changes = {"rounds": "3" if parted else "2"}
     expected, chance = whole(**changes), random.Random(0)
@@ -213,7 +213,7 @@ def test_killed_at_every_file_operation_and_again_when_it_goes_on(path, whole, p
     names = operations(path, prepare=ways[0], **changes)
     writes = [number for number, name in enumerate(names) if name == "write"]
     numbers = sorted([*but_writes(names), *writes[::12]])
-    for number in numbers[:: 3 if parted else 1]:
+    for number in numbers[:: 5 if parted else 1]:
         restore(path.parent, {})
         kill_at(path, number, prepare=ways[0], **changes)
         # It may die again, anywhere, or get to the end.

@@ -168,6 +168,25 @@ class Needs:
         return {"weights": 1} if self.participants else dict(Counter(self.vectors))
 
     @property
+    def learned(self) -> str:
+        """What a receiver learns of a client's samples, for people.
+
+        The reasons are in docs/explanation/privacy.md, and `audit` shows it for a run.
+        """
+        if self.stacked:
+            return (
+                "every label; every input if layers are linear and outputs x projection are at least "
+                "their numbers of inputs"
+            )
+        if self.dense:
+            return "every label; every input if the first layer is linear"
+        if self.samples or self.blocks:
+            return "every input and every label"
+        if self.vectors or self.messages or self.server:
+            return "mixtures of samples and a rough histogram of labels, from changes of weights"
+        return "nothing, because nothing is sent"
+
+    @property
     def central(self) -> bool:
         """Whether the method has a server, so that messages do not go along the graph only."""
         return self.server or self.participants > 0

@@ -106,12 +106,17 @@ def _origin(results: Results) -> str:
     told = [finished.record.attributes for finished in runs]
     data = sorted({finished.run.config.dataset.name for finished in runs})
     programs = sorted({f"mpi_ntkdfl {a['version']} (commit {a['commit'][:12]})" for a in told})
-    starts = sorted(a["created"] for a in told)
+    starts = sorted(_when(a["created"]) for a in told)
     seconds = sum(core_seconds(finished.record) for finished in runs)
     return (
         f"Data: {', '.join(data)}. Computed by {', '.join(programs)}. {len(runs)} runs, started from "
         f"{starts[0]} to {starts[-1]}, took {duration(seconds)} on all their ranks together."
     )
+
+
+def _when(created: str) -> str:
+    """A time of the record, `2026-11-26T03:10:08+00:00`, for people."""
+    return created.replace("T", " ").replace("+00:00", " UTC")
 
 
 def _runs(results: Results) -> Table:
@@ -120,7 +125,7 @@ def _runs(results: Results) -> Table:
     for finished in results.distinct():
         a, record = finished.record.attributes, finished.record
         spent = f"{core_seconds(record):.1f}"
-        row = [finished.run.label, str(record.done), spent, a["ranks"], a["created"]]
+        row = [finished.run.label, str(record.done), spent, a["ranks"], _when(a["created"])]
         rows.append([*row, a["commit"][:12], finished.run.outputs.record.name])
     return "Runs", header, rows
 
