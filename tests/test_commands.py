@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from mpi_ntkdfl import __main__ as entry
-from mpi_ntkdfl.cli import doctor
+from mpi_ntkdfl.cli import doctor, plan
 from mpi_ntkdfl.cli.main import cli
+from mpi_ntkdfl.cli.options import read_config
 from mpi_ntkdfl.runtime.clock import Clock
 from mpi_ntkdfl.runtime.errors import InputError
 from tests.conftest import ROOT
@@ -126,3 +127,11 @@ def test_a_phase_that_does_not_exist():
     ):
         Clock()("traning")
     assert np.isfinite(Clock().lap()).all()
+
+
+def test_check_advises_to_test_less_often_where_tests_take_most_of_a_round():
+    most, little = {"train": 1.0, "evaluate": 3.0}, {"train": 3.0, "evaluate": 1.0}
+    tested = read_config("quickstart", ())
+    assert "75 % of a round is evaluation: evaluation.clients_every=5" in plan._advice(tested, most)
+    assert not plan._advice(tested, little)
+    assert not plan._advice(read_config("quickstart", ("evaluation.clients=false",)), most)

@@ -153,9 +153,13 @@ def test_outputs_in_one_call_have_the_bits_of_torch(hidden, monkeypatch):
 
 def test_without_a_build_torch_multiplies(monkeypatch, tmp_path):
     inputs, matrix = levels_of(MNIST).take(images(3)), torch.ones(2, 784)
-    monkeypatch.setattr(compiled_levels, "BUILD", tmp_path / "none.so")
-    compiled_levels.find.cache_clear()
-    assert isinstance(prepared(matrix, inputs), FixedPoint)
+    builds = {"was not built": tmp_path / "none.so", "of another version": tmp_path / "old.so"}
+    builds["of another version"].write_text("no library")
+    for reason, build in builds.items():
+        monkeypatch.setattr(compiled_levels, "BUILD", build)
+        compiled_levels.find.cache_clear()
+        assert reason in str(compiled_levels.find())
+        assert isinstance(prepared(matrix, inputs), FixedPoint)
     compiled_levels.find.cache_clear()
 
 

@@ -219,6 +219,12 @@ __attribute__((target("arch=x86-64"))) int levels_run_here(void)
         && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
 
+/* Tells compiled_levels.py whether it has the same structure. */
+int64_t levels_layout(void)
+{
+    return (int64_t)sizeof(struct second);
+}
+
 int64_t levels_bytes(int64_t rows, int64_t features)
 {
     struct form f;
@@ -241,7 +247,7 @@ void levels_prepare(int64_t rows, int64_t features, const float *matrix, int64_t
 
 /* out[row][sample], with rows `out_stride` apart: the product with (numbers + offset) * step, or the
  * outputs of the second layer if there is one. */
-void levels_times(int64_t rows, int64_t features, char *memory, const int8_t *numbers, int64_t stride,
+void levels_compute(int64_t rows, int64_t features, char *memory, const int8_t *numbers, int64_t stride,
     int64_t samples, double step, double offset, float *out, int64_t out_stride, const struct second *then)
 {
     struct form f;

@@ -83,7 +83,7 @@ class CompiledFixedPoint:
         numbers, levels = inputs.numbers, inputs.levels
         assert numbers.stride(1) == 1
         result = torch.empty(rows, len(inputs))
-        self._build.levels_times(
+        self._build.levels_compute(
             *(*self._shape, self._memory.data_ptr()),
             *(numbers.data_ptr(), numbers.stride(0), len(inputs)),
             *(levels.step, levels.offset, result.data_ptr(), result.stride(0)),
@@ -102,10 +102,14 @@ def find() -> ctypes.CDLL | str:
         build.levels_bytes.restype = _NUMBER
         build.levels_bytes.argtypes = (_NUMBER,) * 2
         build.levels_prepare.argtypes = (_NUMBER, _NUMBER, _ADDRESS, _NUMBER, _ADDRESS)
-        build.levels_times.argtypes = (
+        build.levels_compute.argtypes = (
             *(_NUMBER, _NUMBER, _ADDRESS, _ADDRESS, _NUMBER, _NUMBER),
             *(ctypes.c_double, ctypes.c_double, _ADDRESS, _NUMBER, ctypes.POINTER(_Second)),
         )
+        build.levels_layout.restype = _NUMBER
+        same = build.levels_layout() == ctypes.sizeof(_Second)
     except (OSError, AttributeError):
+        same = False
+    if not same:
         return f"{BUILD} cannot be loaded or is of another version"
     return build if build.levels_run_here() else "the processor has no AVX-512 VNNI"
