@@ -64,7 +64,7 @@ class Child:
     """A running child."""
 
     def __init__(
-        self, task: Callable[[], object], limit: int = 60, whole_exit: bool = False
+        self, task: Callable[[], object], limit: int = 250, whole_exit: bool = False
     ) -> None:
         """Forks; the child does `task` and exits.
 

@@ -177,7 +177,7 @@ WIDE = {"model__hidden": "[300]"}
 def test_a_full_disk_is_said_and_what_is_there_stays_whole(path, after, limit, changes, lost):
     """As far as the process sees: writing beyond a size fails. It ends as a program does."""
     full = after_round(after, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-    child = command(*run_words(path, **changes), before=full, whole_exit=True, limit=20)
+    child = command(*run_words(path, **changes), before=full, whole_exit=True)
     ended = child.wait()
     assert ended.code == 1, ended
     (line,) = ended.err.splitlines()
@@ -218,7 +218,7 @@ def test_a_disk_that_is_full(tmp_path, whole):
             while True:
                 file.write(bytes(4096))
         before = {name: text for name, text in files(disk).items() if name != "ballast"}
-        ended = command(*run_words(path, "--resume"), whole_exit=True, limit=20).wait()
+        ended = command(*run_words(path, "--resume"), whole_exit=True).wait()
         assert ended.code == 1
         assert ended.err.startswith(f"error: cannot write {path}: No space left on device; free")
         assert "Traceback" not in ended.err

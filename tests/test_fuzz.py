@@ -33,7 +33,7 @@ from tests.children import (
 )
 from tests.conftest import examples
 
-LIMIT = 20
+LIMIT = 100
 """Seconds; what takes longer hangs."""
 
 pytestmark = pytest.mark.usefixtures("quick_starts")
