@@ -165,6 +165,7 @@ setup(
         "PyYAML>=6.0.1",
         "rich>=13",
         "scikit-learn>=1.5",
+        "scipy>=1.13",
         "torch>=2.6",
     ],
     extras_require={

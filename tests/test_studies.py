@@ -24,7 +24,17 @@ from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.storage.checkpoint import Checkpoint
 from mpi_ntkdfl.storage.lock import locked
 from mpi_ntkdfl.storage.outputs import Outputs
-from mpi_ntkdfl.studies import definition, draw, estimate, execute, grid, page, report, weights
+from mpi_ntkdfl.studies import (
+    definition,
+    draw,
+    estimate,
+    execute,
+    grid,
+    page,
+    paired,
+    report,
+    weights,
+)
 from mpi_ntkdfl.studies.collect import collect
 from mpi_ntkdfl.studies.series import drawing
 from tests.test_cli import answer, complaint, words
@@ -96,6 +106,7 @@ ALL = [
     "dynamics",
     "heterogeneity",
     "hospitals",
+    "late-rounds",
     "latency",
     "privacy",
     "selection",
@@ -772,3 +783,40 @@ def test_the_last_task_names_the_next_command_and_the_plan_shows_begun_runs(tmp_
     last = answer("study", "run", *options, "--task", "1/2")
     assert last.splitlines()[-1].startswith("all runs of the study are done; the next command is: ")
     assert last.splitlines()[-1].endswith(command)
+
+
+# ------------------------------------------------------------------------------------ seed by seed
+
+
+def test_differences_and_ranks_by_hand():
+    """Student's t for two differences has one degree of freedom: t = 12.7062."""
+    each = paired.Difference("", "accuracy at the end", "b", (0.01, 0.03), 2)
+    half = 12.7062 * np.std([0.01, 0.03], ddof=1) / np.sqrt(2)
+    assert each.interval == pytest.approx((0.02 - half, 0.02 + half), rel=1e-5)
+    assert np.isnan(paired.Difference("", "", "b", (0.01,), 1).interval).all()
+    accuracy = np.array([[0.9, 0.8, 0.7], [0.9, 0.7, 0.8], [0.6, 0.5, 0.5], [0.9, 0.8, 0.7]])
+    ranks = paired._ranks(["a", "b", "c"], accuracy)
+    assert dict(ranks.means) == {"a": 1.0, "b": 2.375, "c": 2.625}
+    assert list(ranks.means) == ["a", "b", "c"]
+    assert ranks.critical == pytest.approx(
+        2.343 * np.sqrt(3 * 4 / (6 * 4)), rel=1e-3
+    )  # Demsar, table 5
+    assert 0 < ranks.chance < 0.1
+
+
+def test_a_report_compares_methods_seed_by_seed(done, tmp_path):
+    study = dataclasses.replace(
+        done, definition=done.definition.model_copy(update={"compared": "method"})
+    )
+    made = report.make(study)
+    ends = {
+        cell.variants[0].label: [f.trace.curves["accuracy"][-1] for f in cell.finished]
+        for cell in made.results.cells
+    }
+    (first, *_) = made.pairs.differences
+    assert (first.variant, made.pairs.reference) == ("NTK-DFL", "D-PSGD")
+    expected = np.subtract(ends["NTK-DFL"], ends["D-PSGD"])
+    assert np.array_equal(first.values, expected)
+    assert f"{expected.mean():+.4f}" in made.text
+    assert re.search(r"rounds to 0.99 +0 of 2 seeds", made.text)
+    assert "differences to D-PSGD" in page.html([made])

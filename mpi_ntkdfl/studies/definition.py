@@ -228,6 +228,7 @@ class Definition(Section):
         scales: its sizes.
         axes: the settings that vary; a run has one variant of each axis.
         combine: every combination of variants, or (zip) the first of each axis, the second, ...
+        compared: the axis whose variants reports compare seed by seed with its first one.
         figures: its figures.
     """
 
@@ -238,6 +239,7 @@ class Definition(Section):
     scales: dict[ScaleName, Scale] = Field(min_length=1)
     axes: Annotated[tuple[Axis, ...], Field(strict=False, min_length=1)]
     combine: Literal["product", "zip"] = "product"
+    compared: str | None = None
     figures: Annotated[tuple[Figure, ...], Field(strict=False, min_length=1)]
 
     @model_validator(mode="after")
@@ -247,6 +249,8 @@ class Definition(Section):
             raise ValueError(f"every axis needs a name of its own, got {', '.join(names)}")
         for each in self.axes:
             self._require_scales(each)
+        if self.compared is not None and self.compared not in names:
+            raise ValueError(f"compared must be one of {', '.join(names)}, got {self.compared!r}")
         figures = [figure.name for figure in self.figures]
         if len(set(figures)) < len(figures):
             raise ValueError(f"every figure needs a name of its own, got {', '.join(figures)}")

@@ -15,7 +15,7 @@ from mpi_ntkdfl.analysis.compare import Spread, columns
 from mpi_ntkdfl.analysis.files import replacing, require_suffix
 from mpi_ntkdfl.metrics import BYTES, ROUNDS
 from mpi_ntkdfl.runtime.units import duration
-from mpi_ntkdfl.studies import draw
+from mpi_ntkdfl.studies import draw, paired
 from mpi_ntkdfl.studies.collect import Results, core_seconds
 from mpi_ntkdfl.studies.definition import Published
 from mpi_ntkdfl.studies.report import COLUMNS, Report, numbers
@@ -54,6 +54,7 @@ class _Section:
     missing: str
     figures: Sequence[_Figure]
     outcomes: Table
+    paired: str
     origin: str
     runs: Table
     settings: Table
@@ -94,6 +95,7 @@ def _section(report: Report, number: int) -> _Section:
             _figure(drawing, f"s{number}f{place}-") for place, drawing in enumerate(report.drawings)
         ],
         outcomes=_outcomes(report),
+        paired="" if report.pairs is None else paired.text(report.pairs),
         origin=_origin(report.results),
         runs=_runs(report.results),
         settings=_shared_settings(report.results),

@@ -10,10 +10,11 @@ from pathlib import Path
 from mpi_ntkdfl.analysis import compare, compare_text
 from mpi_ntkdfl.analysis.files import replacing
 from mpi_ntkdfl.runtime.errors import InputError
-from mpi_ntkdfl.studies import draw, maps
+from mpi_ntkdfl.studies import draw, maps, paired
 from mpi_ntkdfl.studies.collect import Results, collect
 from mpi_ntkdfl.studies.definition import Figure
 from mpi_ntkdfl.studies.grid import Study
+from mpi_ntkdfl.studies.paired import Paired
 from mpi_ntkdfl.studies.series import Drawing, drawing
 
 COLUMNS = ("panel", "line", "x_name", "x", "y_name", "y", "sd", "seeds", "source")
@@ -28,12 +29,14 @@ class Report:
         results: the finished runs.
         outcomes: one line for every combination of variants.
         drawings: its figures.
+        pairs: differences between the variants of the axis `compared`; None if the study has none.
     """
 
     study: Study
     results: Results
     outcomes: tuple[compare.Outcome, ...]
     drawings: tuple[Drawing, ...]
+    pairs: Paired | None = None
 
     @property
     def text(self) -> str:
@@ -44,6 +47,8 @@ class Report:
             definition.about,
         ]
         blocks = ["\n".join(head), compare_text.text(self.outcomes)]
+        if self.pairs is not None:
+            blocks.append(paired.text(self.pairs))
         blocks += ["\n".join(published_text(d.figure)) for d in self.drawings if d.figure.published]
         blocks += ["\n".join(maps.order_text(d)) for d in self.drawings if d.figure.links]
         for notes in (self.results.missing_text(), self.results.other_code_text()):
@@ -62,11 +67,15 @@ def make(study: Study) -> Report:
     targets = study.definition.scale(study.scale).targets
     outcomes = compare.outcomes([cell.group() for cell in results.cells], targets)
     drawings = tuple(drawing(results, figure) for figure in study.definition.figures)
-    return Report(study, results, tuple(outcomes), drawings)
+    compared = study.definition.compared
+    pairs = paired.paired(results, compared) if compared else None
+    return Report(study, results, tuple(outcomes), drawings, pairs)
 
 
 def write(report: Report) -> list[Path]:
     """Writes `table.csv`, `report.txt`, and for each figure NAME.pdf, NAME.svg and NAME.csv.
+
+    A study that compares an axis also has `paired.csv`.
 
     Returns:
         The files, in the study's folder of reports.
@@ -83,6 +92,9 @@ def write(report: Report) -> list[Path]:
     compare_text.write_csv(files[0], report.outcomes)
     with replacing(files[1]) as temporary:
         temporary.write_text(report.text + "\n", encoding="utf-8")
+    if report.pairs is not None:
+        files.append(folder / "paired.csv")
+        paired.write_csv(files[-1], report.pairs)
     for each in report.drawings:
         made = [folder / f"{each.figure.name}.{suffix}" for suffix in ("pdf", "svg", "csv")]
         draw.write(made[0], each)
