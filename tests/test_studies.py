@@ -108,6 +108,7 @@ ALL = [
     "hospitals",
     "late-rounds",
     "latency",
+    "mnist",
     "privacy",
     "selection",
     "sparsity",
