@@ -99,6 +99,7 @@ def done(tmp_path_factory):
 
 ALL = [
     "architectures",
+    "availability",
     "averaging",
     "convergence",
     "deviation",
@@ -106,11 +107,13 @@ ALL = [
     "heterogeneity",
     "hospitals",
     "late-rounds",
+    "latency",
     "mnist",
+    "privacy",
     "selection",
     "sparsity",
 ]
-ALL += ["starts", "taus", "theory", "width"]
+ALL += ["starts", "stragglers", "taus", "theory", "width"]
 
 
 def test_the_studies_of_the_paper_are_there():
