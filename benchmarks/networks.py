@@ -1,12 +1,14 @@
 """CPU seconds and memory of the exact kernels of the built-in networks, beside floors and `vmap(jacrev)`.
 
     python benchmarks/networks.py [--samples N ...] [--networks NAME ...] [--repetitions K] [--plain]
+        [--memory-limit MIB] [--device cuda]
 
 One thread, float32, random pictures of 28 x 28 pixels, ten classes. The floor is the number of operations
 of the cheapest exact form / the speed of a large product in the same run. The naive way is `vmap(jacrev)`
 with one product. For more than 400 samples it takes one output after another, because its Jacobian needs
 gigabytes. Memory is the growth of the process during one kernel, beside the prediction that `check` uses.
-With `--plain` the allocator of the C library gives freed memory back to the system.
+With `--plain` the allocator of the C library gives freed memory back to the system. `--memory-limit` has
+the meaning of `compute.memory_limit`. On a GPU, seconds are of the wall clock, and memory is of tensors.
 """
 
 from __future__ import annotations
@@ -17,32 +19,32 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import timing
 import torch
 from torch import nn
 
-from mpi_ntkdfl.config import parse
+from mpi_ntkdfl.model.architectures.cnn import cnn
+from mpi_ntkdfl.model.architectures.resnet import ResidualNet
+from mpi_ntkdfl.model.architectures.starts import Start
+from mpi_ntkdfl.model.architectures.transformer import Size, patches
 from mpi_ntkdfl.model.module import ModuleNetwork
-from mpi_ntkdfl.model.networks import build
-from mpi_ntkdfl.presets import read_overrides, read_source
 from mpi_ntkdfl.runtime import allocator
 
 SHAPE, CLASSES, AT_ONCE, WHOLE = (1, 28, 28), 10, 200, 400
 NETWORKS = {
-    "cnn": "model={name: cnn, channels: [16, 32], hidden: [64]}",
-    "resnet": "model={name: resnet, depth: 8, width: 16}",
-    "transformer": "model={name: transformer, layers: 2, width: 64}",
+    "cnn": partial(cnn, SHAPE, (16, 32), 3, (64,), CLASSES),
+    "resnet": partial(ResidualNet, 1, 1, 16, "group", CLASSES),
+    "transformer": partial(patches, SHAPE, 4, Size(2, 4, 64), CLASSES),
 }
 
 
-def network_of(name: str) -> ModuleNetwork:
-    """The built-in network that the settings of `NETWORKS` describe."""
-    config = parse([*read_source("quickstart"), read_overrides([NETWORKS[name]])])
-    network = build(config.model, SHAPE, CLASSES)
-    assert isinstance(network, ModuleNetwork)
-    return network
+def network_of(name: str, limit: int | None = None) -> ModuleNetwork:
+    """The built-in network of that name; `limit` is `compute.memory_limit` in MiB."""
+    network = ModuleNetwork(Start(NETWORKS[name], "kaiming"), SHAPE, CLASSES, name)
+    return network if limit is None else network.within(limit * 2**18)
 
 
 def operations(network: ModuleNetwork, samples: int) -> float:
@@ -91,7 +93,7 @@ def naive(network: ModuleNetwork, params: torch.Tensor, inputs: torch.Tensor) ->
         found = torch.func.vmap(torch.func.jacrev(outputs), (None, 0))(tensors, inputs)
         entries = torch.cat([each.flatten(2) for each in found.values()], 2).flatten(1)
         return entries @ entries.T
-    total = torch.zeros(len(inputs), len(inputs))
+    total = inputs.new_zeros(len(inputs), len(inputs))
     for output in range(CLASSES):
         gradient = torch.func.grad(lambda chosen, x, c=output: outputs(chosen, x)[c])
         parts = []
@@ -111,54 +113,76 @@ def status(key: str) -> int:
     raise KeyError(key)
 
 
-def peak_of(name: str, samples: int) -> int:
-    """By how many bytes one kernel makes this process grow at most."""
-    network, inputs = network_of(name), torch.randn(samples, *SHAPE)
-    params = network.own_parameters().float()
+def peak_of(given: argparse.Namespace, name: str, samples: int) -> int:
+    """By how many bytes one kernel makes this process, or the GPU's memory, grow at most."""
+    network = network_of(name, given.memory_limit)
+    inputs = torch.randn(samples, *SHAPE, device=given.device)
+    params = network.own_parameters().to(inputs)
     network.jacobian(params, inputs[:8]).trace_gram()
+    if given.device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        network.jacobian(params, inputs).trace_gram()
+        return torch.cuda.max_memory_allocated() - before
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
     network.jacobian(params, inputs).trace_gram()
     return status("VmHWM") - before
 
 
-def seconds(task: Callable[[], object], repetitions: int) -> list[float]:
-    """CPU seconds of each repetition."""
-    taken = []
-    for _ in range(repetitions):
+def seconds(task: Callable[[], object], device: str) -> float:
+    """CPU seconds of a task, or wall-clock seconds on a GPU."""
+    if device == "cpu":
         start = time.process_time()
         task()
-        taken.append(time.process_time() - start)
-    return taken
+        return time.process_time() - start
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    task()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
-def row(name: str, samples: int, repetitions: int, plain: bool) -> list[str]:
+def product_peak(device: str) -> float:
+    """Operations per second of a large float32 product."""
+    if device == "cpu":
+        return timing.product_peak()
+    a = torch.ones(8192, 8192, device=device)
+    return 2 * 8192**3 / min(seconds(lambda: a @ a, device) for _ in range(5))
+
+
+def row(given: argparse.Namespace, name: str, samples: int) -> list[str]:
     """One line of the table."""
-    network, inputs = network_of(name), torch.randn(samples, *SHAPE)
-    params = network.own_parameters().float()
+    network = network_of(name, given.memory_limit)
+    inputs = torch.randn(samples, *SHAPE, device=given.device)
+    params = network.own_parameters().to(inputs)
     kernel, reference = [], []
-    few = 1 if samples > WHOLE else repetitions
+    few = 1 if samples > WHOLE else given.repetitions
     network.jacobian(params, inputs[:64]).trace_gram()
-    peak = timing.product_peak()
-    for turn in range(repetitions):
-        kernel += seconds(lambda: network.jacobian(params, inputs).trace_gram(), 1)
+    peak = product_peak(given.device)
+    for turn in range(given.repetitions):
+        kernel.append(seconds(network.jacobian(params, inputs).trace_gram, given.device))
         if turn < few:
-            reference += seconds(lambda: naive(network, params, inputs), 1)
+            reference.append(seconds(lambda: naive(network, params, inputs), given.device))
     ours, theirs = (statistics.median(each) for each in (kernel, reference))
-    error = network.jacobian(params, inputs).trace_gram() - naive(network, params, inputs)
-    norm = float(error.norm() / naive(network, params, inputs).norm()) if samples <= WHOLE else None
+    norm = None
+    if samples <= WHOLE:
+        wanted = naive(network, params, inputs)
+        norm = float(
+            (network.jacobian(params, inputs).trace_gram() - wanted).norm() / wanted.norm()
+        )
     floor = operations(network, samples) / peak
-    words = [sys.executable, __file__, "--peak", name, str(samples), *(["--plain"] * plain)]
+    words = [sys.executable, *sys.argv, "--peak", name, str(samples)]
     grown = int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
     said = 4 * (network.memory(samples) + samples**2)
     return [
         name,
         str(samples),
         f"{network.layout.size:,}",
-        f"{floor:.3f}",
-        f"{ours:.3f}",
+        f"{floor:.3g}",
+        f"{ours:.3g}",
         f"{ours / floor:.2f}",
-        f"{theirs:.2f}",
+        f"{theirs:.3g}",
         f"{theirs / ours:.1f}",
         f"{grown / 2**20:.0f}",
         f"{said / 2**20:.0f}",
@@ -173,6 +197,8 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--plain", action="store_true", help="leave malloc as it is")
+    parser.add_argument("--memory-limit", type=int, help="MiB")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -180,14 +206,10 @@ def main() -> None:
     if not given.plain:
         allocator.keep_memory()
     if given.peak:
-        print(peak_of(given.peak[0], int(given.peak[1])))
+        print(peak_of(given, given.peak[0], int(given.peak[1])))
         return
-    rows = [
-        row(name, samples, given.repetitions, given.plain)
-        for samples in given.samples
-        for name in given.networks
-    ]
-    print(f"product peak {timing.product_peak() / 1e9:.0f} G/s")
+    rows = [row(given, name, samples) for samples in given.samples for name in given.networks]
+    print(f"product peak {product_peak(given.device) / 1e9:.0f} G/s")
     timing.print_table(
         (
             *("network", "N", "P", "floor s", "kernel s", "/ floor", "vmap(jacrev) s", "/ kernel"),

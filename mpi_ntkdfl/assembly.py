@@ -26,7 +26,7 @@ from mpi_ntkdfl.model.by_sample import Sites
 from mpi_ntkdfl.model.choices import network_choices
 from mpi_ntkdfl.model.levels import Inputs
 from mpi_ntkdfl.model.network import Network
-from mpi_ntkdfl.model.networks import build, check_inputs
+from mpi_ntkdfl.model.networks import build_for, check_inputs
 from mpi_ntkdfl.model.params import Layout
 from mpi_ntkdfl.planning.costs import NOMINAL, Machine, balanced, measure, round_seconds
 from mpi_ntkdfl.planning.first_round import FirstRound
@@ -110,7 +110,7 @@ def prepare(config: Config, ranks: int, going_on: bool = False) -> Problem:
     )
     schedule = Schedule(config.topology, config.clients, config.seed)
     check_inputs(config.model, dataset.input_blocks(), dataset.shape, dataset.classes)
-    network = build(config.model, dataset.shape, dataset.classes)
+    network = build_for(config, dataset.shape, dataset.classes)
     conditions = None
     if config.environment is not None:
         conditions = Conditions.of(config.environment, config.clients, config.seed)

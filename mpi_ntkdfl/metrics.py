@@ -200,13 +200,13 @@ WAITED = dataclasses.replace(
 
 SIMULATED = Metric(
     name="simulated",
-    label="simulated time of the federation",
+    label="simulated time",
     axes="round",
     dataset="simulated/seconds",
     unit="s",
     when=frozenset({"environment"}),
     cumulative=True,
-    places=frozenset({"x", "target", "end", "show", "live"}),
+    places=frozenset({"x", "y", "target", "end", "show", "live"}),
     column="simulated_seconds",
 )
 CLIENT_SECONDS = Metric(

@@ -258,7 +258,7 @@ class Simulation:
                         exchange = Exchange(
                             self.federation,
                             present_graph,
-                            self._lasting,
+                            self.config.lasting,
                             done > 0,
                             self.method.codings,
                         )
@@ -284,9 +284,9 @@ class Simulation:
         if conditions is None:
             return None
         kind, sizes = type(self.method), f.sizes
-        about = f.network, f.dtype, f.travelling, sizes, conditions.speeds, self._lasting
+        about = f.network, f.dtype, f.travelling, sizes, conditions.speeds, self.config.lasting
         model = RoundModel(kind, algorithm, *about)
-        return Timekeeper(conditions, model, f.seed, f.presence, self._lasting)
+        return Timekeeper(conditions, model, f.seed, f.presence, self.config.lasting)
 
     def _begin(self, number: int, graph: Graph) -> Graph | None:
         """The graph among those who take part in a round; None if nobody does."""
@@ -294,13 +294,6 @@ class Simulation:
             return graph
         ledger = self.federation.ledger if self.world.rank == 0 else None
         return self.timekeeper.begin(number, graph, ledger)
-
-    @property
-    def _lasting(self) -> bool:
-        """Whether a graph stays for many rounds."""
-        environment = self.config.environment
-        steady = environment is None or environment.always
-        return steady and not self.config.topology.dynamic
 
     # ----------------------------------------------------------------------------- between rounds
 

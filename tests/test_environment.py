@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -220,20 +219,6 @@ def test_hearing_leaves_out_directed_messages():
     assert among(graph, np.ones(4, bool)) is graph
 
 
-def test_a_hundred_thousand_clients_take_less_than_a_second():
-    """The processor time of a round's model, which grows with the number of messages."""
-    clients = 100_000
-    edges = random_regular(5, clients, 0)
-    source, target = np.concatenate([edges, edges[:, ::-1]]).T
-    compute = np.ones(clients + 1)
-    legs = [Leg(compute, source, target, np.full(len(source), 1e5))] * 3
-    where = Links.of(LinkSettings(spread=0.5), clients, seed=0)
-    present = np.append(np.ones(clients, bool), False)
-    began = time.process_time()
-    simulate(legs, compute, present, 0.0, np.zeros(clients + 1), where, NEIGHBOURS)
-    assert time.process_time() - began < 1
-
-
 SIMGRID = Path(__file__).parent / "simgrid_oracle.py"
 
 
@@ -270,4 +255,4 @@ def test_barrier_rounds_are_those_of_simgrid():
         assert end == pytest.approx(oracle.max(), rel=1e-4)
         worst = max(worst, float((nodes / oracle - 1).max()))
         assert (nodes > oracle * (1 - 1e-4)).all()  # single clients are late at most, never early
-    assert worst < 3  # docs/simulated-time.md says how much
+    assert 1 < worst < 1.5  # docs/simulated-time.md says how much

@@ -48,6 +48,16 @@ def test_an_example_runs_as_its_head_says(example, tmp_path):
     assert "Warning" not in done.stderr, done.stderr
 
 
+def test_the_readme_runs_the_network_of_an_example():
+    words = command(ROOT / "examples" / "own_network.py")[1:]
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    (line,) = (each for each in text.splitlines() if "--plugin examples/own_network.py" in each)
+    given = [
+        str(ROOT / each) if each.startswith("examples/") else each for each in shlex.split(line)
+    ]
+    assert given[1:] == words
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_says_its_command_cost_and_purpose(example):
     text = example.read_text()

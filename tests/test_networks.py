@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import copy
-import json
 import pickle
 from functools import partial
 
-import h5py
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.algorithms.ntk_dfl import NtkDfl, NtkDflSettings
 from mpi_ntkdfl.algorithms.ntk_fl import NtkFl, NtkFlSettings
 from mpi_ntkdfl.api import run
@@ -35,9 +32,8 @@ from mpi_ntkdfl.runtime.yaml_text import read_yaml
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.schedule import participants
 from tests import oracle
-from tests.conftest import MANY, ROOT, make_federation, random_weights
+from tests.conftest import make_federation, random_weights
 from tests.modules import Pictures, Tied, perceptron
-from tests.test_mpi import assert_same_bits
 
 WIDTHS = (6, 5, 3)
 MODULES = {
@@ -541,40 +537,3 @@ def test_settings_say_truly_whether_there_is_a_factored_form():
         config = parse([*read_source("quickstart"), read_overrides(words)])
         network = build(config.model, (1, 8, 8), 10)
         assert config.model.factored == (network.factored is not None)
-
-
-SMALL = (
-    "clients=6",
-    "topology.degree=2",
-    "rounds=2",
-    "model={name: plugin, network: small-pictures}",
-)
-QUICK = {name: "algorithm={name: %s, epochs: 1}" % name for name in METHODS} | {  # noqa: UP031
-    "ntk-dfl": "algorithm={name: ntk-dfl, taus: [5, 20]}",
-    "ntk-fl": "algorithm={name: ntk-fl, taus: [5, 20], clients_per_round: 3}",
-    "average-gd": "algorithm={name: average-gd, taus: [2, 5], data: neighbourhood}",
-}
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_every_method_runs_on_a_module_with_the_same_bits_on_any_number_of_ranks(tmp_path, mpirun):
-    """Three ranks begin each run, and resume it after one round."""
-    plugin = ("--plugin", str(ROOT / "tests" / "modules.py"))
-
-    def words(kind, name, *more):
-        given = [word for setting in (*SMALL, QUICK[name]) for word in ("--set", setting)]
-        path = str(tmp_path / f"{name}-{kind}.h5")
-        return ["run", "quickstart", *plugin, *given, "-q", "-o", path, *more]
-
-    whole = [words("whole", name) for name in METHODS]
-    begun = [words("parts", name, "--set", "rounds=1") for name in METHODS]
-    resumed = [words("parts", name, "--resume") for name in METHODS]
-    for ranks, lines in ((1, whole), (3, begun + resumed)):
-        done = mpirun(ranks, "-c", MANY, json.dumps(lines), limit=300)
-        assert done.returncode == 0, done.stderr
-    for name in METHODS:
-        one, other = (tmp_path / f"{name}-{kind}.h5" for kind in ("whole", "parts"))
-        assert_same_bits(one, other)
-        with h5py.File(one) as file:
-            assert file["model/loss"][-1] < file["model/loss"][0], name

@@ -99,18 +99,22 @@ def done(tmp_path_factory):
 
 ALL = [
     "architectures",
+    "availability",
     "averaging",
     "convergence",
     "deviation",
     "dynamics",
     "heterogeneity",
     "hospitals",
+    "late-rounds",
+    "latency",
     "messages",
+    "mnist",
     "privacy",
     "selection",
     "sparsity",
 ]
-ALL += ["starts", "taus", "theory", "width"]
+ALL += ["starts", "stragglers", "taus", "theory", "width"]
 
 
 def test_the_studies_of_the_paper_are_there():

@@ -90,12 +90,15 @@ class Panel:
         title: the text above the axes; empty for none.
         x, y: the axes.
         lines: its lines in the order of the legend.
+        rows: of a heat map, whose rows are the lines and whose colours are `y`; else None. The names of
+            the columns are `x.ticks`.
     """
 
     title: str
     x: Axis
     y: Axis
     lines: tuple[Series, ...]
+    rows: Axis | None = None
 
 
 def over_seeds(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -52,7 +53,10 @@ def check(
     speed = "as measured just now" if measure else "nominal"
     click.echo(_seconds_text(settings, problem, by_phase, f"{speed}: {machine.words}"))
     click.echo(_advice(settings, by_phase), nl=False)
-    click.echo(_totals_text(settings, problem, sum(by_phase.values())))
+    simulated = _simulated(settings, problem)
+    if simulated:
+        click.echo(simulated.text)
+    click.echo(_totals_text(settings, problem, sum(by_phase.values()), simulated))
     for metric in METRICS.values():
         if metric.measure is not None:
             click.echo(f"registered metric, at every evaluation: {metric.name} ({metric.label})")
@@ -139,7 +143,47 @@ def _advice(settings: config.Config, by_phase: dict[str, float]) -> str:
     )
 
 
-def _totals_text(settings: config.Config, problem: Problem, seconds: float) -> str:
+@dataclass(frozen=True)
+class _Simulated:
+    """Simulated time before a run.
+
+    Attributes:
+        text: about one round.
+        run: seconds of all rounds.
+    """
+
+    text: str
+    run: float
+
+
+def _simulated(settings: config.Config, problem: Problem) -> _Simulated | None:
+    """Predicts the simulated time, if the configuration has an environment."""
+    from mpi_ntkdfl.planning.forecast import forecast
+
+    if problem.conditions is None or settings.environment is None:
+        return None
+    environment, first = settings.environment, problem.first
+    told = forecast(first, problem.conditions)
+    lines = [
+        f"simulated seconds of round 0, if all clients take part ({environment.waiting.kind}):",
+        *(f"  {part:12}{seconds:>10.3f} s" for part, seconds in told.parts.items()),
+        f"  {'total':12}{told.seconds:>10.3f} s",
+        "  slowest client: {}, busy for {:.3f} s; parts are those of the mean client".format(
+            *told.slowest
+        ),
+    ]
+    if told.late:
+        lines.append(f"  {told.late} of {told.messages} messages are late")
+    later = told.seconds
+    if first.needs.samples and settings.lasting:
+        later = forecast(first, problem.conditions, kept=True).seconds
+        lines.append(f"  later rounds, in which clients have the samples: {later:.3f} s")
+    return _Simulated("\n".join(lines), told.seconds + (settings.rounds - 1) * later)
+
+
+def _totals_text(
+    settings: config.Config, problem: Problem, seconds: float, simulated: _Simulated | None
+) -> str:
     """What the whole run will take, if all its rounds are like the first one."""
     from mpi_ntkdfl.planning.costs import START_UP, disk_bytes
 
@@ -155,6 +199,7 @@ def _totals_text(settings: config.Config, problem: Problem, seconds: float) -> s
             f"  {'traffic':12}{readable(protocol):>10} protocol{readable(moved):>10} MPI",
             f"  {'time':12}{duration(wall):>10}, or {duration(wall * used)} of core time; "
             f"start-up is {START_UP} s of it",
+            *([f"  simulated   {duration(simulated.run):>10}"] if simulated else []),
             f"  {'on disk':12}{readable(disk_bytes(problem.first)):>10}",
             f"  {'checkpoint':12}{_checkpoint_text(problem.first)}",
             _start_text(problem),

@@ -173,6 +173,12 @@ class Config(Section):
             raise ValueError(f"a ring needs at least 3 clients, got {clients}")
         return self
 
+    @property
+    def lasting(self) -> bool:
+        """Whether all rounds have the same graph, so that clients keep their neighbours' samples."""
+        steady = self.environment is None or self.environment.always
+        return steady and not self.topology.dynamic
+
     def to_yaml(self) -> str:
         """The complete configuration, defaults included, as YAML that `parse` reads back."""
         return write_yaml(self.model_dump(mode="json"))

@@ -83,6 +83,13 @@ class Network(Protocol):
         """Whether `functions` accepts inputs on levels, which are faster (model/levels.py)."""
         ...
 
+    def within(self, numbers: int) -> Network:
+        """The same network, which holds about `numbers` numbers at most for the kernel of a client.
+
+        Its outputs are the same. The last bits of its kernels may depend on `numbers`.
+        """
+        ...
+
     @property
     def work(self) -> NetworkWork:
         """The amount of work of its computations, for planning."""

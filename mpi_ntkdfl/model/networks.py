@@ -20,9 +20,10 @@ from mpi_ntkdfl.runtime.registry import Registry
 if TYPE_CHECKING:
     import numpy as np
 
+    from mpi_ntkdfl.config import Config
     from mpi_ntkdfl.model.network import Network
 
-__all__ = ["FACTORIES", "NETWORKS", "build", "check_inputs", "register_network"]
+__all__ = ["FACTORIES", "NETWORKS", "build", "build_for", "check_inputs", "register_network"]
 
 NETWORKS: Registry[type[NetworkKind]] = Registry(
     "network",
@@ -50,6 +51,22 @@ def build(settings: ModelSettings, shape: tuple[int, ...], classes: int) -> Netw
         InputError: if there can be no such network.
     """
     return NETWORKS.find(settings.name).build(settings, shape, classes)
+
+
+def build_for(config: Config, shape: tuple[int, ...], classes: int) -> Network:
+    """The network of a run, which holds as many numbers as `compute.memory_limit` allows.
+
+    Args:
+        config: the run's configuration.
+        shape: shape of one sample.
+        classes: C.
+
+    Raises:
+        InputError: as `build`.
+    """
+    network, limit = build(config.model, shape, classes), config.compute.memory_bytes
+    itemsize = 8 if config.compute.dtype == "float64" else 4
+    return network if limit is None else network.within(limit // itemsize)
 
 
 def check_inputs(

@@ -7,7 +7,7 @@ real run must agree with them. A test compares both.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -93,15 +93,14 @@ def make_plan(first: FirstRound) -> Plan:
                 f"shared, got {config.model.init}"
             )
         traffic = later = _server_traffic(first)
-        collecting = _at_server(first)
         whole, way_out = "what the server gathers", "algorithm.clients_per_round"
     else:
         traffic, later = _traffic(first), _traffic(first, later=True)
-        collecting = _by_neighbours(first)
         whole, way_out = "one client's neighbourhood", "the degree"
+    collecting = _collecting(first)
     if limit is not None and limit < collecting.smallest:
         raise InputError(
-            f"compute.memory_limit must hold at least {whole}, {readable(collecting.smallest)}; "
+            f"compute.memory_limit must hold at least {whole}, {readable(_enough(first))}; "
             f"got {readable(limit)}; raise it, or lower {way_out} or the samples per client"
         )
     allowed = max(limit or DEFAULT_LIMIT, collecting.smallest)
@@ -115,6 +114,23 @@ def make_plan(first: FirstRound) -> Plan:
         slices=collecting.slices,
         memory=_memory(first, working),
     )
+
+
+def _collecting(first: FirstRound) -> _Collecting:
+    return _at_server(first) if first.needs.participants else _by_neighbours(first)
+
+
+def _enough(first: FirstRound) -> int:
+    """A limit on the working memory that is enough, and at most 1 % larger than necessary.
+
+    Some networks use more memory if the limit is higher, so the limit is raised until it is enough.
+    """
+    limit, smallest = 0, _collecting(first).smallest
+    while limit < smallest:
+        limit = smallest + (smallest // 100 if limit else 0)
+        network = first.network.within(limit // first.dtype.itemsize)
+        smallest = _collecting(replace(first, network=network)).smallest
+    return limit
 
 
 def _working_set(first: FirstRound) -> WorkingSet:

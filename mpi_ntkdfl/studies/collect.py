@@ -56,6 +56,16 @@ class Cell:
         """The text that describes it in tables and messages."""
         return ", ".join(variant.label for variant in self.variants)
 
+    def label_without(self, places: Sequence[int | None], family: str = "") -> str:
+        """What tells its line apart in a panel: the variants of the axes that are not drawn otherwise.
+
+        Args:
+            places: of axes that are drawn otherwise.
+            family: of the variant of an axis that the line runs over.
+        """
+        parts = [v.label for place, v in enumerate(self.variants) if place not in places]
+        return ", ".join(part for part in [*parts, family] if part)
+
     @property
     def method(self) -> str:
         """The algorithm's name."""
@@ -95,6 +105,10 @@ class Results:
     study: Study
     cells: tuple[Cell, ...]
     missing: tuple[StudyRun, ...]
+
+    def place(self, axis: str) -> int:
+        """The place of an axis of the study among its axes."""
+        return [each.name for each in self.study.definition.axes].index(axis)
 
     def distinct(self) -> list[Finished]:
         """Every finished run once, in order; a run may belong to two cells."""

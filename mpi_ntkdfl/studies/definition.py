@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from mpi_ntkdfl.config.environment import LinkSettings
 from mpi_ntkdfl.metrics import at
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.registry import did_you_mean, neither, unknown
@@ -101,6 +102,40 @@ class Published(Section):
     lines: Annotated[tuple[PublishedLine, ...], Field(strict=False, min_length=1)]
 
 
+class LinkGrid(Section):
+    """Links for which simulated time is computed.
+
+    Attributes:
+        latency: of every message, such as `50ms`.
+        rate: of each client in both directions, such as `10Mbit/s`; a server's link has it as well.
+    """
+
+    latency: Names
+    rate: Names
+
+    @model_validator(mode="after")
+    def _have_units(self) -> LinkGrid:
+        for each in self.latency:
+            LinkSettings(latency=each)
+        for each in self.rate:
+            LinkSettings(up=each, down=each)
+        return self
+
+
+class Messages(Section):
+    """Another form of messages, which changes the length of messages and not the rounds to a target.
+
+    Attributes:
+        of: label of the variant of the study that sends them.
+        label: of the form.
+        settings: over those of the variant's runs.
+    """
+
+    of: str
+    label: str
+    settings: Settings
+
+
 class Figure(Section):
     """A figure, and the table of its numbers.
 
@@ -110,39 +145,52 @@ class Figure(Section):
         kind: curves (`y` against `x`, by round), ends (`y` at the end against the axis `x`), taus (share
             of clients by chosen tau), selection (average of some clients, chosen on half the test
             set), drift (relative change of the kernel, against the axis `x`), sites (`y` at the end
-            by site, such as hospital) or privacy (accuracy at the end against the PSNR of samples that
-            an audit reconstructs; variants of one `family` make a line).
-        x: the horizontal axes: metrics for curves, an axis of the study for ends and drift.
+            by site, such as hospital), privacy (accuracy at the end against the PSNR of samples that an
+            audit reconstructs; variants of one `family` make a line), map (`y` at the end, by colour,
+            over the two axes `x`) or fastest (which combination reaches the highest target first in
+            simulated time, over `links`).
+        x: metrics for curves, an axis of the study for ends and drift, two for a map.
         y: metrics, one panel each.
         panels: the axis that has a panel for each of its variants.
         log_x: whether the horizontal axis of curves is logarithmic.
         guides: exponents of power laws to draw beside the curves; both axes are logarithmic then.
         published: numbers to compare with.
+        links: for fastest: the latencies and rates.
+        messages: for fastest: a panel for each of these forms.
     """
 
     name: Name
     title: str
-    kind: Literal["curves", "ends", "taus", "selection", "drift", "sites", "privacy"]
+    kind: Literal[
+        "curves", "ends", "taus", "selection", "drift", "sites", "privacy", "map", "fastest"
+    ]
     x: Annotated[tuple[str, ...], Field(strict=False)] = ()
     y: Annotated[tuple[str, ...], Field(strict=False)] = ()
     panels: str | None = None
     log_x: bool = False
     guides: Numbers = ()
     published: Published | None = None
+    links: LinkGrid | None = None
+    messages: Annotated[tuple[Messages, ...], Field(strict=False)] = ()
 
     @model_validator(mode="after")
     def _has_what_its_kind_needs(self) -> Figure:
-        over_axis = self.kind in ("ends", "drift")
         if self.kind == "curves":
             self._require_metrics("x", self.x)
-        elif over_axis != (len(self.x) == 1) or (self.x and not over_axis):
+        elif len(set(self.x)) != _AXES.get(self.kind, 0) or len(self.x) != len(set(self.x)):
             raise ValueError(
-                f"figure {self.name}: x must name one axis for ends and drift, and nothing for "
-                f"{self.kind}, got {list(self.x)}"
+                f"figure {self.name}: x must name one axis for ends and drift, two for a map, and "
+                f"nothing for {self.kind}, got {list(self.x)}"
             )
-        if bool(self.y) != (self.kind in ("curves", "ends", "sites")):
+        if bool(self.y) != (self.kind in ("curves", "ends", "sites", "map")):
             raise ValueError(
-                f"figure {self.name}: y is needed for curves, ends and sites, and only there"
+                f"figure {self.name}: y is needed for curves, ends, sites and maps, and only there"
+            )
+        if (self.links is not None) != (self.kind == "fastest") or (
+            self.messages and self.links is None
+        ):
+            raise ValueError(
+                f"figure {self.name}: links are needed for fastest, and only there; messages need links"
             )
         self._require_metrics("y", self.y or [metric.name for metric in at("y")])
         if self.guides and self.kind != "curves":
@@ -157,14 +205,18 @@ class Figure(Section):
             )
 
     @property
-    def axis(self) -> str | None:
-        """The axis of the study that is the horizontal axis of the figure, if any."""
-        return self.x[0] if self.kind in ("ends", "drift") else None
+    def axes(self) -> tuple[str, ...]:
+        """The axes of the study that are axes of the figure."""
+        return self.x if self.kind in _AXES else ()
 
     @property
     def needs_weights(self) -> bool:
         """Whether it is computed from checkpoints."""
         return self.kind in ("selection", "drift", "privacy")
+
+
+_AXES = {"ends": 1, "drift": 1, "map": 2}
+"""By the kind of figure: number of axes of the study that it is drawn against."""
 
 
 class Definition(Section):
@@ -205,13 +257,15 @@ class Definition(Section):
         if len(set(figures)) < len(figures):
             raise ValueError(f"every figure needs a name of its own, got {', '.join(figures)}")
         for figure in self.figures:
-            for axis in (figure.axis, figure.panels):
-                if axis is not None and axis not in names:
+            for axis in (*figure.axes, *filter(None, [figure.panels])):
+                if axis not in names:
                     raise ValueError(
                         f"figure {figure.name}: axis must be one of {', '.join(names)}, got {axis!r}"
                     )
         for axis_definition in self.axes:
-            drawn_over = any(axis_definition.name == f.axis for f in self.figures)
+            drawn_over = any(
+                f.kind != "map" and axis_definition.name in f.axes for f in self.figures
+            )
             if drawn_over and any(v.value is None for v in axis_definition.variants):
                 raise ValueError(
                     f"axis {axis_definition.name}: a figure is drawn against it, so every variant "
@@ -318,7 +372,11 @@ def called(source: str) -> str:
     return source if source in names() else Path(source).stem
 
 
-_KEYS = {key for each in (Variant, Axis, Scale, Figure, Definition) for key in each.model_fields}
+_KEYS = {
+    key
+    for each in (Variant, Axis, Scale, LinkGrid, Messages, Figure, Definition)
+    for key in each.model_fields
+}
 
 
 def _explain(error: ValidationError) -> str:

@@ -13,6 +13,7 @@ from mpi_ntkdfl.analysis.panels import Panel, Series
 from mpi_ntkdfl.metrics import ROUNDS
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.looks import GREY, LineStyle
+from mpi_ntkdfl.studies import draw_maps
 from mpi_ntkdfl.studies.series import Drawing
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def figure(drawn: Drawing) -> Figure:
     Raises:
         InputError: if there are more lines than can be told apart.
     """
+    if any(panel.rows for panel in drawn.panels):
+        return draw_maps.figure(drawn)
     count = len(drawn.panels)
     across = min(count, _ACROSS) if count != 4 else 2
     made, axes = drawing.canvas(count, across)

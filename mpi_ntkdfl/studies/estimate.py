@@ -13,7 +13,7 @@ from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.config import Config, DirichletPartition
 from mpi_ntkdfl.data import sources
 from mpi_ntkdfl.data.source import Size
-from mpi_ntkdfl.model.networks import build
+from mpi_ntkdfl.model.networks import build_for
 from mpi_ntkdfl.planning.costs import NOMINAL, START_UP, Machine, disk_bytes, round_seconds
 from mpi_ntkdfl.planning.first_round import FirstRound
 from mpi_ntkdfl.runtime.units import duration, readable
@@ -133,7 +133,7 @@ class _Prediction:
         return FirstRound(
             config=config,
             method=METHODS[config.algorithm.name],
-            network=build(config.model, data.shape, data.classes),
+            network=build_for(config, data.shape, data.classes),
             sizes=np.full(config.clients, _samples_per_client(config, data)),
             test_samples=data.test,
             graph=self._graph(config),

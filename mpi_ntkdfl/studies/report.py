@@ -10,7 +10,7 @@ from pathlib import Path
 from mpi_ntkdfl.analysis import compare, compare_text
 from mpi_ntkdfl.analysis.files import replacing
 from mpi_ntkdfl.runtime.errors import InputError
-from mpi_ntkdfl.studies import draw, paired
+from mpi_ntkdfl.studies import draw, maps, paired
 from mpi_ntkdfl.studies.collect import Results, collect
 from mpi_ntkdfl.studies.definition import Figure
 from mpi_ntkdfl.studies.grid import Study
@@ -50,6 +50,7 @@ class Report:
         if self.pairs is not None:
             blocks.append(paired.text(self.pairs))
         blocks += ["\n".join(published_text(d.figure)) for d in self.drawings if d.figure.published]
+        blocks += ["\n".join(maps.order_text(d)) for d in self.drawings if d.figure.links]
         for notes in (self.results.missing_text(), self.results.other_code_text()):
             if notes:
                 blocks.append("\n".join(notes))
@@ -98,7 +99,7 @@ def write(report: Report) -> list[Path]:
         made = [folder / f"{each.figure.name}.{suffix}" for suffix in ("pdf", "svg", "csv")]
         draw.write(made[0], each)
         draw.write(made[1], each)
-        _write_numbers(made[2], each)
+        write_numbers(made[2], each)
         files += made
     return files
 
@@ -121,7 +122,12 @@ def numbers(drawn: Drawing) -> list[dict[str, object]]:
     return rows
 
 
-def _write_numbers(path: Path, drawn: Drawing) -> None:
+def write_numbers(path: Path, drawn: Drawing) -> None:
+    """Writes the numbers of a figure as CSV.
+
+    Raises:
+        InputError: if the file cannot be written.
+    """
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()

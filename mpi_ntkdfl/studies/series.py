@@ -11,7 +11,7 @@ from mpi_ntkdfl.analysis import plots
 from mpi_ntkdfl.analysis.panels import Axis, Panel, Series, no_point, over_seeds
 from mpi_ntkdfl.metrics import ACCURACY, MEAN_TAU, METRICS, ROUNDS
 from mpi_ntkdfl.runtime.looks import LineStyle
-from mpi_ntkdfl.studies import privacy, weights
+from mpi_ntkdfl.studies import maps, privacy, weights
 from mpi_ntkdfl.studies.collect import Cell, Results, by
 from mpi_ntkdfl.studies.definition import Figure
 
@@ -45,6 +45,10 @@ def drawing(results: Results, figure: Figure) -> Drawing:
         panels = [_privacy(results)]
     elif figure.kind == "selection":
         panels = [_selection(cell) for cell in results.cells]
+    elif figure.kind == "map":
+        panels = maps.over_axes(results, figure)
+    elif figure.kind == "fastest":
+        panels = maps.over_links(results, figure)
     else:
         panels = _over_axis(results, figure)
     if results.study.scale == "paper":
@@ -66,7 +70,7 @@ def _curves(results: Results, figure: Figure) -> list[Panel]:
                 across = Axis.of(METRICS[x], guided or figure.log_x)
                 up = Axis.of(METRICS[y], guided)
                 lines = (
-                    _curve(cell, _line_label(cell, [place]), x, y, guided or figure.log_x)
+                    _curve(cell, cell.label_without([place]), x, y, guided or figure.log_x)
                     for cell in cells
                     if cell.has(x) and cell.has(y)
                 )
@@ -86,9 +90,7 @@ def _curve(cell: Cell, label: str, x: str, y: str, log: bool) -> Series:
 
 def _over_axis(results: Results, figure: Figure) -> list[Panel]:
     """`ends` and `drift`: one point per variant of an axis."""
-    assert figure.axis is not None
-    axis_place, place = _place(results, figure.axis), _place(results, figure.panels)
-    assert axis_place is not None
+    axis_place, place = results.place(figure.x[0]), _place(results, figure.panels)
     axis = results.study.definition.axes[axis_place]
     x = Axis(axis.name, axis.label or axis.name, axis.log)
     panels = []
@@ -98,7 +100,7 @@ def _over_axis(results: Results, figure: Figure) -> list[Panel]:
             for cell in cells:
                 variant = cell.variants[axis_place]
                 assert variant.value is not None
-                label = _line_label(cell, [axis_place, place], variant.family)
+                label = cell.label_without([axis_place, place], variant.family)
                 for kind, values in _at_the_end(cell, name).items():
                     line = ", ".join(part for part in (label, kind) if part), cell.method
                     points.setdefault(line, []).append((variant.value, values))
@@ -162,7 +164,7 @@ def _sites(results: Results, figure: Figure) -> list[Panel]:
                     continue  # of clients that are no sites, such as one with all samples
                 x = Axis("site", "", ticks=names)
                 if values.ndim == 2:
-                    lines.append(_by_site(_line_label(cell, [place]), cell.method, values))
+                    lines.append(_by_site(cell.label_without([place]), cell.method, values))
                     continue
                 if np.array_equal(values, values[:, :1].repeat(values.shape[1], 1), equal_nan=True):
                     continue  # all clients end with one model
@@ -230,14 +232,7 @@ def _privacy(results: Results) -> Panel:
 
 
 def _place(results: Results, axis: str | None) -> int | None:
-    names = [each.name for each in results.study.definition.axes]
-    return None if axis is None else names.index(axis)
-
-
-def _line_label(cell: Cell, without: Sequence[int | None], family: str = "") -> str:
-    """The label of a line in its panel: its variants of axes that the figure does not show otherwise."""
-    parts = [v.label for place, v in enumerate(cell.variants) if place not in without]
-    return ", ".join(part for part in [*parts, family] if part)
+    return None if axis is None else results.place(axis)
 
 
 # ---------------------------------------------------------------------------------------- published

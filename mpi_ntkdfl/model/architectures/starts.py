@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from mpi_ntkdfl.model.kinds.base import Scheme
+if TYPE_CHECKING:
+    from mpi_ntkdfl.model.kinds.base import Scheme
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,10 @@ class MLP(Stack):
         """Yes: its first layer is a product with the inputs."""
         return True
 
+    def within(self, numbers: int) -> MLP:
+        """Itself: it keeps the arrays of `memory` in any case."""
+        return self
+
     @property
     def work(self) -> StackWork:
         """The amount of work, computed from the widths."""

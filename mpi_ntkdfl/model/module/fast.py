@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+import numpy as np
 import torch
 
 from mpi_ntkdfl.model.jacobian import add_lower_product, mirror
@@ -25,6 +26,9 @@ from mpi_ntkdfl.runtime.device import on_gpu
 
 _BATCH_NUMBERS = 2**24
 """Most numbers of a batch on a CPU: 64 MiB in float32, enough to share the cost of the calls."""
+
+_NARROW = 2048
+"""Gradients with fewer columns share an array, because products of few columns are slow."""
 
 
 class OtherGraph(Exception):
@@ -63,6 +67,27 @@ def pieces(sizes: dict[str, int], most: int) -> list[list[Piece]]:
     return groups
 
 
+def turns(
+    width: int, samples: np.ndarray | int, outputs: int, room: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """How often `FastGram` passes all samples, so that its gradients fit into `room` numbers.
+
+    Args:
+        width: entries of the parameters that are multiplied, per output.
+        samples: N, or several.
+        outputs: number of directions.
+        room: limit on the numbers of gradients.
+
+    Returns:
+        The number of outputs at once, and the number of groups of parameters for each of them.
+    """
+    each = np.asarray(samples) * max(width, 1)
+    most = np.maximum(room // each, 1)
+    at_once = np.ceil(outputs / np.ceil(outputs / most)).astype(np.int64)
+    groups = np.ceil(each * at_once / room).astype(np.int64)
+    return at_once, groups
+
+
 def fast_numbers(plan: Plan, samples: int, outputs: int, room: int) -> int:
     """How many numbers `FastGram` holds at most, beside the samples, on a CPU.
 
@@ -72,8 +97,10 @@ def fast_numbers(plan: Plan, samples: int, outputs: int, room: int) -> int:
         outputs: number of directions.
         room: limit on the numbers of gradients.
     """
-    gradients = min(room, samples * outputs * sum(plan.multiplied.values()))
-    per_sample = plan.activations + outputs * plan.signals
+    width = sum(plan.multiplied.values())
+    at_once = int(turns(width, samples, outputs, room)[0])
+    gradients = min(room, samples * at_once * width)
+    per_sample = plan.activations + at_once * plan.signals
     batch = min(max(min(room, _BATCH_NUMBERS), per_sample), samples * per_sample)
     squares = (1 + 2 * len(plan.linear)) * samples * samples
     # Signals are copied into one array per use, and convolutions have workspaces of their own.
@@ -145,9 +172,8 @@ class FastGram:
         linear = {
             name: _Linear(total, samples, with_bias) for name, with_bias in plan.linear.items()
         }
-        width = max(sum(plan.multiplied.values()), 1)
-        most = max(self._room // (samples * width), 1)
-        at_once = -(-len(directions) // -(-len(directions) // most))
+        width = sum(plan.multiplied.values())
+        at_once = int(turns(width, samples, len(directions), self._room)[0])
         groups = pieces(dict(plan.multiplied), self._room // (samples * at_once))
         batches = self._batches(at_once)
         for some in chunks(len(directions), at_once):
@@ -167,7 +193,7 @@ class FastGram:
     ) -> None:
         """Adds the products of a group's gradients to `total`, and signals to `linear`."""
         count = len(directions)
-        gradients = total.new_empty(self._samples, count * sum(piece.width for piece in group))
+        columns, arrays = self._arrays(total, [count * piece.width for piece in group])
         signals: dict[str, list[torch.Tensor]] = {name: [] for name in linear}
         for rows, done in self._passes(batches):
             consumers = done.consumers([*linear, *(piece.name for piece in group)])
@@ -181,16 +207,39 @@ class FastGram:
                 (use,) = uses[name]
                 signals[name].append(torch.cat(at[use.place], 1))
                 part.set_inputs(rows, linear_inputs(use))
-            column = 0
-            for piece in group:
-                whole = sum_of(use.gradients(at[use.place]) for use in uses[piece.name])
-                entries = slice(count * piece.entries.start, count * piece.entries.stop)
-                stop = column + count * piece.width
-                gradients[rows, column:stop] = whole[:, entries]
-                column = stop
-        add_lower_product(total, gradients)
+            for piece, column in zip(group, columns, strict=True):
+                of_piece = uses[piece.name]
+                if len(of_piece) == 1 and piece.width == self._plan.multiplied[piece.name]:
+                    of_piece[0].write(at[of_piece[0].place], column[rows])
+                else:
+                    whole = sum_of(use.gradients(at[use.place]) for use in of_piece)
+                    entries = slice(count * piece.entries.start, count * piece.entries.stop)
+                    column[rows] = whole[:, entries]
+        for array in arrays:
+            add_lower_product(total, array)
         for name, part in linear.items():
             part.add_signals(torch.cat(signals[name]))
+
+    def _arrays(
+        self, like: torch.Tensor, widths: Sequence[int]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Empty arrays for gradients.
+
+        Returns:
+            An array `[sample, width]` for each of `widths`; and all arrays that are multiplied. Narrow
+            arrays are columns of one of them.
+        """
+        narrow = [width for width in widths if width < _NARROW]
+        shared = like.new_empty(self._samples, sum(narrow))
+        parts = iter(torch.split(shared, narrow, 1))
+        columns, wide = [], []
+        for width in widths:
+            if width < _NARROW:
+                columns.append(next(parts))
+            else:
+                wide.append(like.new_empty(self._samples, width))
+                columns.append(wide[-1])
+        return columns, [shared, *wide] if narrow else wide
 
     def _batches(self, outputs: int) -> list[slice]:
         """Ranges of samples that pass together, for the signals of at most that many outputs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,18 @@ ROOM = 2**26
 """How many numbers of gradients and activations a computation holds: 256 MiB in float32. It is constant,
 because the rounding of sums over ranges of samples depends on the lengths of the ranges."""
 
+_ROOMS = 4
+"""A kernel takes up to three times as many numbers as it holds gradients; the rest is for evolutions."""
+
 _MOST_AT_ONCE, _EVALUATED_AT_ONCE = 512, 64
 _PLACES_CUDA = 64
 """The most samples of a pass, and of a pass without gradients on a CPU, because few samples stay in the
 caches; the most clients that train together on a GPU."""
+
+
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of a weight, whose further axes are columns."""
+    return shape[0], math.prod(shape[1:])
 
 
 class ModuleNetwork:
@@ -73,9 +82,18 @@ class ModuleNetwork:
         self._make, self._label = make, label
         self.shape, self.classes = tuple(shape), classes
         self._facts = examined(make, self.shape, classes, examples)
-        at_once = max(min(room // self._facts.activations, _MOST_AT_ONCE), 1)
-        self._limits = Limits(room, at_once, self._facts.vectorised)
+        self._limits = self._limits_for(room)
         self._function = FlatModule(made(make, 0))
+
+    def _limits_for(self, room: int) -> Limits:
+        at_once = max(min(room // self._facts.activations, _MOST_AT_ONCE), 1)
+        return Limits(room, at_once, self._facts.vectorised)
+
+    def within(self, numbers: int) -> ModuleNetwork:
+        """The same network, which holds about `numbers` numbers for a kernel."""
+        other = copy(self)
+        other._limits = self._limits_for(max(numbers // _ROOMS, 1))
+        return other
 
     def __getstate__(self) -> dict[str, Any]:
         """The attributes without the module, whose class other ranks may not be able to unpickle."""
@@ -94,7 +112,9 @@ class ModuleNetwork:
     @property
     def work(self) -> ModuleWork:
         """The amount of work, computed from a forward pass."""
-        facts, layout = self._facts, self.layout
+        facts, layout, plan = self._facts, self.layout, self._facts.plan
+        sizes = dict(zip(layout.shapes, layout.sizes, strict=True))
+        generic = sizes if plan is None else plan.rest
         return ModuleWork(
             features=math.prod(self.shape),
             layers=len(layout.shapes),
@@ -102,6 +122,10 @@ class ModuleNetwork:
             activations=facts.activations,
             params=layout.size,
             classes=self.classes,
+            room=self._limits.room,
+            generic=sum(sizes[name] for name in generic),
+            multiplied=sum(plan.multiplied.values()) if plan else 0,
+            linear=tuple(_matrix(layout.shapes[name]) for name in plan.linear) if plan else (),
         )
 
     def describe(self) -> str:

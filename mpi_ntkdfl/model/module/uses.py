@@ -2,8 +2,8 @@
 
 A *signal* is the gradient of one output with respect to the result of an operation, for all samples of a
 batch at once. Each operation's function takes the signals of k outputs and returns the gradients of every
-sample, `[sample, k * entry]`. Only inner products of gradients are needed. So the order of the entries is
-free, but it is the same for all samples.
+sample, `[sample, k * entry]`, or two factors of a batched matrix product that gives them. Only inner
+products of gradients are needed. So the order of the entries is free, but it is the same for all samples.
 
 An operation is recognised by the name of its node in autograd's graph and by which of its inputs the
 parameter is. A parameter that is used in any other way is left to the generic form.
@@ -44,6 +44,13 @@ class Order(Enum):
         return tensor.reshape(samples, -1, *tensor.shape[1:])
 
 
+Factors = tuple[torch.Tensor, torch.Tensor]
+"""Gradients as a product: `[sample, a, place]` and `[sample, place, b]`, by groups of channels if there
+are several."""
+
+Gradient = Callable[["Use", Sequence[torch.Tensor]], torch.Tensor | Factors]
+
+
 @dataclass(frozen=True)
 class Use:
     """One use of a parameter in a graph.
@@ -54,7 +61,8 @@ class Use:
         order: to which samples the entries of its output belong.
         samples: B.
         shape: shape of the parameter where it enters the node, after views.
-        gradient: computes the gradients of single samples `[sample, k * entry]` from k signals.
+        gradient: computes the gradients of single samples `[sample, k * entry]`, or their factors, from
+            k signals.
         linear: whether it is a product of `[sample, in]` with the parameter, at one place per sample.
     """
 
@@ -63,12 +71,25 @@ class Use:
     order: Order
     samples: int
     shape: Shape
-    gradient: Callable[[Use, Sequence[torch.Tensor]], torch.Tensor]
+    gradient: Gradient
     linear: bool = False
 
     def gradients(self, signals: Sequence[torch.Tensor]) -> torch.Tensor:
         """The gradients of single samples from the signals at `node`, `[sample, k * entry]`."""
-        return self.gradient(self, signals)
+        parts = self.gradient(self, signals)
+        whole = parts if isinstance(parts, torch.Tensor) else torch.bmm(*parts)
+        return whole.reshape(self.samples, -1)
+
+    def write(self, signals: Sequence[torch.Tensor], out: torch.Tensor) -> None:
+        """Computes `gradients` in `out` `[sample, k * entry]`; a product needs no copy then."""
+        parts = self.gradient(self, signals)
+        if isinstance(parts, torch.Tensor):
+            out.copy_(parts)
+        elif not out.is_contiguous():
+            out.copy_(torch.bmm(*parts).view(self.samples, -1))
+        else:
+            left, right = parts
+            torch.bmm(left, right, out=out.view(len(left), left.shape[1], right.shape[2]))
 
     def other_numbers(self, graph: Graph) -> int:
         """How many numbers the patches of one sample have, for a convolution."""
@@ -115,22 +136,22 @@ def linear_inputs(use: Use) -> torch.Tensor:
 # ------------------------------------------------------------------------------------ matrix products
 
 
-def _linear(inputs: torch.Tensor, use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
+def _linear(inputs: torch.Tensor, use: Use, signals: Sequence[torch.Tensor]) -> Factors:
     """`sum_t a_t s_t^T` of inputs a `[sample, T, in]` and signals s `[sample, T, out]`."""
     a = use.ordered(inputs)
     s = torch.stack([use.ordered(signal) for signal in signals], 2).flatten(2)
-    return torch.bmm(a.transpose(1, 2), s).flatten(1)
+    return a.transpose(1, 2), s
 
 
-def _linear_addmm(use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
+def _linear_addmm(use: Use, signals: Sequence[torch.Tensor]) -> Factors:
     return _linear(use.node._saved_mat1, use, signals)
 
 
-def _linear_mm(use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
+def _linear_mm(use: Use, signals: Sequence[torch.Tensor]) -> Factors:
     return _linear(use.node._saved_self, use, signals)
 
 
-def _convolution(use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
+def _convolution(use: Use, signals: Sequence[torch.Tensor]) -> Factors:
     """As `_linear`, with the patches that the kernel sees; by groups of channels."""
     node, samples, groups = use.node, use.samples, use.node._saved_groups
     images, flat = node._saved_input, len(use.shape) == 3
@@ -144,12 +165,12 @@ def _convolution(use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
     patches = torch.nn.functional.unfold(images, kernel, dilation, padding, stride)
     s = torch.stack([signal.flatten(2) for signal in signals], 1)
     if groups == 1:
-        return torch.bmm(s.flatten(1, 2), patches.transpose(1, 2)).flatten(1)
+        return s.flatten(1, 2), patches.transpose(1, 2)
     count, places = s.shape[1], s.shape[-1]
     s = s.view(samples, count, groups, -1, places).transpose(1, 2)
     s = s.reshape(samples * groups, -1, places)
     patches = patches.reshape(samples * groups, -1, places)
-    return torch.bmm(s, patches.transpose(1, 2)).view(samples, -1)
+    return s, patches.transpose(1, 2)
 
 
 def _embedding(use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -227,7 +248,7 @@ def _group_norm(use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
 class _Rule:
     """How to compute gradients for one input of an operation, and when this is right."""
 
-    gradient: Callable[[Use, Sequence[torch.Tensor]], torch.Tensor]
+    gradient: Gradient
     fits: Callable[[Use, Shape], bool]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mpi_ntkdfl.model.module.fast import turns
 from mpi_ntkdfl.model.work import Amount, Count
 
 
@@ -20,6 +21,10 @@ class ModuleWork:
         activations: numbers that a forward pass of one sample keeps.
         params: P.
         classes: C.
+        room: how many numbers of gradients a kernel holds.
+        generic: entries of the parameters that the generic form of the kernel serves.
+        multiplied: entries of those whose gradients the fast form multiplies.
+        linear: shapes `(out, in)` of the linear maps for which the fast form needs no gradients.
     """
 
     features: int
@@ -28,6 +33,10 @@ class ModuleWork:
     activations: int
     params: int
     classes: int
+    room: int
+    generic: int
+    multiplied: int
+    linear: tuple[tuple[int, int], ...]
 
     @property
     def widest(self) -> int:
@@ -35,10 +44,31 @@ class ModuleWork:
         return self.activations
 
     def kernel(self, samples: Count) -> Amount:
-        """One gradient per output, and half of a product of gradients."""
-        entries = samples * self.classes * self.params
-        gradients = 6 * self.products * self.classes * samples
-        return Amount(gradients + entries * samples, 4.0 * entries)
+        """The work of the form that runs: gradients, and half of their products."""
+        operations, numbers = 0.0 * samples, 0.0 * samples
+        if self.generic:
+            entries = samples * self.classes * self.generic
+            operations += 6.0 * self.products * self.classes * samples + entries * samples
+            numbers += 4.0 * entries
+        if self.multiplied or self.linear:
+            fast = self._fast_kernel(samples)
+            operations, numbers = operations + fast.operations, numbers + fast.numbers
+        return Amount(operations, numbers)
+
+    def _fast_kernel(self, samples: Count) -> Amount:
+        """Forward passes of all samples, one backward pass per output, and products.
+
+        A group of parameters after the first is nearer to the outputs, so its backward passes are
+        counted half.
+        """
+        at_once, groups = turns(self.multiplied, np.rint(samples), self.classes, self.room)
+        forward = groups * np.ceil(self.classes / at_once)
+        backward = self.classes * (1 + groups) / 2
+        passes = 2.0 * self.products * samples * (forward + backward + self.classes)
+        entries = self.classes * self.multiplied
+        factors = sum(fan_in + self.classes * units for units, fan_in in self.linear)
+        moved = 3 * self.activations * (forward + backward) + 2 * entries
+        return Amount(passes + (entries + factors) * samples**2, 1.0 * moved * samples)
 
     def projected(self, samples: Count, width: int) -> Amount:
         """One gradient per output, and its products with the matrices."""
