@@ -133,7 +133,7 @@ def test_every_study_parses_and_plans(tmp_path, name, scale):
     assert len(runs) == len(study.runs), "no two cells are the same run"
     assert {run.config.seed for run in runs} == set(range(study.seeds))
     own = {"hospitals": "heart-disease"}.get(name)
-    of_paper = "digits" if scale == "small" else "fashion-mnist"
+    of_paper = {"small": "digits", "paper": {"mnist": "mnist"}.get(name, "fashion-mnist")}[scale]
     assert {run.config.dataset.name for run in runs} == {own or of_paper}
     if scale == "paper" and not own:
         assert {(run.config.clients, run.config.rounds) for run in runs} == {(300, 30)}
