@@ -165,7 +165,7 @@ def test_keys_of_the_former_kind_are_unknown_to_the_new_one():
         ("algorithm=d-psgd", "such as {name: d-psgd}, got 'd-psgd'"),
         ("topology=ring", "such as {kind: ring}, got 'ring'"),
         ("model.name=ln", "a network of your own needs {name: plugin, network: ln} and --plugin"),
-        ("algorithm.name=mine", "qg-dsgdm; one of your own needs --plugin FILE.py"),
+        ("algorithm.name=mine", "spark-style; one of your own needs --plugin FILE.py"),
         ("topology.degre=3", "topology.degre: unknown key, got 3; did you mean 'degree'?"),
         ("algorithm.tau=3", "algorithm.tau: unknown key, got 3; did you mean 'taus'?"),
         ("dataset.rot=x", "dataset.rot: unknown key, got 'x'; did you mean 'root'?"),

@@ -410,6 +410,9 @@ CASES = {
 }
 
 
+TENSORS = ("compute.evolution=tensor", "compute.training=tensor")
+
+
 @pytest.mark.slow
 def test_ranks_with_pretended_gpus_get_the_bits_of_the_cpu(mpirun, tmp_path):
     """Also with MPI taking memory that is said to be a GPU's."""
@@ -418,7 +421,7 @@ def test_ranks_with_pretended_gpus_get_the_bits_of_the_cpu(mpirun, tmp_path):
         lines = []
         for name, more in CASES.items():
             records[kind, name] = tmp_path / f"{kind}-{name}.h5"
-            sets = ("clients=6", "topology.degree=3", "rounds=2", "compute.evolution=tensor")
+            sets = ("clients=6", "topology.degree=3", "rounds=2", *TENSORS)
             sets = (*sets, f"compute.device={kind}", f"algorithm.name={name}", *more)
             if kind == "cpu":
                 sets = tuple(each for each in sets if "gpu_aware" not in each)

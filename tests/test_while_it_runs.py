@@ -120,7 +120,7 @@ def test_streams_of_lines_follow_a_run_and_its_resumption(tmp_path):
     nd.run(small(rounds=2), tmp_path / "a.h5", callbacks=[*logs(), follow])
     assert seen == [0, 1, 2]
     with h5py.File(tmp_path / "a.h5") as file:
-        recording = file["time/seconds"][1, 0, PHASES.index("record")]
+        recording = file["time/seconds"][:, 0, PHASES.index("record")].max()
     assert recording > 0.2, "the time of callbacks is not the time of the method"
     # Lines beyond the checkpoint, as a killed run leaves them, are written anew; a half line goes.
     with (tmp_path / "a.csv").open("a") as file:
