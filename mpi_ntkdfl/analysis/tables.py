@@ -162,7 +162,7 @@ def read(path: Path) -> Run:
                 raise ValueError(_told_of_checkpoint(path, file))
             held = metrics_of(file)
             return Run(
-                attributes={key: _sound(str(value)) for key, value in file.attrs.items()},
+                attributes={key: str(value) for key, value in file.attrs.items()},
                 metrics={**METRICS, **{metric.name: metric for metric in held}},
                 values={
                     **_series(file, [metric for metric in held if not metric.by_round]),
@@ -180,16 +180,6 @@ def read(path: Path) -> Run:
         if "filter returned failure" in reason:
             reason = "damaged: some of its numbers do not fit their checksum"
         raise InputError(f"{path} is not a readable record: {reason}") from error
-
-
-def _sound(text: str) -> str:
-    """A text of a file; h5py decodes damaged bytes to surrogates, which cannot be printed.
-
-    Raises:
-        UnicodeEncodeError: if it holds some.
-    """
-    text.encode()
-    return text
 
 
 def without_checkpoints(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:

@@ -8,6 +8,7 @@ of a command is imported when the command is called, so that `--help` and `show`
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -62,6 +63,9 @@ COMMANDS = {
 
 def main() -> NoReturn:
     """Parses the command line and calls the command; never returns."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # texts of a damaged file may have no encoding
+            stream.reconfigure(errors="backslashreplace")
     try:
         _require_folder()
         code = cli.main(standalone_mode=False, prog_name=program_name())
