@@ -33,7 +33,7 @@ from mpi_ntkdfl.planning.timekeeper import Timekeeper
 from mpi_ntkdfl.runtime.errors import Diverged, SimulationError, locating
 from mpi_ntkdfl.runtime.stopping import SIGNALS, Budget, nothing_to_save, signalled
 from mpi_ntkdfl.storage import identity
-from mpi_ntkdfl.storage.checkpoint import remove_spare_parts
+from mpi_ntkdfl.storage.checkpoint import remove_leftovers
 from mpi_ntkdfl.storage.journal import Journal
 from mpi_ntkdfl.storage.lock import locked
 from mpi_ntkdfl.storage.outputs import Outputs, refuse
@@ -149,7 +149,7 @@ def run(
                     return Outcome(done, done, config.rounds, reached=done < config.rounds)
                 start = held.enter_context(find_start(outputs, config))
             if start is not None and start.checkpoint.round >= start.last:
-                remove_spare_parts(outputs)  # of a kill after the last checkpoint
+                remove_leftovers(outputs)  # of a kill after the last checkpoint
                 done = start.checkpoint.round
                 return Outcome(done, done, config.rounds, reached=done < config.rounds)
             problem = prepare(config, world.size, going_on=start is not None)

@@ -38,6 +38,7 @@ from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.model.params import Layout
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.hdf5 import reading, sane, writing
+from mpi_ntkdfl.storage import whole
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.storage.parts import Part, as_json, clear, from_json, opened, show_together, verify
 from mpi_ntkdfl.storage.rows import Rows, add_to, describe, store
@@ -144,6 +145,18 @@ def _written(
             file[name] = _as_array(tensor)
             digest.update(_described(name, file[name]))
         file.attrs["sha256"] = digest.hexdigest()
+    remove_spare_parts(outputs)
+
+
+def remove_leftovers(outputs: Outputs) -> None:
+    """Removes what killed runs left: temporary files, and parts of checkpoints.
+
+    The caller must hold the lock.
+
+    Raises:
+        SimulationError: if another run has taken the outputs over.
+    """
+    whole.remove_leftovers(outputs)
     remove_spare_parts(outputs)
 
 

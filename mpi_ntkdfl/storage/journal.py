@@ -20,7 +20,7 @@ from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.clock import PHASES
 from mpi_ntkdfl.runtime.metric import conditions
 from mpi_ntkdfl.storage import identity, lock, whole
-from mpi_ntkdfl.storage.checkpoint import Header, remove_spare_parts
+from mpi_ntkdfl.storage.checkpoint import Header, remove_leftovers
 from mpi_ntkdfl.storage.outputs import Outputs
 from mpi_ntkdfl.storage.record import Record, RoundRecord, provenance
 from mpi_ntkdfl.storage.resume import Start
@@ -101,7 +101,7 @@ class Journal:
                 network.classes, data.sites, config.clients, config.environment is not None
             )
             whole.remove(self._outputs)
-            self._remove_leftovers()
+            remove_leftovers(self._outputs)
             self._record.create(
                 attributes,
                 config.clients,
@@ -114,11 +114,6 @@ class Journal:
 
         self._world.on_root(begin)
         self._begin_trace(0)
-
-    def _remove_leftovers(self) -> None:
-        """Removes what runs that were killed have left, on rank 0."""
-        whole.remove_leftovers(self._outputs)
-        remove_spare_parts(self._outputs)
 
     def _provenance(self) -> dict[str, str | int]:
         """The attributes that describe this start, on rank 0."""
@@ -149,7 +144,7 @@ class Journal:
                 # The next checkpoint keeps the file of this name, which must not be the damaged one.
                 lock.require_own(self._outputs.checkpoint)
                 start.checkpoint.path.replace(self._outputs.checkpoint)
-            self._remove_leftovers()
+            remove_leftovers(self._outputs)
             self._run = start.run or identity.new_run()
             self.sent = start.sent
             attributes = self._provenance()
