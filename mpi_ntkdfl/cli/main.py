@@ -7,6 +7,7 @@ of a command is imported when the command is called, so that `--help` and `show`
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import sys
@@ -64,8 +65,10 @@ COMMANDS = {
 def main() -> NoReturn:
     """Parses the command line and calls the command; never returns."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # texts of a damaged file may have no encoding
-            stream.reconfigure(errors="backslashreplace")
+        # Texts of a damaged file may have no encoding.
+        if isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(OSError):  # a stream that cannot be flushed
+                stream.reconfigure(errors="backslashreplace")
     try:
         _require_folder()
         code = cli.main(standalone_mode=False, prog_name=program_name())

@@ -54,6 +54,8 @@ def test_nodes_times_tasks_per_node_run(cluster, tasks):
     code, (first, *hosts) = submit(cluster, "run_cpu", *shape)
     assert code == 0, (first, hosts)
     assert f"{3 * tasks} ranks on 3 nodes by srun --mpi=pmi2" in first
+    # On a busy machine srun says that a step waits for the one before it to end.
+    hosts = [line for line in hosts if not line.startswith("srun: ")]
     assert sorted(hosts) == sorted(["n1", "n2", "n3"] * tasks)
 
 
