@@ -11,13 +11,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     Field,
-    SerializerFunctionWrapHandler,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
-from mpi_ntkdfl.runtime.settings import Section, affects, readable_by
+from mpi_ntkdfl.runtime.settings import OptionalSection, Section, affects, readable_by
 from mpi_ntkdfl.runtime.units import parse_bytes, parse_seconds
 
 MOST_CLIENTS = 1_000_000
@@ -222,27 +220,10 @@ class ModelSettings(Section):
     """A state_dict of torch (.pt) from which every client starts; null draws random weights."""
 
 
-class MethodSettings(Section):
-    """Base of the settings of all methods; a subclass allows one `name` only.
-
-    Attributes:
-        optional: settings that a configuration does not mention where they have their defaults. They are
-            newer than the first records, so names of runs stay as they were before.
-    """
-
-    optional: ClassVar[tuple[str, ...]] = ()
+class MethodSettings(OptionalSection):
+    """Base of the settings of all methods; a subclass allows one `name` only."""
 
     name: str
-
-    @model_serializer(mode="wrap")
-    def _leave_out_optional(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        section: dict[str, Any] = serialize(self)
-        fields = type(self).model_fields
-        return {
-            key: value
-            for key, value in section.items()
-            if key not in self.optional or getattr(self, key) != fields[key].default
-        }
 
     @classmethod
     def defaults(cls, model: ModelSettings) -> dict[str, Any]:

@@ -15,7 +15,7 @@ shorten. Compare Johnson and Lindenstrauss, "Extensions of Lipschitz mappings in
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, pairwise
@@ -118,6 +118,20 @@ class Projection:
                 start += count
         else:
             yield from self._drawn(part, counts)
+
+    def entries(
+        self,
+        dense: Callable[[int, int], torch.Tensor],
+        projected: Callable[[Part], torch.Tensor],
+    ) -> torch.Tensor:
+        """The entries of a Jacobian as they are sent, `[sample, output, column]`.
+
+        Args:
+            dense: the entries of a range of parameters, for layers that are sent entry by entry.
+            projected: the entries of a layer times its matrix, `[sample, output, k]`.
+        """
+        pieces = [projected(p) if p.projected else dense(p.start, p.stop) for p in self.parts]
+        return torch.cat(pieces, dim=2)
 
     def lift(self, products: torch.Tensor) -> torch.Tensor:
         """`P q` of `products` `[tau, K]`: `[tau, param]`."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import torch
 
 from mpi_ntkdfl.ntk import scheme
 from mpi_ntkdfl.ntk.evolve_batch import evolve_batch
-from mpi_ntkdfl.runtime.builds import NOT_BUILT, able
+from mpi_ntkdfl.runtime.builds import NOT_BUILT, Loaded, able
 
 FOLDER = Path(__file__).parent
 """The folder of the builds."""
@@ -85,17 +84,8 @@ def _scheme() -> _Scheme:
     )
 
 
-@dataclass(frozen=True)
-class Build:
-    """One build that this processor can run.
-
-    Attributes:
-        level: the instructions that it uses, such as "x86-64-v3" or "generic".
-        library: the loaded library.
-    """
-
-    level: str
-    library: ctypes.CDLL
+class Build(Loaded):
+    """A build of the evolution."""
 
     def workspace(self, samples: int, outputs: int) -> int:
         """Size of the workspace for one client, in numbers of the build's type."""

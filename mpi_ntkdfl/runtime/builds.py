@@ -8,9 +8,23 @@ from __future__ import annotations
 import ctypes
 import platform
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 NOT_BUILT = "it was not built: there was no C compiler when mpi_ntkdfl was installed"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A loaded build that this processor can run.
+
+    Attributes:
+        level: the instructions that it uses, such as "x86-64-v3" or "generic".
+        library: the loaded library.
+    """
+
+    level: str
+    library: ctypes.CDLL
 
 
 def able(

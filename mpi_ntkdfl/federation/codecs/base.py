@@ -14,12 +14,12 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from mpi_ntkdfl.comm.messages import Arrays
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.registry import Registry
-from mpi_ntkdfl.runtime.settings import Section
+from mpi_ntkdfl.runtime.settings import OptionalSection
 
 ArrayFormat = tuple[tuple[int, ...], torch.dtype]
 """Shape and element type of one array of a message."""
@@ -28,12 +28,8 @@ Shapes = tuple[tuple[int, ...], ...]
 """Shapes of the tensors that a vector consists of, one after another."""
 
 
-class CodecSettings(Section):
-    """Base of the settings of all codecs; `name` is the name under which the codec is registered.
-
-    Attributes:
-        optional: settings that a configuration does not mention where they have their defaults.
-    """
+class CodecSettings(OptionalSection):
+    """Base of the settings of all codecs; `name` is the name under which the codec is registered."""
 
     optional: ClassVar[tuple[str, ...]] = ("error_feedback", "gamma")
 
@@ -53,16 +49,6 @@ class CodecSettings(Section):
                 "error_feedback: true"
             )
         return self
-
-    @model_serializer(mode="wrap")
-    def _leave_out_optional(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        section: dict[str, Any] = serialize(self)
-        fields = type(self).model_fields
-        return {
-            key: value
-            for key, value in section.items()
-            if key not in self.optional or getattr(self, key) != fields[key].default
-        }
 
 
 SettingsT = TypeVar("SettingsT", bound=CodecSettings)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl.model.training import Sgd
-from mpi_ntkdfl.runtime.builds import NOT_BUILT, able
+from mpi_ntkdfl.runtime.builds import NOT_BUILT, Loaded, able
 
 FOLDER = Path(__file__).parent
 """The folder of the builds."""
@@ -72,17 +72,8 @@ class Steps:
     sgd: Sgd
 
 
-@dataclass(frozen=True)
-class Build:
-    """One build that this processor can run.
-
-    Attributes:
-        level: the instructions that it uses, such as "x86-64-v3" or "generic".
-        library: the loaded library.
-    """
-
-    level: str
-    library: ctypes.CDLL
+class Build(Loaded):
+    """A build of the local steps."""
 
     def train(
         self,

@@ -127,13 +127,7 @@ class FactoredJacobian:
         The inputs of a layer are multiplied by its matrix first, so dense entries of projected layers
         never exist.
         """
-        pieces = [
-            self._projected(part, projection)
-            if part.projected
-            else self.dense(part.start, part.stop)
-            for part in projection.parts
-        ]
-        return torch.cat(pieces, dim=2)
+        return projection.entries(self.dense, lambda part: self._projected(part, projection))
 
     def _projected(self, part: Part, projection: Projection) -> torch.Tensor:
         """One layer's entries, `[sample, output, k]`: `sum_o s_co (a P_o)` over its units o."""

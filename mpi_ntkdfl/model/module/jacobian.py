@@ -182,13 +182,7 @@ class ModuleJacobian:
 
     def projected(self, projection: Projection) -> torch.Tensor:
         """The projected entries, `[sample, output, column]`, from ranges of dense ones."""
-        pieces = [
-            self._projected(part, projection)
-            if part.projected
-            else self.dense(part.start, part.stop)
-            for part in projection.parts
-        ]
-        return torch.cat(pieces, dim=2)
+        return projection.entries(self.dense, lambda part: self._projected(part, projection))
 
     def _projected(self, part: Part, projection: Projection) -> torch.Tensor:
         rows = self._samples * self._classes
