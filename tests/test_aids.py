@@ -1,7 +1,9 @@
 """Momentum from round to round, calibration, repeated linearisation: against loops in float64."""
 
 import dataclasses
+import runpy
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -260,3 +262,32 @@ def test_settings_at_their_defaults_are_not_mentioned():
         InputError, match=r"calibration needs loss=cross-entropy, got calibration 1"
     ):
         parse([*read_source("quickstart"), read_overrides(bad)])
+
+
+def test_descent_on_the_linearised_network_is_that_of_autograd(monkeypatch):
+    """The control `benchmarks/linearised.py` against gradient descent on the tangent of the network."""
+    monkeypatch.setattr("mpi_ntkdfl.register_method", lambda method: None)
+    path = Path(__file__).parents[1] / "benchmarks" / "linearised.py"
+    control = runpy.run_path(str(path))
+    network, random = MLP((7, 9, 4)), np.random.default_rng(3)
+    inputs, shift = (
+        torch.from_numpy(random.normal(size=(30, 7))),
+        torch.from_numpy(random.normal(size=4)),
+    )
+    w = torch.from_numpy(random.normal(size=network.layout.size))
+    labels = torch.from_numpy(random.integers(0, 4, 30))
+    arguments = (inputs, labels, 0.05, (3, 20), "cross-entropy", shift)
+    steps = control["descend"](network, w, *arguments)
+
+    def outputs(v):
+        (w1, b1), (w2, b2) = network.weights_and_biases(v)
+        return torch.relu(inputs @ w1.T + b1) @ w2.T + b2
+
+    def loss(moved):
+        start, tangent = torch.func.jvp(outputs, (w,), (moved - w,))
+        return cross_entropy(start + tangent + shift, labels)
+
+    expected = [w]
+    for _ in range(20):
+        expected.append(expected[-1] - 0.05 * torch.func.grad(loss)(expected[-1]))
+    assert torch.allclose(steps, torch.stack([expected[3], expected[20]]), atol=1e-12, rtol=0)

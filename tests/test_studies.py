@@ -98,6 +98,8 @@ def done(tmp_path_factory):
 # ---------------------------------------------------------------------------------------- definitions
 
 ALL = [
+    "ahead",
+    "aids",
     "architectures",
     "availability",
     "averaging",
@@ -114,7 +116,7 @@ ALL = [
     "selection",
     "sparsity",
 ]
-ALL += ["starts", "stragglers", "taus", "theory", "width"]
+ALL += ["starts", "stragglers", "taus", "theory", "tuning", "width"]
 
 
 def test_the_studies_of_the_paper_are_there():
