@@ -15,8 +15,8 @@ def start() -> NoReturn:
         watch_signals()
         nothing_to_save(True)
     else:
-        # Nearly all objects of an import stay. To look for garbage among them, while libraries load and at
-        # the end, took a fifth of the time of `show`.
+        # Nearly all objects of an import stay. To look for garbage among them, while libraries load and
+        # at the end, took a fifth of the time of `show`.
         gc.set_threshold(50_000)
         atexit.register(gc.freeze)
     from mpi_ntkdfl.cli.main import main
