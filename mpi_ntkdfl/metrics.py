@@ -4,35 +4,7 @@
 CSV), the figures and the studies iterate over it, so a new row appears everywhere. This module loads
 neither torch nor MPI.
 
-To add a metric, write one row and one function in a file, and give this file to `--plugin`:
-
-    import torch
-    from mpi_ntkdfl import register_metric
-    from mpi_ntkdfl.metrics import Metric
-
-    register_metric(
-        Metric(
-            name="weight-norm",
-            label="norm of the average's weights",
-            measure=lambda view: float(torch.linalg.vector_norm(view.params)),
-        )
-    )
-
-    def entropy(view):  # mean entropy of a client's predictions on the test samples, in nats
-        probabilities = torch.softmax(view.outputs, dim=1)
-        return float(torch.special.entr(probabilities).sum(dim=1).mean())
-
-    register_metric(
-        Metric(
-            name="client-entropy",
-            label="test entropy, mean client",
-            unit="nat",
-            axes="row,client",
-            measure=entropy,
-        )
-    )
-
-`evaluate.View` is the argument of a `measure` function.
+docs/analysis.md says how users add a metric. `evaluate.View` is the argument of a `measure` function.
 """
 
 from __future__ import annotations

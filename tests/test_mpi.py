@@ -125,6 +125,8 @@ LAUNCHES = {
     2: ("dynamic", "small waves", "fashion-mnist"),
     16: ("dynamic",),
 }
+HIDDEN = ("dynamic", "small waves")
+"""Cases of the test of hidden exchanges."""
 BEGIN, GO_ON = 3, 2
 """Ranks that begin a run and that resume it."""
 
@@ -136,14 +138,20 @@ def chosen(names):
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory, mpirun):
+def records(request, tmp_path_factory, mpirun):
     """A function of a number of ranks: records of its cases by name, made when first asked for.
 
-    `"resumed"` stands for runs that `BEGIN` ranks began and `GO_ON` ranks finished.
+    `"resumed"` stands for runs that `BEGIN` ranks began and `GO_ON` ranks finished. Only the cases of the
+    tests that this session runs are launched, so `-k dfedavg` launches one method.
     """
     top, launched = tmp_path_factory.mktemp("ranks"), set()
+    asked = set()
+    for item in request.session.items:
+        if item.path == request.path and "records" in item.fixturenames:
+            asked |= {item.callspec.params["case"]} if hasattr(item, "callspec") else set(HIDDEN)
 
     def paths(kind, cases):
+        cases = [case for case in cases if case in asked]
         return {name: top / str(kind) / f"{name.replace(' ', '-')}.h5" for name in cases}
 
     def lines(kind, cases, *words):
@@ -215,7 +223,7 @@ def test_same_bits_for_any_number_of_ranks(records, case, ranks):
 def test_exchanges_are_hidden_where_waves_follow_each_other(records):
     """With a single wave nobody computes while it travels."""
     hidden = {}
-    for case in ("dynamic", "small waves"):
+    for case in HIDDEN:
         run = tables.read(records(2)[case])
         assert run["in-flight"].shape == run["waited"].shape == run["seconds"].shape[:2]
         assert np.isfinite(run["in-flight"]).all()
@@ -246,6 +254,11 @@ def test_the_plan_is_what_the_ledger_books(records, case):
     with h5py.File(records(3)[case]) as file:
         phases = list(file["traffic"].attrs["phases"])
         booked = np.stack([file["traffic/protocol_bytes"][0], file["traffic/mpi_bytes"][0]])
+    with h5py.File(Outputs(records(1)[case]).checkpoint) as file:
+        carried = sum(array.nbytes for array in file.get("state", {}).values())
+    memory = prepare(config, 1).plan.memory
+    planned = memory.get("method's own", 0) + memory.get("codecs", 0)
+    assert carried <= planned, "`Needs.kept` must count what `state` returns"
     plan = prepare(config, 3).plan.traffic
     # How short codes are follows from the data; the plan tells the most they can take.
     lengths = {"quantised": "weights", "coded": "averages"}

@@ -95,7 +95,7 @@ def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
     ]
     if plan.waves:
         slices = f", in slices of {plan.slices} parameters" if plan.slices else ""
-        lines.append(f"exchanges of Jacobians per round: {plan.waves} waves{slices}")
+        lines.append(f"exchanges of Jacobians per round: {plan.waves}{slices}")
     lines.append("bytes in round 0, all clients:")
     for phase, protocol, moved in zip(TRAFFIC_PHASES, *plan.traffic, strict=True):
         if protocol:
