@@ -24,8 +24,6 @@ _CALLS_PER_STEP = 25  # of local training, for all clients of a group together
 class TrainingSettings(MethodSettings):
     """Settings of local training by SGD."""
 
-    optional: ClassVar[tuple[str, ...]] = ("calibration",)
-
     lr: float = Field(gt=0, le=1e30)
     """Learning rate. Round k uses lr * lr_factor^k, k from 0."""
     lr_factor: float = Field(default=1.0, gt=0, le=1)
@@ -50,8 +48,6 @@ class TrainingSettings(MethodSettings):
 
 class SendingSettings(TrainingSettings, CodedSettings):
     """Settings of local training by clients that send their weights."""
-
-    optional: ClassVar[tuple[str, ...]] = (*TrainingSettings.optional, *CodedSettings.optional)
 
 
 class AveragingSettings(SendingSettings):

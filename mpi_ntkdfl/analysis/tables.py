@@ -33,6 +33,7 @@ from mpi_ntkdfl.metrics import (
 )
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.hdf5 import reading, sane
+from mpi_ntkdfl.runtime.metric import clients_tested
 from mpi_ntkdfl.runtime.units import duration, readable
 from mpi_ntkdfl.storage.schema import end_of_run, metrics_of
 
@@ -135,8 +136,10 @@ class Run:
     def untested(self, metric: Metric) -> np.ndarray:
         """Rows without a metric of the clients' own models, by `evaluation.clients_every`, `[row]`."""
         every = self.config.get("evaluation", {}).get("clients_every", 1)
-        tested = 1 if not self.source(metric).of_clients else every
-        return np.array([r % tested > 0 and r != self.config["rounds"] for r in self.rounds], bool)
+        last, of_clients = self.config["rounds"], self.source(metric).of_clients
+        return np.array(
+            [of_clients and not clients_tested(r, last, every) for r in self.rounds], bool
+        )
 
     def curve(self, metric: Metric) -> np.ndarray:
         """One number per row, `[row]`: the state, or the total, after `rounds`.
@@ -294,8 +297,7 @@ def summary(run: Run) -> str:
 
 
 def _what_ran(run: Run) -> list[str]:
-    a = run.attributes
-    config = run.config
+    a, config = run.attributes, run.config
     hosts = len(set(json.loads(a["hosts"])))
     return [
         f"{config['algorithm']['name']} on {config['dataset']['name']}, {config['clients']} clients, "
