@@ -28,7 +28,14 @@ from mpi_ntkdfl.model.levels import Inputs
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.model.networks import build_for, check_inputs
 from mpi_ntkdfl.model.params import Layout
-from mpi_ntkdfl.planning.costs import NOMINAL, Machine, balanced, measure, round_seconds
+from mpi_ntkdfl.planning.costs import (
+    NOMINAL,
+    Machine,
+    balanced,
+    measure,
+    rarer_tests,
+    round_seconds,
+)
 from mpi_ntkdfl.planning.first_round import FirstRound
 from mpi_ntkdfl.planning.plan import Plan, make_plan
 from mpi_ntkdfl.planning.versions import UNUSED, agreed_versions, levels_of_inputs
@@ -82,6 +89,10 @@ class Problem:
     def round_seconds(self, machine: Machine, cores: int) -> dict[str, float]:
         """Seconds of a round by phase on the busiest rank; see `costs.round_seconds`."""
         return round_seconds(self.first, int(self.plan.traffic[1].sum()), machine, cores)
+
+    def rarer_tests(self, machine: Machine, cores: int) -> tuple[str, float]:
+        """How to test less often, if tests take much of a round; see `costs.rarer_tests`."""
+        return rarer_tests(self.first, int(self.plan.traffic[1].sum()), machine, cores)
 
 
 def prepare(config: Config, ranks: int, going_on: bool = False) -> Problem:

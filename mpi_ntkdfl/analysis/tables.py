@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from mpi_ntkdfl.analysis.starts import Start, starts
-from mpi_ntkdfl.analysis.words import said
+from mpi_ntkdfl.analysis.words import said, tests_told
 from mpi_ntkdfl.metrics import (
     ACCURACY,
     BYTES,
@@ -306,6 +306,7 @@ def _what_ran(run: Run) -> list[str]:
         f"topology:  {_section(config, 'topology')}",
         f"{a['ranks']} ranks on {hosts} host(s), {a['device']}, torch {a['torch']}, {a['mpi']}",
         f"mpi_ntkdfl {a['version']} ({_short(a['commit'])}), started {a['created']}",
+        *tests_told(config),
         *(f"{name}: {choice}" for name, choice in json.loads(a.get("choices", "{}")).items()),
         *_again(a),
     ]

@@ -52,7 +52,8 @@ def check(
     by_phase = problem.round_seconds(machine, len(usable_cores()))
     speed = "as measured just now" if measure else "nominal"
     click.echo(_seconds_text(settings, problem, by_phase, f"{speed}: {machine.words}"))
-    click.echo(_advice(settings, by_phase), nl=False)
+    rarer = problem.rarer_tests(machine, len(usable_cores()))
+    click.echo(_advice(by_phase, *rarer), nl=False)
     simulated = _simulated(settings, problem)
     if simulated:
         click.echo(simulated.text)
@@ -132,14 +133,14 @@ def _seconds_text(
     return "\n".join(lines)
 
 
-def _advice(settings: config.Config, by_phase: dict[str, float]) -> str:
-    """How to test less often, if the test of the clients takes most of a round; else nothing."""
-    share = by_phase["evaluate"] / max(sum(by_phase.values()), 1e-9)
-    if not settings.evaluation.clients or share < 0.5:
+def _advice(by_phase: dict[str, float], setting: str, less: float) -> str:
+    """A line about the setting with which the evaluation takes the share `less`; nothing without one."""
+    if not setting:
         return ""
+    share = by_phase["evaluate"] / sum(by_phase.values())
     return (
-        f"  {100 * share:.0f} % of a round is evaluation: evaluation.clients_every=5 tests the clients "
-        "only after\n  every fifth round, evaluation.every=5 the average as well; weights stay the same\n"
+        f"  {100 * share:.0f} % of a round is evaluation, {100 * less:.0f} % with {setting}; "
+        "weights stay the same\n"
     )
 
 

@@ -95,7 +95,8 @@ def round_work(first: FirstRound) -> dict[str, Work]:
     share = 1 / settings.every
     tested = 0.0  # of the clients' own models, per evaluation
     if settings.clients:
-        tested = first.test_samples * settings.every / max(settings.clients_every, settings.every)
+        samples = min(first.test_samples, settings.sample or first.test_samples)
+        tested = samples * settings.every / max(settings.clients_every, settings.every)
     work["evaluate"] = Work(
         share * (2 * weights * tested + 6 * weights * load.own),
         share * (load.itemsize * 6 * tested * network.work.widest + 120 * network.layout.size)
@@ -160,6 +161,50 @@ def round_seconds(first: FirstRound, moved: int, machine: Machine, cores: int) -
     seconds["record"] = _RECORDING + written / (_CHECKPOINT_RATE * config.output.checkpoint_every)
     slower = max(1.0, placement.ranks * config.compute.threads / cores)
     return {phase: slower * each for phase, each in seconds.items()}
+
+
+MOST_TESTING = 0.2
+"""The share of a round from which on `check` recommends to test less often."""
+
+
+def rarer_tests(first: FirstRound, moved: int, machine: Machine, cores: int) -> tuple[str, float]:
+    """The setting that brings the evaluation's share of a round to `MOST_TESTING`, if it takes more.
+
+    Clients' own models are tested less often, or the average as well if that is not enough; the rarest
+    test within the run's rounds is named if nothing is enough.
+
+    Args:
+        first: round 0.
+        moved: see `round_seconds`.
+        machine: see `round_seconds`.
+        cores: see `round_seconds`.
+
+    Returns:
+        The setting as `evaluation.KEY=VALUE`, empty if it takes no more, and the share with it.
+    """
+    settings = first.config.evaluation
+    said, steps = "", (2, 5, 10, 20, 50, 100)
+    changes: list[dict[str, int]] = [{}]
+    if settings.clients:
+        now = max(settings.every, settings.clients_every)
+        changes += [{"clients_every": now * step} for step in steps]
+    for every in (settings.every * step for step in steps):
+        if settings.clients_every == 1 or settings.clients_every % every == 0:
+            changes.append({"every": every})
+    share = 1.0
+    for change in changes:
+        if max(change.values(), default=1) > first.config.rounds:
+            continue
+        evaluation = settings.model_copy(update=change)
+        config = first.config.model_copy(update={"evaluation": evaluation})
+        seconds = round_seconds(replace(first, config=config), moved, machine, cores)
+        found = seconds["evaluate"] / max(sum(seconds.values()), 1e-9)
+        if not change or found < share:
+            key, value = next(iter(change.items()), ("", 0))
+            said, share = f"evaluation.{key}={value}" if change else "", found
+        if share <= MOST_TESTING:
+            break
+    return said, share
 
 
 def disk_bytes(first: FirstRound) -> int:
