@@ -90,4 +90,5 @@ def standard_error(accuracy: np.ndarray, count: int, of: int) -> np.ndarray:
 
     The samples are drawn without replacement: W. G. Cochran, Sampling Techniques, 3rd ed., eq. (3.8).
     """
-    return np.sqrt(accuracy * (1 - accuracy) / (count - 1) * (1 - count / of))
+    error: np.ndarray = np.sqrt(accuracy * (1 - accuracy) / (count - 1) * (1 - count / of))
+    return error
