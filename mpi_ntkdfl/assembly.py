@@ -5,6 +5,7 @@ Rank 0 reads the data set and checks everything. Then every rank receives the sa
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -86,13 +87,17 @@ class Problem:
         torch.set_num_threads(1)
         return measure(self.first.dtype)
 
-    def round_seconds(self, machine: Machine, cores: int) -> dict[str, float]:
+    def round_seconds(
+        self, machine: Machine, cores: int, compiled: Container[str] = ()
+    ) -> dict[str, float]:
         """Seconds of a round by phase on the busiest rank; see `costs.round_seconds`."""
-        return round_seconds(self.first, int(self.plan.traffic[1].sum()), machine, cores)
+        return round_seconds(self.first, int(self.plan.traffic[1].sum()), machine, cores, compiled)
 
-    def rarer_tests(self, machine: Machine, cores: int) -> tuple[str, float]:
+    def rarer_tests(
+        self, machine: Machine, cores: int, compiled: Container[str] = ()
+    ) -> tuple[str, float]:
         """How to test less often, if tests take much of a round; see `costs.rarer_tests`."""
-        return rarer_tests(self.first, int(self.plan.traffic[1].sum()), machine, cores)
+        return rarer_tests(self.first, int(self.plan.traffic[1].sum()), machine, cores, compiled)
 
 
 def prepare(config: Config, ranks: int, going_on: bool = False) -> Problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from mpi_ntkdfl import config
     from mpi_ntkdfl.assembly import Problem
     from mpi_ntkdfl.planning.first_round import FirstRound
+    from mpi_ntkdfl.planning.versions import Version
 
 
 @click.command(
@@ -42,18 +44,22 @@ def check(
 ) -> None:
     """Validate a configuration with its data and print the plan; starts no MPI."""
     from mpi_ntkdfl.assembly import prepare
+    from mpi_ntkdfl.comm.world import SoloWorld
+    from mpi_ntkdfl.planning.versions import agreed_versions, compiled_phases
+    from mpi_ntkdfl.runtime import device
 
     logs.set_up(0, quiet=False)
     plugins.load(plugin_files)
     settings = read_config(source, overrides)
     problem = prepare(settings, ranks)
-    click.echo(_plan_text(settings, problem, ranks))
-    machine = problem.machine(measure)
-    by_phase = problem.round_seconds(machine, len(usable_cores()))
+    chosen = device.choose(settings.compute.device, 0)
+    versions = agreed_versions(settings, SoloWorld(), problem.network, chosen, problem.first.dtype)
+    click.echo(_plan_text(settings, problem, ranks, versions))
+    basis = problem.machine(measure), len(usable_cores()), compiled_phases(versions)
+    by_phase, machine = problem.round_seconds(*basis), basis[0]
     speed = "as measured just now" if measure else "nominal"
     click.echo(_seconds_text(settings, problem, by_phase, f"{speed}: {machine.words}"))
-    rarer = problem.rarer_tests(machine, len(usable_cores()))
-    click.echo(_advice(by_phase, *rarer), nl=False)
+    click.echo(_advice(by_phase, *problem.rarer_tests(*basis)), nl=False)
     simulated = _simulated(settings, problem)
     if simulated:
         click.echo(simulated.text)
@@ -76,14 +82,10 @@ def presets(name: str | None) -> None:
         click.echo(f"{each:{width}}{preset_files.text(each).splitlines()[0].removeprefix('# ')}")
 
 
-def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
-    from mpi_ntkdfl.algorithms import METHODS
-    from mpi_ntkdfl.algorithms.local_training import choose as choose_training
-    from mpi_ntkdfl.algorithms.steps import evolves
-    from mpi_ntkdfl.algorithms.training import takes_plain_steps
+def _plan_text(
+    settings: config.Config, problem: Problem, ranks: int, versions: Mapping[str, Version]
+) -> str:
     from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
-    from mpi_ntkdfl.ntk.evolve import choose
-    from mpi_ntkdfl.runtime import device
 
     plan, sizes = problem.plan, problem.partition.sizes
     lines = [
@@ -104,16 +106,7 @@ def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
     lines.append(f"  {'total':12}{readable(protocol):>10} protocol{readable(moved):>10} MPI")
     who = "the server" if problem.first.needs.central else "a neighbour"
     lines.append(f"{who} learns: {problem.first.needs.learned}")
-    if evolves(settings.algorithm):
-        chosen = device.choose(settings.compute.device, 0)
-        evolution, reason = choose(settings.compute.evolution, chosen, problem.first.dtype)
-        lines.append(f"evolution on this machine: {evolution}, {reason}")
-    if takes_plain_steps(METHODS[settings.algorithm.name]):
-        chosen = device.choose(settings.compute.device, 0)
-        version, reason = choose_training(
-            settings.compute.training, problem.network, chosen, problem.first.dtype
-        )
-        lines.append(f"local training on this machine: {version}, {reason}")
+    lines += [f"{name} on this machine: {', '.join(each)}" for name, each in versions.items()]
     lines.append("memory of the largest rank:")
     lines += [f"  {purpose:22}{readable(count):>10}" for purpose, count in plan.memory.items()]
     lines.append(f"  {'total':22}{readable(sum(plan.memory.values())):>10}")
