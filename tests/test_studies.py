@@ -61,7 +61,7 @@ axes:
     variants:
       - {label: alpha 0.1, value: 0.1}
 figures:
-  - {name: curves, title: Curves, kind: curves, x: [rounds], y: [accuracy], panels: alpha}
+  - {name: curves, title: Curves, kind: curves, x: [rounds], y: [accuracy], panels: alpha, limits: [0, 1]}
   - {name: ends, title: Ends, kind: ends, x: [alpha], y: [accuracy, deviation]}
 """
 
@@ -198,6 +198,7 @@ def test_published_numbers_belong_to_lines_that_are_drawn(tmp_path):
             {"figures": [{"name": "f", "title": "", "kind": "drift", "x": ["method"]}]},
             "every variant needs a value",
         ),
+        ({"figures": [dict(FIGURE[0], limits=[0.9, 0.6])]}, "limits must be [low, high]"),
         ({"base": "nothing"}, "neither a preset"),
         ({"settings": {"rounds": -1}}, "rounds"),
         ({"settings": {"algorithm": {"name": "d-psgd", "taus": [1]}}}, "D-PSGD, alpha 0.1: conf"),
@@ -481,6 +482,7 @@ def test_tables_hold_what_the_figures_show_and_both_what_the_records_say(done):
     assert all(path.stat().st_size > 100 for path in files)
 
     (axes,) = draw.figure(made.drawings[0]).axes
+    assert axes.get_ylim() == (0, 1)
     drawn = {line.get_label(): np.array(line.get_data()) for line in axes.lines}
     rows = table(done.reports / "curves.csv")
     assert list(drawn) == ["D-PSGD", "NTK-DFL"]

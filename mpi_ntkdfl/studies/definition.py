@@ -153,6 +153,7 @@ class Figure(Section):
         y: metrics, one panel each.
         panels: the axis that has a panel for each of its variants.
         log_x: whether the horizontal axis of curves is logarithmic.
+        limits: ends of the vertical axis of curves; None fits them to the data.
         guides: exponents of power laws to draw beside the curves; both axes are logarithmic then.
         published: numbers to compare with.
         links: for fastest: the latencies and rates.
@@ -168,6 +169,7 @@ class Figure(Section):
     y: Annotated[tuple[str, ...], Field(strict=False)] = ()
     panels: str | None = None
     log_x: bool = False
+    limits: tuple[float, float] | None = Field(default=None, strict=False)
     guides: Numbers = ()
     published: Published | None = None
     links: LinkGrid | None = None
@@ -193,8 +195,12 @@ class Figure(Section):
                 f"figure {self.name}: links are needed for fastest, and only there; messages need links"
             )
         self._require_metrics("y", self.y or [metric.name for metric in at("y")])
-        if self.guides and self.kind != "curves":
-            raise ValueError(f"figure {self.name}: guides are for curves")
+        if (self.guides or self.limits) and self.kind != "curves":
+            raise ValueError(f"figure {self.name}: guides and limits are for curves")
+        if self.limits and not self.limits[0] < self.limits[1]:
+            raise ValueError(
+                f"figure {self.name}: limits must be [low, high], got {list(self.limits)}"
+            )
         return self
 
     def _require_metrics(self, place: Literal["x", "y"], names: Sequence[str]) -> None:

@@ -98,6 +98,8 @@ def _panel(
         ends = [each for line in panel.lines for each in (line.ends or ())]
         reach = np.concatenate([np.array([-0.05, 1.05]), *ends])
         ax.set_ylim(float(np.nanmin(reach)), float(np.nanmax(reach)))
+    elif drawn.figure.limits is not None:
+        ax.set_ylim(drawn.figure.limits)
     elif drawn.figure.kind == "curves" and not panel.y.log:
         drawing.fit_after_start(ax, panel.lines)
     return explained
