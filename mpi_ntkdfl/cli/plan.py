@@ -101,8 +101,7 @@ def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
             lines.append(f"  {phase:12}{readable(protocol):>10} protocol{readable(moved):>10} MPI")
     protocol, moved = plan.traffic.sum(axis=1)
     lines.append(f"  {'total':12}{readable(protocol):>10} protocol{readable(moved):>10} MPI")
-    who = "the server" if problem.first.needs.central else "a neighbour"
-    lines.append(f"{who} learns: {problem.first.needs.learned}")
+    lines.append(problem.first.needs.learned)
     if evolves(settings.algorithm):
         chosen = device.choose(settings.compute.device, 0)
         evolution, reason = choose(settings.compute.evolution, chosen, problem.first.dtype)
