@@ -1,10 +1,12 @@
 """What a dynamic graph costs a rank in each round: the draw, the rank's part of it, and simulated time.
 
-    python benchmarks/graphs.py --clients 100000 --ranks 1024
+    python benchmarks/graphs.py --clients 100000 --ranks 1024 --kind regular
 
-Prints seconds of the processor, medians over rounds. Every rank draws the whole graph, since the draws of
-a round depend on each other, and then finds its neighbours, what it sends and what it receives. The row
-`simulated` is the clock of an environment with absent clients, for NTK-DFL with the paper's network.
+Prints seconds of the processor, medians over rounds. The total per client and neighbour is what `scaling
+predict` uses (`analysis/scaling_model.py`). Every rank draws the whole graph, since the draws of
+a round depend on each other, and then finds its neighbours, what it sends and what it receives. The last
+row, `simulated`, is not part of the total: it is the clock of an environment with absent clients, for
+NTK-DFL with the paper's network.
 """
 
 from __future__ import annotations
@@ -40,10 +42,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=100_000)
     parser.add_argument("--ranks", type=int, default=1_024)
+    parser.add_argument("--kind", default="regular", help="or erdos-renyi, small-world")
     parser.add_argument("--degree", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=7)
     words = parser.parse_args()
-    settings = topology_settings({"kind": "regular", "degree": words.degree, "dynamic": True})
+    density = {"degree": words.degree}
+    if words.kind == "erdos-renyi":
+        density = {"p": words.degree / (words.clients - 1)}
+    settings = topology_settings({"kind": words.kind, "dynamic": True, **density})
     schedule = Schedule(settings, words.clients, 0)
     placement, rank = Placement(words.clients, words.ranks), words.ranks // 2
     schedule.graph(0)  # the first graph is also looked at for components
@@ -54,7 +60,9 @@ def main() -> None:
     ]
     for step in rows[0]:
         print(f"{step:12}{statistics.median(row[step] for row in rows):8.4f} s")
-    print(f"{'total':12}{statistics.median(sum(row.values()) for row in rows):8.4f} s")
+    total = statistics.median(sum(row.values()) - row["simulated"] for row in rows)
+    ends = words.clients * words.degree
+    print(f"{'total':12}{total:8.4f} s, {1e9 * total / ends:.0f} ns per client and neighbour")
 
 
 def _clock(clients: int) -> Timekeeper:

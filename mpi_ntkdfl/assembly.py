@@ -5,6 +5,7 @@ Rank 0 reads the data set and checks everything. Then every rank receives the sa
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,14 @@ from mpi_ntkdfl.model.levels import Inputs
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.model.networks import build_for, check_inputs
 from mpi_ntkdfl.model.params import Layout
-from mpi_ntkdfl.planning.costs import NOMINAL, Machine, balanced, measure, round_seconds
+from mpi_ntkdfl.planning.costs import (
+    NOMINAL,
+    Machine,
+    balanced,
+    measure,
+    rarer_tests,
+    round_seconds,
+)
 from mpi_ntkdfl.planning.first_round import FirstRound
 from mpi_ntkdfl.planning.plan import Plan, make_plan
 from mpi_ntkdfl.planning.versions import UNUSED, agreed_versions, levels_of_inputs
@@ -79,9 +87,17 @@ class Problem:
         torch.set_num_threads(1)
         return measure(self.first.dtype)
 
-    def round_seconds(self, machine: Machine, cores: int) -> dict[str, float]:
+    def round_seconds(
+        self, machine: Machine, cores: int, compiled: Container[str] = ()
+    ) -> dict[str, float]:
         """Seconds of a round by phase on the busiest rank; see `costs.round_seconds`."""
-        return round_seconds(self.first, int(self.plan.traffic[1].sum()), machine, cores)
+        return round_seconds(self.first, int(self.plan.traffic[1].sum()), machine, cores, compiled)
+
+    def rarer_tests(
+        self, machine: Machine, cores: int, compiled: Container[str] = ()
+    ) -> tuple[str, float]:
+        """How to test less often, if tests take much of a round; see `costs.rarer_tests`."""
+        return rarer_tests(self.first, int(self.plan.traffic[1].sum()), machine, cores, compiled)
 
 
 def prepare(config: Config, ranks: int, going_on: bool = False) -> Problem:

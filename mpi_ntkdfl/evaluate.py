@@ -14,6 +14,7 @@ from mpi_ntkdfl.federation.exchange import mean_over_clients
 from mpi_ntkdfl.federation.waves import cut
 from mpi_ntkdfl.metrics import (
     ACCURACY,
+    ACCURACY_ERROR,
     AUC,
     BALANCED,
     BY_SITE,
@@ -31,13 +32,14 @@ from mpi_ntkdfl.metrics import (
     Metric,
 )
 from mpi_ntkdfl.model import two_classes
-from mpi_ntkdfl.model.by_sample import BySample, Sites
+from mpi_ntkdfl.model.by_sample import BySample, Sites, standard_error
 from mpi_ntkdfl.model.levels import Inputs
 from mpi_ntkdfl.model.losses import Loss, correct, sample_losses
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.runtime.device import on_gpu
 from mpi_ntkdfl.runtime.errors import SimulationError
 from mpi_ntkdfl.runtime.metric import conditions
+from mpi_ntkdfl.runtime.seeds import generator
 
 # Test samples per forward pass on a CPU. They are so few that the hidden layer stays in the cache. The
 # number is constant, because the rounding of sums over chunks depends on it.
@@ -68,8 +70,9 @@ class View:
     Attributes:
         network: the network that all clients have.
         params: a copy of the model's parameters, `[param]`.
-        inputs: inputs of the test set, `[sample, feature]`.
-        labels: labels of the test set, `[sample]` int64.
+        inputs: inputs of the test set, `[sample, feature]`, or of the samples that are drawn from it for
+            the tests of clients (`evaluation.sample`).
+        labels: their labels, `[sample]` int64.
         samples: the client's own training samples; None for the average.
         client: the client's id; None for the average.
         round: the number of rounds done.
@@ -85,7 +88,7 @@ class View:
 
     @cached_property
     def outputs(self) -> torch.Tensor:
-        """The network's outputs on the test set before the softmax, `[sample, output]`."""
+        """The network's outputs at `inputs` before the softmax, `[sample, output]`."""
         with torch.no_grad():
             return self.network.functions(self.params[None], self.inputs)(self.inputs)[0]
 
@@ -239,6 +242,8 @@ class Evaluator:
         labels: torch.Tensor,
         loss: Loss,
         sites: Sites | None = None,
+        sample: int | None = None,
+        seed: int = 0,
     ) -> None:
         """Stores the test set and counts its classes.
 
@@ -248,15 +253,17 @@ class Evaluator:
             labels: test labels, `[sample]`.
             loss: the loss to report.
             sites: sites of the test samples; None if there are none.
+            sample: number of test samples for the tests of clients' own models; None for all.
+            seed: the run's seed, by which they are drawn.
         """
-        self._federation = federation
-        self._inputs, self._labels, self._loss = inputs, labels, loss
-        self._present = self._by_class(labels)
+        self._federation, self._loss = federation, loss
+        self._sample, self._seed = sample, seed
         network, count = federation.network, 0 if sites is None else sites.sites
-        self._by_sample = BySample(network, inputs, labels, sites)
+        self._tests = BySample(network, inputs, labels, sites)
         self._fulfilled = conditions(network.classes, count, federation.placement.clients)
         self._own = {
-            client: self._by_class(own.labels) for client, own in federation.samples.items()
+            client: np.bincount(own.labels.cpu().numpy(), minlength=network.classes)
+            for client, own in federation.samples.items()
         }
 
     def __call__(self, weights: torch.Tensor, clients: bool, done: int = 0) -> Evaluation:
@@ -291,22 +298,30 @@ class Evaluator:
         distance = torch.linalg.vector_norm((weights - average).double(), dim=1)
         columns: dict[str, np.ndarray] = {}
         if clients:
-            right, loss = scores(f.network, weights, self._inputs, self._labels, self._loss)
-            columns[CLIENT_ACCURACY.name] = right.sum(1) / len(self._labels)
+            tests = self._tests
+            if self._sample is not None:
+                tests = tests.drawn(self._sample, generator(self._seed, "tests of clients", done))
+            present = tests.by_class()
+            right, loss = scores(f.network, weights, tests.inputs, tests.labels, self._loss)
+            accuracy = right.sum(1) / len(tests.labels)
+            columns[CLIENT_ACCURACY.name] = accuracy
+            if self._sample is not None:
+                error = standard_error(accuracy, len(tests.labels), len(self._tests.labels))
+                columns[ACCURACY_ERROR.name] = error
             columns[CLIENT_LOSS.name] = loss
             columns[OWN_ACCURACY.name] = np.array(
                 [
-                    own_accuracy(hits, self._present, self._own[client])
+                    own_accuracy(hits, present, self._own[client])
                     for client, hits in zip(f.owned, right, strict=True)
                 ]
             )
             if CROSS_ACCURACY.when <= self._fulfilled:
                 columns[CROSS_ACCURACY.name] = np.array(
-                    [self._by_sample.accuracies(self._by_sample.outputs(w)) for w in weights]
+                    [tests.accuracies(tests.outputs(w)) for w in weights]
                 ).reshape(len(weights), -1)
             if registered := _registered("row,client"):
                 views = (
-                    self._view(params, client, done)
+                    self._view(tests, params, client, done)
                     for client, params in zip(f.owned, weights, strict=True)
                 )
                 rows = np.array(
@@ -317,50 +332,46 @@ class Evaluator:
 
     def _of_average(self, average: torch.Tensor, done: int) -> dict[str, np.ndarray]:
         """Metrics that are measured on the `average` `[param]` and the test set."""
+        tests = self._tests
         right, loss = score(
-            self._federation.network, average, self._inputs, self._labels, self._loss
+            self._federation.network, average, tests.inputs, tests.labels, self._loss
         )
         values = {
-            ACCURACY.name: np.array(right.sum() / len(self._labels)),
+            ACCURACY.name: np.array(right.sum() / len(tests.labels)),
             LOSS.name: np.array(loss),
         }
         if self._fulfilled:
             values |= self._of_samples(average)
         if registered := _registered("row"):
-            view = self._view(average, None, done)
+            view = self._view(tests, average, None, done)
             values |= {metric.name: np.array(_measured(metric, view)) for metric in registered}
         return values
 
     def _of_samples(self, average: torch.Tensor) -> dict[str, np.ndarray]:
         """Metrics of the `average` `[param]` for two classes and for sites, if the run has them."""
-        outputs, by_site = self._by_sample.outputs(average), BY_SITE[ACCURACY.name]
+        outputs, by_site = self._tests.outputs(average), BY_SITE[ACCURACY.name]
         values = {}
         if by_site.when <= self._fulfilled:
-            values[by_site.name] = self._by_sample.accuracies(outputs)
+            values[by_site.name] = self._tests.accuracies(outputs)
         for metric, measure in _OF_TWO_CLASSES:
             if not metric.when <= self._fulfilled:
                 continue
-            probability, labels = two_classes.probabilities(outputs), self._by_sample.classes
+            probability, labels = two_classes.probabilities(outputs), self._tests.classes
             values[metric.name] = np.array(measure(probability, labels))
             if by_site.when <= self._fulfilled:
                 values[BY_SITE[metric.name].name] = np.array(
-                    [measure(probability[of], labels[of]) for of in self._by_sample.members()]
+                    [measure(probability[of], labels[of]) for of in self._tests.members()]
                 )
         return values
 
-    def _view(self, params: torch.Tensor, client: int | None, done: int) -> View:
+    def _view(self, tests: BySample, params: torch.Tensor, client: int | None, done: int) -> View:
         f = self._federation
         samples = None if client is None else f.samples[client]
         with torch.inference_mode(
             False
         ):  # so that metrics can take gradients with respect to the copy
             copy = params.clone()
-        return View(f.network, copy, self._inputs, self._labels, samples, client, done)
-
-    def _by_class(self, labels: torch.Tensor) -> np.ndarray:
-        """How many of `labels` `[sample]` belong to each class, `[class]`."""
-        classes = self._federation.network.classes
-        return np.bincount(labels.cpu().numpy(), minlength=classes)
+        return View(f.network, copy, tests.inputs, tests.labels, samples, client, done)
 
     def _gradient_norm(self, average: torch.Tensor) -> float:
         f = self._federation

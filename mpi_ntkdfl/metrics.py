@@ -4,35 +4,7 @@
 CSV), the figures and the studies iterate over it, so a new row appears everywhere. This module loads
 neither torch nor MPI.
 
-To add a metric, write one row and one function in a file, and give this file to `--plugin`:
-
-    import torch
-    from mpi_ntkdfl import register_metric
-    from mpi_ntkdfl.metrics import Metric
-
-    register_metric(
-        Metric(
-            name="weight-norm",
-            label="norm of the average's weights",
-            measure=lambda view: float(torch.linalg.vector_norm(view.params)),
-        )
-    )
-
-    def entropy(view):  # mean entropy of a client's predictions on the test samples, in nats
-        probabilities = torch.softmax(view.outputs, dim=1)
-        return float(torch.special.entr(probabilities).sum(dim=1).mean())
-
-    register_metric(
-        Metric(
-            name="client-entropy",
-            label="test entropy, mean client",
-            unit="nat",
-            axes="row,client",
-            measure=entropy,
-        )
-    )
-
-`evaluate.View` is the argument of a `measure` function.
+docs/analysis.md says how users add a metric. `evaluate.View` is the argument of a `measure` function.
 """
 
 from __future__ import annotations
@@ -46,26 +18,10 @@ from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.metric import About as About  # public: users write rows of the table
 from mpi_ntkdfl.runtime.metric import Metric as Metric
 from mpi_ntkdfl.runtime.metric import Place as Place
-from mpi_ntkdfl.runtime.metric import mean_over_sites, worst_site
+from mpi_ntkdfl.runtime.metric import mean_over_sites, mean_where_chosen, steps_so_far, worst_site
 from mpi_ntkdfl.runtime.metric import missing_ranks as missing_ranks
 from mpi_ntkdfl.runtime.metric import slowest_rank as slowest_rank
 from mpi_ntkdfl.runtime.registry import Registry
-
-
-def _mean_where_chosen(taus: np.ndarray, about: About) -> np.ndarray:
-    """Mean over clients `[row]`; NaN at the start, and for methods that choose no numbers of steps."""
-    means: np.ndarray = taus.mean(axis=1)
-    return np.where(means > 0, means, np.nan)
-
-
-def _steps_so_far(taus: np.ndarray, about: About) -> np.ndarray:
-    """Sum of the mean taus so far `[row]`.
-
-    A round that was not evaluated has no recorded tau, so the sum is NaN from there on.
-    """
-    seamless = np.cumprod(np.diff(about.rounds, prepend=-1) == 1)
-    return np.where(seamless, np.cumsum(taus.mean(axis=1)), np.nan)
-
 
 ROUNDS = Metric(
     name="rounds",
@@ -89,6 +45,16 @@ CLIENT_ACCURACY = Metric(
     places=frozenset({"y", "mark", "end", "show", "live", "progress"}),
     head="mean client",
 )
+ACCURACY_ERROR = Metric(
+    name="accuracy-error",
+    label="standard error of a client's test accuracy, mean client",
+    axes="row,client",
+    dataset="clients/accuracy_error",
+    when=frozenset({"sampled tests"}),
+    head="std. error",
+)
+"""Of `CLIENT_ACCURACY`, if clients are tested on some of the test samples (`evaluation.sample`). All are
+tested on the same ones, so the error of the mean client is at most the mean of the errors."""
 OWN_ACCURACY = Metric(
     name="own-accuracy",
     label="accuracy on own distribution, mean client",
@@ -130,7 +96,7 @@ MEAN_TAU = Metric(
     axes="row,client",
     dataset="clients/tau",
     dtype="i8",
-    reduce=_mean_where_chosen,
+    reduce=mean_where_chosen,
     places=frozenset({"y", "show"}),
     head="mean tau",
 )
@@ -293,6 +259,7 @@ METRICS: Registry[Metric] = Registry(
                 places=frozenset({"y", "mark", "show"}),
                 head="worst client",
             ),
+            ACCURACY_ERROR,
             OWN_ACCURACY,
             LOSS,
             CLIENT_LOSS,
@@ -314,7 +281,7 @@ METRICS: Registry[Metric] = Registry(
                 source=MEAN_TAU.name,
                 dtype="i8",
                 log=True,
-                reduce=_steps_so_far,
+                reduce=steps_so_far,
                 places=frozenset({"x"}),
             ),
             BYTES,

@@ -221,6 +221,8 @@ class Simulation:
             assembly.test_labels,
             self.method.loss,
             assembly.test_sites,
+            config.evaluation.sample,
+            config.seed,
         )
         self.journal = Journal(config, federation, outputs)
         self.report = report

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from mpi_ntkdfl import __main__ as entry
+from mpi_ntkdfl.assembly import prepare
 from mpi_ntkdfl.cli import doctor, plan
 from mpi_ntkdfl.cli.main import cli
-from mpi_ntkdfl.cli.options import read_config
+from mpi_ntkdfl.config import parse
+from mpi_ntkdfl.planning.costs import MOST_TESTING, NOMINAL
+from mpi_ntkdfl.presets import read_source
 from mpi_ntkdfl.runtime.clock import Clock
 from mpi_ntkdfl.runtime.errors import InputError
 from tests.conftest import ROOT
@@ -129,9 +132,27 @@ def test_a_phase_that_does_not_exist():
     assert np.isfinite(Clock().lap()).all()
 
 
-def test_check_advises_to_test_less_often_where_tests_take_most_of_a_round():
-    most, little = {"train": 1.0, "evaluate": 3.0}, {"train": 3.0, "evaluate": 1.0}
-    tested = read_config("quickstart", ())
-    assert "75 % of a round is evaluation: evaluation.clients_every=5" in plan._advice(tested, most)
-    assert not plan._advice(tested, little)
-    assert not plan._advice(read_config("quickstart", ("evaluation.clients=false",)), most)
+@pytest.mark.parametrize(
+    ("changes", "setting"),
+    [
+        ({"algorithm": {"name": "ntk-dfl"}}, ""),
+        ({"algorithm": {"name": "local"}}, "clients_every=2"),
+        ({"algorithm": {"name": "local"}, "evaluation": {"sample": 30}}, ""),
+        ({"algorithm": {"name": "d-psgd"}}, "every=5"),
+        ({"algorithm": {"name": "d-psgd"}, "evaluation": {"clients_every": 5}}, "every=5"),
+        ({"algorithm": {"name": "d-psgd"}, "rounds": 3}, "every=2"),  # not enough, but less
+    ],
+)
+def test_check_advises_to_test_less_often_where_tests_take_much_of_a_round(changes, setting):
+    """The setting that it names brings their share of a round below a fifth."""
+    settings = parse([*read_source("quickstart"), {"model": {"hidden": [500]}}, changes])
+    problem = prepare(settings, 1)
+    named, share = problem.rarer_tests(NOMINAL, 2)
+    assert named == (f"evaluation.{setting}" if setting else "")
+    seconds = problem.round_seconds(NOMINAL, 2)
+    line = plan._advice(seconds, named, share)
+    assert bool(line) == bool(setting)
+    before = seconds["evaluate"] / sum(seconds.values())
+    assert (before > MOST_TESTING) == bool(setting)
+    assert share < before or not setting
+    assert share <= MOST_TESTING or settings.rounds == 3

@@ -136,7 +136,7 @@ def test_every_method_is_described_in_the_same_form():
     text = (ROOT / "docs" / "methods.md").read_text()
     sections = dict(re.findall(r"^## ([\w-]+)$\n(.*?)(?=^## |\Z)", text, re.M | re.S))
     own = {name for name, each in METHODS.items() if each.__module__.startswith("mpi_ntkdfl.")}
-    assert sections.keys() == own
+    assert sections.keys() == own, "docs/methods.md has one section per method, with its name"
     for name, section in sections.items():
         parts = re.findall(r"^\*\*(\w+)\.\*\*", section, re.M)
         assert parts == ["Source", "Round", "Settings", "Cost"], name

@@ -9,6 +9,7 @@ import torch
 from mpi_ntkdfl import evaluate
 from mpi_ntkdfl.evaluate import Evaluator, own_accuracy
 from mpi_ntkdfl.metrics import METRICS
+from mpi_ntkdfl.runtime.seeds import generator
 from tests.conftest import make_federation, random_weights
 
 
@@ -44,20 +45,34 @@ def test_a_gpu_sums_the_gradients_of_many_clients_at_once(monkeypatch, loss, sam
     assert evaluator(weights, clients=False)["gradient-norm"] == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("clients", [True, False])
-def test_every_client_is_judged_sample_by_sample(clients):
+@pytest.mark.parametrize(("clients", "sample"), [(True, None), (True, 12), (True, 99), (False, 12)])
+def test_every_client_is_judged_sample_by_sample(clients, sample):
+    """The average always on all samples."""
     federation = make_federation((6, 5, 3), (5, 3, 8, 4))
     weights = random_weights(federation)
     rng = np.random.default_rng(1)
     inputs = torch.from_numpy(rng.standard_normal((40, 6)))
     labels = torch.from_numpy(rng.integers(2, size=40))  # class 2 is missing
-    found = Evaluator(federation, inputs, labels, "cross-entropy")(weights, clients)
+    evaluator = Evaluator(federation, inputs, labels, "cross-entropy", None, sample, 5)
+    found = evaluator(weights, clients, 3)
+    hits = federation.network.outputs(weights.mean(0), inputs).argmax(1) == labels
+    assert found["accuracy"] == float(hits.double().mean())
+    if sample == 12:
+        order = np.sort(generator(5, "tests of clients", 3).choice(40, 12, replace=False))
+        inputs, labels = inputs[order], labels[order]
+        other = evaluator(weights, clients, 4)
+        assert other["accuracy"] == found["accuracy"]
+    assert ("accuracy-error" in found) == (clients and sample is not None)
     if not clients:
         assert not any(METRICS[name].of_clients for name in found)
         return
     for client, row in enumerate(weights):
         hits = federation.network.outputs(row, inputs).argmax(1) == labels
-        assert found["client-accuracy"][client] == float(hits.double().mean())
+        accuracy = float(hits.double().mean())
+        assert found["client-accuracy"][client] == accuracy
+        if sample is not None:
+            spread = hits.double().var() / len(labels) * (1 - len(labels) / 40)
+            assert found["accuracy-error"][client] == pytest.approx(float(spread.sqrt()))
         own = [c for c in federation.samples[client].labels.tolist() if c < 2]
         # Each of the client's own samples stands for a random test sample of its class.
         expected = np.mean([float(hits[labels == c].double().mean()) for c in own])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import threading
 from contextlib import contextmanager
@@ -38,7 +39,7 @@ def impatient():
 
 
 def write_claim(path, claim):
-    Outputs(path).lock.write_text(claim.model_dump_json())
+    Outputs(path).lock.write_text(claim.to_json())
 
 
 # ---------------------------------------------------------------------------------- someone else's
@@ -79,7 +80,12 @@ def test_a_lock_that_is_a_link_or_not_a_lock(path, words):
     assert interrupted(path, 1).code == 75
     victim, name = path.with_name("victim"), Outputs(path).lock
     victim.write_text("precious")
-    for content in (None, "[1]", '{"host": "a"}', "{", "\x00\x01", "9" * 20_000):
+    unlike = [
+        ELSEWHERE.to_json().replace(*change)
+        for change in (("7", "true"), ("7", '"7"'), ("ntkdfl", "other"), ("{", '{"more": 1, '))
+    ]
+    broken = ("[1]", '{"host": "a"}', "{", "[" * 9_000, "\x00\x01", "9" * 20_000)
+    for content in (None, *broken, *unlike):
         if content is None:
             name.symlink_to(victim)
         else:
@@ -106,7 +112,7 @@ def beating(path, claim):
     def beat():
         for number in itertools.count(claim.beat):
             with Outputs(path).lock.open("r+") as file:  # never empty for a moment
-                file.write(claim.model_copy(update={"beat": number}).model_dump_json())
+                file.write(dataclasses.replace(claim, beat=number).to_json())
             if ended.wait(0.05):
                 return
 

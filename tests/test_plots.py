@@ -347,7 +347,7 @@ def test_markers_are_even_across_the_panel(tmp_path):
 def test_clients_that_were_tested_less_often_than_the_average(tmp_path):
     """A line connects the rows that exist; `show` says that the others do not."""
     small = {"rounds": 5, "clients": 4, "topology": {"degree": 2}, "partition": {"samples": 10}}
-    cadence = {"evaluation": {"clients_every": 2}, "algorithm": {"name": "d-psgd"}}
+    cadence = {"evaluation": {"clients_every": 2, "sample": 50}, "algorithm": {"name": "d-psgd"}}
     path = tmp_path / "run.h5"
     configuration = parse([*read_source("quickstart"), small, cadence])
     simulation.run(configuration, SoloWorld(), Outputs(path))
@@ -363,6 +363,8 @@ def test_clients_that_were_tested_less_often_than_the_average(tmp_path):
     told = tables.summary(run)
     assert "nan" not in told
     assert told.count("  -") >= 2
+    assert "clients tested on 50 test samples, drawn for every evaluation" in told
+    assert "  std. error" in told
 
 
 def test_percentiles_of_clients_are_a_band(tmp_path):

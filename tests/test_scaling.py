@@ -253,12 +253,16 @@ def regular(path):
     return scaling_model.model([scaling.read(write(path, [8.0], [0.0], topology=settings))])
 
 
-def test_a_hundred_thousand_clients_are_predicted_at_once(tmp_path):
+def test_a_hundred_thousand_clients_are_predicted_at_once(tmp_path, monkeypatch):
     known, start = regular(tmp_path / "a.h5"), time.process_time()
     found = scaling_model.predict(known, 1000, 100_000, Network(1e-6, 1e10))
     assert time.process_time() - start < 3
     assert found.sent == pytest.approx(100 * 5 * 1200, rel=0.02)
     assert found.seconds["evolve"] == pytest.approx(100 * 2)
+    for built, seconds in ((True, 0.15), (False, 0.3)):
+        monkeypatch.setattr(scaling_model, "is_compiled", lambda built=built: built)
+        again = scaling_model.predict(known, 1000, 100_000, Network(1e-6, 1e10))
+        assert again.seconds["graph"] == pytest.approx(seconds)
 
 
 def test_sampled_neighbours_move_what_drawn_ones_do(tmp_path, monkeypatch):
@@ -343,6 +347,21 @@ def test_seconds_double_when_ranks_outnumber_cores_twofold():
     problem = prepare(config, 4)
     roomy, crowded = (sum(problem.round_seconds(costs.NOMINAL, cores).values()) for cores in (4, 2))
     assert crowded == pytest.approx(2 * roomy)
+
+
+@pytest.mark.parametrize(("method", "phase"), [("dfedavg", "train"), ("ntk-dfl", "evolve")])
+def test_the_prediction_follows_the_version_that_runs(method, phase):
+    """Clients are placed alike for both versions, since ranks may be on different machines."""
+    change = {"algorithm": {"name": method}}
+    problem = prepare(parse([*read_source("quickstart"), change]), 2)
+    tensor = problem.round_seconds(costs.NOMINAL, 2)
+    compiled = problem.round_seconds(costs.NOMINAL, 2, {phase})
+    assert {name for name in tensor if tensor[name] != compiled[name]} == {phase}
+    assert compiled[phase] < tensor[phase]
+    fast = prepare(
+        parse([*read_source("quickstart"), change, {"compute": {"evolution": "tensor"}}]), 2
+    )
+    assert fast.placement == problem.placement
 
 
 # ------------------------------------------------------------------------------------- the driver

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -99,7 +98,9 @@ def write_csv(path: Path, outcomes: Sequence[Outcome]) -> None:
     Raises:
         InputError: if the name does not end in .csv, or the file cannot be written.
     """
-    from mpi_ntkdfl.analysis.files import replacing, require_suffix  # loads pydantic for locks
+    import csv
+
+    from mpi_ntkdfl.analysis.files import replacing, require_suffix
 
     require_suffix(path, "csv")
     costs, ends = columns(outcomes, "target"), columns(outcomes, "end")

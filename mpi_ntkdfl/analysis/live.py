@@ -22,7 +22,7 @@ def status(outputs: Outputs, run: tables.Run) -> str:
     done, rounds = tables.rounds_of(run)
     if done >= rounds:
         return finished(done, int(run.config["rounds"]), run.config.get("stop_at"))
-    from mpi_ntkdfl.storage.lock import holder  # loads pydantic, which finished runs do without
+    from mpi_ntkdfl.storage.lock import holder
 
     writer = holder(outputs)
     if writer is not None:

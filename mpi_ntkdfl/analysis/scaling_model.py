@@ -1,6 +1,6 @@
 """Predicts the seconds of a round on more ranks, with more clients, over another network.
 
-    T(R, M) = max over ranks r of (computation_r + exchange_r + record_r) + agreement + drawing * M
+    T(R, M) = max over ranks r of (computation_r + exchange_r + record_r) + agreement + drawing
     computation_r = sum over own clients of the measured seconds per client and round, by phase
     exchange_r = exchanges * alpha + bytes_r / beta
     record_r = measured seconds that rank 0 writes files, and 0 on other ranks
@@ -17,8 +17,8 @@ the end of a round the ranks agree on whether to stop; meanwhile the data for th
 While rank 0 writes the record and checkpoints, the other ranks begin the next round and wait there for
 messages of rank 0. A run with one rank waits for nothing, and its measured seconds do not contain the
 writing. Seconds that were measured as `other` are counted per client, like computation. Every rank draws
-the graph of all clients. The time for that grows with the number of clients, and more ranks do not reduce
-it.
+the graph of all clients (`drawing`). The time for that grows with the number of edges, and more ranks do
+not reduce it.
 """
 
 from __future__ import annotations
@@ -37,14 +37,17 @@ from mpi_ntkdfl.runtime.metric import UNTIMED
 from mpi_ntkdfl.topology.graphs import Graph
 from mpi_ntkdfl.topology.placement import Placement, neighbour_ranks, pairs
 from mpi_ntkdfl.topology.schedule import Schedule
+from mpi_ntkdfl.topology.shuffling import is_compiled
 
 _DRAWN = 20_000
 """Number of clients up to which the graph is drawn; above it, neighbours of some ranks are sampled."""
 _SAMPLED = 8
 """Number of ranks whose messages are counted."""
-_DRAWING = 3e-6
-"""Seconds per client to draw a regular graph of degree 5 and to find a rank's part of it; measured 0.3 s
-for 100,000 clients (`benchmarks/graphs.py`)."""
+_DRAWING = {"regular": 3e-7, "erdos-renyi": 2.8e-6, "small-world": 1.8e-6}
+"""Seconds per client and neighbour to draw a graph and to find a rank's part of it, by kind: the total of
+`benchmarks/graphs.py` for 100,000 clients. Other kinds count as `regular`."""
+_BY_ARRAYS = 2
+"""How many times as long a regular graph takes where the shuffle is not compiled; the same benchmark."""
 _MESSAGE = 1e-6
 """Seconds of the processor per message, in addition to the latency, which all messages share."""
 _EAGER = 8192
@@ -220,7 +223,7 @@ def predict(basis: Model, ranks: int, clients: int, net: Network) -> Prediction:
         )
         seconds["agree"] = _steps(ranks) * net.alpha
         seconds["record"] = basis.record_seconds if rank == 0 < ranks - 1 else 0.0
-        seconds["graph"] = _DRAWING * clients * basis.dynamic
+        seconds["graph"] = _drawing(topology.kind, clients * degree) if basis.dynamic else 0.0
         sent.append(moved)
         partners.append(neighbours)
         if sum(seconds.values()) > most:
@@ -229,6 +232,12 @@ def predict(basis: Model, ranks: int, clients: int, net: Network) -> Prediction:
     return Prediction(
         ranks, clients, slowest, float(np.mean(sent)), float(np.mean(partners)), imbalance
     )
+
+
+def _drawing(kind: str, ends: float) -> float:
+    """Seconds of a rank to draw a graph of that kind whose edges have so many ends."""
+    slower = 1 if kind != "regular" or is_compiled() else _BY_ARRAYS
+    return slower * _DRAWING.get(kind, _DRAWING["regular"]) * ends
 
 
 def _latencies(moved: float, messages: int) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from mpi_ntkdfl.analysis.starts import Start, starts
-from mpi_ntkdfl.analysis.words import said
+from mpi_ntkdfl.analysis.words import said, tests_told
 from mpi_ntkdfl.metrics import (
     ACCURACY,
     BYTES,
@@ -294,8 +294,7 @@ def summary(run: Run) -> str:
 
 
 def _what_ran(run: Run) -> list[str]:
-    a = run.attributes
-    config = run.config
+    a, config = run.attributes, run.config
     hosts = len(set(json.loads(a["hosts"])))
     return [
         f"{config['algorithm']['name']} on {config['dataset']['name']}, {config['clients']} clients, "
@@ -305,6 +304,7 @@ def _what_ran(run: Run) -> list[str]:
         f"{a['ranks']} ranks on {hosts} host(s), {a['device']}, torch {a['torch']}, {a['mpi']}",
         f"mpi_ntkdfl {a['version']} ({_short(a['commit'])}), started {a['created']}",
         *filter(None, [a.get("method_learned")]),
+        *tests_told(config),
         *(f"{name}: {choice}" for name, choice in json.loads(a.get("choices", "{}")).items()),
         *_again(a),
     ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 _WORDS: dict[tuple[str, object], str] = {
     ("topology.dynamic", True): "dynamic graph",
     ("topology.dynamic", False): "static graph",
@@ -38,3 +41,10 @@ def said(key: str, value: object) -> str:
     if key in ("clients", "rounds"):
         return f"{value} {key}"
     return f"{name} {value}"
+
+
+def tests_told(config: Mapping[str, Any]) -> list[str]:
+    """One line if clients are tested on some of the test samples only (`evaluation.sample`)."""
+    sample = config.get("evaluation", {}).get("sample")
+    drawn = f"clients tested on {sample} test samples, drawn for every evaluation"
+    return [f"{drawn}; std. error: of one client's accuracy"] if sample else []

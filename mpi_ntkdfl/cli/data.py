@@ -6,6 +6,7 @@ import click
 
 from mpi_ntkdfl import config
 from mpi_ntkdfl.cli.groups import Group, examples
+from mpi_ntkdfl.cli.options import PLUGIN
 
 
 @click.group(cls=Group, epilog=examples("data list"))
@@ -39,11 +40,14 @@ def data_list() -> None:
     multiple=True,
     help="A setting of the data set, such as path=MINE.npz. Repeatable.",
 )
-def data_show(name: str, assignments: tuple[str, ...]) -> None:
+@PLUGIN
+def data_show(name: str, assignments: tuple[str, ...], plugin_files: tuple[str, ...]) -> None:
     """Print how many samples of each class and site a data set has."""
     from mpi_ntkdfl.data import counts, sources
     from mpi_ntkdfl.presets import read_overrides
+    from mpi_ntkdfl.runtime import plugins
 
+    plugins.load(plugin_files)
     settings = config.dataset_settings(name, **read_overrides(assignments))
     click.echo(counts.text(sources.load(settings)))
 

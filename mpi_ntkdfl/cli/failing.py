@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import sys
-import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -58,6 +57,8 @@ def silence() -> None:
 def complain(error: BaseException, rank: int | None = None) -> None:
     """Prints one message, with a traceback only for errors of the program itself."""
     if not isinstance(error, MpiNtkdflError):
+        import traceback
+
         traceback.print_exception(error)
     where = [f"rank {rank}"] if rank is not None else []
     where += dict.fromkeys(getattr(error, "__notes__", []))  # both method and loop name the round

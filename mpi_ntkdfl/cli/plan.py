@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from mpi_ntkdfl import config
     from mpi_ntkdfl.assembly import Problem
     from mpi_ntkdfl.planning.first_round import FirstRound
+    from mpi_ntkdfl.planning.versions import Version
 
 
 @click.command(
@@ -42,17 +44,22 @@ def check(
 ) -> None:
     """Validate a configuration with its data and print the plan; starts no MPI."""
     from mpi_ntkdfl.assembly import prepare
+    from mpi_ntkdfl.comm.world import SoloWorld
+    from mpi_ntkdfl.planning.versions import agreed_versions, compiled_phases
+    from mpi_ntkdfl.runtime import device
 
     logs.set_up(0, quiet=False)
     plugins.load(plugin_files)
     settings = read_config(source, overrides)
     problem = prepare(settings, ranks)
-    click.echo(_plan_text(settings, problem, ranks))
-    machine = problem.machine(measure)
-    by_phase = problem.round_seconds(machine, len(usable_cores()))
+    chosen = device.choose(settings.compute.device, 0)
+    versions = agreed_versions(settings, SoloWorld(), problem.network, chosen, problem.first.dtype)
+    click.echo(_plan_text(settings, problem, ranks, versions))
+    basis = problem.machine(measure), len(usable_cores()), compiled_phases(versions)
+    by_phase, machine = problem.round_seconds(*basis), basis[0]
     speed = "as measured just now" if measure else "nominal"
     click.echo(_seconds_text(settings, problem, by_phase, f"{speed}: {machine.words}"))
-    click.echo(_advice(settings, by_phase), nl=False)
+    click.echo(_advice(by_phase, *problem.rarer_tests(*basis)), nl=False)
     simulated = _simulated(settings, problem)
     if simulated:
         click.echo(simulated.text)
@@ -75,14 +82,10 @@ def presets(name: str | None) -> None:
         click.echo(f"{each:{width}}{preset_files.text(each).splitlines()[0].removeprefix('# ')}")
 
 
-def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
-    from mpi_ntkdfl.algorithms import METHODS
-    from mpi_ntkdfl.algorithms.local_training import choose as choose_training
-    from mpi_ntkdfl.algorithms.steps import evolves
-    from mpi_ntkdfl.algorithms.training import takes_plain_steps
+def _plan_text(
+    settings: config.Config, problem: Problem, ranks: int, versions: Mapping[str, Version]
+) -> str:
     from mpi_ntkdfl.comm.ledger import TRAFFIC_PHASES
-    from mpi_ntkdfl.ntk.evolve import choose
-    from mpi_ntkdfl.runtime import device
 
     plan, sizes = problem.plan, problem.partition.sizes
     lines = [
@@ -94,7 +97,7 @@ def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
     ]
     if plan.waves:
         slices = f", in slices of {plan.slices} parameters" if plan.slices else ""
-        lines.append(f"exchanges of Jacobians per round: {plan.waves} waves{slices}")
+        lines.append(f"exchanges of Jacobians per round: {plan.waves}{slices}")
     lines.append("bytes in round 0, all clients:")
     for phase, protocol, moved in zip(TRAFFIC_PHASES, *plan.traffic, strict=True):
         if protocol:
@@ -102,16 +105,7 @@ def _plan_text(settings: config.Config, problem: Problem, ranks: int) -> str:
     protocol, moved = plan.traffic.sum(axis=1)
     lines.append(f"  {'total':12}{readable(protocol):>10} protocol{readable(moved):>10} MPI")
     lines.append(problem.first.needs.learned)
-    if evolves(settings.algorithm):
-        chosen = device.choose(settings.compute.device, 0)
-        evolution, reason = choose(settings.compute.evolution, chosen, problem.first.dtype)
-        lines.append(f"evolution on this machine: {evolution}, {reason}")
-    if takes_plain_steps(METHODS[settings.algorithm.name]):
-        chosen = device.choose(settings.compute.device, 0)
-        version, reason = choose_training(
-            settings.compute.training, problem.network, chosen, problem.first.dtype
-        )
-        lines.append(f"local training on this machine: {version}, {reason}")
+    lines += [f"{name} on this machine: {', '.join(each)}" for name, each in versions.items()]
     lines.append("memory of the largest rank:")
     lines += [f"  {purpose:22}{readable(count):>10}" for purpose, count in plan.memory.items()]
     lines.append(f"  {'total':22}{readable(sum(plan.memory.values())):>10}")
@@ -131,14 +125,14 @@ def _seconds_text(
     return "\n".join(lines)
 
 
-def _advice(settings: config.Config, by_phase: dict[str, float]) -> str:
-    """How to test less often, if the test of the clients takes most of a round; else nothing."""
-    share = by_phase["evaluate"] / max(sum(by_phase.values()), 1e-9)
-    if not settings.evaluation.clients or share < 0.5:
+def _advice(by_phase: dict[str, float], setting: str, less: float) -> str:
+    """A line about the setting with which the evaluation takes the share `less`; nothing without one."""
+    if not setting:
         return ""
+    share = by_phase["evaluate"] / sum(by_phase.values())
     return (
-        f"  {100 * share:.0f} % of a round is evaluation: evaluation.clients_every=5 tests the clients "
-        "only after\n  every fifth round, evaluation.every=5 the average as well; weights stay the same\n"
+        f"  {100 * share:.0f} % of a round is evaluation, {100 * less:.0f} % with {setting}; "
+        "weights stay the same\n"
     )
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
-import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,6 +58,8 @@ def node_names(hosts: Sequence[str], leaders: Sequence[int]) -> tuple[str, ...]:
 
 def not_all_started() -> str:
     """The message of a rank that waited in vain for the other ranks to start."""
+    import socket
+
     return (
         f"error: rank {launched_rank()} on {socket.gethostname()} waited in vain for all "
         f"{launched_size()} ranks to start: a rank ended early, or the ranks cannot reach each other "
@@ -73,6 +73,8 @@ def end_launcher_later(seconds: float) -> None:
     MPICH's mpirun waits for ever for its part on a host that has lost its power, and it ignores SIGTERM
     meanwhile. This process ends earlier, so another one does it.
     """
+    import subprocess
+
     with contextlib.suppress(OSError, IndexError):
         process = os.getppid()
         while (name := Path(f"/proc/{process}/comm").read_text().strip()) not in _LAUNCHERS:

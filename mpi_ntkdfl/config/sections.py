@@ -237,10 +237,14 @@ class EvaluationSettings(Section):
     every: int = affects("extent", default=1, ge=1, le=MOST_ROUNDS)
     """Rounds between two evaluations. The last round is always evaluated."""
     clients: bool = affects("extent", default=True)
-    """Whether every client's own model is tested as well, on the whole test set."""
+    """Whether every client's own model is tested as well."""
     clients_every: int = affects("extent", default=1, ge=1, le=MOST_ROUNDS)
     """Rounds between two tests of the clients' own models: a multiple of `every`, or 1 for every
     evaluation. They are also tested after the last round."""
+    sample: int | None = affects("extent", default=None, ge=2, le=MOST_SAMPLES)
+    """Number of test samples for the tests of the clients' own models; null for the whole test set, on
+    which the average is always tested. The samples are drawn for every evaluation, the same for all
+    clients. The record holds the standard error of each client's accuracy."""
 
     @model_validator(mode="after")
     def _at_evaluations(self) -> EvaluationSettings:

@@ -45,6 +45,19 @@ class BySample:
     labels: torch.Tensor
     sites: Sites | None
 
+    def drawn(self, count: int, rng: np.random.Generator) -> BySample:
+        """So many of the samples, drawn without replacement, in their order; all if there are no more."""
+        if count >= len(self.labels):
+            return self
+        rows = np.sort(rng.choice(len(self.labels), count, replace=False))
+        where = torch.from_numpy(rows).to(self.labels.device)
+        sites = self.sites and Sites(self.sites.each[rows], self.sites.sites)
+        return BySample(self.network, self.inputs[where], self.labels[where], sites)
+
+    def by_class(self) -> np.ndarray:
+        """Number of samples of each class, `[class]`."""
+        return np.bincount(self.classes, minlength=self.network.classes)
+
     @torch.inference_mode()
     def outputs(self, params: torch.Tensor) -> np.ndarray:
         """Outputs `[sample, output]` float64 with the parameters `params` `[param]`."""
@@ -70,3 +83,12 @@ class BySample:
         """Accuracy `[site]` of outputs `[sample, output]`; NaN for a site without samples."""
         right = outputs.argmax(axis=1) == self.classes
         return np.array([right[of].mean() if of.any() else np.nan for of in self.members()])
+
+
+def standard_error(accuracy: np.ndarray, count: int, of: int) -> np.ndarray:
+    """Estimated standard error of `accuracy` `[model]`, measured on `count` of `of` samples, `[model]`.
+
+    The samples are drawn without replacement: W. G. Cochran, Sampling Techniques, 3rd ed., eq. (3.8).
+    """
+    error: np.ndarray = np.sqrt(accuracy * (1 - accuracy) / (count - 1) * (1 - count / of))
+    return error

@@ -110,8 +110,8 @@ class LevelInputs:
         """Number of samples."""
         return len(self.numbers)
 
-    def __getitem__(self, samples: slice) -> LevelInputs:
-        """A range of samples."""
+    def __getitem__(self, samples: slice | torch.Tensor) -> LevelInputs:
+        """Some samples: a range of them, or those with the given numbers."""
         return LevelInputs(self.levels, self.numbers[samples])
 
     def gram(self, rows: slice, columns: slice) -> torch.Tensor:

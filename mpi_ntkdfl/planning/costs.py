@@ -8,7 +8,7 @@ and `check` shows them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -62,6 +62,10 @@ _EFFICIENCY = {
     "select": 0.6,
     "evaluate": 0.7,
 }
+_COMPILED = {"evolve": (1.0, 1.0, 4.0), "train": (0.8, 0.0, 0.2)}
+"""For phases that are done in C: speed of products as a fraction of the measured one, and the seconds of
+the counted bytes and calls relative to those of tensors. Fitted on processors of two makers;
+docs/scaling.md shows how well."""
 _RECORDING, _CHECKPOINT_RATE = 0.01, 400e6
 """Seconds to append a row to the record; bytes per second at which a checkpoint is hashed and written."""
 _OTHER_CALLS = 200
@@ -95,7 +99,8 @@ def round_work(first: FirstRound) -> dict[str, Work]:
     share = 1 / settings.every
     tested = 0.0  # of the clients' own models, per evaluation
     if settings.clients:
-        tested = first.test_samples * settings.every / max(settings.clients_every, settings.every)
+        samples = min(first.test_samples, settings.sample or first.test_samples)
+        tested = samples * settings.every / max(settings.clients_every, settings.every)
     work["evaluate"] = Work(
         share * (2 * weights * tested + 6 * weights * load.own),
         share * (load.itemsize * 6 * tested * network.work.widest + 120 * network.layout.size)
@@ -113,12 +118,25 @@ def _server_work(first: FirstRound) -> dict[str, Work]:
     return first.method.server_work(first.config.algorithm, load)
 
 
-def client_seconds(work: dict[str, Work], machine: Machine) -> dict[str, np.ndarray]:
-    """Seconds of each client `[client]` by phase, on one thread of `machine`."""
+def client_seconds(
+    work: dict[str, Work], machine: Machine, compiled: Container[str] = ()
+) -> dict[str, np.ndarray]:
+    """Seconds of each client `[client]` by phase, on one thread of `machine`.
+
+    Args:
+        work: of each client, by phase.
+        machine: the speed of the thread.
+        compiled: the phases that are done in C.
+    """
     seconds = {}
     for phase, each in work.items():
-        products = each.operations / (machine.peak * _EFFICIENCY.get(phase, 1.0))
-        seconds[phase] = products + each.bytes / machine.bandwidth + each.calls * machine.call
+        speed, passes, calls = _EFFICIENCY.get(phase, 1.0), 1.0, 1.0
+        if phase in compiled:
+            speed, passes, calls = _COMPILED.get(phase, (speed, passes, calls))
+        products = each.operations / (machine.peak * speed)
+        seconds[phase] = (
+            products + passes * each.bytes / machine.bandwidth + calls * each.calls * machine.call
+        )
     return seconds
 
 
@@ -135,7 +153,9 @@ def balanced(first: FirstRound) -> FirstRound:
     return replace(first, placement=Placement.balanced(costs, first.placement.ranks))
 
 
-def round_seconds(first: FirstRound, moved: int, machine: Machine, cores: int) -> dict[str, float]:
+def round_seconds(
+    first: FirstRound, moved: int, machine: Machine, cores: int, compiled: Container[str] = ()
+) -> dict[str, float]:
     """Seconds of a round by phase, on the rank with the most work.
 
     Args:
@@ -144,14 +164,15 @@ def round_seconds(first: FirstRound, moved: int, machine: Machine, cores: int) -
         machine: the speed of a thread.
         cores: number of cores of a host. All ranks are assumed to be on one host. If they need more
             cores than it has, all of them take longer in proportion.
+        compiled: the phases that are done in C.
     """
     config, placement = first.config, first.placement
-    by_client = client_seconds(round_work(first), machine)
+    by_client = client_seconds(round_work(first), machine, compiled)
     starts = placement.offsets[:-1]
     by_rank = {phase: np.add.reduceat(each, starts) for phase, each in by_client.items()}
     busiest = int(np.argmax(sum(by_rank.values(), np.zeros(placement.ranks))))
     seconds = {phase: float(each[busiest]) for phase, each in by_rank.items()}
-    for phase, of_server in client_seconds(_server_work(first), machine).items():
+    for phase, of_server in client_seconds(_server_work(first), machine, compiled).items():
         seconds[phase] = seconds.get(phase, 0.0) + float(of_server[0])
     if moved:
         # Messages are packed, copied out and in, and read.
@@ -160,6 +181,48 @@ def round_seconds(first: FirstRound, moved: int, machine: Machine, cores: int) -
     seconds["record"] = _RECORDING + written / (_CHECKPOINT_RATE * config.output.checkpoint_every)
     slower = max(1.0, placement.ranks * config.compute.threads / cores)
     return {phase: slower * each for phase, each in seconds.items()}
+
+
+MOST_TESTING = 0.2
+"""The share of a round from which on `check` recommends to test less often."""
+
+
+def rarer_tests(
+    first: FirstRound, moved: int, machine: Machine, cores: int, compiled: Container[str] = ()
+) -> tuple[str, float]:
+    """The setting that brings the evaluation's share of a round to `MOST_TESTING`, if it takes more.
+
+    Clients' own models are tested less often, or the average as well if that is not enough; the rarest
+    test within the run's rounds is named if nothing is enough.
+
+    The arguments are those of `round_seconds`.
+
+    Returns:
+        The setting as `evaluation.KEY=VALUE`, empty if it takes no more, and the share with it.
+    """
+    settings = first.config.evaluation
+    said, steps = "", (2, 5, 10, 20, 50, 100)
+    changes: list[dict[str, int]] = [{}]
+    if settings.clients:
+        now = max(settings.every, settings.clients_every)
+        changes += [{"clients_every": now * step} for step in steps]
+    for every in (settings.every * step for step in steps):
+        if settings.clients_every == 1 or settings.clients_every % every == 0:
+            changes.append({"every": every})
+    share = 1.0
+    for change in changes:
+        if max(change.values(), default=1) > first.config.rounds:
+            continue
+        evaluation = settings.model_copy(update=change)
+        config = first.config.model_copy(update={"evaluation": evaluation})
+        seconds = round_seconds(replace(first, config=config), moved, machine, cores, compiled)
+        found = seconds["evaluate"] / max(sum(seconds.values()), 1e-9)
+        if not change or found < share:
+            key, value = next(iter(change.items()), ("", 0))
+            said, share = f"evaluation.{key}={value}" if change else "", found
+        if share <= MOST_TESTING:
+            break
+    return said, share
 
 
 def disk_bytes(first: FirstRound) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -60,6 +60,17 @@ def levels_of_inputs(
 
 Version = tuple[Implementation, str]
 """A version of a computation, and the reason why it is taken."""
+
+_PHASES = {"evolution": "evolve", "local training": "train"}
+"""The phase of the clock of every computation that has a compiled version."""
+
+
+def compiled_phases(versions: Mapping[str, Version]) -> frozenset[str]:
+    """The phases that are done in C, given the versions that `agreed_versions` returns."""
+    return frozenset(
+        _PHASES[name] for name, (version, _) in versions.items() if version == "compiled"
+    )
+
 
 UNUSED: Version = ("tensor", "it is not used")
 """The version of a computation that the method does not do."""

@@ -23,12 +23,13 @@ Axes = Literal[
 ]
 """Axes of a dataset. A `row` is an evaluation. A `round` is any round, evaluated or not."""
 
-Condition = Literal["two classes", "sites", "cross sites", "environment"]
+Condition = Literal["two classes", "sites", "cross sites", "environment", "sampled tests"]
 """What a run must have so that a metric is measured:
 
 - `two classes`: the data set has two classes.
 - `sites`: its training and test samples have sites, at least 2 and at most `MOST_SITES`.
 - `environment`: the run simulates time.
+- `sampled tests`: clients are tested on some of the test samples (`evaluation.sample`).
 - `cross sites`: `sites` holds, and the number of clients times that of sites is at most `MOST_PAIRS`.
 """
 
@@ -37,7 +38,7 @@ MOST_SITES, MOST_PAIRS = 100, 10_000
 
 
 def conditions(
-    classes: int, sites: int, clients: int, environment: bool = False
+    classes: int, sites: int, clients: int, environment: bool = False, sampled: bool = False
 ) -> frozenset[Condition]:
     """What a run has; `Metric.when` says what a metric needs.
 
@@ -46,10 +47,12 @@ def conditions(
         sites: number of sites; 0 if the test samples have none.
         clients: number of clients.
         environment: whether the run simulates time.
+        sampled: whether clients are tested on some of the test samples.
     """
     named: dict[Condition, bool] = {
         "two classes": classes == 2,
         "environment": environment,
+        "sampled tests": sampled,
         "sites": 2 <= sites <= MOST_SITES,
         "cross sites": 2 <= sites <= MOST_SITES and sites * clients <= MOST_PAIRS,
     }
@@ -85,6 +88,21 @@ class About:
 
 Reduction = Callable[[np.ndarray, About], np.ndarray]
 """A function from the values of a dataset to one number per row or round."""
+
+
+def mean_where_chosen(taus: np.ndarray, about: About) -> np.ndarray:
+    """Mean over clients `[row]`; NaN at the start, and for methods that choose no numbers of steps."""
+    means: np.ndarray = taus.mean(axis=1)
+    return np.where(means > 0, means, np.nan)
+
+
+def steps_so_far(taus: np.ndarray, about: About) -> np.ndarray:
+    """Sum of the mean taus so far `[row]`.
+
+    A round that was not evaluated has no recorded tau, so the sum is NaN from there on.
+    """
+    seamless = np.cumprod(np.diff(about.rounds, prepend=-1) == 1)
+    return np.where(seamless, np.cumsum(taus.mean(axis=1)), np.nan)
 
 
 def mean_over_sites(values: np.ndarray, about: About) -> np.ndarray:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.errors import InputError
 
 T = TypeVar("T")
@@ -73,12 +71,16 @@ class Registry(Mapping[str, T]):
 
         It names the closest entry, lists all entries, and says how a user adds one.
         """
+        from mpi_ntkdfl.runtime import plugins  # programs that only read records need none
+
         offered = plugins.installed_names(self.group) if self.group else ()
         names = {*self._entries, *offered}
         return f"{unknown(self.kind, name, names)}; {self._own.replace('{name}', str(name))}"
 
     def __getitem__(self, name: str) -> T:
         if name not in self._entries and self.group is not None:
+            from mpi_ntkdfl.runtime import plugins
+
             plugins.load_installed(self.group, name, self._entries, self.adopt)
         return self._entries[name]
 
@@ -98,6 +100,8 @@ def unknown(kind: str, name: object, names: Iterable[str]) -> str:
 
 def did_you_mean(name: object, names: Iterable[str]) -> str:
     """The end of a message about a misspelt name: `; did you mean 'ring'?`, or nothing."""
+    import difflib  # a misspelt name is rare
+
     closest = difflib.get_close_matches(str(name), list(names), n=1)
     return f"; did you mean {closest[0]!r}?" if closest else ""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from decimal import Decimal
 
 
 def readable(nbytes: float) -> str:
@@ -49,6 +48,8 @@ def parse_bytes(size: float | str) -> int:
     """The bytes that a number or a text such as "2GB" or "512MiB" stands for; 0 for anything else."""
     if not isinstance(size, str):
         return size if isinstance(size, int) else 0
+    from decimal import Decimal
+
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMG]i?B)?\s*", size, re.IGNORECASE)
     return int(Decimal(match[1]) * _BYTES[(match[2] or "").upper()]) if match else 0
 
@@ -88,6 +89,8 @@ def parse_speed(text: object) -> float | None:
 
 def _quantity(text: object, units: Mapping[str, float]) -> float | None:
     """The value of a number with one of `units`; Decimal keeps 0.1ms the nearest float to 1e-4."""
+    from decimal import Decimal
+
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d{1,3})?)\s*([A-Za-z/]+)\s*", str(text))
     if not isinstance(text, str) or match is None or match[2] not in units:
         return None

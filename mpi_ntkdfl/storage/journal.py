@@ -98,7 +98,9 @@ class Journal:
                 **self._provenance(),
             }
             fulfilled = conditions(
-                network.classes, data.sites, config.clients, config.environment is not None
+                *(network.classes, data.sites, config.clients),
+                environment=config.environment is not None,
+                sampled=config.evaluation.sample is not None,
             )
             whole.remove(self._outputs)
             remove_leftovers(self._outputs)

@@ -20,6 +20,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from mpi_ntkdfl.runtime.errors import InputError, SimulationError
@@ -102,7 +103,7 @@ class _Lock:
     def _beat(self) -> None:
         claim = self.claim
         while not self._ended.wait(_BEAT):
-            claim = claim.model_copy(update={"beat": claim.beat + 1})
+            claim = replace(claim, beat=claim.beat + 1)
             # The file is opened and closed each time, because network file systems show a change to
             # other hosts only after the file was closed.
             with contextlib.suppress(OSError):

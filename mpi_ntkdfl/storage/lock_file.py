@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 import stat
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mpi_ntkdfl.runtime.errors import InputError
 
@@ -20,30 +19,47 @@ _LONGEST = 10_000
 """Number of bytes of a lock file that are read at most; a real one has about 200."""
 
 
-class Claim(BaseModel):
+@dataclass(frozen=True)
+class Claim:
     """The content of a lock file.
 
     Attributes:
-        writer: the program.
         host: the holder's host.
         process: the holder's process number on its host.
         place: kernel and file system as the holder sees them. For a process that sees the same ones,
             the kernel's lock says whether the holder still runs.
         token: a text that no other holder has.
         beat: the heartbeat, a number that grows.
+        writer: the program.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    writer: Literal["mpi_ntkdfl"] = "mpi_ntkdfl"
     host: str
     process: int
     place: str
     token: str
     beat: int = _FIRST_BEAT
+    writer: str = "mpi_ntkdfl"
 
     def __str__(self) -> str:
         return f"process {self.process} on {self.host}"
+
+    def to_json(self) -> str:
+        """The claim as a lock file stores it."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Claim:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ValueError, TypeError, RecursionError: if the text is something else.
+        """
+        claim = cls(**json.loads(text.decode()))
+        kinds = {"int": int, "str": str}
+        right = all(type(getattr(claim, f.name)) is kinds[str(f.type)] for f in fields(cls))
+        if not right or claim.writer != cls.writer:
+            raise ValueError("not a claim of this program")
+        return claim
 
 
 def open_lock(path: Path, flags: int) -> int:
@@ -79,8 +95,8 @@ def read(path: Path) -> Claim | None:
     if not content.strip(b"\0"):
         return None
     try:
-        return Claim.model_validate_json(content)
-    except ValidationError as error:
+        return Claim.from_json(content)
+    except (ValueError, TypeError, RecursionError) as error:
         raise _not_ours(path) from error
 
 
@@ -90,7 +106,7 @@ def _not_ours(path: Path) -> InputError:
 
 def write(descriptor: int, claim: Claim) -> None:
     """Writes a claim to an open lock file."""
-    os.pwrite(descriptor, claim.model_dump_json().encode(), 0)
+    os.pwrite(descriptor, claim.to_json().encode(), 0)
 
 
 def place(descriptor: int) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,6 +130,8 @@ def refuse(outputs: Outputs, replace: bool) -> None:
     Raises:
         InputError: if not; the message names the file and the way out.
     """
+    import tempfile  # whoever reads a record makes no file
+
     for suffix in _CHECKPOINTS:
         if outputs.record.name.endswith(suffix):
             record = outputs.record.name.removesuffix(suffix) + ".h5"

@@ -50,6 +50,11 @@ def shuffled(generator: random.Random, values: Integers) -> Integers:
     return _exchanged(values, picks)
 
 
+def is_compiled() -> bool:
+    """Whether long shuffles are done in C."""
+    return _build() is not None
+
+
 @cache
 def _build() -> ctypes.CDLL | None:
     """The compiled shuffle, if it was built."""
