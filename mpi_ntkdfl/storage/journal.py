@@ -270,5 +270,8 @@ def facts(method: type[Method[Any]], needs: Needs) -> dict[str, str | int]:
         the method has a server, and 0 if not; `method_learned`, what a receiver of messages learns.
     """
     look = {} if method.look is None else {"method_look": method.look.to_json()}
-    told = {"method_central": int(needs.central), "method_learned": needs.learned}
+    told: dict[str, str | int] = {
+        "method_central": int(needs.central),
+        "method_learned": needs.learned,
+    }
     return {"method_label": method.label, **look, **told}
