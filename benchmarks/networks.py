@@ -7,6 +7,7 @@ One thread, float32, random pictures of 28 x 28 pixels, ten classes. The floor i
 of the cheapest exact form / the speed of a large product in the same run. The naive way is `vmap(jacrev)`
 with one product. For more than 400 samples it takes one output after another, because its Jacobian needs
 gigabytes. Memory is the growth of the process during one kernel, beside the prediction that `check` uses.
+Before it, memory that the trial of the network has freed is given back, because the kernel would use it.
 With `--plain` the allocator of the C library gives freed memory back to the system. `--memory-limit` has
 the meaning of `compute.memory_limit`. On a GPU, seconds are of the wall clock, and memory is of tensors.
 """
@@ -14,6 +15,7 @@ the meaning of `compute.memory_limit`. On a GPU, seconds are of the wall clock, 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import statistics
 import subprocess
 import sys
@@ -124,6 +126,7 @@ def peak_of(given: argparse.Namespace, name: str, samples: int) -> int:
         before = torch.cuda.memory_allocated()
         network.jacobian(params, inputs).trace_gram()
         return torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
     network.jacobian(params, inputs).trace_gram()

@@ -375,6 +375,10 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     ),
     # Convolutions.
     "convolution": (lambda: head(nn.Conv2d(2, 3, 3, 2, 1), 27), PICTURE),
+    "convolution with unequal axes": (
+        lambda: head(nn.Conv2d(2, 3, (3, 2), (1, 2), (1, 0), (2, 1)), 18),
+        PICTURE,
+    ),
     "convolution in one dimension": (lambda: head(nn.Conv1d(4, 3, 2, dilation=2), 6), SERIES),
     "convolution in three dimensions": (lambda: head(nn.Conv3d(1, 2, 2), 64), (1, 3, 5, 5)),
     "grouped convolution": (lambda: head(nn.Conv2d(4, 6, 2, groups=2), 54), (4, 4, 4)),

@@ -87,7 +87,7 @@ def test_the_limit_on_memory_also_bounds_the_gradients_of_a_kernel():
         prepare(settings("resnet", "ntk-dfl", limit), 1).network for limit in (None, 2**20, 2**33)
     )
     assert 2 * little.memory(300) < free.memory(300)
-    assert little.work.room == 2**20 // 4 // 4 < free.work.room < much.work.room
+    assert little.work.room == 3 * (2**20 // 4) // 8 < free.work.room < much.work.room
 
 
 def test_the_limit_that_a_refusal_names_is_enough(monkeypatch):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mpi_ntkdfl.model.jacobian import DenseJacobian, symmetric_product
+from mpi_ntkdfl.model.jacobian import DenseJacobian, add_lower_product, mirror, symmetric_product
 from mpi_ntkdfl.model.losses import correct, loss_value
 from mpi_ntkdfl.model.mlp import MLP
 from mpi_ntkdfl.model.mlp.jacobian import FactoredJacobian
@@ -108,6 +108,9 @@ def test_symmetric_product_is_the_product(n):
     a = torch.randn(n, 9, dtype=torch.float64)
     product = symmetric_product(a)
     torch.testing.assert_close(product, a @ a.T)
+    total = torch.full_like(product, 7.0).tril()
+    add_lower_product(total, a)
+    torch.testing.assert_close(mirror(total), a @ a.T + 7)
 
 
 def test_layer_inputs_must_fit():

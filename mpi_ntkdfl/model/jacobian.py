@@ -21,7 +21,7 @@ from mpi_ntkdfl.model.params import aligned
 from mpi_ntkdfl.model.projection import Projection
 from mpi_ntkdfl.runtime.device import on_gpu
 
-# The least number of rows of a tile of a symmetric matrix.
+# About the number of rows of a tile of a symmetric matrix.
 _TILE = 128
 
 
@@ -94,12 +94,11 @@ def add_lower_product(total: torch.Tensor, a: torch.Tensor) -> None:
     """Adds `a a^T` of `a [n, k]` to the lower triangle of `total [n, n]`; above it are other numbers.
 
     This is for long products, k much greater than n, of which several are added. `mirror` completes the
-    sum.
+    sum. The tiles have nearly equal heights, because a low tile takes as long as one of 64 rows.
     """
     rows = len(a)
-    step = rows if on_gpu(a.device) else _TILE if rows > 4 * _TILE else _TILE // 2
-    for start in range(0, rows, step):
-        stop = min(start + step, rows)
+    tiles = 1 if on_gpu(a.device) else -(-rows // _TILE)
+    for start, stop in pairwise(rows * tile // tiles for tile in range(tiles + 1)):
         total[start:stop, :stop].addmm_(a[start:stop], a[:stop].T)
 
 

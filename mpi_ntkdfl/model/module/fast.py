@@ -101,7 +101,7 @@ def fast_numbers(plan: Plan, samples: int, outputs: int, room: int) -> int:
     at_once = int(turns(width, samples, outputs, room)[0])
     gradients = min(room, samples * at_once * width)
     per_sample = plan.activations + at_once * plan.signals
-    batch = min(max(min(room, _BATCH_NUMBERS), per_sample), samples * per_sample)
+    batch = min(max(min(room // 2, _BATCH_NUMBERS), per_sample), samples * per_sample)
     squares = (1 + 2 * len(plan.linear)) * samples * samples
     # Signals are copied into one array per use, and convolutions have workspaces of their own.
     return gradients + 2 * batch + squares
@@ -244,7 +244,9 @@ class FastGram:
     def _batches(self, outputs: int) -> list[slice]:
         """Ranges of samples that pass together, for the signals of at most that many outputs."""
         per_sample = self._plan.activations + outputs * self._plan.signals
-        limit = self._room if on_gpu(self._params.device) else min(self._room, _BATCH_NUMBERS)
+        limit = self._room // 2
+        if not on_gpu(self._params.device):
+            limit = min(limit, _BATCH_NUMBERS)
         return chunks(self._samples, max(limit // per_sample, 1))
 
     def _passes(self, batches: Iterable[slice]) -> Iterator[tuple[slice, Pass]]:

@@ -23,12 +23,13 @@ from mpi_ntkdfl.model.params import Layout, aligned
 from mpi_ntkdfl.model.training import Data
 from mpi_ntkdfl.runtime.device import on_gpu
 
-ROOM = 2**26
-"""How many numbers of gradients and activations a computation holds: 256 MiB in float32. It is constant,
-because the rounding of sums over ranges of samples depends on the lengths of the ranges."""
+ROOM = 2**27
+"""How many numbers of gradients a kernel holds: 512 MiB in float32. It is constant, because the rounding
+of sums over ranges of samples depends on the lengths of the ranges."""
 
-_ROOMS = 4
-"""A kernel takes up to three times as many numbers as it holds gradients; the rest is for evolutions."""
+_SHARE = 3 / 8
+"""The share of a limit on memory that is for gradients. Passes take up to as much beside them, and the
+rest is for evolutions."""
 
 _MOST_AT_ONCE, _EVALUATED_AT_ONCE = 512, 64
 _PLACES_CUDA = 64
@@ -86,13 +87,13 @@ class ModuleNetwork:
         self._function = FlatModule(made(make, 0))
 
     def _limits_for(self, room: int) -> Limits:
-        at_once = max(min(room // self._facts.activations, _MOST_AT_ONCE), 1)
+        at_once = max(min(room // (2 * self._facts.activations), _MOST_AT_ONCE), 1)
         return Limits(room, at_once, self._facts.vectorised)
 
     def within(self, numbers: int) -> ModuleNetwork:
         """The same network, which holds about `numbers` numbers for a kernel."""
         other = copy(self)
-        other._limits = self._limits_for(max(numbers // _ROOMS, 1))
+        other._limits = self._limits_for(max(int(_SHARE * numbers), 1))
         return other
 
     def __getstate__(self) -> dict[str, Any]:
