@@ -254,7 +254,9 @@ def test_files_and_functions_stay_readable():
     assert len(list(PACKAGE.glob("*.py"))) <= 8
     for module in MODULES:
         text = module.read_text()
-        assert len(text.splitlines()) <= 400, f"{module} has more than 400 lines: divide it by its parts"
+        assert len(text.splitlines()) <= 400, (
+            f"{module} has more than 400 lines: divide it by its parts"
+        )
         for node in nodes(module):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno <= 85, f"{module}: {node.name}"
