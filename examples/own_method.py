@@ -3,8 +3,8 @@ r"""A method of your own in one file: FedProx without a server, as a plugin.
 Command:   python -m mpi_ntkdfl run quickstart --plugin examples/own_method.py \
                --set algorithm.name=prox --set rounds=4 -o prox.h5
 Cost:      about 15 seconds on one core; under mpirun it gives the same bits on any number of ranks.
-It shows:  all that a method has to say. Its settings are checked, `check` plans it, figures have its label
-           and colour, and runs resume.
+It shows:  all that a method has to say. Its settings are checked, `check` plans it, figures have its
+           label and colour, and runs resume.
 
 Each client takes full-batch gradient steps on its own loss plus mu / 2 ||w - w_bar||^2, where w_bar is
 the average over its neighbourhood (Li et al., "Federated optimization in heterogeneous networks",

@@ -42,8 +42,8 @@ def described(section, name):
     """What the page says of a section of that kind or name."""
     entries = [e for e in KINDS[section] if name in (e.get("kind"), e.get("name"))]
     assert len(entries) == 1, (
-        f"docs/configuration.md must have one line `- {{name: {name}, ...}}` below `{section}:`, with all "
-        f"keys and their defaults; it has {len(entries)}"
+        f"docs/configuration.md must have one line `- {{name: {name}, ...}}` below `{section}:`, with "
+        f"all keys and their defaults; it has {len(entries)}"
     )
     return entries[0]
 
