@@ -33,13 +33,14 @@ def library(
 
     Args:
         name: of the module that it would be, with its package.
-        source: the C file.
+        source: the C file; headers that only it includes are in a folder of its name.
         level: of x86-64, or "generic".
         macros: definitions for the compiler.
     """
     return Extension(
         f"mpi_ntkdfl.{name}_{level}",
         [f"mpi_ntkdfl/{source}"],
+        depends=sorted(map(str, Path("mpi_ntkdfl", source).with_suffix("").glob("*.h"))),
         define_macros=list(macros),
         extra_compile_args=[
             "-std=c11",
@@ -135,6 +136,7 @@ setup(
     },
     package_data={
         "mpi_ntkdfl": [
+            "**/*.[ch]",
             "data/tables/*",
             "presets/*.yaml",
             "studies/definitions/*.yaml",

@@ -209,7 +209,13 @@ def test_check_prints_the_plan():
     assert "as measured just now" in out
     for part in (
         *("ntk-dfl on digits: 32 clients", "10 rounds, 4 ranks", "64 - 100 - 10, 7510 parameters"),
-        *("graph: regular, 80 edges", "waves", "jacobians", "memory of the largest rank", "total"),
+        *(
+            "graph: regular, 80 edges",
+            "exchanges of Jacobians per round",
+            "jacobians",
+            "memory of the largest rank",
+            "total",
+        ),
     ):
         assert part in out
 

@@ -104,6 +104,19 @@ def values(cost):
     return [spread and spread.mean for spread in spreads]
 
 
+def test_a_setting_that_an_earlier_record_lacks_had_its_default(tmp_path):
+    """So seeds of two versions are one experiment."""
+    new, old, other = (write(tmp_path / f"{n}.h5", seed=n) for n in range(3))
+    for path, momentum in ((old, ""), (other, "  momentum: 0.5\n")):
+        with h5py.File(path, "r+") as file:
+            text = file.attrs["config"]
+            assert text.count("  momentum: 0.0\n") == text.count("clients_every: 1\n") == 1
+            text = text.replace("  momentum: 0.0\n", momentum)
+            file.attrs["config"] = text.replace("  clients_every: 1\n", "")
+    assert len(read(new, old)) == 1
+    assert [group.label for group in read(old, other)] == ["momentum 0.0", "momentum 0.5"]
+
+
 # -------------------------------------------------------------------------------------------- numbers
 
 

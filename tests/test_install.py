@@ -49,7 +49,7 @@ def test_a_clone_named_like_the_package_hides_no_editable_install(tmp_path):
     assert said.stdout.strip() == str(clone / "mpi_ntkdfl" / "__init__.py")
 
 
-def test_what_is_installed_from_git_tells_its_commit_and_carries_the_jobs(tmp_path):
+def test_what_is_installed_from_git_tells_its_commit_and_carries_jobs_and_headers(tmp_path):
     pytest.importorskip("setuptools")
     clone, made = tmp_path / "clone", tmp_path / "made"
     (clone / "mpi_ntkdfl").mkdir(parents=True)
@@ -63,6 +63,7 @@ def test_what_is_installed_from_git_tells_its_commit_and_carries_the_jobs(tmp_pa
     ):
         (clone / name).write_bytes((ROOT / name).read_bytes())
     shutil.copytree(ROOT / "jobs", clone / "jobs")
+    shutil.copytree(ROOT / "mpi_ntkdfl/ntk/_evolve", clone / "mpi_ntkdfl/ntk/_evolve")
     (clone / "mpi_ntkdfl" / "jobs").symlink_to("../jobs")
     git = ["git", "-C", clone, "-c", "user.name=a", "-c", "user.email=a@b"]
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
@@ -82,6 +83,9 @@ def test_what_is_installed_from_git_tells_its_commit_and_carries_the_jobs(tmp_pa
     for name in ("configs/nodes-32.yaml", "apptainer.def", "README.md", "run_cpu.sbatch"):
         assert wheel.read(f"mpi_ntkdfl/jobs/{name}") == (ROOT / "jobs" / name).read_bytes()
         assert (unpacked / "mpi_ntkdfl" / "jobs" / name).is_file()
+    for header in (ROOT / "mpi_ntkdfl/ntk/_evolve").iterdir():
+        inside = f"mpi_ntkdfl/ntk/_evolve/{header.name}"
+        assert wheel.read(inside) == (unpacked / inside).read_bytes() == header.read_bytes()
     installed = tmp_path / "installed"
     wheel.extractall(installed)
     assert identity.commit(installed / "mpi_ntkdfl") == head.stdout.strip()

@@ -247,6 +247,19 @@ def test_a_file_that_fails_is_one_message_with_file_and_line(tables, tmp_path, t
     assert plugins.loaded() == []
 
 
+def test_commands_of_data_and_studies_take_plugins(tables, plugin):
+    of_data = sets([each for each in SETS if not each.startswith("algorithm")])
+    for words, said in {
+        ("data", "show", "mine"): "mine: 40 training and 20 test samples",
+        ("study", "plan", "averaging", *of_data, "--no-measure"): "in studies",
+    }.items():
+        told = CliRunner().invoke(cli, [*words, "--plugin", str(plugin)])
+        assert told.exit_code == 0, told.exception
+        assert said in told.output
+        for table in (plugins._loaded, sources.DATASETS._entries, METHODS._entries):
+            del table[list(table)[-1]]  # the next command must load the file itself
+
+
 def test_commands_take_plugins(tables, plugin):
     runner = CliRunner()
     unknown = runner.invoke(cli, ["check", *sets(), "--no-measure"])

@@ -393,9 +393,8 @@ def test_bad_codecs_in_a_configuration():
         assert message in complaint("check", "quickstart", "--set", f"algorithm={{name: {method}}}")
 
 
-def test_without_a_codec_a_configuration_is_as_before_there_were_codecs():
-    """Else the runs of studies would lose their names, and be done again."""
-    assert "codec" not in DfedavgSettings().model_dump()
+def test_a_configuration_names_what_was_chosen_of_a_codec():
+    assert DfedavgSettings().model_dump()["codec"] is None
     coded = DfedavgSettings(codec={"weights": {"name": "quantize", "levels": 4}}).model_dump()
     assert coded["codec"] == {"weights": {"name": "quantize", "levels": 4}}
     assert DfedavgSettings(**coded).model_dump() == coded

@@ -8,7 +8,7 @@ neighbourhood it lacks the kernel only.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -27,8 +27,6 @@ from mpi_ntkdfl.topology.mixing import Averaging
 
 class AverageGdSettings(StepSettings):
     """Settings of the control."""
-
-    optional: ClassVar[tuple[str, ...]] = (*StepSettings.optional, "momentum")
 
     name: Literal["average-gd"] = "average-gd"
     data: Literal["own", "neighbourhood"] = "own"

@@ -18,7 +18,6 @@ class CodedSettings(MethodSettings):
         changes: whether clients with a codec send what the round has changed in their weights.
     """
 
-    optional: ClassVar[tuple[str, ...]] = (*MethodSettings.optional, "codec")
     feedback: ClassVar[bool] = True
     changes: ClassVar[bool] = True
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
-
 from mpi_ntkdfl.algorithms.train_then_average import QuantizableSettings, TrainThenAverage
-from mpi_ntkdfl.config import MOST_SAMPLES
+from mpi_ntkdfl.algorithms.training import Batch, Epochs, Rate
 from mpi_ntkdfl.runtime.looks import ORANGE, LineStyle
 
 
@@ -19,9 +17,9 @@ class DPsgdSettings(QuantizableSettings):
     """Settings of D-PSGD; the defaults are those of the NTK-DFL paper's comparison."""
 
     name: Literal["d-psgd"] = "d-psgd"
-    lr: float = Field(default=0.1, gt=0, le=1e30)
-    batch: int = Field(default=10, ge=1, le=MOST_SAMPLES)
-    epochs: int = Field(default=1, ge=1, le=100_000)
+    lr: Rate = 0.1
+    batch: Batch = 10
+    epochs: Epochs = 1
 
 
 class DPsgd(TrainThenAverage[DPsgdSettings]):

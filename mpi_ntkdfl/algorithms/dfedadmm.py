@@ -14,8 +14,7 @@ from pydantic import Field
 
 from mpi_ntkdfl.algorithms.base import RoundResult
 from mpi_ntkdfl.algorithms.corrected_training import CorrectedTraining
-from mpi_ntkdfl.algorithms.training import AveragingSettings
-from mpi_ntkdfl.config import MOST_SAMPLES
+from mpi_ntkdfl.algorithms.training import AveragingSettings, Batch, Epochs, Rate
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.runtime.looks import PURPLE, LineStyle
 
@@ -28,9 +27,9 @@ class DfedadmmSettings(AveragingSettings):
     """
 
     name: Literal["dfedadmm"] = "dfedadmm"
-    lr: float = Field(default=0.1, gt=0, le=1e30)
-    batch: int = Field(default=25, ge=1, le=MOST_SAMPLES)
-    epochs: int = Field(default=20, ge=1, le=100_000)
+    lr: Rate = 0.1
+    batch: Batch = 25
+    epochs: Epochs = 20
     lam: float = Field(default=10.0, gt=0, le=1e6)
     """Penalty: steps go along gradient - dual + (w - start) / lam. At the end of the round
     dual <- dual - (w - start) / lam.

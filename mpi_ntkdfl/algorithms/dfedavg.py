@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
-
 from mpi_ntkdfl.algorithms.train_then_average import QuantizableSettings, TrainThenAverage
-from mpi_ntkdfl.config import MOST_SAMPLES
+from mpi_ntkdfl.algorithms.training import Batch, Epochs, Rate
 from mpi_ntkdfl.runtime.looks import GREEN, LineStyle
 
 
@@ -15,9 +13,9 @@ class DfedavgSettings(QuantizableSettings):
     """Settings of DFedAvg; the defaults are those of the NTK-DFL paper's comparison."""
 
     name: Literal["dfedavg"] = "dfedavg"
-    lr: float = Field(default=0.1, gt=0, le=1e30)
-    batch: int = Field(default=25, ge=1, le=MOST_SAMPLES)
-    epochs: int = Field(default=20, ge=1, le=100_000)
+    lr: Rate = 0.1
+    batch: Batch = 25
+    epochs: Epochs = 20
 
 
 class Dfedavg(TrainThenAverage[DfedavgSettings]):

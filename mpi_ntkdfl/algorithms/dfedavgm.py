@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
-
 from mpi_ntkdfl.algorithms.train_then_average import QuantizableSettings, TrainThenAverage
-from mpi_ntkdfl.config import MOST_SAMPLES
+from mpi_ntkdfl.algorithms.training import Batch, Epochs, Momentum, Rate
 from mpi_ntkdfl.runtime.looks import VERMILION, LineStyle
 
 
@@ -18,10 +16,10 @@ class DfedavgmSettings(QuantizableSettings):
     """Settings of DFedAvgM; the defaults are those of the NTK-DFL paper's comparison."""
 
     name: Literal["dfedavgm"] = "dfedavgm"
-    lr: float = Field(default=0.01, gt=0, le=1e30)
-    batch: int = Field(default=50, ge=1, le=MOST_SAMPLES)
-    epochs: int = Field(default=20, ge=1, le=100_000)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
+    lr: Rate = 0.01
+    batch: Batch = 50
+    epochs: Epochs = 20
+    momentum: Momentum = 0.9
 
 
 class Dfedavgm(TrainThenAverage[DfedavgmSettings]):

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 
 from mpi_ntkdfl.algorithms.train_then_average import GossipSettings, TrainThenAverage
-from mpi_ntkdfl.config import MOST_SAMPLES
+from mpi_ntkdfl.algorithms.training import Batch, Decay, Epochs, Factor, Momentum, Rate
 from mpi_ntkdfl.model.training import Gradient, Layers, Sgd, SgdRule
 from mpi_ntkdfl.runtime.looks import PURPLE, LineStyle
 
@@ -23,12 +23,12 @@ class DfedsamSettings(GossipSettings):
     """Settings of DFedSAM; the defaults are those of the NTK-DFL paper's comparison."""
 
     name: Literal["dfedsam"] = "dfedsam"
-    lr: float = Field(default=0.01, gt=0, le=1e30)
-    lr_factor: float = Field(default=0.95, gt=0, le=1)
-    batch: int = Field(default=32, ge=1, le=MOST_SAMPLES)
-    epochs: int = Field(default=5, ge=1, le=100_000)
-    momentum: float = Field(default=0.99, ge=0, lt=1)
-    weight_decay: float = Field(default=5e-4, ge=0, le=1e6)
+    lr: Rate = 0.01
+    lr_factor: Factor = 0.95
+    batch: Batch = 32
+    epochs: Epochs = 5
+    momentum: Momentum = 0.99
+    weight_decay: Decay = 5e-4
     rho: float = Field(default=0.01, gt=0, le=1e6)
     """Distance of the nearby point at which the gradient is taken."""
     adaptive: bool = True

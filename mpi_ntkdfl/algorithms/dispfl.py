@@ -19,8 +19,16 @@ from pydantic import Field
 
 from mpi_ntkdfl.algorithms.base import Leg, Needs, RoundResult
 from mpi_ntkdfl.algorithms.masks import kept_entries, masked_average, masked_format
-from mpi_ntkdfl.algorithms.training import SendingSettings, TrainingMethod
-from mpi_ntkdfl.config import MOST_ROUNDS, MOST_SAMPLES
+from mpi_ntkdfl.algorithms.training import (
+    Batch,
+    Decay,
+    Epochs,
+    Factor,
+    Rate,
+    SendingSettings,
+    TrainingMethod,
+)
+from mpi_ntkdfl.config import MOST_ROUNDS
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.federation.codecs.base import Shapes
 from mpi_ntkdfl.federation.coding import vector_format
@@ -42,11 +50,11 @@ class DispflSettings(SendingSettings):
     changes: ClassVar[bool] = False
 
     name: Literal["dispfl"] = "dispfl"
-    lr: float = Field(default=0.1, gt=0, le=1e30)
-    lr_factor: float = Field(default=0.998, gt=0, le=1)
-    batch: int = Field(default=10, ge=1, le=MOST_SAMPLES)
-    epochs: int = Field(default=10, ge=1, le=100_000)
-    weight_decay: float = Field(default=5e-4, ge=0, le=1e6)
+    lr: Rate = 0.1
+    lr_factor: Factor = 0.998
+    batch: Batch = 10
+    epochs: Epochs = 10
+    weight_decay: Decay = 5e-4
     dense_ratio: float = Field(default=0.5, gt=0, le=1)
     """Share of all parameters that a client keeps. Small layers are denser, and biases are kept."""
     anneal_factor: float = Field(default=0.5, ge=0, le=1)

@@ -8,11 +8,9 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field
 
 from mpi_ntkdfl.algorithms.base import Leg, Needs, RoundResult
-from mpi_ntkdfl.algorithms.training import SendingSettings, TrainingMethod
-from mpi_ntkdfl.config import MOST_SAMPLES
+from mpi_ntkdfl.algorithms.training import Batch, Epochs, Rate, SendingSettings, TrainingMethod
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.runtime.looks import BLACK, LineStyle
@@ -22,9 +20,9 @@ class FedavgSettings(SendingSettings):
     """Settings of FedAvg with all clients; the defaults are those of the NTK-DFL paper's comparison."""
 
     name: Literal["fedavg"] = "fedavg"
-    lr: float = Field(default=0.1, gt=0, le=1e30)
-    batch: int = Field(default=200, ge=1, le=MOST_SAMPLES)
-    epochs: int = Field(default=20, ge=1, le=100_000)
+    lr: Rate = 0.1
+    batch: Batch = 200
+    epochs: Epochs = 20
     averaging: Literal["plain", "samples"] = "samples"
     """Weights of the average over all clients: equal (`plain`), or in proportion to the clients'
     samples (`samples`).

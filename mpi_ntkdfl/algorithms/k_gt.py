@@ -14,8 +14,7 @@ from pydantic import Field
 
 from mpi_ntkdfl.algorithms.base import RoundResult
 from mpi_ntkdfl.algorithms.corrected_training import CorrectedTraining
-from mpi_ntkdfl.algorithms.training import AveragingSettings
-from mpi_ntkdfl.config import MOST_SAMPLES
+from mpi_ntkdfl.algorithms.training import AveragingSettings, Batch, Epochs, Rate
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.runtime.looks import SKY, LineStyle
 
@@ -24,9 +23,9 @@ class KGtSettings(AveragingSettings):
     """Settings of K-GT; the defaults are DFedAvg's."""
 
     name: Literal["k-gt"] = "k-gt"
-    lr: float = Field(default=0.1, gt=0, le=1e30)
-    batch: int = Field(default=25, ge=1, le=MOST_SAMPLES)
-    epochs: int = Field(default=20, ge=1, le=100_000)
+    lr: Rate = 0.1
+    batch: Batch = 25
+    epochs: Epochs = 20
     step: float = Field(default=1.0, gt=0, le=100)
     """Factor of the change of the weights by local training, before the average."""
 

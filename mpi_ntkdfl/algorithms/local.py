@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field
 
 from mpi_ntkdfl.algorithms.base import Needs, RoundResult
-from mpi_ntkdfl.algorithms.training import TrainingMethod, TrainingSettings
-from mpi_ntkdfl.config import MOST_SAMPLES
+from mpi_ntkdfl.algorithms.training import Batch, Epochs, Rate, TrainingMethod, TrainingSettings
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.runtime.looks import BLACK, LineStyle
@@ -19,9 +17,9 @@ class LocalSettings(TrainingSettings):
     """Settings of local training only; the defaults are DFedAvg's."""
 
     name: Literal["local"] = "local"
-    lr: float = Field(default=0.1, gt=0, le=1e30)
-    batch: int = Field(default=25, ge=1, le=MOST_SAMPLES)
-    epochs: int = Field(default=20, ge=1, le=100_000)
+    lr: Rate = 0.1
+    batch: Batch = 25
+    epochs: Epochs = 20
 
 
 class Local(TrainingMethod[LocalSettings]):

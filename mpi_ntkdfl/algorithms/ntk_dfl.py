@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -41,15 +41,6 @@ from mpi_ntkdfl.runtime.looks import BLUE, LineStyle
 
 class NtkDflSettings(NtkSettings):
     """Settings of NTK-DFL; the defaults are the paper's. Tau is chosen by the neighbourhood's loss."""
-
-    optional: ClassVar[tuple[str, ...]] = (
-        *NtkSettings.optional,
-        "momentum",
-        "linearisations",
-        "kernel_outputs",
-        "projection",
-        "projected_update",
-    )
 
     name: Literal["ntk-dfl"] = "ntk-dfl"
     jacobian: Literal["inputs", "factored", "dense", "projected"] = "factored"

@@ -13,8 +13,7 @@ from pydantic import Field
 
 from mpi_ntkdfl.algorithms.base import RoundResult
 from mpi_ntkdfl.algorithms.corrected_training import CorrectedTraining
-from mpi_ntkdfl.algorithms.training import AveragingSettings
-from mpi_ntkdfl.config import MOST_SAMPLES
+from mpi_ntkdfl.algorithms.training import AveragingSettings, Batch, Epochs, Rate
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.runtime.looks import GREEN, LineStyle
 
@@ -23,9 +22,9 @@ class OledflSettings(AveragingSettings):
     """Settings of OledFL; the defaults of local training are DFedAvg's."""
 
     name: Literal["oledfl"] = "oledfl"
-    lr: float = Field(default=0.1, gt=0, le=1e30)
-    batch: int = Field(default=25, ge=1, le=MOST_SAMPLES)
-    epochs: int = Field(default=20, ge=1, le=100_000)
+    lr: Rate = 0.1
+    batch: Batch = 25
+    epochs: Epochs = 20
     opposite: float = Field(default=0.5, ge=0, le=10)
     """How far local training starts beyond the average, away from the last local weights (b)."""
 

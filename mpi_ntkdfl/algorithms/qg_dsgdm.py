@@ -15,8 +15,7 @@ from pydantic import Field
 
 from mpi_ntkdfl.algorithms.base import RoundResult
 from mpi_ntkdfl.algorithms.corrected_training import CorrectedTraining
-from mpi_ntkdfl.algorithms.training import AveragingSettings
-from mpi_ntkdfl.config import MOST_SAMPLES
+from mpi_ntkdfl.algorithms.training import AveragingSettings, Batch, Epochs, Rate
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.runtime.looks import ORANGE, LineStyle
 
@@ -25,9 +24,9 @@ class QgDsgdmSettings(AveragingSettings):
     """Settings of QG-DSGDm; `global_momentum` is the paper's, the others are those of DFedAvgM."""
 
     name: Literal["qg-dsgdm"] = "qg-dsgdm"
-    lr: float = Field(default=0.01, gt=0, le=1e30)
-    batch: int = Field(default=25, ge=1, le=MOST_SAMPLES)
-    epochs: int = Field(default=20, ge=1, le=100_000)
+    lr: Rate = 0.01
+    batch: Batch = 25
+    epochs: Epochs = 20
     global_momentum: float = Field(default=0.9, ge=0, lt=1)
     """Momentum mu: steps go along gradient + mu m, and m <- mu m + (1 - mu) (change in the round)."""
 

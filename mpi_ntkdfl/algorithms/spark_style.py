@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -26,11 +26,6 @@ from mpi_ntkdfl.runtime.looks import VERMILION, LineStyle
 
 class SparkStyleSettings(NtkDflSettings):
     """Settings of NTK-DFL, soft labels and momentum; the defaults of the latter are guesses."""
-
-    optional: ClassVar[tuple[str, ...]] = (
-        *NtkDflSettings.optional,
-        *("nesterov", "soft_share", "soft_from", "soft_rounds", "temperature"),
-    )
 
     name: Literal["spark-style"] = "spark-style"  # type: ignore[assignment]  # another method's name
     jacobian: Literal["inputs", "factored", "dense", "projected"] = "projected"

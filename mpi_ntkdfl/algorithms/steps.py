@@ -36,7 +36,6 @@ _WAY_OUT = (
 class StepSettings(CodedSettings):
     """Settings of a round's steps; the defaults are those of the NTK-DFL paper."""
 
-    optional: ClassVar[tuple[str, ...]] = (*CodedSettings.optional, "calibration")
     changes: ClassVar[bool] = False
 
     lr: float = Field(default=0.01, gt=0, le=1e30)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -19,8 +19,6 @@ from mpi_ntkdfl.model.network import Network
 
 class GossipSettings(AveragingSettings):
     """Settings of methods that train and then average with the neighbours."""
-
-    optional: ClassVar[tuple[str, ...]] = (*AveragingSettings.optional, "round_momentum")
 
     round_momentum: float = Field(default=0.0, ge=0, lt=1)
     """Local training starts at x + round_momentum (x - x'), where x are the client's weights at the

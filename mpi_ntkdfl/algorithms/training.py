@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
 import torch
 from pydantic import Field
@@ -18,25 +18,31 @@ from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.model.training import Sgd
 from mpi_ntkdfl.topology.mixing import Averaging
 
+# The settings of local training with their bounds. A method's settings class gives them its defaults.
+Rate = Annotated[float, Field(gt=0, le=1e30)]
+Factor = Annotated[float, Field(gt=0, le=1)]
+Batch = Annotated[int, Field(ge=1, le=MOST_SAMPLES)]
+Epochs = Annotated[int, Field(ge=1, le=100_000)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Decay = Annotated[float, Field(ge=0, le=1e6)]
+
 _CALLS_PER_STEP = 25  # of local training, for all clients of a group together
 
 
 class TrainingSettings(MethodSettings):
     """Settings of local training by SGD."""
 
-    optional: ClassVar[tuple[str, ...]] = ("calibration",)
-
-    lr: float = Field(gt=0, le=1e30)
+    lr: Rate
     """Learning rate. Round k uses lr * lr_factor^k, k from 0."""
-    lr_factor: float = Field(default=1.0, gt=0, le=1)
+    lr_factor: Factor = 1.0
     """Factor of the learning rate per round."""
-    batch: int = Field(ge=1, le=MOST_SAMPLES)
+    batch: Batch
     """Samples per step. The last batch of a pass is kept even if it is small."""
-    epochs: int = Field(ge=1, le=100_000)
+    epochs: Epochs
     """Passes through the client's own samples per round, each in a new random order."""
-    momentum: float = Field(default=0.0, ge=0, lt=1)
+    momentum: Momentum = 0.0
     """v <- momentum v + gradient + weight_decay w, then w <- w - lr v; a round starts with v = 0."""
-    weight_decay: float = Field(default=0.0, ge=0, le=1e6)
+    weight_decay: Decay = 0.0
     """Factor of the weights in the gradient."""
     calibration: float = Field(default=0.0, ge=0, le=100)
     """In the loss of local training, calibration * log(share of the class among the client's own
@@ -50,8 +56,6 @@ class TrainingSettings(MethodSettings):
 
 class SendingSettings(TrainingSettings, CodedSettings):
     """Settings of local training by clients that send their weights."""
-
-    optional: ClassVar[tuple[str, ...]] = (*TrainingSettings.optional, *CodedSettings.optional)
 
 
 class AveragingSettings(SendingSettings):

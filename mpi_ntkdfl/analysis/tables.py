@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ import h5py
 import numpy as np
 import yaml
 
+from mpi_ntkdfl.analysis.fingerprints import of_first_graph, of_partition
 from mpi_ntkdfl.analysis.starts import Start, starts
 from mpi_ntkdfl.analysis.words import said, tests_told
 from mpi_ntkdfl.metrics import (
@@ -33,6 +33,7 @@ from mpi_ntkdfl.metrics import (
 )
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.hdf5 import reading, sane
+from mpi_ntkdfl.runtime.metric import clients_tested
 from mpi_ntkdfl.runtime.units import duration, readable
 from mpi_ntkdfl.storage.schema import end_of_run, metrics_of
 
@@ -135,8 +136,10 @@ class Run:
     def untested(self, metric: Metric) -> np.ndarray:
         """Rows without a metric of the clients' own models, by `evaluation.clients_every`, `[row]`."""
         every = self.config.get("evaluation", {}).get("clients_every", 1)
-        tested = 1 if not self.source(metric).of_clients else every
-        return np.array([r % tested > 0 and r != self.config["rounds"] for r in self.rounds], bool)
+        last, of_clients = self.config["rounds"], self.source(metric).of_clients
+        return np.array(
+            [of_clients and not clients_tested(r, last, every) for r in self.rounds], bool
+        )
 
     def curve(self, metric: Metric) -> np.ndarray:
         """One number per row, `[row]`: the state, or the total, after `rounds`.
@@ -170,8 +173,8 @@ def read(path: Path) -> Run:
                 },
                 traffic_phases=[str(phase) for phase in file["traffic"].attrs["phases"]],
                 time_phases=[str(phase) for phase in file["time"].attrs["phases"]],
-                partition=_partition(file),
-                edges=_first_graph(file),
+                partition=of_partition(file),
+                edges=of_first_graph(file),
             )
     except FileNotFoundError as error:
         raise InputError(f"no record at {path}") from error
@@ -228,31 +231,6 @@ def _series(file: h5py.File, metrics: Sequence[Metric]) -> dict[str, np.ndarray]
     }
     rows = min(len(dataset) for dataset in datasets.values())
     return {name: dataset[:rows] for name, dataset in datasets.items()}
-
-
-def _partition(file: h5py.File) -> str:
-    """Fingerprint of the partition: equal for equal samples in every client."""
-    if "partition" not in file:
-        return ""
-    return _fingerprint([sane(file, f"partition/{name}")[:] for name in ("offsets", "indices")])
-
-
-def _first_graph(file: h5py.File) -> str:
-    """Fingerprint of the first round's edges; empty before the first round."""
-    if "topology" not in file:
-        return ""
-    offsets = sane(file, "topology/offsets")[:2]
-    if len(offsets) < 2:
-        return ""
-    return _fingerprint([sane(file, "topology/edges")[offsets[0] : offsets[1]]])
-
-
-def _fingerprint(parts: Sequence[np.ndarray]) -> str:
-    """SHA-256 over whole numbers, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(np.ascontiguousarray(part, dtype=np.int64).tobytes())
-    return digest.hexdigest()
 
 
 def rounds_of(run: Run) -> tuple[int, int]:

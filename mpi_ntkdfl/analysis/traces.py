@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mpi_ntkdfl.analysis import tables
+from mpi_ntkdfl.analysis.completed import completed
 from mpi_ntkdfl.analysis.starts import Start, over_time
 from mpi_ntkdfl.analysis.tables import Run
 from mpi_ntkdfl.analysis.words import said
@@ -213,7 +214,9 @@ def read(paths: Iterable[Path]) -> list[Group]:
     Raises:
         InputError: if one is missing, damaged, or no record.
     """
-    return grouped([trace(tables.read(path), str(path)) for path in paths])
+    every = [trace(tables.read(path), str(path)) for path in paths]
+    settings = completed([each.settings for each in every])
+    return grouped([replace(each, settings=s) for each, s in zip(every, settings, strict=True)])
 
 
 def trace(run: Run, name: str) -> Trace:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +28,40 @@ _NAME = click.argument("name", metavar="NAME_OR_YAML")
 _RANKS = click.option("--ranks", type=click.IntRange(1), default=1, help="Ranks of each run.")
 
 
+@dataclass(frozen=True)
+class _Which:
+    """What the command line says of a study's runs. The fields are the options of `_which`."""
+
+    scale: str
+    seeds: int | None
+    overrides: tuple[str, ...]
+    plugin_files: tuple[str, ...]
+    folder: Path
+
+    def expand(self, name: str) -> Study:
+        """The study with these runs; the plugins are loaded first."""
+        from mpi_ntkdfl.studies import grid
+
+        plugins.load(self.plugin_files)
+        return grid.expand(name, self.scale, self.folder, self.seeds, self.overrides)
+
+    def words(self) -> list[str]:
+        """The options as words of a command line."""
+        words = ["--scale", self.scale]
+        words += ["--seeds", str(self.seeds)] if self.seeds is not None else []
+        words += [word for each in self.overrides for word in ("--set", each)]
+        words += [word for each in self.plugin_files for word in ("--plugin", each)]
+        return [*words, "-o", str(self.folder)]
+
+
 def _which(command: Callable[..., None]) -> Callable[..., None]:
     """Options that say which runs a study has; the same options mean the same runs in every command."""
+
+    @functools.wraps(command)
+    def told(**given: Any) -> None:
+        of_runs = {field.name: given.pop(field.name) for field in dataclasses.fields(_Which)}
+        command(_Which(**of_runs), **given)
+
     options: list[Any] = [
         click.option(
             "--scale",
@@ -54,8 +89,8 @@ def _which(command: Callable[..., None]) -> Callable[..., None]:
         ),
     ]
     for option in reversed(options):
-        command = option(command)
-    return command
+        told = option(told)
+    return told
 
 
 @click.group(
@@ -99,12 +134,8 @@ def show_study(name: str) -> None:
     help="Predict seconds for this machine's speed, or for a nominal one.",
 )
 def plan(
+    which: _Which,
     name: str,
-    scale: str,
-    seeds: int | None,
-    overrides: tuple[str, ...],
-    plugin_files: tuple[str, ...],
-    folder: Path,
     ranks: int,
     runs: bool,
     measure: bool,
@@ -117,7 +148,7 @@ def plan(
     from mpi_ntkdfl.studies import estimate
 
     torch.set_num_threads(1)
-    planned = _expand(name, scale, folder, seeds, overrides)
+    planned = which.expand(name)
     machine = measured(torch.float32) if measure else NOMINAL
     click.echo(estimate.text(planned, estimate.estimate(planned, ranks, machine), ranks))
     if runs:
@@ -144,12 +175,8 @@ def plan(
     help="Do runs again that other sources of the package, or other plugins, computed or began.",
 )
 def run_study(
+    which: _Which,
     name: str,
-    scale: str,
-    seeds: int | None,
-    overrides: tuple[str, ...],
-    plugin_files: tuple[str, ...],
-    folder: Path,
     ranks: int,
     launcher: str | None,
     task: str,
@@ -167,8 +194,7 @@ def run_study(
     logs.set_up(0, quiet=True)
     watch_signals()
     how = execute.launch(launcher, ranks)
-    plugins.load(plugin_files)
-    planned = _expand(name, scale, folder, seeds, overrides)
+    planned = which.expand(name)
     mine = execute.share(planned.distinct(), *_task(task))
     tally = execute.work(planned, mine, how, click.echo, fresh)
     click.echo(
@@ -185,10 +211,7 @@ def run_study(
         sys.exit(UNFINISHED)
     if tally.failed:
         sys.exit(1)
-    words = [name, "--scale", scale, *(["--seeds", str(seeds)] if seeds is not None else [])]
-    words += [word for each in overrides for word in ("--set", each)]
-    words += [word for each in plugin_files for word in ("--plugin", each)]
-    click.echo(_next_step(planned, [*words, "-o", str(folder)]))
+    click.echo(_next_step(planned, [name, *which.words()]))
 
 
 @study.command(
@@ -199,12 +222,8 @@ def run_study(
 @click.option("--html", type=TARGET, help="Also write one page with all figures and tables.")
 @OVERWRITE
 def report(
+    which: _Which,
     names: tuple[str, ...],
-    scale: str,
-    seeds: int | None,
-    overrides: tuple[str, ...],
-    plugin_files: tuple[str, ...],
-    folder: Path,
     html: Path | None,
 ) -> None:
     """Make tables (CSV, text) and figures (PDF, SVG) of the finished runs; say which are missing."""
@@ -212,24 +231,15 @@ def report(
     from mpi_ntkdfl.studies import report as reporting
 
     logs.set_up(0, quiet=True)
-    plugins.load(plugin_files)
     made = []
     for name in names:
-        done = reporting.make(_expand(name, scale, folder, seeds, overrides))
+        done = reporting.make(which.expand(name))
         reporting.write(done)
         click.echo(f"{done.text}\n\n{done.study.reports}\n")
         made.append(done)
     if html is not None:
         page.write(html, made)
         click.echo(html)
-
-
-def _expand(
-    name: str, scale: str, folder: Path, seeds: int | None, overrides: tuple[str, ...]
-) -> Study:
-    from mpi_ntkdfl.studies import grid
-
-    return grid.expand(name, scale, folder, seeds, overrides)
 
 
 def _next_step(planned: Study, words: Sequence[str]) -> str:

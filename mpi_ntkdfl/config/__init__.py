@@ -150,7 +150,7 @@ class Config(Section):
 
     @model_serializer(mode="wrap")
     def _leave_out_what_is_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out keys that say nothing, so that names and texts of other runs stay as they were."""
+        """Leaves out what most runs do not have, so that their texts stay short."""
         whole: dict[str, Any] = serialize(self)
         return {k: v for k, v in whole.items() if k not in _ABSENT or v is not None}
 

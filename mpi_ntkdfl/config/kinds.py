@@ -84,6 +84,23 @@ def classes(section: str, name: object = None) -> Iterator[type[BaseModel]]:
         yield _BASES[section]
 
 
+def default(section: str, name: object, setting: str) -> Any:
+    """The default of a setting, as YAML reads it; None if it has none or is unknown.
+
+    Args:
+        section: a key of a configuration.
+        name: the `name` or `kind` of the section, if it has one.
+        setting: a key of the section.
+    """
+    if section in _TABLES and name not in _table(section):
+        return None
+    for each in classes(section, name):
+        if setting in each.model_fields and not each.model_fields[setting].is_required():
+            value = each.model_fields[setting].get_default(call_default_factory=True)
+            return list(value) if isinstance(value, tuple) else value
+    return None
+
+
 def sections_in(annotation: object) -> Iterator[type[BaseModel]]:
     """The classes of settings that an annotation names, in a union or by itself."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -15,7 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-from mpi_ntkdfl.runtime.settings import OptionalSection, Section, affects, readable_by
+from mpi_ntkdfl.runtime.metric import clients_tested
+from mpi_ntkdfl.runtime.settings import Section, affects, readable_by
 from mpi_ntkdfl.runtime.units import parse_bytes, parse_seconds
 
 MOST_CLIENTS = 1_000_000
@@ -220,7 +221,7 @@ class ModelSettings(Section):
     """A state_dict of torch (.pt) from which every client starts; null draws random weights."""
 
 
-class MethodSettings(OptionalSection):
+class MethodSettings(Section):
     """Base of the settings of all methods; a subclass allows one `name` only."""
 
     name: str
@@ -257,7 +258,7 @@ class EvaluationSettings(Section):
 
     def tests_clients(self, done: int, rounds: int) -> bool:
         """Whether the clients' own models are tested in an evaluation after `done` of `rounds` rounds."""
-        return self.clients and (done % self.clients_every == 0 or done == rounds)
+        return self.clients and clients_tested(done, rounds, self.clients_every)
 
 
 class OutputSettings(Section):

@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mpi_ntkdfl.data.dataset import Dataset, standardise
-from mpi_ntkdfl.data.source import NO_CACHE, FolderSettings, Size, Source, cache_folder, need
+from mpi_ntkdfl.data.source import NO_CACHE, FolderSettings, Size, Source, need
 from mpi_ntkdfl.runtime.errors import InputError
-from mpi_ntkdfl.runtime.paths import user_path
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
@@ -50,10 +49,7 @@ class Cifar10(Source[FolderSettings]):
 
     def locate(self, settings: FolderSettings) -> dict[str, Path]:
         """The six files, in the folder `root` or in its folder `FOLDER`."""
-        if settings.root is None:
-            folder = cache_folder(self.name)
-        else:
-            folder = user_path(settings.root, "dataset.root")
+        folder = settings.folder
         for inner in [] if folder is None else [folder, folder / FOLDER]:
             if all((inner / name).is_file() for name in (*TRAIN, TEST)):
                 return {Path(name).stem: inner / name for name in (*TRAIN, TEST)}
@@ -79,9 +75,7 @@ class Cifar10(Source[FolderSettings]):
 
     def fetch(self, root: str | None = None) -> Path:
         """Downloads the archive, compares its hash, and unpacks the six files."""
-        folder = cache_folder(self.name) if root is None else user_path(root, "the folder")
-        if folder is None:
-            raise InputError(f"no folder to download cifar10 to: the default is {NO_CACHE}")
+        folder = self.folder_to_fill(root)
         pooch = need("pooch")
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -22,10 +22,9 @@ import numpy.typing as npt
 
 from mpi_ntkdfl.data.dataset import Dataset, standardise
 from mpi_ntkdfl.data.idx import MAX_INFLATION
-from mpi_ntkdfl.data.source import NO_CACHE, FolderSettings, Size, Source, cache_folder
+from mpi_ntkdfl.data.source import NO_CACHE, FolderSettings, Size, Source
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.hdf5 import reading
-from mpi_ntkdfl.runtime.paths import user_path
 
 PIXELS = 28 * 28
 
@@ -48,10 +47,7 @@ class Femnist(Source[FolderSettings]):
 
     def locate(self, settings: FolderSettings) -> dict[str, Path]:
         """The training and the test file."""
-        if settings.root is None:
-            folder = cache_folder(self.name)
-        else:
-            folder = user_path(settings.root, "dataset.root")
+        folder = settings.folder
         paths = None if folder is None else find(folder)
         if paths is None:
             raise InputError(f"data set femnist not found in {folder or NO_CACHE}: {self.way_out}")

@@ -169,9 +169,7 @@ class ImageSet(Source[FolderSettings]):
 
     def fetch(self, root: str | None = None) -> Path:
         """Downloads the files; a file gets its final name only after both its hashes were checked."""
-        folder = cache_folder(self.name) if root is None else user_path(root, "the folder")
-        if folder is None:
-            raise InputError(f"no folder to download {self.name} to: the default is {NO_CACHE}")
+        folder = self.folder_to_fill(root)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # Files are downloaded into the same folder, so that the move to the final name is atomic.

@@ -15,6 +15,7 @@ from mpi_ntkdfl.config import DatasetSettings
 from mpi_ntkdfl.data.dataset import Dataset
 from mpi_ntkdfl.runtime import identity
 from mpi_ntkdfl.runtime.errors import InputError
+from mpi_ntkdfl.runtime.paths import user_path
 from mpi_ntkdfl.runtime.settings import affects
 
 SettingsT = TypeVar("SettingsT", bound=DatasetSettings)
@@ -28,6 +29,13 @@ class FolderSettings(DatasetSettings):
 
     root: str | None = affects("place", default=None)
     """Folder of the files. Null: the cache folder, then Debian's folder."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder `root`, or else the cache folder, if there is one."""
+        return (
+            cache_folder(self.name) if self.root is None else user_path(self.root, "dataset.root")
+        )
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,17 @@ class Source(ABC, Generic[SettingsT]):
         Raises:
             InputError: if a file is missing or damaged, or has other content than it should have.
         """
+
+    def folder_to_fill(self, root: str | None) -> Path:
+        """The folder into which `fetch` downloads: `root`, or else the cache folder.
+
+        Raises:
+            InputError: if there is neither.
+        """
+        folder = cache_folder(self.name) if root is None else user_path(root, "the folder")
+        if folder is None:
+            raise InputError(f"no folder to download {self.name} to: the default is {NO_CACHE}")
+        return folder
 
     def fetch(self, root: str | None = None) -> Path:
         """Downloads the files that are missing or damaged, and returns their folder.

@@ -28,7 +28,7 @@ _STAGES, _ENDS, _POWERS = len(scheme.STAGES), scheme.ENDS, len(scheme.LEFT_SUM)
 
 
 class _Scheme(ctypes.Structure):
-    """`struct scheme` of `_evolve.c`."""
+    """`struct scheme` of `_evolve/layout.h`."""
 
     _fields_ = (
         *((name, ctypes.c_double) for name in ("mean_over_end", "stable", "safety", "shrink")),
@@ -45,7 +45,7 @@ class _Scheme(ctypes.Structure):
 
 
 class _Problem(ctypes.Structure):
-    """`struct problem` of `_evolve.c`."""
+    """`struct problem` of `_evolve/layout.h`."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("samples", "outputs", "marks")),

@@ -21,7 +21,7 @@ from mpi_ntkdfl.runtime import limits
 PACKAGE = Path(__file__).resolve().parent.parent
 """The folder of this package."""
 
-_SOURCES = (".py", ".c", ".csv", ".yaml")
+_SOURCES = (".py", ".c", ".h", ".csv", ".yaml")
 """Suffixes of the files of the package that decide a result."""
 
 _LIBRARIES = ("torch", "numpy", "mpi4py", "h5py")

@@ -59,6 +59,17 @@ def conditions(
     return frozenset(name for name, holds in named.items() if holds)
 
 
+def clients_tested(done: int, rounds: int, every: int) -> bool:
+    """Whether an evaluation after `done` of `rounds` rounds tests the clients' own models.
+
+    Args:
+        done: number of rounds done.
+        rounds: number of rounds of the run.
+        every: the setting `evaluation.clients_every`.
+    """
+    return done % every == 0 or done == rounds
+
+
 Place = Literal["x", "panel", "y", "mark", "target", "end", "show", "live", "progress"]
 """Where a metric appears:
 

@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 Effect = Literal["result", "rounding", "extent", "place", "nothing", "seed"]
@@ -36,26 +29,6 @@ class Section(BaseModel):
     """Base of all sections: frozen, strict types, no unknown keys, finite numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class OptionalSection(Section):
-    """A section that does not mention some of its settings where they have their defaults.
-
-    Attributes:
-        optional: names of these settings.
-    """
-
-    optional: ClassVar[tuple[str, ...]] = ()
-
-    @model_serializer(mode="wrap")
-    def _leave_out_optional(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        section: dict[str, Any] = serialize(self)
-        fields = type(self).model_fields
-        return {
-            key: value
-            for key, value in section.items()
-            if key not in self.optional or getattr(self, key) != fields[key].default
-        }
 
 
 def affects(effect: Effect, **options: Any) -> Any:

@@ -248,17 +248,17 @@ def is_done(run: StudyRun, weights: bool) -> bool:
     config = run.config
 
     def last(file: h5py.File) -> int:
+        """The number of rounds of a finished run, or 0."""
         former = parse([read_yaml(file.attrs["config"], "the recorded configuration")])
         changes = differences(former.model_dump(mode="json"), config.model_dump(mode="json"))
         if any(counts(setting, config) for setting in changes):
-            return config.rounds + 1  # another run of this name, by a version with other defaults
+            return 0  # another run of this name, by a version with other defaults
         rows = file[ROUNDS.dataset][:], file[ACCURACY.dataset][:]
-        return end_of_run(config.rounds, config.stop_at, *rows)
+        end = end_of_run(config.rounds, config.stop_at, *rows)
+        return end if len(file[SECONDS.dataset]) >= end else 0
 
     rounds = _read(run.outputs.record, last)
-    if not rounds or rounds_recorded(run.outputs) < rounds:
-        return False
-    return not weights or rounds_kept(run.outputs) >= rounds
+    return rounds > 0 and (not weights or rounds_kept(run.outputs) >= rounds)
 
 
 def has_other_code(outputs: Outputs) -> bool:

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from mpi_ntkdfl.comm.messages import Arrays
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.registry import Registry
-from mpi_ntkdfl.runtime.settings import OptionalSection
+from mpi_ntkdfl.runtime.settings import Section
 
 ArrayFormat = tuple[tuple[int, ...], torch.dtype]
 """Shape and element type of one array of a message."""
@@ -28,10 +28,8 @@ Shapes = tuple[tuple[int, ...], ...]
 """Shapes of the tensors that a vector consists of, one after another."""
 
 
-class CodecSettings(OptionalSection):
+class CodecSettings(Section):
     """Base of the settings of all codecs; `name` is the name under which the codec is registered."""
-
-    optional: ClassVar[tuple[str, ...]] = ("error_feedback", "gamma")
 
     name: str = ""
     error_feedback: bool = False

@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import (
-    SerializeAsAny,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-)
+from pydantic import SerializeAsAny, field_validator, model_serializer
 
 from mpi_ntkdfl.federation.codecs.base import CODECS, CodecSettings
 from mpi_ntkdfl.runtime.settings import Section
@@ -33,19 +28,18 @@ class CodecChoice(Section):
             raise ValueError(CODECS.unknown(name))
         return CODECS[name].Settings.model_validate(value)
 
-    @model_serializer(mode="wrap")
-    def _leave_out_what_is_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        whole: dict[str, Any] = serialize(self)
-        return {phase: codec for phase, codec in whole.items() if codec is not None}
+    @model_serializer(mode="plain")
+    def _what_was_chosen(self) -> dict[str, Any]:
+        """Names and the settings that are not defaults, so that labels of runs stay short."""
+        return {
+            phase: {"name": codec.name, **codec.model_dump(mode="json", exclude_defaults=True)}
+            for phase, codec in self.chosen.items()
+        }
 
     @property
     def chosen(self) -> dict[str, CodecSettings]:
         """The settings of the codecs that are not null, by kind of message."""
-        pairs = (
-            ("weights", self.weights),
-            ("averages", self.averages),
-            ("jacobians", self.jacobians),
-        )
+        pairs = ((phase, getattr(self, phase)) for phase in type(self).model_fields)
         return {phase: settings for phase, settings in pairs if settings is not None}
 
     def require_sense(self, sends: tuple[str, ...], feedback: bool, changes: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,8 +21,6 @@ from mpi_ntkdfl.federation.codecs.base import (
 
 class QuantizeSettings(CodecSettings):
     """Settings of `Quantize`."""
-
-    optional: ClassVar[tuple[str, ...]] = (*CodecSettings.optional, "rounding", "scales")
 
     name: str = "quantize"
     levels: int = Field(ge=2, le=256)

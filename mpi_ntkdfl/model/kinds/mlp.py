@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from mpi_ntkdfl.config import ModelSettings
 from mpi_ntkdfl.model.kinds.base import NetworkKind, Scheme
@@ -31,14 +31,6 @@ class MlpSettings(ModelSettings):
     """How starting weights are drawn. `kaiming`: weights with deviation sqrt(2 / fan_in) and zero biases.
     `torch`: as torch makes its layers, uniformly between -1 / sqrt(fan_in) and 1 / sqrt(fan_in).
     """
-
-    @model_serializer(mode="wrap")
-    def _leave_out_the_former_scheme(
-        self, serialize: SerializerFunctionWrapHandler
-    ) -> dict[str, Any]:
-        """Leaves out `kaiming`, so that names of runs are as they were before there was a choice."""
-        section: dict[str, Any] = serialize(self)
-        return {k: v for k, v in section.items() if k != "scheme" or v != "kaiming"}
 
 
 class Mlp(NetworkKind):

@@ -147,7 +147,7 @@ static void product(int64_t rows, int64_t depth, int64_t columns, struct factor 
 
 /* --------------------------------------------------------------------------------------- the loss */
 
-/* e^x for x <= 0, with an error of a few units in the last place. NaN stays NaN. See _evolve.c. */
+/* e^x for x <= 0, with an error of a few units in the last place. NaN stays NaN. See ntk/_evolve/softmax.h. */
 INLINE float exponential(float x)
 {
     static const float inverse_factorials[] = {1, 1, 1 / 2.0f, 1 / 6.0f, 1 / 24.0f, 1 / 120.0f, 1 / 720.0f};
