@@ -22,11 +22,9 @@ import numpy as np
 
 # The clock of the phases reads the processor's time.
 PROGRAM = """
-import sys, time
+import runpy, time
 time.perf_counter = time.process_time
-sys.argv[0] = "mpi_ntkdfl"
-from mpi_ntkdfl.cli.main import main
-main()
+runpy.run_module("mpi_ntkdfl", run_name="__main__", alter_sys=True)
 """
 
 

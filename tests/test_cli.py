@@ -540,6 +540,7 @@ def test_launcher_of_another_mpi(tmp_path):
 ATTRIBUTES = """
 schema run config version commit sources versions created seed ranks hosts cores host_cores threads memory
 mpi torch device choices data contents resumed method_label method_look method_central
+method_learned
 """
 
 
@@ -627,6 +628,7 @@ def test_run_show_export_and_overwrite(tmp_path, simulate):
         assert (params.shape, params.dtype) == ((6, 7510), "f4")
         assert file.attrs["round"] == 2
     assert answer("show", path).strip() in done.stdout
+    assert "\na neighbour learns: every input and every label\n" in done.stdout
     assert answer("export", path, "--client", 5, weights) == ""
     state = torch.load(weights, weights_only=True)
     assert np.array_equal(MLP(QUICKSTART).layout.flatten(state).numpy(), params[5])

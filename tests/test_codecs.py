@@ -127,6 +127,7 @@ def test_samples_are_coded_by_themselves():
 # ------------------------------------------------------------------------------- error feedback
 
 TOP = {"name": "top-k", "share": 0.2, "error_feedback": True, "gamma": 0.75}
+FORMS = {"memory": {**TOP, "memory": 0.5}, "choco": {**TOP, "error_feedback": "choco"}}
 
 
 def start(name, choice, shared=True, **settings):
@@ -142,34 +143,36 @@ def booked(federation):
     return dict(zip(TRAFFIC_PHASES, federation.ledger.lap().tolist()[0], strict=True))
 
 
-def choco(weights, trained, estimates, edges):
-    """One round by loops: new weights and estimates."""
-    rows = []
-    for x, e in zip(trained, estimates, strict=True):
-        difference = x - e
-        largest = sorted(range(PARAMS), key=lambda p: -abs(float(difference[p])))[
-            : round(0.2 * PARAMS)
-        ]
-        moved = e.clone()
-        for p in largest:
+def fed_back(trained, estimates, unsent, edges, form):
+    """One round by loops: new weights, estimates, and what is remembered."""
+    told, left = [], []
+    for x, e, r in zip(trained, estimates, unsent, strict=True):
+        x = x + 0.5 * r if form == "memory" else x
+        difference, moved = x - e, e.clone()
+        largest = sorted(range(PARAMS), key=lambda p: -abs(float(difference[p])))
+        for p in largest[: round(0.2 * PARAMS)]:
             moved[p] += difference[p]
-        rows.append(moved)
+        told.append(moved)
+        left.append(x - moved)
     new = []
     for i, x in enumerate(trained):
         others = [j for edge in edges for j in edge if i in edge and j != i]
-        pull = sum((rows[j] - rows[i]) / (len(others) + 1) for j in others)
-        new.append(x + 0.75 * pull)
-    return torch.stack(new), rows
+        pull = sum((told[j] - told[i]) / (len(others) + 1) for j in others)
+        new.append((x if form == "choco" else told[i]) + 0.75 * pull)
+    return torch.stack(new), told, left
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_error_feedback_is_choco_and_books_whole_estimates_for_new_neighbours(shared):
-    federation, method, weights = start("dfedavg", {"weights": TOP}, shared, batch=2, epochs=2)
-    estimates, coded = list(weights), codec("top-k", dtype=torch.float64, share=0.2).most_bytes()
+@pytest.mark.parametrize(("form", "shared"), [("memory", True), ("choco", True), ("choco", False)])
+def test_error_feedback_by_hand_books_whole_estimates_for_new_neighbours(form, shared):
+    choice = {"weights": FORMS[form]}
+    federation, method, weights = start("dfedavg", choice, shared, batch=2, epochs=2)
+    estimates, unsent = list(weights), list(torch.zeros_like(weights))
+    coded = codec("top-k", dtype=torch.float64, share=0.2).most_bytes()
     whole, lacking = PARAMS * 8, [0 if shared else 6, 0, 4]
     for number, graph in enumerate((PATH, PATH, SHIFTED)):
         trained = method.train(weights, number)
-        wanted, estimates = choco(weights, trained, estimates, graph.edges.tolist())
+        edges = graph.edges.tolist()
+        wanted, estimates, unsent = fed_back(trained, estimates, unsent, edges, form)
         with Exchange(federation, graph, codings=method.codings) as exchange:
             weights = attended_round(method, weights, number, exchange).weights
         assert (weights - wanted).abs().max() < 1e-12
@@ -189,7 +192,7 @@ def test_absent_clients_keep_their_estimates_and_lack_those_of_others():
         federation, among(PATH, federation.presence.present), codings=method.codings
     ) as exchange:
         weights = attended_round(method, weights, 1, exchange).weights
-    assert sorted(kept) == ["estimates", "held"]
+    assert sorted(kept) == ["estimates", "held", "unsent"]
     for name, array in method.whole_state().items():
         assert torch.equal(array[1], kept[name]), name
     federation.presence.present = None

@@ -376,6 +376,8 @@ def test_bad_codecs_in_a_configuration():
         "{averages: {name: quantize, levels: 4}}": "needs a method that sends averages",
         "{weights: {name: subsample, share: 0.5}}": "needs a codec for weights, got subsample",
         "{weights: {name: float16, gamma: 0.5}}": "set error_feedback: true",
+        "{weights: {name: float16, error_feedback: choco, memory: 0.5}}": "memory needs error_feedback",
+        "{weights: {name: float16, error_feedback: chocolate}}": "error_feedback",
     }.items():
         setting = f"algorithm={{name: d-psgd, codec: {codec}}}"
         assert message in complaint("check", "quickstart", "--set", setting), codec

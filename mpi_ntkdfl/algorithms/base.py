@@ -169,22 +169,24 @@ class Needs:
 
     @property
     def learned(self) -> str:
-        """What a receiver learns of a client's samples, for people.
+        """What a receiver learns of a client's samples, for people: `a neighbour learns: ...`.
 
         The reasons are in docs/explanation/privacy.md, and `audit` shows it for a run.
         """
         if self.stacked:
-            return (
+            what = (
                 "every label; every input if layers are linear and outputs x projection are at least "
                 "their numbers of inputs"
             )
-        if self.dense:
-            return "every label; every input if the first layer is linear"
-        if self.samples or self.blocks:
-            return "every input and every label"
-        if self.vectors or self.messages or self.server:
-            return "mixtures of samples and a rough histogram of labels, from changes of weights"
-        return "nothing, because nothing is sent"
+        elif self.dense:
+            what = "every label; every input if the first layer is linear"
+        elif self.samples or self.blocks:
+            what = "every input and every label"
+        elif self.vectors or self.messages or self.server:
+            what = "mixtures of samples and a rough histogram of labels, from changes of weights"
+        else:
+            what = "nothing, because nothing is sent"
+        return f"{'the server' if self.central else 'a neighbour'} learns: {what}"
 
     @property
     def central(self) -> bool:

@@ -281,7 +281,7 @@ def _what_ran(run: Run) -> list[str]:
         f"topology:  {_section(config, 'topology')}",
         f"{a['ranks']} ranks on {hosts} host(s), {a['device']}, torch {a['torch']}, {a['mpi']}",
         f"mpi_ntkdfl {a['version']} ({_short(a['commit'])}), started {a['created']}",
-        *tests_told(config),
+        *filter(None, (a.get("method_learned"), *tests_told(config))),
         *(f"{name}: {choice}" for name, choice in json.loads(a.get("choices", "{}")).items()),
         *_again(a),
     ]

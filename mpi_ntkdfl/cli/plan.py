@@ -104,8 +104,7 @@ def _plan_text(
             lines.append(f"  {phase:12}{readable(protocol):>10} protocol{readable(moved):>10} MPI")
     protocol, moved = plan.traffic.sum(axis=1)
     lines.append(f"  {'total':12}{readable(protocol):>10} protocol{readable(moved):>10} MPI")
-    who = "the server" if problem.first.needs.central else "a neighbour"
-    lines.append(f"{who} learns: {problem.first.needs.learned}")
+    lines.append(problem.first.needs.learned)
     lines += [f"{name} on this machine: {', '.join(each)}" for name, each in versions.items()]
     lines.append("memory of the largest rank:")
     lines += [f"  {purpose:22}{readable(count):>10}" for purpose, count in plan.memory.items()]

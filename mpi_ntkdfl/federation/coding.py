@@ -1,10 +1,13 @@
 """Codecs in use: what travels instead of vectors, and what clients keep of it from round to round.
 
-With error feedback, the neighbours of client i hold an estimate e_i of its weights. Its message C(x_i -
-e_i) moves the estimate, and the client takes `x_i + gamma sum_j w_ij (e_j - e_i)` with the new
-estimates. This is CHOCO (Koloskova, Stich, Jaggi, "Decentralized stochastic optimization and gossip
-algorithms with compressed communication", ICML 2019). A neighbour that lacks the last estimate receives
-the new one in full.
+With error feedback, the neighbours of client i hold an estimate e_i of its weights. A message of the
+weights x_i moves it, `e_i <- e_i + C(x_i + memory r_i - e_i)`, and the client keeps what the message has
+left out, `r_i <- x_i + memory r_i - e_i`. It goes on from `e_i + gamma sum_j w_ij (e_j - e_i)`. The
+decaying memory is that of Wu, Huang, Huang, Zhang, "Error compensated quantized SGD and its applications
+to large-scale distributed optimization", ICML 2018. CHOCO has no r_i and goes on from `x_i + gamma sum_j
+w_ij (e_j - e_i)` (Koloskova, Stich, Jaggi, "Decentralized stochastic optimization and gossip algorithms
+with compressed communication", ICML 2019). A neighbour that lacks the last estimate receives the new one
+in full.
 """
 
 from __future__ import annotations
@@ -83,7 +86,7 @@ def kept_bytes(
             arrays = codec.state().values()
             kept = sum(array.numel() * array.element_size() for array in arrays)
             if settings.error_feedback:
-                kept += codec.params * dtype.itemsize + nodes
+                kept += (1 + settings.remembers) * codec.params * dtype.itemsize + nodes
             total += count * kept
     return total
 
@@ -112,6 +115,8 @@ class Stream:
             self._state["estimates"] = torch.full_like(vectors, torch.nan)
             held = torch.full((rows, nodes), federation.shared_start, device=federation.device)
             self._state["held"] = held
+            if codec.settings.remembers:
+                self._state["unsent"] = vectors
 
     # ------------------------------------------------------------------------------- what is sent
 
@@ -132,7 +137,8 @@ class Stream:
         self._book_estimates(exchange, counts)
         told = exchange.share(new, "weights", booked=False)
         ahead = exchange.mixed(told, vectors, kind) - new
-        taken: torch.Tensor = vectors + self._codec.settings.gamma * ahead
+        point = new if self._codec.settings.remembers else vectors
+        taken: torch.Tensor = point + self._codec.settings.gamma * ahead
         return taken
 
     def share(
@@ -199,9 +205,14 @@ class Stream:
         # A client's first estimate is what it starts with.
         start = vectors if since is None else since
         former = torch.where(former[:, :1].isnan(), start, former)
+        settings = self._codec.settings
+        if settings.remembers:
+            vectors = vectors + settings.memory * self._state["unsent"]
         own = self._messages(vectors - former, number)
         told = torch.stack([self.decode(message) for message in own.values()])
         self._state["estimates"] = new = former + told.to(former)
+        if settings.remembers:
+            self._state["unsent"] = vectors - new
         return new, self._counts(own)
 
     def _book_estimates(self, exchange: Exchange, counts: np.ndarray) -> None:

@@ -267,7 +267,11 @@ def facts(method: type[Method[Any]], needs: Needs) -> dict[str, str | int]:
 
     Returns:
         `method_label`; `method_look` (JSON), if the method has a look; `method_central`, which is 1 if
-        the method has a server, and 0 if not.
+        the method has a server, and 0 if not; `method_learned`, what a receiver of messages learns.
     """
     look = {} if method.look is None else {"method_look": method.look.to_json()}
-    return {"method_label": method.label, **look, "method_central": int(needs.central)}
+    told: dict[str, str | int] = {
+        "method_central": int(needs.central),
+        "method_learned": needs.learned,
+    }
+    return {"method_label": method.label, **look, **told}

@@ -13,8 +13,8 @@ docs/output.md describes every dataset. The record holds these things beside the
                  all hosts), threads, memory (of rank 0), mpi, torch, device, choices (JSON), plugins
                  (JSON) of the first start; resumed (JSON: for each later start these attributes and
                  round); method_label, method_look (JSON, see runtime/looks.py; absent if the method
-                 has none), method_central (1 if the method has a server); class_names, site_names
-                 (JSON; absent where classes or sites have numbers only)
+                 has none), method_central (1: has a server), method_learned (what a receiver learns);
+                 class_names, site_names (JSON; absent where classes or sites have numbers only)
     /traffic     attribute phases
     /time        attribute phases
     /topology    edges [edge, 2], offsets [round + 1]      round k: edges[offsets[k]:offsets[k+1]]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -32,21 +32,33 @@ class CodecSettings(Section):
     """Base of the settings of all codecs; `name` is the name under which the codec is registered."""
 
     name: str = ""
-    error_feedback: bool = False
+    error_feedback: bool | Literal["choco"] = False
     """For weights: neighbours keep an estimate of the client's weights, and messages move the estimate,
-    so what a message leaves out comes with later ones (CHOCO).
+    so what a message leaves out comes with later ones. With true a client goes on from the average of the
+    estimates and remembers what it has not sent; with `choco` this stays in its weights (CHOCO-SGD).
     """
     gamma: float = Field(default=1.0, gt=0, le=1)
     """With error_feedback, the step towards the neighbours' estimates."""
+    memory: float = Field(default=0.85, ge=0, le=1)
+    """With `error_feedback: true`, the share of what a client has not sent that it adds to the next
+    message. 1 forgets nothing, but then what is left out may grow without bound.
+    """
 
     @model_validator(mode="after")
-    def _gamma_has_estimates(self) -> CodecSettings:
-        if self.gamma != 1 and not self.error_feedback:
-            raise ValueError(
-                f"gamma needs error_feedback, got gamma {self.gamma} without it; remove gamma, or set "
-                "error_feedback: true"
-            )
+    def _have_estimates(self) -> CodecSettings:
+        for key, used in (("gamma", bool(self.error_feedback)), ("memory", self.remembers)):
+            given = getattr(self, key)
+            if given != type(self).model_fields[key].default and not used:
+                raise ValueError(
+                    f"{key} needs error_feedback: true, got {key} {given} without it; remove {key}, or "
+                    "set error_feedback: true"
+                )
         return self
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a client keeps what it has not sent beside its weights, and not in them."""
+        return self.error_feedback is True
 
 
 SettingsT = TypeVar("SettingsT", bound=CodecSettings)
