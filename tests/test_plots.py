@@ -188,8 +188,11 @@ def test_a_method_looks_the_same_in_every_company():
 
 
 def test_more_lines_than_can_be_told_apart():
-    with pytest.raises(InputError, match=f"at most {style.VARIANTS} configurations of one method"):
-        style.styles(["ntk-dfl"] * (style.VARIANTS + 1), LOOKS)
+    many = style.styles(["ntk-dfl"] * style.MOST, LOOKS)
+    assert len({(look.color, look.dashes) for look in many}) == style.MOST
+    assert len({(look.marker, look.dashes) for look in many}) == style.MOST
+    with pytest.raises(InputError, match=f"at most {style.MOST} configurations of one method"):
+        style.styles(["ntk-dfl"] * (style.MOST + 1), LOOKS)
     with pytest.raises(InputError, match=f"at most {len(style.SPARE)} methods without"):
         style.styles([f"new-{n}" for n in range(len(style.SPARE) + 1)], LOOKS)
 

@@ -6,6 +6,7 @@ differ by dashes and markers: no two methods of this package have the same, and 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -77,7 +78,14 @@ _VARIANTS: tuple[tuple[float, str, tuple[float, ...]], ...] = (
     (-0.80, "top", (3, 2)),
 )
 VARIANTS = 1 + len(_VARIANTS)
-"""Number of configurations of one method that a figure can show with different styles."""
+"""Number of configurations of one method that a figure can show as shades of the method's colour."""
+
+# More configurations of a method: markers in this order, with colours and dashes that repeat later.
+_MARKERS = "osD^v<>PXph*dH8"
+_COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, DARK_GREY)
+_DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.5), (1, 1), (6, 1.5, 1, 1.5))
+MOST = 24
+"""Number of configurations of one method that a figure can show at all."""
 
 
 def arguments(look: LineStyle) -> dict[str, Any]:
@@ -96,6 +104,9 @@ def arguments(look: LineStyle) -> dict[str, Any]:
 def styles(methods: Iterable[str], looks: Mapping[str, LineStyle]) -> list[LineStyle]:
     """A style for every line of a figure, different for each line.
 
+    Up to `VARIANTS` lines of one method have shades of its colour. If there are more, all its lines have
+    different colours, markers and dashes instead.
+
     Args:
         methods: the method of each line; several lines may have the same method.
         looks: the looks of methods that have one; other methods get spare styles.
@@ -111,22 +122,31 @@ def styles(methods: Iterable[str], looks: Mapping[str, LineStyle]) -> list[LineS
             f"{', '.join(plain)}; give the methods a look, or draw fewer records"
         )
     table = {**looks, **dict(zip(plain, SPARE, strict=False))}
-    seen = dict.fromkeys(methods, 0)
+    counts, seen = Counter(methods), dict.fromkeys(methods, 0)
+    if crowded := [method for method, count in counts.items() if count > MOST]:
+        raise InputError(
+            f"at most {MOST} configurations of one method fit into a figure, got "
+            f"{counts[crowded[0]]} of {crowded[0]}; give fewer records"
+        )
     drawn = []
     for method in methods:
-        drawn.append(_variant(table[method], seen[method], method))
+        number = seen[method]
+        many = counts[method] > VARIANTS
+        drawn.append(_one_of_many(number) if many else _variant(table[method], number))
         seen[method] += 1
     return drawn
 
 
-def _variant(style: LineStyle, number: int, method: str) -> LineStyle:
+def _one_of_many(number: int) -> LineStyle:
+    dashes = _DASHES[number // len(_COLORS) % len(_DASHES)]
+    return LineStyle(
+        _COLORS[number % len(_COLORS)], dashes, _MARKERS[number % len(_MARKERS)], "full"
+    )
+
+
+def _variant(style: LineStyle, number: int) -> LineStyle:
     if number == 0:
         return style
-    if number >= VARIANTS:
-        raise InputError(
-            f"at most {VARIANTS} configurations of one method fit into a figure, got more of "
-            f"{method}; give fewer records"
-        )
     shade, fill, dashes = _VARIANTS[number - 1]
     return replace(style, color=_shaded(style.color, shade), fill=fill, dashes=dashes)
 
