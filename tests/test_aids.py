@@ -251,12 +251,10 @@ def test_clients_evolve_together_and_on_a_device():
         assert all(torch.equal(a.cpu(), b) for (a, _), (b, _) in zip(on_device, many, strict=True))
 
 
-def test_settings_at_their_defaults_are_not_mentioned():
-    plain = parse(read_source("quickstart"))
-    assert "momentum" not in plain.to_yaml()
+def test_settings_are_recorded_and_calibration_needs_its_loss():
     given = parse([*read_source("quickstart"), read_overrides(["algorithm.momentum=0.5"])])
     assert "momentum: 0.5" in given.to_yaml()
-    assert "calibration" not in given.to_yaml()
+    assert "calibration: 0.0" in given.to_yaml()
     bad = ["algorithm.calibration=1", "algorithm.loss=squared"]
     with pytest.raises(
         InputError, match=r"calibration needs loss=cross-entropy, got calibration 1"

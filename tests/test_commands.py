@@ -66,7 +66,7 @@ def test_misspelt_commands(line, hint):
 
 
 def test_a_misspelt_study():
-    assert "did you mean 'convergence'? there are: architectures" in complaint(
+    assert "did you mean 'convergence'? there are: ahead, aids" in complaint(
         "study", "plan", "convergance"
     )
 
