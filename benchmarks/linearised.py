@@ -18,11 +18,8 @@ from typing import Literal
 import torch
 
 import mpi_ntkdfl as nd
-from mpi_ntkdfl.algorithms.aids import calibration_shift
 from mpi_ntkdfl.algorithms.average_gd import AverageGd, AverageGdSettings
-from mpi_ntkdfl.algorithms.steps import keep_best
 from mpi_ntkdfl.model.losses import one_hot, prediction
-from mpi_ntkdfl.ntk.update import network_losses
 from mpi_ntkdfl.runtime.looks import LineStyle
 
 
@@ -40,12 +37,9 @@ class Linearised(AverageGd):
     label = "Linearised GD"
     look = LineStyle("#882255", (2, 1), "v")
 
-    def _descend(self, w, data, lr):
-        s, f = self.settings, self.federation
-        shift = calibration_shift(data.labels, f.network.classes, s.calibration, f.dtype)
-        candidates = descend(f.network, w, data.inputs, data.labels, lr, s.taus, s.loss, shift)
-        losses = network_losses(f.network, candidates, data.inputs, data.labels, s.loss, shift)
-        return keep_best(candidates, losses, s.taus)
+    def candidates(self, w, data, lr, shift):
+        s, network = self.settings, self.federation.network
+        return descend(network, w, data.inputs, data.labels, lr, s.taus, s.loss, shift)
 
 
 def descend(stack, w, inputs, labels, lr, taus, loss, shift=None):

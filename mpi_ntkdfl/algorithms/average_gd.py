@@ -94,10 +94,17 @@ class AverageGd(Method[AverageGdSettings]):
         s, f = self.settings, self.federation
         with f.clock("evolve"):
             shift = calibration_shift(data.labels, f.network.classes, s.calibration, f.dtype)
-            candidates = f.network.descend(w, data.inputs, data.labels, lr, s.taus, s.loss, shift)
+            candidates = self.candidates(w, data, lr, shift)
         with f.clock("select"):
             losses = network_losses(f.network, candidates, data.inputs, data.labels, s.loss, shift)
             return keep_best(candidates, losses, s.taus)
+
+    def candidates(
+        self, w: torch.Tensor, data: Samples, lr: float, shift: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The weights `[tau, param]` after each number of steps from `w` `[param]`."""
+        s, network = self.settings, self.federation.network
+        return network.descend(w, data.inputs, data.labels, lr, s.taus, s.loss, shift)
 
     def state(self) -> dict[str, torch.Tensor]:
         """With momentum, the averages of the last round, `[owned, param]`."""
