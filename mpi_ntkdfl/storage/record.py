@@ -215,8 +215,9 @@ class Record:
                     _of(file, metric)[...] = np.nan
                 describe(_of(file, metric), metric)
                 _of(file, metric).resize(rows, axis=0)
-                if metric.of_clients and untested:
-                    _of(file, metric)[untested] = np.nan
+                # h5py does not fill several rows at once where they are longer than a chunk.
+                for row in untested if metric.of_clients else ():
+                    _of(file, metric)[row] = np.nan
                 if metric.by_rank:
                     _widen(file, metric, ranks)
             offsets = file["topology/offsets"]
