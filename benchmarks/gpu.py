@@ -13,8 +13,8 @@ The parts are:
 - `shared`: four ranks on the GPU.
 - `scaling`: 1 to 16 ranks on CPUs, as far as there are cores.
 
-`--preset` and `--set` choose another experiment than the paper's. `--small --device cpu` is for trying the
-script: digits, two rounds. `--synthetic` generates a data set of Fashion-MNIST's size if that is not
+`--preset` and `--set` choose another experiment than the paper's. `--small --device cpu` is for trying
+the script: digits, two rounds. `--synthetic` generates a data set of Fashion-MNIST's size if that is not
 installed.
 """
 
