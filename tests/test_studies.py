@@ -586,11 +586,20 @@ def test_published_numbers_stand_beside_ours_and_are_named(done, tmp_path):
     (line,) = [line for line in axes.lines if line.get_label() == "published"]
     assert line.get_ydata().tolist() == [0.5, 0.6]
     assert line.get_linestyle() == "None"
+    found = {
+        row["x"]: row["y"]
+        for row in rows
+        if (row["panel"], row["line"], row["source"]) == ("alpha 0.1", "NTK-DFL", "runs")
+    }
+    largest, place = max((abs(found[x] - y), x) for x, y in ((1, 0.5), (2, 0.6)))
     assert "Somebody, 2025" in made.text
+    assert f"largest difference: {largest:.3f} at {place:g}" in made.text
+    assert f"runs      {found[1]:8.3f}{found[2]:8.3f}" in made.text
 
     small = report.make(grid.expand(str(tmp_path / "published.yaml"), "small", done.folder))
     assert {row["source"] for row in report.numbers(small.drawings[0])} == {"runs"}
     assert "at the paper's scale (Somebody, 2025)" in small.text
+    assert "largest difference" not in small.text
 
 
 class Page(HTMLParser):
