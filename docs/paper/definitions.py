@@ -78,6 +78,18 @@ def reduced(name: str) -> dict[str, Any]:
                 algorithm = settings.setdefault("algorithm", {})
                 if algorithm.get("name", "ntk-dfl") == "ntk-dfl":
                     algorithm["tolerance"] = 1e-3
+    labels = {variant["label"] for axis in study["axes"] for variant in axis["variants"]}
+    for figure in study["figures"]:
+        published = figure.get("published", {"lines": []})
+        published["lines"] = [
+            line
+            for line in published["lines"]
+            if line["line"].split(", ")[0] in labels and line["panel"] in labels | set(figure["y"])
+        ]
+        if source == "convergence":
+            figure["limits"] = [0.7, 0.87]
+    if name == "sparsity":
+        study["axes"][1]["log"] = False
     return study
 
 

@@ -31,12 +31,14 @@ class _Figure:
     Attributes:
         title: a text for readers who cannot see the picture.
         picture: the svg element; only this text is not escaped.
+        differences: from published numbers, in words; empty if there are none.
         published: published numbers, or None.
         numbers: the numbers of the figure.
     """
 
     title: str
     picture: str
+    differences: str
     published: Table | None
     numbers: Table
 
@@ -145,6 +147,7 @@ def _figure(drawing: Drawing, prefix: str) -> _Figure:
     return _Figure(
         title=drawing.figure.title,
         picture=_inline(draw.svg(drawing), prefix),
+        differences=published.differences(theirs, drawing.panels) if theirs else "",
         published=published.table(theirs, drawing.panels) if theirs else None,
         numbers=("", COLUMNS, rows),
     )

@@ -73,7 +73,8 @@ def beside(published: Published, panels: Sequence[Panel]) -> Iterator[Beside]:
             for own in panel.lines:
                 if own.label == line.line and not own.published:
                     for place, x in enumerate(line.x):
-                        ours[place : place + 1] = own.mean[np.isclose(own.x, x)][:1]
+                        if (at := np.isclose(own.x, x)).any():
+                            ours[place] = own.mean[at][0]
         yield Beside(line, ours)
 
 
@@ -88,7 +89,8 @@ def text(figure: Figure, panels: Sequence[Panel]) -> str:
             numbers["runs"] = tuple(each.ours)
         for name, values in numbers.items():
             form = "g" if name == "at" else ".3f"
-            rows.append(f"    {name:<10}" + "".join(f"{value:>8{form}}" for value in values))
+            shown = ["-" if np.isnan(value) else f"{value:{form}}" for value in values]
+            rows.append(f"    {name:<10}" + "".join(f"{each:>8}" for each in shown))
         if each.largest:
             rows.append(f"    largest difference: {each.largest}")
     return "\n".join(rows)
@@ -110,10 +112,13 @@ def table(
         for x, y, own in zip(each.line.x, each.line.y, each.ours, strict=True)
     ]
     caption = f"Published, at the paper's scale: {published.source}"
-    found = [f"{each.name}: {each.largest}" for each in beside(published, panels) if each.largest]
-    if found:
-        caption += f". Largest differences: {'; '.join(found)}"
     return caption, ("panel", "line", "x", "published", "runs"), rows
+
+
+def differences(published: Published, panels: Sequence[Panel]) -> str:
+    """The largest difference of every line in one sentence; empty if no point can be compared."""
+    found = [f"{each.name} {each.largest}" for each in beside(published, panels) if each.largest]
+    return f"Largest differences from the published numbers: {'; '.join(found)}." if found else ""
 
 
 def _belongs(line: PublishedLine, panel: Panel) -> bool:
