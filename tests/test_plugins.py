@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from mpi_ntkdfl import config
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.cli.main import cli
+from mpi_ntkdfl.config import sections
 from mpi_ntkdfl.data import partition, sources
 from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.errors import InputError
@@ -116,7 +117,9 @@ def test_a_registered_data_set_becomes_classes_sites_and_flat_samples(tables):
     assert (got.sites.tolist(), got.test_sites.tolist()) == ([1, 0, 1, 0], [0, 0])
     # Samples of more dimensions share one mean and deviation.
     assert np.allclose([got.scaling.mean, got.scaling.deviation], [[23], [(2 * x).std()]])
-    shares = partition.make(WriterPartition(kind="writer"), got.train_labels, 2, 0, got.sites)
+    shares = partition.make(
+        sections.WriterPartition(kind="writer"), got.train_labels, 2, 0, got.sites
+    )
     assert [shares.client(i).tolist() for i in range(2)] == [[1, 3], [0, 2]]
 
 
