@@ -36,8 +36,8 @@ def show(record: Path, follow: bool, interval: float) -> None:
     if follow:
         for line in live.follow(outputs, interval):
             click.echo(line)
-    run = tables.read(record)
-    click.echo(f"{tables.summary(run)}\n\n{live.status(outputs, run)}")
+    run, status = live.read(outputs)
+    click.echo(f"{tables.summary(run)}\n\n{status}")
 
 
 @click.command(

@@ -53,8 +53,6 @@ class _Target(click.ParamType[Path]):
         from mpi_ntkdfl.analysis.files import require_suffix
 
         path = user_path(value, "the output")
-        if self._suffixes:
-            require_suffix(path, *self._suffixes)
         if path.is_symlink():
             path = Path(os.path.realpath(path))
         told = context is not None and context.meta.get(_TOLD, False)
@@ -62,6 +60,8 @@ class _Target(click.ParamType[Path]):
             _refuse(path, told)
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+        if self._suffixes:
+            require_suffix(path, *self._suffixes)
         return path
 
 
