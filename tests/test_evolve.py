@@ -438,7 +438,7 @@ def test_without_a_build_the_reason_is_told(elsewhere: FilePath) -> None:
     problem = make_problem(5, 3)
     with pytest.raises(ValueError, match="no compiled evolution: it was not built"):
         evolve(*problem, 0.01, (3,), implementation="compiled")
-    (elsewhere / "_evolve_float64_v2.so").write_text("no library")
+    (elsewhere / "_evolve_float64_v3.so").write_text("no library")
     compiled.find.cache_clear()
     with pytest.raises(ValueError, match="no build in .* runs on this processor"):
         evolve(*problem, 0.01, (3,), implementation="compiled")
