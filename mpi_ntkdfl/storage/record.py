@@ -214,16 +214,16 @@ class Record:
                     _of(file, metric)[...] = np.nan
                 describe(_of(file, metric), metric)
                 _of(file, metric).resize(rows, axis=0)
-                if metric.of_clients and untested:
-                    _of(file, metric)[untested] = np.nan
+                # h5py does not fill several rows at once where they are longer than a chunk.
+                for row in untested if metric.of_clients else ():
+                    _of(file, metric)[row] = np.nan
                 if metric.by_rank:
                     _widen(file, metric, ranks)
             offsets = file["topology/offsets"]
             offsets.resize(done + 1, axis=0)
             file["topology/edges"].resize(int(offsets[done]), axis=0)
             file.attrs["config"] = config.to_yaml()
-            if run and "run" not in file.attrs:
-                file.attrs["run"] = run
+            file.attrs.setdefault("run", run)
             starts = [*json.loads(file.attrs["resumed"]), {"round": done, **start}]
             file.attrs["resumed"] = json.dumps(starts)
 
