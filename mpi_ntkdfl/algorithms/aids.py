@@ -93,3 +93,21 @@ class RoundMomentum:
         """Takes back what `state` returned."""
         if self._last is not None:
             self._last = state[self._name].to(self._last)
+
+
+class CarriesMomentum:
+    """The state of a method that carries only its momentum from round to round.
+
+    Attributes:
+        momentum: made by the method's constructor.
+    """
+
+    momentum: RoundMomentum
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The arrays of momentum, `[owned, param]`; none without momentum."""
+        return self.momentum.state()
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Takes back what `state` returned."""
+        self.momentum.restore(state)

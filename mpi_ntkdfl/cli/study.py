@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mpi_ntkdfl.cli.groups import PROGRAM, Group, examples
-from mpi_ntkdfl.cli.options import PLUGIN
+from mpi_ntkdfl.cli.options import MEASURE, PLUGIN, SET
 from mpi_ntkdfl.cli.targets import OVERWRITE, TARGET
 from mpi_ntkdfl.runtime import logs, plugins
 from mpi_ntkdfl.runtime.errors import InputError
@@ -70,13 +70,7 @@ def _which(command: Callable[..., None]) -> Callable[..., None]:
             help="A scale of the study: for those of the package paper, or small for a laptop.",
         ),
         click.option("--seeds", type=click.IntRange(1), help="Number of seeds; the first is 0."),
-        click.option(
-            "--set",
-            "overrides",
-            metavar="SECTION.KEY=VALUE",
-            multiple=True,
-            help="Override a setting of every run. Repeatable.",
-        ),
+        SET,
         PLUGIN,
         click.option(
             "-o",
@@ -128,11 +122,7 @@ def show_study(name: str) -> None:
 @_which
 @_RANKS
 @click.option("--runs", is_flag=True, help="List every run.")
-@click.option(
-    "--measure/--no-measure",
-    default=True,
-    help="Predict seconds for this machine's speed, or for a nominal one.",
-)
+@MEASURE
 def plan(
     which: _Which,
     name: str,

@@ -69,7 +69,6 @@ SCHEMA = 2
 _PHASES = {"traffic": TRAFFIC_PHASES, "time": PHASES}
 """The phases along the axis `phase` of datasets, by their group."""
 
-
 _CHECKED = {"fletcher32": True}
 """Options by which datasets have checksums; HDF5 verifies them whenever it reads."""
 
@@ -143,8 +142,8 @@ class Record:
 
     def __init__(self, path: Path) -> None:
         """Stores the path; `create` makes the file."""
-        self.path = path
-        self._growing = Growing(path)
+        self.path, self._growing = path, Growing(path)
+        self._metrics: list[Metric] = []  # of the file, once they were looked up
 
     def create(
         self,
@@ -224,8 +223,7 @@ class Record:
             offsets.resize(done + 1, axis=0)
             file["topology/edges"].resize(int(offsets[done]), axis=0)
             file.attrs["config"] = config.to_yaml()
-            if run and "run" not in file.attrs:
-                file.attrs["run"] = run
+            file.attrs.setdefault("run", run)
             starts = [*json.loads(file.attrs["resumed"]), {"round": done, **start}]
             file.attrs["resumed"] = json.dumps(starts)
 
@@ -273,7 +271,8 @@ class Record:
             if round_record is not None:
                 _extend(file["topology/edges"], round_record.edges)
                 _extend(file["topology/offsets"], [len(file["topology/edges"])])
-            for metric in metrics_of(file):
+            self._metrics = self._metrics or metrics_of(file)
+            for metric in self._metrics:
                 if (round_record if metric.by_round else evaluation) is not None:
                     _append(_of(file, metric), rows.get(metric.name))
 

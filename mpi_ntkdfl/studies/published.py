@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mpi_ntkdfl.analysis.panels import Panel, Series
+from mpi_ntkdfl.analysis.panels import Panel, over_seeds
 from mpi_ntkdfl.studies.definition import Figure, Published, PublishedLine
 
 
@@ -44,14 +44,9 @@ def with_published(panel: Panel, figure: Figure) -> Panel:
         return panel
     methods = {line.label: line.method for line in panel.lines}
     added = [
-        Series(
-            line.line,
-            methods.get(line.line, ""),
-            np.array(line.x),
-            np.array(line.y),
-            np.full(len(line.x), np.nan),
-            np.zeros(len(line.x), dtype=int),
-            np.full(len(line.x), False),
+        replace(
+            over_seeds(line.line, methods.get(line.line, ""), np.array(line.x), np.array([line.y])),
+            seeds=np.zeros(len(line.x), dtype=int),
             published=True,
         )
         for line in figure.published.lines

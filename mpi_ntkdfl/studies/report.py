@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
 from mpi_ntkdfl.analysis import compare, compare_text
-from mpi_ntkdfl.analysis.files import replacing
+from mpi_ntkdfl.analysis.files import replacing, write_table
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.studies import draw, maps, paired, published
 from mpi_ntkdfl.studies.collect import Results, collect
@@ -126,7 +125,4 @@ def write_numbers(path: Path, drawn: Drawing) -> None:
     Raises:
         InputError: if the file cannot be written.
     """
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(numbers(drawn))
+    write_table(path, COLUMNS, (list(row.values()) for row in numbers(drawn)))
