@@ -36,7 +36,19 @@ STUDIES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     ),
     "sparsity": ("sparsity", {"graph": tuple(f"regular {kappa}" for kappa in range(2, 8))}),
     **{name: (name, {}) for name in ("dynamics", "starts", "averaging", "mnist")},
-    **{name: (name, {}) for name in ("late-rounds", "theory")},
+    "late-rounds": (
+        "late-rounds",
+        {
+            "settings": (
+                "paper's",
+                "decay 0.04",
+                "steps to 1600",
+                "always 800 steps",
+                "average by samples",
+            )
+        },
+    ),
+    "theory": ("theory", {"steps": ("T = 100", "T = 200", "T = 800", "DFedAvg")}),
 }
 """By name: the study of the package, and the variants that are kept, by axis."""
 
