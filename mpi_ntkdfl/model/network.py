@@ -40,10 +40,7 @@ class FactoredForm(Protocol):
         ...
 
     def rebuild(
-        self,
-        params: torch.Tensor,
-        arrays: Mapping[str, torch.Tensor],
-        levels: Levels | None,
+        self, params: torch.Tensor, arrays: Mapping[str, torch.Tensor], levels: Levels | None
     ) -> Jacobian:
         """The Jacobian at `params` `[P]` of the samples from which `arrays` were computed.
 
