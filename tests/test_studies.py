@@ -5,6 +5,7 @@ import dataclasses
 import multiprocessing
 import os
 import re
+import runpy
 import shutil
 import signal
 import time
@@ -38,6 +39,7 @@ from mpi_ntkdfl.studies import (
 )
 from mpi_ntkdfl.studies.collect import collect
 from mpi_ntkdfl.studies.series import drawing
+from tests.conftest import ROOT
 from tests.test_cli import answer, complaint, words
 
 TINY = """
@@ -172,6 +174,24 @@ def published_numbers_belong_to_lines_that_are_drawn(name, study):
             assert all(0.4 < y < 0.9 for y in line.y)
             source = "FLamby" if name == "hospitals" else "Thompson et al."
             assert source in figure.published.source
+
+
+def test_the_studies_of_the_papers_figures_follow_those_of_the_package(tmp_path, monkeypatch):
+    """Every method that is drawn has a line, and all partitions of the paper's alphas are files."""
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / "docs" / "paper" / "definitions.py"), run_name="__main__")
+    files = {path.stem: definition.read(str(path)) for path in tmp_path.glob("*.yaml")}
+    assert {"convergence", "baselines", "sparsity", "theory"} <= set(files)
+    for each in files.values():
+        kept = {variant.label for axis in each.axes for variant in axis.variants}
+        for figure in each.figures:
+            for line in figure.published.lines if figure.published else ():
+                assert line.line.split(", ")[0] in kept
+    alphas = {
+        v.value: v.settings["partition"]["kind"] for v in files["heterogeneity"].axes[1].variants
+    }
+    assert alphas == {0.1: "file", 0.2: "file", 0.3: "dirichlet", 0.4: "file", 0.5: "file"}
+    assert [len(axis.variants) for axis in files["baselines"].axes] == [6, 1]
 
 
 @pytest.mark.parametrize(
@@ -588,11 +608,20 @@ def test_published_numbers_stand_beside_ours_and_are_named(done, tmp_path):
     (line,) = [line for line in axes.lines if line.get_label() == "published"]
     assert line.get_ydata().tolist() == [0.5, 0.6]
     assert line.get_linestyle() == "None"
+    found = {
+        row["x"]: row["y"]
+        for row in rows
+        if (row["panel"], row["line"], row["source"]) == ("alpha 0.1", "NTK-DFL", "runs")
+    }
+    largest, place = max((abs(found[x] - y), x) for x, y in ((1, 0.5), (2, 0.6)))
     assert "Somebody, 2025" in made.text
+    assert f"largest difference: {largest:.3f} at {place:g}" in made.text
+    assert f"runs      {found[1]:8.3f}{found[2]:8.3f}" in made.text
 
     small = report.make(grid.expand(str(tmp_path / "published.yaml"), "small", done.folder))
     assert {row["source"] for row in report.numbers(small.drawings[0])} == {"runs"}
     assert "at the paper's scale (Somebody, 2025)" in small.text
+    assert "largest difference" not in small.text
 
 
 class Page(HTMLParser):

@@ -14,6 +14,7 @@ from mpi_ntkdfl.runtime.looks import LineStyle
 from mpi_ntkdfl.studies import maps, privacy, weights
 from mpi_ntkdfl.studies.collect import Cell, Results, by
 from mpi_ntkdfl.studies.definition import Figure
+from mpi_ntkdfl.studies.published import with_published
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def drawing(results: Results, figure: Figure) -> Drawing:
     else:
         panels = _over_axis(results, figure)
     if results.study.scale == "paper":
-        panels = [_with_published(panel, figure) for panel in panels]
+        panels = [with_published(panel, figure) for panel in panels]
     looks = plots.looks_of(cell.group() for cell in results.cells)
     return Drawing(figure, tuple(panels), looks)
 
@@ -214,22 +215,3 @@ def _privacy(results: Results) -> Panel:
 
 def _place(results: Results, axis: str | None) -> int | None:
     return None if axis is None else results.place(axis)
-
-
-# ---------------------------------------------------------------------------------------- published
-
-
-def _with_published(panel: Panel, figure: Figure) -> Panel:
-    if figure.published is None:
-        return panel
-    methods = {line.label: line.method for line in panel.lines}
-    added = [
-        replace(
-            over_seeds(line.line, methods.get(line.line, ""), np.array(line.x), np.array([line.y])),
-            seeds=np.zeros(len(line.x), dtype=int),
-            published=True,
-        )
-        for line in figure.published.lines
-        if line.panel in (panel.title, panel.y.name)
-    ]
-    return replace(panel, lines=(*panel.lines, *added))
