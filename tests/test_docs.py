@@ -26,7 +26,7 @@ QUICK = ("own-data", "records", "same-bits")
 SMALLER = {
     "quickstart": ("clients=8", "topology.degree=3", "partition.samples=20", "rounds=1"),
     "clinic.yaml": ("rounds=2",),
-    "fashion-mnist-cnn": ("evaluation.clients=false",),
+    "fashion-mnist-cnn": ("evaluation.clients=false", "model.channels=[4, 4]", "model.hidden=[8]"),
     "convnet.yaml": ("rounds=1", "partition.samples=20"),
     "mine.yaml": ("rounds=1", "clients=6"),
 }
