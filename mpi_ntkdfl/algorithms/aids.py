@@ -40,10 +40,7 @@ def calibration_shift(
 
 
 def remembered(
-    factor: float,
-    network: Network,
-    dtype: torch.dtype,
-    kept: Callable[[int], int] | None = None,
+    factor: float, network: Network, dtype: torch.dtype, kept: Callable[[int], int] | None = None
 ) -> Callable[[int], int] | None:
     """The value of `Needs.kept` with momentum: one more parameter vector per client.
 

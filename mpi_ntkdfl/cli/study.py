@@ -123,13 +123,7 @@ def show_study(name: str) -> None:
 @_RANKS
 @click.option("--runs", is_flag=True, help="List every run.")
 @MEASURE
-def plan(
-    which: _Which,
-    name: str,
-    ranks: int,
-    runs: bool,
-    measure: bool,
-) -> None:
+def plan(which: _Which, name: str, ranks: int, runs: bool, measure: bool) -> None:
     """Print how many runs there are, how many are done, and what the others will take."""
     import torch
 
@@ -165,12 +159,7 @@ def plan(
     help="Do runs again that other sources of the package, or other plugins, computed or began.",
 )
 def run_study(
-    which: _Which,
-    name: str,
-    ranks: int,
-    launcher: str | None,
-    task: str,
-    fresh: bool,
+    which: _Which, name: str, ranks: int, launcher: str | None, task: str, fresh: bool
 ) -> None:
     """Do the runs that are not done; the same command goes on wherever it stopped.
 
@@ -211,11 +200,7 @@ def run_study(
 @_which
 @click.option("--html", type=TARGET, help="Also write one page with all figures and tables.")
 @OVERWRITE
-def report(
-    which: _Which,
-    names: tuple[str, ...],
-    html: Path | None,
-) -> None:
+def report(which: _Which, names: tuple[str, ...], html: Path | None) -> None:
     """Make tables (CSV, text) and figures (PDF, SVG) of the finished runs; say which are missing."""
     from mpi_ntkdfl.studies import page
     from mpi_ntkdfl.studies import report as reporting

@@ -181,11 +181,7 @@ class Record:
                 file.create_dataset("topology/nodes", data=list(names), dtype=h5py.string_dtype())
 
     def resume(
-        self,
-        done: int,
-        config: Config,
-        start: Mapping[str, str | int],
-        run: str = "",
+        self, done: int, config: Config, start: Mapping[str, str | int], run: str = ""
     ) -> None:
         """Removes the rounds after `done`, and adds the attributes of another start.
 

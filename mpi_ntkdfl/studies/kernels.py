@@ -218,10 +218,7 @@ def write_figure(path: Path, diagnosis: Diagnosis) -> None:
 def panels(diagnosis: Diagnosis) -> Sequence[Panel]:
     """The numbers of the figure."""
     across = Axis("eigenvalue", "number of the eigenvalue, largest first", log=True)
-    up = (
-        Axis("value", "eigenvalue", log=True),
-        Axis("labels", "part of the labels"),
-    )
+    up = (Axis("value", "eigenvalue", log=True), Axis("labels", "part of the labels"))
     return [
         Panel(
             "",
