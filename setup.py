@@ -22,8 +22,8 @@ LEVELS = ("v2", "v3", "v4") if platform.machine() in ("x86_64", "AMD64") else ("
 KINDS = {"float32": (), "float64": (("EVOLVE_DOUBLE", "1"),)}
 
 
-# The local steps need fused operations, which the lowest level does not have.
-TRAINING_LEVELS = tuple(level for level in LEVELS if level != "v2")
+# Local steps and symmetric products need fused operations, which the lowest level does not have.
+FUSED_LEVELS = tuple(level for level in LEVELS if level != "v2")
 
 
 def library(
@@ -66,7 +66,8 @@ LIBRARIES = [
         for kind, macros in KINDS.items()
         for level in LEVELS
     ),
-    *(library("model.mlp._training", "model/mlp/_training.c", level) for level in TRAINING_LEVELS),
+    *(library("model.mlp._training", "model/mlp/_training.c", level) for level in FUSED_LEVELS),
+    *(library("model._symmetric", "model/_symmetric.c", level) for level in FUSED_LEVELS),
     library("topology._shuffle", "topology/_shuffle.c", "any"),
     # One build for all levels: the functions in it name the instructions that they need.
     *([] if LEVELS == ("generic",) else [library("model._levels", "model/_levels.c", "x86_64")]),
