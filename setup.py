@@ -17,13 +17,10 @@ VERSION = re.search(
     r'^__version__ = "(.+)"', (HERE / "mpi_ntkdfl/__init__.py").read_text(), re.MULTILINE
 )[1]
 
-# `ntk/compiled.py` picks the widest that the processor runs.
-LEVELS = ("v2", "v3", "v4") if platform.machine() in ("x86_64", "AMD64") else ("generic",)
+# The builds use fused operations, which x86-64 has from v3 on. At a start the widest is picked that the
+# processor runs.
+LEVELS = ("v3", "v4") if platform.machine() in ("x86_64", "AMD64") else ("generic",)
 KINDS = {"float32": (), "float64": (("EVOLVE_DOUBLE", "1"),)}
-
-
-# Local steps and symmetric products need fused operations, which the lowest level does not have.
-FUSED_LEVELS = tuple(level for level in LEVELS if level != "v2")
 
 
 def library(
@@ -66,8 +63,8 @@ LIBRARIES = [
         for kind, macros in KINDS.items()
         for level in LEVELS
     ),
-    *(library("model.mlp._training", "model/mlp/_training.c", level) for level in FUSED_LEVELS),
-    *(library("model._symmetric", "model/_symmetric.c", level) for level in FUSED_LEVELS),
+    *(library("model.mlp._training", "model/mlp/_training.c", level) for level in LEVELS),
+    *(library("model._symmetric", "model/_symmetric.c", level) for level in LEVELS),
     library("topology._shuffle", "topology/_shuffle.c", "any"),
     # One build for all levels: the functions in it name the instructions that they need.
     *([] if LEVELS == ("generic",) else [library("model._levels", "model/_levels.c", "x86_64")]),

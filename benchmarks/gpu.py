@@ -1,6 +1,7 @@
 """Measures the paper's experiment on a machine with a GPU, in one command; the output is Markdown.
 
     python benchmarks/gpu.py [-o TABLE.md] [--device cuda] [--small] [--synthetic] [--skip PART ...]
+        [--preset NAME] [--set SECTION.KEY=VALUE ...]
 
 The parts are:
 
@@ -12,8 +13,9 @@ The parts are:
 - `shared`: four ranks on the GPU.
 - `scaling`: 1 to 16 ranks on CPUs, as far as there are cores.
 
-`--small --device cpu` is for trying the script: digits, two rounds. `--synthetic` generates a data set of
-Fashion-MNIST's size if that is not installed.
+`--preset` and `--set` choose another experiment than the paper's. `--small --device cpu` is for trying
+the script: digits, two rounds. `--synthetic` generates a data set of Fashion-MNIST's size if that is not
+installed.
 """
 
 from __future__ import annotations
@@ -60,16 +62,19 @@ class Asked(argparse.Namespace):
     synthetic: bool
     output: Path | None
     skip: list[str]
+    preset: str
+    set: list[str]
 
     @property
     def source(self) -> str:
         """The preset."""
-        return "quickstart" if self.small else "paper-fashion-mnist"
+        return "quickstart" if self.small else self.preset
 
     @property
     def settings(self) -> list[str]:
         """The settings that override it."""
-        return ["clients=8", "topology.degree=3", "algorithm.taus=[100]"] if self.small else []
+        small = ["clients=8", "topology.degree=3", "algorithm.taus=[100]"] if self.small else []
+        return [*small, *self.set]
 
 
 # -------------------------------------------------------------------------------------- the machine
@@ -177,7 +182,8 @@ def rounds(asked: Asked, config: Config, peak: float, bandwidth: float) -> list[
     rows.append(
         ["all", *(f"{t:.4f}" for t in totals), f"{least:.5f}", "", f"{totals[1] / least:.1f}"]
     )
-    return [f"A round of {config.clients} clients, one process:", "", *table(header, rows)]
+    title = f"A round of {asked.source}, {config.clients} clients, one process:"
+    return [title, "", *table(header, rows)]
 
 
 def floor(work: Work | None, peak: float, bandwidth: float) -> tuple[float, str]:
@@ -301,6 +307,8 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="digits and few rounds")
     parser.add_argument("--synthetic", action="store_true", help="made-up data of the same size")
     parser.add_argument("--skip", nargs="+", choices=PARTS, default=[], metavar="PART")
+    parser.add_argument("--preset", default="paper-fashion-mnist", metavar="NAME")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("-o", "--output", type=Path, help="write the Markdown here too")
     asked = parser.parse_args(namespace=Asked())
     if asked.small and asked.synthetic:

@@ -112,9 +112,7 @@ def prepare(config: Config, ranks: int, going_on: bool = False) -> Problem:
     Raises:
         InputError: if anything is wrong that would stop the run later.
     """
-    equal = Placement(
-        config.clients, ranks
-    )  # raises InputError if there are more ranks than clients
+    equal = Placement(config.clients, ranks)  # refuses more ranks than clients
     dataset = sources.load(config.dataset)
     shares = partition.make(
         config.partition,

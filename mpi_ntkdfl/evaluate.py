@@ -367,9 +367,7 @@ class Evaluator:
     def _view(self, tests: BySample, params: torch.Tensor, client: int | None, done: int) -> View:
         f = self._federation
         samples = None if client is None else f.samples[client]
-        with torch.inference_mode(
-            False
-        ):  # so that metrics can take gradients with respect to the copy
+        with torch.inference_mode(False):  # so that metrics can take gradients of the copy
             copy = params.clone()
         return View(f.network, copy, tests.inputs, tests.labels, samples, client, done)
 

@@ -18,16 +18,7 @@ from mpi_ntkdfl.comm.world import World
 from mpi_ntkdfl.config import Config
 from mpi_ntkdfl.evaluate import Evaluation, Evaluator
 from mpi_ntkdfl.federation.exchange import Exchange
-from mpi_ntkdfl.metrics import (
-    ACCURACY,
-    BYTES,
-    CLIENT_LOSS,
-    LOSS,
-    MEAN_TAU,
-    METRICS,
-    ROUNDS,
-    About,
-)
+from mpi_ntkdfl.metrics import ACCURACY, BYTES, CLIENT_LOSS, LOSS, MEAN_TAU, METRICS, ROUNDS, About
 from mpi_ntkdfl.planning.legs import RoundModel
 from mpi_ntkdfl.planning.timekeeper import Timekeeper
 from mpi_ntkdfl.runtime.errors import Diverged, SimulationError, locating

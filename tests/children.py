@@ -29,6 +29,8 @@ import torch
 from mpi_ntkdfl import assembly, simulation  # noqa: F401
 from mpi_ntkdfl.analysis import live, tables  # noqa: F401
 from mpi_ntkdfl.cli import main as cli
+from mpi_ntkdfl.cli import plan, progress, records, study  # noqa: F401
+from mpi_ntkdfl.cli import run as running
 from mpi_ntkdfl.cli.options import read_config
 from mpi_ntkdfl.comm.world import SoloWorld
 from mpi_ntkdfl.runtime import identity
@@ -58,6 +60,13 @@ class Ended:
     code: int
     out: str
     err: str
+
+
+class Alone(SoloWorld):
+    """One process without MPI, whose start would take longer than a tiny run."""
+
+    def require_one_package(self) -> None:
+        """There is only one."""
 
 
 class Child:
@@ -134,7 +143,7 @@ def command(
     """
 
     def task() -> None:
-        cli.open_world = SoloWorld  # type: ignore[assignment]
+        running.open_world = Alone  # type: ignore[assignment]
         sys.argv = ["mpi_ntkdfl", *map(str, words)]
         before()
         cli.main()

@@ -198,9 +198,13 @@ def launcher(ranks: int) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """For child processes: the package importable, Open MPI willing to run as root."""
+    """For child processes: the package importable, Open MPI willing to run as root.
+
+    Packages that the caller has on PYTHONPATH, as on clusters with modules, stay importable.
+    """
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    return {**os.environ, **allowed, "PYTHONPATH": str(ROOT)}
+    return {**os.environ, **allowed, "PYTHONPATH": path}
 
 
 Run = subprocess.CompletedProcess[str]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mpi_ntkdfl import config, presets
 from mpi_ntkdfl.algorithms import METHODS
+from mpi_ntkdfl.config import sections
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.yaml_text import read_yaml, write_yaml
 from tests.conftest import examples
@@ -72,19 +73,19 @@ def test_naming_the_same_kind_again_keeps_its_keys():
             "topology: {degree: 7}",
             "topology.kind=ring",
             "topology",
-            config.RingTopology(kind="ring"),
+            sections.RingTopology(kind="ring"),
         ),
         (
             "topology: {kind: small-world, degree: 8, p: 0.5}",
             "topology.kind=regular",
             "topology",
-            config.RegularTopology(kind="regular"),
+            sections.RegularTopology(kind="regular"),
         ),
         (
             "partition: {alpha: 0.5, samples: 9}",
             "partition.kind=iid",
             "partition",
-            config.IidPartition(kind="iid"),
+            sections.IidPartition(kind="iid"),
         ),
         (
             "dataset: {name: mnist, root: /data}",

@@ -1,6 +1,7 @@
 """Evolution of several clients at once: as one after another, whoever they share a batch with."""
 
 import dataclasses
+import functools
 import math
 
 import pytest
@@ -150,8 +151,9 @@ def test_neither_operations_nor_waiting_grow_with_clients(monkeypatch: pytest.Mo
 PATH = Graph.from_pairs(6, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)])
 
 
+@functools.cache
 def one_round(batch: int | None, poisoned: bool = False, **settings: object):
-    """Weights and taus after a round of NTK-DFL in which `batch` clients evolve together."""
+    """Weights and taus after a round of NTK-DFL in which `batch` of 6 clients evolve together."""
     federation = make_federation((5, 4, 3), [3, 4, 5, 6, 2, 3])
     federation = dataclasses.replace(
         federation, batch=batch, on_divergence="continue", evolution="tensor"
@@ -176,7 +178,7 @@ def one_round(batch: int | None, poisoned: bool = False, **settings: object):
         {"selection": "linearised"},
     ],
 )
-@pytest.mark.parametrize("batch", [2, 4, 100])
+@pytest.mark.parametrize("batch", [4, 100])
 def test_a_round_is_the_same(batch: int, settings: dict[str, str]) -> None:
     weights, taus = one_round(batch, **settings)
     expected, chosen = one_round(None, **settings)

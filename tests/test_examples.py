@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ast
 import os
+import runpy
 import shlex
-import subprocess
 import sys
 
 import pytest
 
+from tests import children
 from tests.conftest import ROOT, find_mpirun
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -40,12 +41,24 @@ def test_an_example_runs_as_its_head_says(example, tmp_path):
         pytest.skip("needs mpirun")
     if example.stem == "read_a_record":
         pytest.importorskip("pandas")
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command(example), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Warning" not in done.stderr, done.stderr
+    given = command(example)[1:]
+
+    def begin() -> None:
+        os.chdir(tmp_path)
+        os.environ |= {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
+
+    def task() -> None:
+        begin()
+        sys.argv = given
+        runpy.run_path(given[0], run_name="__main__")
+
+    if given[:2] == ["-m", "mpi_ntkdfl"]:
+        child = children.command(*given[2:], before=begin)
+    else:
+        child = children.Child(task)
+    ended = child.wait()
+    assert ended.code == 0, ended
+    assert "Warning" not in ended.err, ended.err
 
 
 def test_the_readme_runs_the_network_of_an_example():

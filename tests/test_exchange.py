@@ -15,7 +15,7 @@ from mpi_ntkdfl.comm.messages import Field, MessageFormat
 from mpi_ntkdfl.comm.mpi import MpiWorld
 from mpi_ntkdfl.comm.reduce import exact_mean
 from mpi_ntkdfl.comm.world import Channel, SoloWorld, World
-from mpi_ntkdfl.config import RegularTopology
+from mpi_ntkdfl.config.sections import RegularTopology
 from mpi_ntkdfl.federation.exchange import Exchange, mean_over_clients
 from mpi_ntkdfl.federation.waves import (
     WorkingSet,

@@ -54,6 +54,14 @@ def whole(tmp_path_factory):
     return bits(path)
 
 
+@pytest.fixture(scope="module")
+def whole_wide(tmp_path_factory):
+    """The same with a checkpoint that is larger than the record."""
+    path = tmp_path_factory.mktemp("wide") / "run.h5"
+    assert run(path, **WIDE).code == 0
+    return bits(path)
+
+
 def show(path, *words):
     ended = command("show", path, *words).wait()
     assert (ended.code, ended.err) == (0, ""), ended
@@ -166,7 +174,6 @@ WIDE = {"model__hidden": "[300]"}
     ("after", "limit", "changes", "lost"),
     [
         (0, 1000, {}, "run.h5"),
-        (0, 3000, {}, "run.h5"),
         (0, 20_000, {}, "run.h5"),  # inside HDF5
         (1, 20_000, {}, "run.h5"),
         (0, 240_000, WIDE, "run.ckpt.h5"),
@@ -174,7 +181,9 @@ WIDE = {"model__hidden": "[300]"}
         (2, 5000, {}, "run.ckpt.h5"),
     ],
 )
-def test_a_full_disk_is_said_and_what_is_there_stays_whole(path, after, limit, changes, lost):
+def test_a_full_disk_is_said_and_what_is_there_stays_whole(
+    path, whole, whole_wide, after, limit, changes, lost
+):
     """As far as the process sees: writing beyond a size fails. It ends as a program does."""
     full = after_round(after, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     child = command(*run_words(path, **changes), before=full, whole_exit=True)
@@ -189,8 +198,7 @@ def test_a_full_disk_is_said_and_what_is_there_stays_whole(path, after, limit, c
     if Outputs(path).checkpoint.exists():
         Checkpoint(Outputs(path).checkpoint).close()
     assert run(path, "--resume", **changes).code == 0
-    assert run(path.with_name("other.h5"), **changes).code == 0
-    assert bits(path) == bits(path.with_name("other.h5"))
+    assert bits(path) == (whole_wide if changes else whole)
 
 
 @contextmanager
@@ -275,8 +283,9 @@ def test_a_signal_ends_the_run_after_its_round(path, whole, number):
     )
     with Checkpoint_(path) as checkpoint:
         assert checkpoint.round == 2
-    assert run(path, "--resume").code == 0
-    assert bits(path) == whole
+    if number == signal.SIGTERM:  # from then on all are alike
+        assert run(path, "--resume").code == 0
+        assert bits(path) == whole
 
 
 @contextmanager

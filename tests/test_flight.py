@@ -7,7 +7,7 @@ import torch
 from mpi_ntkdfl.algorithms.ntk_dfl import NtkDfl, NtkDflSettings
 from mpi_ntkdfl.comm import flight
 from mpi_ntkdfl.comm.flight import Flight
-from mpi_ntkdfl.config import RegularTopology
+from mpi_ntkdfl.config.sections import RegularTopology
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.runtime.clock import Clock
 from mpi_ntkdfl.topology.schedule import Schedule

@@ -18,7 +18,7 @@ from mpi_ntkdfl.comm.ledger import Ledger
 from mpi_ntkdfl.comm.messages import Field, MessageFormat
 from mpi_ntkdfl.comm.staging import DirectStaging, StagedStaging, staging
 from mpi_ntkdfl.comm.world import SoloWorld
-from mpi_ntkdfl.config import RegularTopology
+from mpi_ntkdfl.config.sections import RegularTopology
 from mpi_ntkdfl.evaluate import Evaluator
 from mpi_ntkdfl.federation.clients import Federation, Samples
 from mpi_ntkdfl.federation.exchange import Exchange

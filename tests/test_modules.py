@@ -126,7 +126,7 @@ def test_any_amount_of_memory_gives_the_same_kernel():
     assert plan.linear
     assert plan.multiplied
     assert not plan.rest
-    for room in range(100, 4000, 100):
+    for room in range(100, 4000, 300):
         limits = Limits(room, SAMPLES, vectorised=True)
         operator = ModuleJacobian(function, function.flat(), inputs, 3, limits, plan)
         close(operator.trace_gram(), wanted, 1e-10)

@@ -123,7 +123,7 @@ LAUNCHES = {
     1: tuple(CASES),
     3: tuple(case for case in CASES if case != "small waves"),
     2: ("dynamic", "small waves", "fashion-mnist"),
-    16: ("dynamic",),
+    8: ("per-client starts", "dense", "ntk-fl"),  # one client on each rank
 }
 HIDDEN = ("dynamic", "small waves")
 """Cases of the test of hidden exchanges."""

@@ -139,7 +139,7 @@ def test_linearised_selection_prefers_the_lowest_linearised_loss():
 
 
 def test_network_selection_avoids_steps_that_overshoot():
-    federation, weights, settings, result = one_round((6, 5, 3), COMPLETE, lr=3.0, taus=(1, 200))
+    federation, weights, settings, result = one_round((6, 5, 3), COMPLETE, lr=3.0, taus=(1, 40))
     expected, taus = expected_round(federation, weights, settings, COMPLETE)
     assert result.taus == taus
     assert 1 in taus, "the case must have clients for which the long evolution is worse"

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpi_ntkdfl import config
+from mpi_ntkdfl.config import sections
 from mpi_ntkdfl.data import partition
 from mpi_ntkdfl.runtime.errors import InputError
 
-IID = config.IidPartition(kind="iid")
-WRITER = config.WriterPartition(kind="writer")
+IID = sections.IidPartition(kind="iid")
+WRITER = sections.WriterPartition(kind="writer")
 
 label_lists = st.lists(st.integers(0, 6), min_size=1, max_size=120).map(
     lambda labels: np.array(labels, np.int64)
@@ -25,12 +25,12 @@ label_lists = st.lists(st.integers(0, 6), min_size=1, max_size=120).map(
 seeds_ = st.integers(0, 2**63 - 1)
 
 
-def dirichlet(alpha: float = 0.1, samples: int | None = None) -> config.DirichletPartition:
-    return config.DirichletPartition(kind="dirichlet", alpha=alpha, samples=samples)
+def dirichlet(alpha: float = 0.1, samples: int | None = None) -> sections.DirichletPartition:
+    return sections.DirichletPartition(kind="dirichlet", alpha=alpha, samples=samples)
 
 
-def shards(per_client: int) -> config.ShardsPartition:
-    return config.ShardsPartition(kind="shards", per_client=per_client)
+def shards(per_client: int) -> sections.ShardsPartition:
+    return sections.ShardsPartition(kind="shards", per_client=per_client)
 
 
 def check_shape(parts: partition.Partition, clients: int, n: int) -> None:
@@ -91,7 +91,7 @@ def test_iid_is_random() -> None:
 
 
 @pytest.mark.parametrize("kind", [IID, shards(2), dirichlet()], ids=lambda kind: kind.kind)
-def test_the_seed_alone_decides(kind: config.Partition) -> None:
+def test_the_seed_alone_decides(kind: sections.Partition) -> None:
     labels = np.arange(600) % 10
     first = partition.make(kind, labels, 20, seed=3)
     np.random.seed(99)  # noqa: NPY002 - global state must not matter
@@ -100,7 +100,7 @@ def test_the_seed_alone_decides(kind: config.Partition) -> None:
 
 
 @pytest.mark.parametrize("kind", [IID, shards(2), dirichlet()], ids=lambda kind: kind.kind)
-def test_too_many_clients(kind: config.Partition) -> None:
+def test_too_many_clients(kind: sections.Partition) -> None:
     with pytest.raises(InputError, match="got 5 .*6"):
         partition.make(kind, np.arange(5), 6, seed=0)
 
@@ -241,7 +241,7 @@ SITE_LABELS = np.arange(44) % 3
 
 
 def by_site(clients: int, **settings: Any) -> partition.Partition:
-    kind = config.SitePartition.model_validate({"kind": "site", **settings})
+    kind = sections.SitePartition.model_validate({"kind": "site", **settings})
     return partition.make(kind, SITE_LABELS, clients, 5, SITES, ("a", "b", "c"))
 
 
@@ -272,7 +272,7 @@ def test_clients_of_a_site_share_its_samples(within: dict[str, Any] | None) -> N
 
 def test_the_clients_of_two_sites_draw_differently() -> None:
     same = np.repeat([0, 1], 60)
-    kind = config.SitePartition.model_validate(
+    kind = sections.SitePartition.model_validate(
         {"kind": "site", "per_site": 2, "within": {"kind": "dirichlet", "alpha": 0.5}}
     )
     parts = partition.make(kind, np.tile(np.arange(60) % 5, 2), 4, 0, same)
@@ -283,7 +283,7 @@ def test_the_clients_of_two_sites_draw_differently() -> None:
 
 
 def read(path: Path, clients: int = 3, n: int = 10) -> partition.Partition:
-    kind = config.FilePartition(kind="file", path=str(path))
+    kind = sections.FilePartition(kind="file", path=str(path))
     return partition.make(kind, np.zeros(n, np.int64), clients, seed=0)
 
 

@@ -14,10 +14,11 @@ import yaml
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.config import dataset_settings
 from mpi_ntkdfl.data import sources
+from tests.children import command
 from tests.conftest import MANY
 from tests.test_cli import answer
 
-RANKS, ROUNDS, CLIENTS, HIDDEN = 3, 2, 6, 4
+RANKS, ROUNDS, CLIENTS, HIDDEN = 2, 2, 6, 4
 SETTINGS = (
     *(f"rounds={ROUNDS}", f"clients={CLIENTS}", "topology.degree=3", "partition.samples=20"),
     f"model.hidden=[{HIDDEN}]",
@@ -33,18 +34,25 @@ SHARED_ONCE = ("d-psgd", "dfedavg", "dfedavgm", "dfedsam")
 UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 
 
+ON_RANKS = ("ntk-dfl", "fedavg")
+"""Methods that also run on several ranks, with neighbours and with a server."""
+CASES = [*((name, 1) for name in METHODS), *((name, RANKS) for name in ON_RANKS)]
+
+
+def words(name, path):
+    method = f"algorithm={{name: {name}, {OPTIONS.get(name, '')}}}"
+    sets = [word for each in (*SETTINGS, method) for word in ("--set", each)]
+    return ["run", "quickstart", *sets, "-o", str(path), "-q"]
+
+
 @pytest.fixture(scope="module")
-def records(tmp_path_factory, mpirun):
-    """One record of each method by name, all of one launch."""
-    folder = tmp_path_factory.mktemp("recomputed")
-    paths, todo = {name: folder / f"{name}.h5" for name in METHODS}, []
-    for name, path in paths.items():
-        method = f"algorithm={{name: {name}, {OPTIONS.get(name, '')}}}"
-        words = [word for each in (*SETTINGS, method) for word in ("--set", each)]
-        todo.append(["run", "quickstart", *words, "-o", str(path), "-q"])
+def launched(tmp_path_factory, mpirun):
+    """The folder of the runs on several ranks, all of one launch."""
+    folder = tmp_path_factory.mktemp("launched")
+    todo = [words(name, folder / f"{name}.h5") for name in ON_RANKS]
     done = mpirun(RANKS, "-c", MANY, json.dumps(todo))
     assert done.returncode == 0, done.stderr
-    return paths
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +110,14 @@ def assert_bytes(pairs, exact):
         assert number == pytest.approx(value / unit, abs=0.051 if unit > 1 else 0.51)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_number_that_is_shown(records, held_out, name):
-    """On three ranks; `test_mpi` compares their records with those of one rank."""
-    path = records[name]
+@pytest.mark.parametrize(("name", "ranks"), CASES)
+def test_every_number_that_is_shown(request, tmp_path, quick_starts, held_out, name, ranks):
+    """`test_mpi` compares the records of one rank and of several."""
+    if ranks > 1:
+        path = request.getfixturevalue("launched") / f"{name}.h5"
+    else:
+        path = tmp_path / "run.h5"
+        assert command(*words(name, path)).wait().code == 0
     rows, traffic, seconds = shown(answer("show", path))
     assert sorted(rows) == [0, 1, ROUNDS]
     with h5py.File(path) as file:
@@ -135,6 +147,7 @@ def test_every_number_that_is_shown(records, held_out, name):
         means = sent[:, :, place].mean(axis=1)
         assert_bytes(traffic.get(phase, ((0.0, 1), (0.0, 1))), means)
     assert_bytes(traffic["whole run"], sent.sum(axis=(1, 2)))
+    assert (sent[1].sum() > 0) == (ranks > 1)
     if name in SHARED_ONCE:
         assert sent[0].sum() == 2 * edges * params.shape[1] * 4
     for place, phase in enumerate(timed):

@@ -5,6 +5,7 @@ import dataclasses
 import multiprocessing
 import os
 import re
+import runpy
 import shutil
 import signal
 import time
@@ -18,6 +19,7 @@ import torch
 import yaml
 
 from mpi_ntkdfl import simulation
+from mpi_ntkdfl.analysis import compare_text
 from mpi_ntkdfl.assembly import prepare
 from mpi_ntkdfl.planning.costs import NOMINAL
 from mpi_ntkdfl.runtime.errors import InputError
@@ -37,6 +39,7 @@ from mpi_ntkdfl.studies import (
 )
 from mpi_ntkdfl.studies.collect import collect
 from mpi_ntkdfl.studies.series import drawing
+from tests.conftest import ROOT
 from tests.test_cli import answer, complaint, words
 
 TINY = """
@@ -143,6 +146,8 @@ def test_every_study_parses_and_plans(tmp_path, name, scale):
     assert f"{len(runs)} runs" in text
     assert "(predicted)" in text
     assert not list(tmp_path.iterdir()), "planning writes nothing"
+    if scale == "paper":
+        published_numbers_belong_to_lines_that_are_drawn(name, study)
 
 
 def test_time_is_predicted_as_check_does_and_starting_counts(tmp_path):
@@ -158,19 +163,35 @@ def test_time_is_predicted_as_check_does_and_starting_counts(tmp_path):
         assert cost.seconds - 2 * 3 * estimate.START_UP == pytest.approx(spent, rel=0.02)
 
 
-def test_published_numbers_belong_to_lines_that_are_drawn(tmp_path):
+def published_numbers_belong_to_lines_that_are_drawn(name, study):
     """A label that fits nothing would silently leave published numbers out of the figure."""
-    for name in ALL:
-        study = grid.expand(name, "paper", tmp_path)
-        labels = {variant.label for run in study.runs for variant in run.cell}
-        families = {variant.family for run in study.runs for variant in run.cell}
-        for figure in study.definition.figures:
+    labels = {variant.label for run in study.runs for variant in run.cell}
+    families = {variant.family for run in study.runs for variant in run.cell}
+    for figure in study.definition.figures:
+        for line in figure.published.lines if figure.published else ():
+            assert line.panel in labels | set(figure.y)
+            assert set(line.line.split(", ")) <= labels | families
+            assert all(0.4 < y < 0.9 for y in line.y)
+            source = "FLamby" if name == "hospitals" else "Thompson et al."
+            assert source in figure.published.source
+
+
+def test_the_studies_of_the_papers_figures_follow_those_of_the_package(tmp_path, monkeypatch):
+    """Every method that is drawn has a line, and all partitions of the paper's alphas are files."""
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / "docs" / "paper" / "definitions.py"), run_name="__main__")
+    files = {path.stem: definition.read(str(path)) for path in tmp_path.glob("*.yaml")}
+    assert {"convergence", "baselines", "sparsity", "theory"} <= set(files)
+    for each in files.values():
+        kept = {variant.label for axis in each.axes for variant in axis.variants}
+        for figure in each.figures:
             for line in figure.published.lines if figure.published else ():
-                assert line.panel in labels | set(figure.y)
-                assert set(line.line.split(", ")) <= labels | families
-                assert all(0.4 < y < 0.9 for y in line.y)
-                source = "FLamby" if name == "hospitals" else "Thompson et al."
-                assert source in figure.published.source
+                assert line.line.split(", ")[0] in kept
+    alphas = {
+        v.value: v.settings["partition"]["kind"] for v in files["heterogeneity"].axes[1].variants
+    }
+    assert alphas == {0.1: "file", 0.2: "file", 0.3: "dirichlet", 0.4: "file", 0.5: "file"}
+    assert [len(axis.variants) for axis in files["baselines"].axes] == [6, 1]
 
 
 @pytest.mark.parametrize(
@@ -527,12 +548,13 @@ def test_numbers_that_are_none_stay_none_in_reports(done, tmp_path, value):
         with h5py.File(run.outputs.record, "r+") as file:
             file["model/accuracy"][-1] = value
     made = report.make(study)
-    report.write(made)
-    for name, last in (("curves", 2), ("ends", 0.1)):
-        rows = table(study.reports / f"{name}.csv")
+    for drawn, last in zip(made.drawings, (2, 0.1), strict=True):
+        report.write_numbers(tmp_path / "figure.csv", drawn)
+        rows = table(tmp_path / "figure.csv")
         ends = [row for row in rows if row["y_name"] == "accuracy" and float(row["x"]) == last]
         assert [(row["y"], row["sd"]) for row in ends] == [(str(value), "nan")] * 2
-    assert {row["final_accuracy"] for row in table(study.reports / "table.csv")} == {str(value)}
+    compare_text.write_csv(tmp_path / "table.csv", made.outcomes)
+    assert {row["final_accuracy"] for row in table(tmp_path / "table.csv")} == {str(value)}
     drawn = draw.figure(made.drawings[0]).axes[0].lines[0].get_ydata()
     assert np.isfinite(drawn[:-1]).all()
     assert np.array_equal(drawn[-1], value, equal_nan=True)
@@ -586,11 +608,20 @@ def test_published_numbers_stand_beside_ours_and_are_named(done, tmp_path):
     (line,) = [line for line in axes.lines if line.get_label() == "published"]
     assert line.get_ydata().tolist() == [0.5, 0.6]
     assert line.get_linestyle() == "None"
+    found = {
+        row["x"]: row["y"]
+        for row in rows
+        if (row["panel"], row["line"], row["source"]) == ("alpha 0.1", "NTK-DFL", "runs")
+    }
+    largest, place = max((abs(found[x] - y), x) for x, y in ((1, 0.5), (2, 0.6)))
     assert "Somebody, 2025" in made.text
+    assert f"largest difference: {largest:.3f} at {place:g}" in made.text
+    assert f"runs      {found[1]:8.3f}{found[2]:8.3f}" in made.text
 
     small = report.make(grid.expand(str(tmp_path / "published.yaml"), "small", done.folder))
     assert {row["source"] for row in report.numbers(small.drawings[0])} == {"runs"}
     assert "at the paper's scale (Somebody, 2025)" in small.text
+    assert "largest difference" not in small.text
 
 
 class Page(HTMLParser):

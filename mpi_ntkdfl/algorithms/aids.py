@@ -40,10 +40,7 @@ def calibration_shift(
 
 
 def remembered(
-    factor: float,
-    network: Network,
-    dtype: torch.dtype,
-    kept: Callable[[int], int] | None = None,
+    factor: float, network: Network, dtype: torch.dtype, kept: Callable[[int], int] | None = None
 ) -> Callable[[int], int] | None:
     """The value of `Needs.kept` with momentum: one more parameter vector per client.
 
@@ -93,3 +90,21 @@ class RoundMomentum:
         """Takes back what `state` returned."""
         if self._last is not None:
             self._last = state[self._name].to(self._last)
+
+
+class CarriesMomentum:
+    """The state of a method that carries only its momentum from round to round.
+
+    Attributes:
+        momentum: made by the method's constructor.
+    """
+
+    momentum: RoundMomentum
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The arrays of momentum, `[owned, param]`; none without momentum."""
+        return self.momentum.state()
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Takes back what `state` returned."""
+        self.momentum.restore(state)

@@ -7,13 +7,13 @@ neighbourhood it lacks the kernel only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from pydantic import Field
 
-from mpi_ntkdfl.algorithms.aids import RoundMomentum, calibration_shift, remembered
+from mpi_ntkdfl.algorithms.aids import CarriesMomentum, RoundMomentum, calibration_shift, remembered
 from mpi_ntkdfl.algorithms.base import Leg, Method, Needs, RoundResult, may_diverge
 from mpi_ntkdfl.algorithms.steps import StepSettings, keep_best
 from mpi_ntkdfl.algorithms.work import Load, Work
@@ -44,7 +44,7 @@ class AverageGdSettings(StepSettings):
     """
 
 
-class AverageGd(Method[AverageGdSettings]):
+class AverageGd(CarriesMomentum, Method[AverageGdSettings]):
     """Averaging, then gradient descent."""
 
     Settings = AverageGdSettings
@@ -105,11 +105,3 @@ class AverageGd(Method[AverageGdSettings]):
         """The weights `[tau, param]` after each number of steps from `w` `[param]`."""
         s, network = self.settings, self.federation.network
         return network.descend(w, data.inputs, data.labels, lr, s.taus, s.loss, shift)
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """With momentum, the averages of the last round, `[owned, param]`."""
-        return self.momentum.state()
-
-    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Takes back the averages."""
-        self.momentum.restore(state)

@@ -28,7 +28,7 @@ from mpi_ntkdfl.algorithms.training import (
     SendingSettings,
     TrainingMethod,
 )
-from mpi_ntkdfl.config import MOST_ROUNDS
+from mpi_ntkdfl.config.sections import MOST_ROUNDS
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.federation.codecs.base import Shapes
 from mpi_ntkdfl.federation.coding import vector_format

@@ -9,17 +9,19 @@ outputs of the network, and computes its new weights from the evolution.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import Field, model_validator
 
-from mpi_ntkdfl.algorithms.aids import RoundMomentum, remembered
+from mpi_ntkdfl.algorithms.aids import CarriesMomentum, RoundMomentum, remembered
 from mpi_ntkdfl.algorithms.base import Leg, Method, Needs, RoundResult, may_diverge
 from mpi_ntkdfl.algorithms.kernel_outputs import check_directions, choose_directions
 from mpi_ntkdfl.algorithms.steps import NtkSettings, evolve_together, ntk_step, ntk_step_work
 from mpi_ntkdfl.algorithms.work import Load, Work
+from mpi_ntkdfl.comm.messages import MessageFormat
 from mpi_ntkdfl.config import ModelSettings
 from mpi_ntkdfl.federation import projected
 from mpi_ntkdfl.federation.clients import Federation, Samples
@@ -118,7 +120,7 @@ class NtkDflSettings(NtkSettings):
 SettingsT = TypeVar("SettingsT", bound=NtkDflSettings)
 
 
-class NeighbourhoodNtk(Method[SettingsT]):
+class NeighbourhoodNtk(CarriesMomentum, Method[SettingsT]):
     """Averages with the neighbours, and steps by the kernel of the neighbourhood's samples."""
 
     def __init__(self, settings: SettingsT, federation: Federation) -> None:
@@ -132,34 +134,34 @@ class NeighbourhoodNtk(Method[SettingsT]):
         """Weights (if averaged) and samples; or weights, averages, and Jacobians in one of two forms."""
         check_directions(settings.kernel_outputs, settings.jacobian, network)
         vectors: tuple[str, ...] = () if settings.averaging == "none" else ("weights",)
-        taus, kept = len(settings.taus), remembered(settings.momentum, network, dtype)
+        kept = remembered(settings.momentum, network, dtype)
+        needs = Needs(vectors, taus=len(settings.taus), kept=kept)
         if settings.jacobian == "inputs":
             # Samples depend on no average, so weights and samples travel together, and nothing else.
-            leg = Leg((*vectors, "inputs", "labels"))
-            return Needs(vectors, samples=True, taus=taus, kept=kept, legs=(leg,))
-        vectors = (*vectors, "averages")
-        legs = tuple(Leg((phase,)) for phase in vectors)
+            return replace(needs, samples=True, legs=(Leg((*vectors, "inputs", "labels")),))
+        vectors, matrices, stacked = (*vectors, "averages"), 0, 0
+        blocks: tuple[MessageFormat, ...]
         if settings.jacobian == "factored":
-            form = factored_format(network, dtype)
-            legs = (*legs, Leg(form.phases, ("jacobian",)))
-            return Needs(vectors, blocks=(form,), taus=taus, kept=kept, legs=legs)
-        if settings.jacobian == "projected":
+            blocks = (factored_format(network, dtype),)
+        elif settings.jacobian == "projected":
             width = columns(network.layout, settings.projection)
-            form = projected_format(network, dtype, width)
-            return Needs(
-                vectors,
-                blocks=(form,),
-                stacked=stacked_numbers(network, width),
-                matrices=matrix_numbers(network.layout, settings.projection) * dtype.itemsize,
-                taus=taus,
-                kept=kept,
-                legs=(*legs, Leg(form.phases, ("jacobian",))),
+            blocks, stacked = (
+                (projected_format(network, dtype, width),),
+                stacked_numbers(network, width),
             )
-        heading = dense_heading(network, dtype, inputs=settings.inputs)
-        entries = dense_entries(network, dtype, network.layout.size)
-        legs = (*legs, Leg((*heading.phases, *entries.phases), ("jacobian",)))
-        return Needs(
-            vectors, blocks=(heading, entries), dense=True, taus=taus, kept=kept, legs=legs
+            matrices = matrix_numbers(network.layout, settings.projection) * dtype.itemsize
+        else:
+            heading = dense_heading(network, dtype, inputs=settings.inputs)
+            blocks = (heading, dense_entries(network, dtype, network.layout.size))
+        last = Leg(tuple(phase for form in blocks for phase in form.phases), ("jacobian",))
+        return replace(
+            needs,
+            vectors=vectors,
+            blocks=blocks,
+            dense=settings.jacobian == "dense",
+            stacked=stacked,
+            matrices=matrices,
+            legs=(*(Leg((phase,)) for phase in vectors), last),
         )
 
     @classmethod
@@ -264,14 +266,6 @@ class NeighbourhoodNtk(Method[SettingsT]):
         assert inputs is not None
         with f.clock("jacobian"):
             return linearised(f, weights[client - f.owned.start], client, Samples(inputs, labels))
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """With momentum, the averages of the last round, `[owned, param]`."""
-        return self.momentum.state()
-
-    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Takes back the averages."""
-        self.momentum.restore(state)
 
 
 class NtkDfl(NeighbourhoodNtk[NtkDflSettings]):

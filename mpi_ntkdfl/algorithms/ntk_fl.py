@@ -15,7 +15,7 @@ from pydantic import Field
 from mpi_ntkdfl.algorithms.base import Leg, Method, Needs, RoundResult, may_diverge
 from mpi_ntkdfl.algorithms.steps import NtkSettings, ntk_step, ntk_step_work
 from mpi_ntkdfl.algorithms.work import Load, Work
-from mpi_ntkdfl.config import MOST_CLIENTS
+from mpi_ntkdfl.config.sections import MOST_CLIENTS
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.federation.formats import factored_format, samples_format

@@ -17,7 +17,7 @@ from pydantic import Field
 from mpi_ntkdfl.algorithms.aids import remembered
 from mpi_ntkdfl.algorithms.base import Needs, RoundResult
 from mpi_ntkdfl.algorithms.ntk_dfl import NeighbourhoodNtk, NtkDflSettings
-from mpi_ntkdfl.config import MOST_ROUNDS
+from mpi_ntkdfl.config.sections import MOST_ROUNDS
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.federation.exchange import Exchange
 from mpi_ntkdfl.model.network import Network

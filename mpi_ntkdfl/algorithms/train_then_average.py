@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
 from pydantic import Field, model_validator
 
-from mpi_ntkdfl.algorithms.aids import RoundMomentum, remembered
+from mpi_ntkdfl.algorithms.aids import CarriesMomentum, RoundMomentum, remembered
 from mpi_ntkdfl.algorithms.base import Leg, Needs, RoundResult
 from mpi_ntkdfl.algorithms.training import AveragingSettings, TrainingMethod
 from mpi_ntkdfl.federation.clients import Federation
@@ -53,7 +52,7 @@ class QuantizableSettings(GossipSettings):
 SettingsT = TypeVar("SettingsT", bound=GossipSettings)
 
 
-class TrainThenAverage(TrainingMethod[SettingsT]):
+class TrainThenAverage(CarriesMomentum, TrainingMethod[SettingsT]):
     """Local training, then one averaging step over the closed neighbourhood.
 
     With a codec, clients send the change of their weights in the round, and add the average of the
@@ -79,11 +78,3 @@ class TrainThenAverage(TrainingMethod[SettingsT]):
         """Trains, then averages."""
         trained = self.train(self.momentum.point(weights), number)
         return RoundResult(exchange.average(trained, self.settings.averaging, weights))
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """The arrays of momentum."""
-        return self.momentum.state()
-
-    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Gives momentum its arrays back."""
-        self.momentum.restore(state)

@@ -12,7 +12,7 @@ from mpi_ntkdfl.algorithms.base import Method
 from mpi_ntkdfl.algorithms.coded import CodedSettings
 from mpi_ntkdfl.algorithms.local_training import LocalTraining
 from mpi_ntkdfl.algorithms.work import Load, Work
-from mpi_ntkdfl.config import MOST_SAMPLES, MethodSettings
+from mpi_ntkdfl.config.sections import MOST_SAMPLES, MethodSettings
 from mpi_ntkdfl.federation.clients import Federation
 from mpi_ntkdfl.model.network import Network
 from mpi_ntkdfl.model.training import Sgd

@@ -98,17 +98,12 @@ def write_csv(path: Path, outcomes: Sequence[Outcome]) -> None:
     Raises:
         InputError: if the name does not end in .csv, or the file cannot be written.
     """
-    import csv
-
-    from mpi_ntkdfl.analysis.files import replacing, require_suffix
+    from mpi_ntkdfl.analysis.files import require_suffix, write_table
 
     require_suffix(path, "csv")
     costs, ends = columns(outcomes, "target"), columns(outcomes, "end")
     lines = [_record(outcome, cost, costs, ends) for outcome in outcomes for cost in outcome.costs]
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(lines[0]))
-        writer.writeheader()
-        writer.writerows(lines)
+    write_table(path, list(lines[0]), (list(line.values()) for line in lines))
 
 
 def _record(

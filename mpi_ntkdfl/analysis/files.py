@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +22,18 @@ def require_suffix(path: Path, *suffixes: str) -> str:
         possible = ", ".join(f".{each}" for each in suffixes)
         raise InputError(f"the name of an output must end in one of {possible}, got {path}")
     return suffix
+
+
+def write_table(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Writes a table as CSV.
+
+    Raises:
+        InputError: if the file cannot be written.
+    """
+    import csv
+
+    with replacing(path) as made, made.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([head, *rows])
 
 
 @contextmanager

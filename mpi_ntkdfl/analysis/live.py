@@ -8,26 +8,26 @@ from collections.abc import Iterator
 from mpi_ntkdfl.analysis import tables
 from mpi_ntkdfl.metrics import at
 from mpi_ntkdfl.runtime.units import round_words
+from mpi_ntkdfl.storage.lock import holder
 from mpi_ntkdfl.storage.outputs import Outputs
 
 
-def status(outputs: Outputs, run: tables.Run) -> str:
-    """Whether the run is finished, running, or stopped before its end.
+def read(outputs: Outputs) -> tuple[tables.Run, str]:
+    """The record, and whether the run is finished, running, or stopped before its end.
 
-    A run on another machine is noticed if the file system shares locks.
+    The lock is looked at first, because a run that ends in between has recorded more rounds. A run on
+    another machine is noticed if the file system shares locks.
 
     Raises:
-        InputError: if the record lacks what a run writes.
+        InputError: if the record is missing, damaged, or lacks what a run writes.
     """
+    writer, run = holder(outputs), tables.read(outputs.record)
     done, rounds = tables.rounds_of(run)
     if done >= rounds:
-        return finished(done, int(run.config["rounds"]), run.config.get("stop_at"))
-    from mpi_ntkdfl.storage.lock import holder
-
-    writer = holder(outputs)
+        return run, finished(done, int(run.config["rounds"]), run.config.get("stop_at"))
     if writer is not None:
-        return f"running: {done} of {rounds} rounds done, by {writer}"
-    return f"stopped: {done} of {rounds} rounds recorded; run it again with --resume to go on"
+        return run, f"running: {done} of {rounds} rounds done, by {writer}"
+    return run, f"stopped: {done} of {rounds} rounds recorded; run it again with --resume to go on"
 
 
 def finished(done: int, rounds: int, stop_at: float | None) -> str:
@@ -51,9 +51,8 @@ def follow(outputs: Outputs, interval: float) -> Iterator[str]:
     while True:
         done, rounds, now = 0, 1, f"waiting for {outputs.record}"
         if outputs.record.exists():
-            run = tables.read(outputs.record)
+            run, now = read(outputs)
             done, rounds = tables.rounds_of(run)
-            now = status(outputs, run)
             for row, number in enumerate(run.rounds.tolist()):
                 if number > shown:
                     yield _line(run, row, rounds)

@@ -5,6 +5,7 @@ Figures and tables take their numbers from here, so they cannot differ. matplotl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,6 +127,14 @@ def over_seeds(
         sd = values.std(axis=0, ddof=1) if len(values) > 1 else np.full(len(x), np.nan)
         mean = values.mean(axis=0)
     return Series(label, method, x, mean, sd, np.full(len(x), len(values)), starts)
+
+
+def at_points(label: str, method: str, several: Sequence[tuple[float, np.ndarray]]) -> Series:
+    """A line from the place of each point and its values `[seed]`; numbers of seeds may differ."""
+    every = [over_seeds(label, method, np.array([x]), each[:, None]) for x, each in several]
+    parts = [(line.x, line.mean, line.sd, line.seeds, line.start) for line in every]
+    x, mean, sd, seeds, start = map(np.concatenate, zip(*parts, strict=True))
+    return Series(label, method, x, mean, sd, seeds, start)
 
 
 def no_point(x: Metric, y: Metric, log_x: bool, across: np.ndarray, up: np.ndarray) -> np.ndarray:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mpi_ntkdfl.analysis import drawing, style
-from mpi_ntkdfl.analysis.files import require_suffix
 from mpi_ntkdfl.analysis.panels import Axis, Panel, no_point, over_seeds
 from mpi_ntkdfl.analysis.traces import Group
 from mpi_ntkdfl.metrics import ACCURACY, METRICS, Metric, Place, at
@@ -54,7 +53,6 @@ def write(path: Path, groups: Sequence[Group], request: Request) -> None:
         InputError: for another suffix than pdf, png, svg; for metrics that do not exist; if there is
             nothing to draw, or the file cannot be written.
     """
-    require_suffix(path, "pdf", "png", "svg")
     _refuse(groups, request)
     drawing.save(path, lambda: figure(groups, request))
 

@@ -28,8 +28,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpi_ntkdfl import config as configuration
 from mpi_ntkdfl.analysis.scaling import Point
+from mpi_ntkdfl.config import sections, topology_settings
 from mpi_ntkdfl.runtime import seeds
 from mpi_ntkdfl.runtime.clock import COORDINATING
 from mpi_ntkdfl.runtime.errors import InputError
@@ -202,7 +202,7 @@ def predict(basis: Model, ranks: int, clients: int, net: Network) -> Prediction:
     sizes = basis.sizes
     if len(sizes) != clients:  # clients like those that were measured
         sizes = seeds.generator(seed, "scaling").choice(sizes, clients)
-    topology = configuration.topology_settings(basis.config["topology"])
+    topology = topology_settings(basis.config["topology"])
     degree = _degree(topology, clients)
     worked = sizes + degree * sizes.mean() if basis.collects else sizes
     shares = worked.astype(np.float64) ** (2 if basis.collects else 1)
@@ -250,12 +250,12 @@ def _steps(ranks: int) -> int:
     return min(ranks - 1, 1) if ranks <= _AT_ONCE else (ranks - 1).bit_length()
 
 
-def _degree(topology: configuration.Topology, clients: int) -> float:
+def _degree(topology: sections.Topology, clients: int) -> float:
     """Mean degree."""
     match topology:
-        case configuration.RegularTopology() | configuration.SmallWorldTopology():
+        case sections.RegularTopology() | sections.SmallWorldTopology():
             return float(topology.degree)
-        case configuration.ErdosRenyiTopology():
+        case sections.ErdosRenyiTopology():
             return topology.p * (clients - 1)
         case _:
             if clients > _DRAWN:

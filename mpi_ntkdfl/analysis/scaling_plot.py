@@ -83,11 +83,7 @@ def panels(studies: Sequence[Study]) -> tuple[Panel, Panel, Panel]:
 
     return (
         panel("speed_up", "speed-up", [[s.speed_up(p) for p in s.points] for s in studies]),
-        panel(
-            "efficiency",
-            "efficiency",
-            [[s.efficiency(p) for p in s.points] for s in studies],
-        ),
+        panel("efficiency", "efficiency", [[s.efficiency(p) for p in s.points] for s in studies]),
         panel(
             "load_balance", "load balance", [[p.load_balance for p in s.points] for s in studies]
         ),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from mpi_ntkdfl.analysis.files import replacing, require_suffix
+from mpi_ntkdfl.analysis.files import require_suffix, write_table
 from mpi_ntkdfl.analysis.scaling import Point, Study
 from mpi_ntkdfl.analysis.scaling_model import Model, Network, Prediction, model, predict
 from mpi_ntkdfl.runtime.errors import InputError
@@ -110,18 +109,18 @@ def write_csv(path: Path, studies: Sequence[Study]) -> None:
     require_suffix(path, "csv")
     phases = list(dict.fromkeys(p for study in studies for p in study.points[0].phases))
     head = ["study", "kind", "file", "ranks", "cores", "clients", "rounds", "seconds"]
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow([*head, *_COLUMNS, "serial_fraction", *(f"{p}_seconds" for p in phases)])
-        for study in studies:
-            fit = study.amdahl()
-            for p in study.points:
-                numbers = (study.speed_up(p), study.efficiency(p), p.load_balance, p.communication)
-                rows.writerow(
-                    [
-                        *(study.label, study.kind, p.name, p.ranks, p.cores or "", p.clients),
-                        *(p.rounds, repr(p.wall), *map(repr, numbers), repr(p.parallel)),
-                        repr(fit.serial) if fit else "",
-                        *(repr(p.phase(name)) if name in p.phases else "" for name in phases),
-                    ]
-                )
+    head += [*_COLUMNS, "serial_fraction", *(f"{p}_seconds" for p in phases)]
+    rows = []
+    for study in studies:
+        fit = study.amdahl()
+        for p in study.points:
+            efficiencies = study.efficiency(p), p.load_balance, p.communication, p.parallel
+            rows.append(
+                [
+                    *(study.label, study.kind, p.name, p.ranks, p.cores or "", p.clients),
+                    *(p.rounds, p.wall, study.speed_up(p), *efficiencies),
+                    fit.serial if fit else "",
+                    *(p.phase(name) if name in p.phases else "" for name in phases),
+                ]
+            )
+    write_table(path, head, rows)

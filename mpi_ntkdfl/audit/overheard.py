@@ -203,12 +203,7 @@ class Listening(Exchange):
     """
 
     def __init__(
-        self,
-        federation: Federation,
-        graph: Graph,
-        codings: Codings,
-        senders: range,
-        rows: int,
+        self, federation: Federation, graph: Graph, codings: Codings, senders: range, rows: int
     ) -> None:
         """Listens to `senders`, and keeps `rows` samples of each."""
         super().__init__(federation, graph, codings=codings)

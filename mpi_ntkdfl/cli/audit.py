@@ -8,7 +8,7 @@ import click
 
 from mpi_ntkdfl.cli.groups import examples
 from mpi_ntkdfl.cli.options import PLUGIN, RECORDS
-from mpi_ntkdfl.cli.targets import OVERWRITE, TARGET
+from mpi_ntkdfl.cli.targets import OVERWRITE, figure
 from mpi_ntkdfl.runtime import logs, plugins
 from mpi_ntkdfl.storage.outputs import Outputs
 
@@ -53,14 +53,7 @@ from mpi_ntkdfl.storage.outputs import Outputs
     is_flag=True,
     help="Prefer gradient matching to the attacks that need linear layers.",
 )
-@click.option(
-    "-o",
-    "--output",
-    "target_file",
-    metavar="FIGURE.(pdf|png|svg)",
-    type=TARGET,
-    help="Also draw originals above reconstructions.",
-)
+@figure("Also draw originals above reconstructions.")
 @OVERWRITE
 @PLUGIN
 def audit(
@@ -71,7 +64,7 @@ def audit(
     forms: tuple[str, ...],
     steps: int,
     matching: bool,
-    target_file: Path | None,
+    figure: Path | None,
     plugin_files: tuple[str, ...],
 ) -> None:
     """Reconstruct samples from the messages of a run, as a curious neighbour can, and compare.
@@ -79,13 +72,10 @@ def audit(
     The messages of a round are computed again from the run's checkpoint. The run may be finished or go
     on. The result is no proof of privacy.
     """
-    from mpi_ntkdfl.analysis.files import require_suffix
     from mpi_ntkdfl.audit import picture, report
 
     logs.set_up(0, quiet=False)
     plugins.load(plugin_files)
-    if target_file is not None:
-        require_suffix(target_file, "pdf", "png", "svg")
     audits = []
     for record in records:
         for form in forms or ("",):
@@ -96,6 +86,6 @@ def audit(
                 report.audit(outputs, clients, samples, number, overrides, steps, matching)
             )
     click.echo(report.text(audits))
-    if target_file is not None:
-        picture.write(target_file, audits)
-        click.echo(target_file)
+    if figure is not None:
+        picture.write(figure, audits)
+        click.echo(figure)

@@ -27,6 +27,11 @@ PLUGIN = click.option(
     multiple=True,
     help="Run a Python file of yours that registers methods, networks, data sets, ... Repeatable.",
 )
+MEASURE = click.option(
+    "--measure/--no-measure",
+    default=True,
+    help="Predict seconds for this machine's speed, or for a nominal one.",
+)
 
 
 class Range(click.FloatRange):

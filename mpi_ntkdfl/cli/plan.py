@@ -10,7 +10,7 @@ import click
 
 from mpi_ntkdfl import presets as preset_files
 from mpi_ntkdfl.cli.groups import examples
-from mpi_ntkdfl.cli.options import PLUGIN, SET, SOURCE, read_config
+from mpi_ntkdfl.cli.options import MEASURE, PLUGIN, SET, SOURCE, read_config
 from mpi_ntkdfl.metrics import METRICS
 from mpi_ntkdfl.runtime import logs, plugins
 from mpi_ntkdfl.runtime.limits import usable_cores
@@ -30,11 +30,7 @@ if TYPE_CHECKING:
 @SET
 @PLUGIN
 @click.option("--ranks", type=click.IntRange(1), default=1, help="Ranks to plan for.")
-@click.option(
-    "--measure/--no-measure",
-    default=True,
-    help="Predict seconds for this machine's speed, or for a nominal one.",
-)
+@MEASURE
 def check(
     source: str,
     overrides: tuple[str, ...],

@@ -20,7 +20,6 @@ class Reporter(Protocol):
 
     def __call__(self, progress: Progress) -> None:
         """Shows `progress`."""
-        ...
 
 
 def describe(progress: Progress) -> str:

@@ -8,7 +8,7 @@ import click
 
 from mpi_ntkdfl.cli.groups import examples
 from mpi_ntkdfl.cli.options import ACCURACY_RANGE, RECORD, RECORDS, Range, warn
-from mpi_ntkdfl.cli.targets import OVERWRITE, TARGET
+from mpi_ntkdfl.cli.targets import OVERWRITE, TARGET, figure
 from mpi_ntkdfl.metrics import ACCURACY, Place, at
 from mpi_ntkdfl.storage.outputs import Outputs
 
@@ -36,8 +36,8 @@ def show(record: Path, follow: bool, interval: float) -> None:
     if follow:
         for line in live.follow(outputs, interval):
             click.echo(line)
-    run = tables.read(record)
-    click.echo(f"{tables.summary(run)}\n\n{live.status(outputs, run)}")
+    run, status = live.read(outputs)
+    click.echo(f"{tables.summary(run)}\n\n{status}")
 
 
 @click.command(
@@ -87,15 +87,7 @@ def compare(
     )
 )
 @RECORDS
-@click.option(
-    "-o",
-    "--output",
-    "target_file",
-    metavar="FIGURE.(pdf|png|svg)",
-    required=True,
-    type=TARGET,
-    help="The figure to write.",
-)
+@figure("The figure to write.", required=True)
 @OVERWRITE
 @click.option(
     "--x",
@@ -145,7 +137,7 @@ def compare(
 )
 def plot(
     records: tuple[Path, ...],
-    target_file: Path,
+    figure: Path,
     horizontal: tuple[str, ...],
     vertical: str,
     ylim: tuple[float, float] | None,
@@ -166,20 +158,20 @@ def plot(
     if shares_only:
         if len(records) > 1 or number is not None:
             raise click.UsageError("--partition draws one run, and is not given with --timeline")
-        shares.write(target_file, shares.read(records[0]), title)
-        click.echo(target_file)
+        shares.write(figure, shares.read(records[0]), title)
+        click.echo(figure)
         return
     if number is not None:
         if len(records) > 1:
             raise click.UsageError("--timeline draws one run, got several records")
-        timeline.write(target_file, timeline.read(Outputs(records[0]).trace, number))
-        click.echo(target_file)
+        timeline.write(figure, timeline.read(Outputs(records[0]).trace, number))
+        click.echo(figure)
         return
     kept, passed = tables.without_checkpoints(records)
     groups = traces.read(kept)
     request = plots.Request(horizontal, vertical, ylim, target, title, labels, percentiles)
-    plots.write(target_file, groups, request)
-    click.echo(target_file)
+    plots.write(figure, groups, request)
+    click.echo(figure)
     warn([*passed, *fairness.warnings(groups)])
 
 
@@ -224,14 +216,7 @@ def export(record: Path, client: int | None, average: bool, target: Path) -> Non
     help="Take the samples of the client and its neighbours in the last round, at the average of their "
     "weights.",
 )
-@click.option(
-    "-o",
-    "--output",
-    "figure",
-    metavar="FIGURE.(pdf|png|svg)",
-    type=TARGET,
-    help="Draw the spectra.",
-)
+@figure("Draw the spectra.")
 @click.option("--csv", "table", type=TARGET, help="Write eigenvalues and labels as CSV.")
 @OVERWRITE
 def kernel(
@@ -242,12 +227,9 @@ def kernel(
     The kernel of the client's training samples is computed at the starting weights, and at the weights
     of the last two rounds.
     """
-    from mpi_ntkdfl.analysis.files import require_suffix
     from mpi_ntkdfl.studies import kernels
     from mpi_ntkdfl.studies.loaded import load
 
-    if figure is not None:
-        require_suffix(figure, "pdf", "png", "svg")
     diagnosis = kernels.diagnose(load(Outputs.at(record)), client, neighbourhood)
     click.echo(kernels.text(diagnosis))
     if table is not None:

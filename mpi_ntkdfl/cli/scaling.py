@@ -9,8 +9,8 @@ import click
 
 from mpi_ntkdfl import config, presets
 from mpi_ntkdfl.cli.groups import Group, examples
-from mpi_ntkdfl.cli.options import PLUGIN
-from mpi_ntkdfl.cli.targets import OVERWRITE, TARGET
+from mpi_ntkdfl.cli.options import PLUGIN, RECORDS, SET, warn
+from mpi_ntkdfl.cli.targets import OVERWRITE, TARGET, figure
 from mpi_ntkdfl.comm.launcher import under_launcher
 from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.runtime.errors import InputError
@@ -19,9 +19,6 @@ from mpi_ntkdfl.runtime.launching import launcher_words
 if TYPE_CHECKING:
     from mpi_ntkdfl.analysis.scaling import Kind
 
-_RECORDS = click.argument(
-    "records", metavar="RUN.h5...", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
 _NETWORK = click.option(
     "--network",
     "network",
@@ -49,9 +46,7 @@ def scaling() -> None:
     )
 )
 @click.argument("source", metavar="PRESET_OR_YAML")
-@click.option(
-    "--set", "overrides", metavar="SECTION.KEY=VALUE", multiple=True, help="As for `run`."
-)
+@SET
 @PLUGIN
 @click.option(
     "--kind",
@@ -117,9 +112,9 @@ def _counts(text: str) -> list[int]:
 @scaling.command(
     epilog=examples("scaling report study/strong-*.h5 -o scaling.pdf --csv scaling.csv")
 )
-@_RECORDS
+@RECORDS
 @_NETWORK
-@click.option("-o", "figure", metavar="FIGURE.(pdf|png|svg)", type=TARGET, help="Draw the figure.")
+@figure("Draw the figure.")
 @click.option("--csv", "table", type=TARGET, help="Write the numbers as CSV.")
 @OVERWRITE
 def report(
@@ -137,8 +132,7 @@ def report(
     if figure is not None:
         scaling_plot.write(figure, studies)
     click.echo(scaling_text.text(studies, net))
-    for line in analysis.warnings(points):
-        click.echo(f"warning: {line}", err=True)
+    warn(analysis.warnings(points))
 
 
 @scaling.command(
@@ -146,7 +140,7 @@ def report(
         "scaling predict study/strong-1.h5 --ranks 1024 --clients 100000 --network hdr100"
     )
 )
-@_RECORDS
+@RECORDS
 @_NETWORK
 @click.option("--ranks", type=click.IntRange(1), required=True, help="Ranks to predict for.")
 @click.option("--clients", type=click.IntRange(1), help="Clients; default those of the records.")
@@ -160,5 +154,4 @@ def predict(records: tuple[Path, ...], network: str, ranks: int, clients: int | 
     basis = scaling_model.model(points)
     predicted = scaling_model.predict(basis, ranks, clients or len(basis.sizes), net)
     click.echo(scaling_text.prediction(basis, predicted, network, net))
-    for line in analysis.warnings(points):
-        click.echo(f"warning: {line}", err=True)
+    warn(analysis.warnings(points))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mpi_ntkdfl.cli.groups import PROGRAM, Group, examples
-from mpi_ntkdfl.cli.options import PLUGIN
+from mpi_ntkdfl.cli.options import MEASURE, PLUGIN, SET
 from mpi_ntkdfl.cli.targets import OVERWRITE, TARGET
 from mpi_ntkdfl.runtime import logs, plugins
 from mpi_ntkdfl.runtime.errors import InputError
@@ -70,13 +70,7 @@ def _which(command: Callable[..., None]) -> Callable[..., None]:
             help="A scale of the study: for those of the package paper, or small for a laptop.",
         ),
         click.option("--seeds", type=click.IntRange(1), help="Number of seeds; the first is 0."),
-        click.option(
-            "--set",
-            "overrides",
-            metavar="SECTION.KEY=VALUE",
-            multiple=True,
-            help="Override a setting of every run. Repeatable.",
-        ),
+        SET,
         PLUGIN,
         click.option(
             "-o",
@@ -128,18 +122,8 @@ def show_study(name: str) -> None:
 @_which
 @_RANKS
 @click.option("--runs", is_flag=True, help="List every run.")
-@click.option(
-    "--measure/--no-measure",
-    default=True,
-    help="Predict seconds for this machine's speed, or for a nominal one.",
-)
-def plan(
-    which: _Which,
-    name: str,
-    ranks: int,
-    runs: bool,
-    measure: bool,
-) -> None:
+@MEASURE
+def plan(which: _Which, name: str, ranks: int, runs: bool, measure: bool) -> None:
     """Print how many runs there are, how many are done, and what the others will take."""
     import torch
 
@@ -175,12 +159,7 @@ def plan(
     help="Do runs again that other sources of the package, or other plugins, computed or began.",
 )
 def run_study(
-    which: _Which,
-    name: str,
-    ranks: int,
-    launcher: str | None,
-    task: str,
-    fresh: bool,
+    which: _Which, name: str, ranks: int, launcher: str | None, task: str, fresh: bool
 ) -> None:
     """Do the runs that are not done; the same command goes on wherever it stopped.
 
@@ -221,11 +200,7 @@ def run_study(
 @_which
 @click.option("--html", type=TARGET, help="Also write one page with all figures and tables.")
 @OVERWRITE
-def report(
-    which: _Which,
-    names: tuple[str, ...],
-    html: Path | None,
-) -> None:
+def report(which: _Which, names: tuple[str, ...], html: Path | None) -> None:
     """Make tables (CSV, text) and figures (PDF, SVG) of the finished runs; say which are missing."""
     from mpi_ntkdfl.studies import page
     from mpi_ntkdfl.studies import report as reporting

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,23 @@ class _Target(click.ParamType[Path]):
 
     name = "path"
 
+    def __init__(self, *suffixes: str) -> None:
+        """Takes the suffixes that the file may have; none for any."""
+        self._suffixes = suffixes
+
     def convert(
         self, value: Any, parameter: click.Parameter | None, context: click.Context | None
     ) -> Path:
         """Checks a target before anything is computed.
 
         Raises:
-            InputError: if it exists and must not be replaced, or is not a usable path.
+            InputError: if it exists and must not be replaced, or is not a usable path, or has another
+                suffix.
         """
         if isinstance(value, Path):
             return value
+        from mpi_ntkdfl.analysis.files import require_suffix
+
         path = user_path(value, "the output")
         if path.is_symlink():
             path = Path(os.path.realpath(path))
@@ -52,6 +60,8 @@ class _Target(click.ParamType[Path]):
             _refuse(path, told)
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+        if self._suffixes:
+            require_suffix(path, *self._suffixes)
         return path
 
 
@@ -69,3 +79,16 @@ def _refuse(path: Path, told: bool) -> None:
 
 
 TARGET = _Target()
+
+
+def figure(
+    text: str, required: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The option `-o` of a command that draws; `text` is its help."""
+    return click.option(
+        *("-o", "--output", "figure"),
+        metavar="FIGURE.(pdf|png|svg)",
+        required=required,
+        type=_Target("pdf", "png", "svg"),
+        help=text,
+    )

@@ -4,15 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-TRAFFIC_PHASES = (
-    "weights",
-    "averages",
-    "jacobians",
-    "outputs",
-    "labels",
-    "inputs",
-    "statistics",
-)
+TRAFFIC_PHASES = ("weights", "averages", "jacobians", "outputs", "labels", "inputs", "statistics")
 """Kinds of messages by their content. `statistics` are reductions for the record. Real clients would not
 send them, so their protocol bytes are 0."""
 

@@ -30,23 +30,18 @@ class Staging(Protocol):
 
     def space(self, nbytes: int) -> torch.Tensor:
         """Memory on the device to write messages to, not initialised."""
-        ...
 
     def depart(self, written: torch.Tensor) -> torch.Tensor:
         """Starts to move the `written` messages; returns the buffer that MPI sends."""
-        ...
 
     def room(self, nbytes: int) -> torch.Tensor:
         """Memory for MPI to receive into, not initialised."""
-        ...
 
     def settle(self) -> None:
         """Waits until MPI may use the buffers that `depart` and `room` returned."""
-        ...
 
     def arrive(self, received: torch.Tensor) -> torch.Tensor:
         """The bytes that MPI `received`, on the device, ready for operations that start from now on."""
-        ...
 
 
 class DirectStaging:
@@ -77,19 +72,15 @@ class CopyStream(Protocol):
 
     def pinned(self, nbytes: int) -> torch.Tensor:
         """Host memory that the device accesses without the host, `[nbytes]` uint8."""
-        ...
 
     def to_host(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Starts a copy that runs after all earlier operations of the device."""
-        ...
 
     def wait(self) -> None:
         """Blocks the host until all copies are done."""
-        ...
 
     def to_device(self, source: torch.Tensor) -> torch.Tensor:
         """Starts a copy; later operations of the device wait for it, but the host does not."""
-        ...
 
 
 class CudaCopyStream:

@@ -26,11 +26,9 @@ class Pending(Protocol):
 
     def poke(self) -> bool:
         """Lets the MPI library make progress; returns at once whether the exchange is complete."""
-        ...
 
     def wait(self) -> torch.Tensor:
         """Blocks until the exchange is complete; returns the received bytes, `[bytes]` uint8."""
-        ...
 
 
 class Channel(Protocol):
@@ -53,11 +51,9 @@ class Channel(Protocol):
             receive_bytes: bytes from each neighbour, multiples of 64.
             room: `[sum(receive_bytes)]` uint8 to receive into.
         """
-        ...
 
     def close(self) -> None:
         """Frees the resources of the channel; all ranks take part."""
-        ...
 
 
 class World(Protocol):
@@ -77,12 +73,10 @@ class World(Protocol):
     @property
     def identities(self) -> tuple[Identity | None, ...]:
         """The program that every rank runs, `[rank]`; None if a rank's package is too old to say it."""
-        ...
 
     @property
     def cuda_aware(self) -> bool | None:
         """Whether the library says that it accepts memory of a GPU; None if it says nothing."""
-        ...
 
     def on_root(self, task: Callable[[], T]) -> T:
         """Runs `task` on rank 0 and returns its (small) result on every rank.
@@ -90,7 +84,6 @@ class World(Protocol):
         Raises:
             InputError: on every rank if `task` raised it on rank 0; only rank 0's error has the message.
         """
-        ...
 
     def agree(self, task: Callable[[], T]) -> T:
         """Runs `task` on every rank; returns each rank's own result.
@@ -99,15 +92,12 @@ class World(Protocol):
             InputError: on every rank if any rank raised it; only the error of the first such rank has
                 the message.
         """
-        ...
 
     def broadcast(self, array: np.ndarray | None) -> np.ndarray:
         """Gives rank 0's array to every rank."""
-        ...
 
     def scatter(self, parts: Callable[[int], np.ndarray]) -> np.ndarray:
         """Gives `parts(rank)`, evaluated on rank 0, to each rank."""
-        ...
 
     def collect(self, array: np.ndarray, group: range | None = None) -> Iterator[np.ndarray]:
         """Yields every rank's array on rank 0, in rank order; yields nothing on other ranks.
@@ -119,15 +109,12 @@ class World(Protocol):
             group: consecutive ranks with this one among them, of which the first takes the part of
                 rank 0; None for all ranks.
         """
-        ...
 
     def total(self, array: np.ndarray) -> np.ndarray:
         """Sum over ranks, on every rank; only of integers, whose sum is the same in any order."""
-        ...
 
     def largest(self, value: float) -> float:
         """Maximum over ranks, on every rank."""
-        ...
 
     def hand_in(self, array: np.ndarray, lengths: Sequence[int]) -> Callable[[], list[np.ndarray]]:
         """Starts to bring every rank's `array` to rank 0; all ranks take part.
@@ -140,7 +127,6 @@ class World(Protocol):
             A function that waits until the transfer has ended. On rank 0 it returns every rank's array,
             on other ranks an empty list.
         """
-        ...
 
     def channel(self, neighbours: Sequence[int], lasting: bool = True) -> Channel:
         """Opens a channel with `neighbours`; all ranks take part.
@@ -149,7 +135,6 @@ class World(Protocol):
             neighbours: other ranks, ascending; the relation is symmetric.
             lasting: whether it is used for many rounds, so that opening may cost more than an exchange.
         """
-        ...
 
     def watched(
         self, patience: float | None, limit: float | None
@@ -161,7 +146,6 @@ class World(Protocol):
             limit: seconds from the program's start after which half a minute of silence is enough; None
                 for never.
         """
-        ...
 
 
 class _Done:

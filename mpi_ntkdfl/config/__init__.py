@@ -30,69 +30,22 @@ from mpi_ntkdfl.config.environment import EnvironmentSettings
 from mpi_ntkdfl.config.sections import (
     MOST_CLIENTS,
     MOST_ROUNDS,
-    MOST_SAMPLES,
-    CompleteTopology,
     ComputeSettings,
-    DatasetSettings,
-    DirichletPartition,
-    ErdosRenyiTopology,
     EvaluationSettings,
-    FilePartition,
-    FileTopology,
-    GridTopology,
-    IidPartition,
-    MethodSettings,
-    ModelSettings,
     OutputSettings,
     Partition,
     RegularTopology,
     RingTopology,
-    ShardsPartition,
-    SitePartition,
     SmallWorldTopology,
-    StarTopology,
     Topology,
-    WriterPartition,
 )
+from mpi_ntkdfl.config.sections import DatasetSettings as DatasetSettings
+from mpi_ntkdfl.config.sections import MethodSettings as MethodSettings
+from mpi_ntkdfl.config.sections import ModelSettings as ModelSettings
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.registry import did_you_mean, unknown
 from mpi_ntkdfl.runtime.settings import Effect, Section, affects, declared_effect
 from mpi_ntkdfl.runtime.yaml_text import write_yaml
-
-__all__ = [
-    "MOST_CLIENTS",
-    "MOST_ROUNDS",
-    "MOST_SAMPLES",
-    "CompleteTopology",
-    "ComputeSettings",
-    "Config",
-    "DatasetSettings",
-    "DirichletPartition",
-    "EnvironmentSettings",
-    "ErdosRenyiTopology",
-    "EvaluationSettings",
-    "FilePartition",
-    "FileTopology",
-    "GridTopology",
-    "IidPartition",
-    "MethodSettings",
-    "ModelSettings",
-    "OutputSettings",
-    "Partition",
-    "RegularTopology",
-    "RingTopology",
-    "ShardsPartition",
-    "SitePartition",
-    "SmallWorldTopology",
-    "StarTopology",
-    "Topology",
-    "WriterPartition",
-    "dataset_settings",
-    "effect",
-    "parse",
-    "topology_settings",
-]
-
 
 _ABSENT = ("stop_at", "environment")
 """Keys that the text of a configuration leaves out where they are null."""

@@ -9,11 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from mpi_ntkdfl.runtime.metric import clients_tested
 from mpi_ntkdfl.runtime.settings import Section, affects, readable_by

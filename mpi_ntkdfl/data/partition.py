@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mpi_ntkdfl import config
+from mpi_ntkdfl.config import sections
 from mpi_ntkdfl.runtime import seeds
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.runtime.paths import user_path
@@ -49,7 +49,7 @@ class Partition:
 
 
 def make(
-    settings: config.Partition,
+    settings: sections.Partition,
     labels: Indices,
     clients: int,
     seed: int,
@@ -71,19 +71,19 @@ def make(
         InputError: if the rule cannot be applied for that many clients, or the partition file is wrong.
     """
     match settings:
-        case config.IidPartition():
+        case sections.IidPartition():
             return _iid(len(labels), clients, seed)
-        case config.DirichletPartition():
+        case sections.DirichletPartition():
             return _dirichlet(settings, labels, clients, seed)
-        case config.ShardsPartition():
+        case sections.ShardsPartition():
             return _shards(settings.per_client, labels, clients, seed)
-        case config.WriterPartition():
+        case sections.WriterPartition():
             return _by_site(
-                config.SitePartition(kind="site"), labels, clients, seed, sites, site_names
+                sections.SitePartition(kind="site"), labels, clients, seed, sites, site_names
             )
-        case config.SitePartition():
+        case sections.SitePartition():
             return _by_site(settings, labels, clients, seed, sites, site_names)
-        case config.FilePartition():
+        case sections.FilePartition():
             return _from_file(user_path(settings.path, "partition.path"), clients, len(labels))
 
 
@@ -119,7 +119,7 @@ def _shards(per_client: int, labels: Indices, clients: int, seed: int) -> Partit
 
 
 def _dirichlet(
-    settings: config.DirichletPartition, labels: Indices, clients: int, seed: int
+    settings: sections.DirichletPartition, labels: Indices, clients: int, seed: int
 ) -> Partition:
     """The rule of the NTK-DFL authors, in which every client draws independently.
 
@@ -183,7 +183,7 @@ def _draw_proportions(
 
 
 def _by_site(
-    settings: config.SitePartition,
+    settings: sections.SitePartition,
     labels: Indices,
     clients: int,
     seed: int,
@@ -224,7 +224,12 @@ def _by_site(
 
 
 def _clients_of_site(
-    settings: config.SitePartition, own: Indices, labels: Indices, seed: int, site: int, called: str
+    settings: sections.SitePartition,
+    own: Indices,
+    labels: Indices,
+    seed: int,
+    site: int,
+    called: str,
 ) -> list[Indices]:
     """Samples of the clients of one site that hold enough.
 
@@ -243,7 +248,7 @@ def _clients_of_site(
     least = settings.min_samples * settings.per_site
     shares: list[Indices] = []
     if len(own) >= least:
-        rule = settings.within or config.IidPartition(kind="iid")
+        rule = settings.within or sections.IidPartition(kind="iid")
         if settings.per_site == 1 and settings.within is None:
             shares = [own]
         else:

@@ -91,13 +91,7 @@ class Entry:
 def catalogue() -> list[Entry]:
     """All data sets, with their folders on this machine."""
     return [
-        Entry(
-            name,
-            source.size,
-            source.bundled,
-            *_whereabouts(source),
-            source.licence,
-        )
+        Entry(name, source.size, source.bundled, *_whereabouts(source), source.licence)
         for name, source in DATASETS.items()
     ]
 

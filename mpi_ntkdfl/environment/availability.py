@@ -23,11 +23,9 @@ class Availability(Protocol):
             round: the round's number, from 0.
             times: simulated seconds at which each client would begin the round, `[client]`.
         """
-        ...
 
     def next_arrival(self, time: float) -> float:
         """The earliest simulated second, not before `time`, at which somebody may be available."""
-        ...
 
 
 def availability(settings: EnvironmentSettings, clients: int, seed: int) -> Availability:

@@ -154,10 +154,7 @@ class Exchange(Booking):
         return by_client
 
     def average(
-        self,
-        vectors: torch.Tensor,
-        kind: Averaging = "plain",
-        since: torch.Tensor | None = None,
+        self, vectors: torch.Tensor, kind: Averaging = "plain", since: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Each client averages its own and its neighbours' vectors, in float64 and in client-id order.
 

@@ -26,17 +26,14 @@ class JacobianMessage(Protocol):
 
     def form(self, federation: Federation) -> MessageFormat:
         """Layout of the message."""
-        ...
 
     def make(self, federation: Federation, params: torch.Tensor, source: int) -> Arrays:
         """The message of the own client `source` about its Jacobian at `params` `[param]`."""
-        ...
 
     def receive(
         self, federation: Federation, params: torch.Tensor, client: int, parts: Sequence[Arrays]
     ) -> HeldNeighbourhood:
         """The neighbourhood of `client` at `params` `[param]` from the messages `parts`."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,9 @@ class Neighbourhood(Protocol):
 
     def kernel(self) -> torch.Tensor:
         """The trace kernel `[sample, sample]`."""
-        ...
 
     def transposed_product(self, residuals: torch.Tensor) -> torch.Tensor:
         """`sum_c J_c^T R_c` of `residuals` `[tau, sample, output]`: `[tau, param]`."""
-        ...
 
 
 def stacked(parts: Sequence[Arrays], name: str) -> torch.Tensor:

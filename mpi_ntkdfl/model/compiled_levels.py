@@ -31,10 +31,7 @@ _NUMBER, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
 class _Second(ctypes.Structure):
     """`struct second` of `_levels.c`."""
 
-    _fields_ = (
-        ("outputs", _NUMBER),
-        *((name, _ADDRESS) for name in ("bias", "weights", "shift")),
-    )
+    _fields_ = (("outputs", _NUMBER), *((name, _ADDRESS) for name in ("bias", "weights", "shift")))
 
 
 class CompiledFixedPoint:

@@ -31,11 +31,9 @@ class Operator(Protocol):
 
     def trace_gram(self) -> torch.Tensor:
         """`sum_c J_c J_c^T`, `[sample, sample]`."""
-        ...
 
     def transposed_product(self, residuals: torch.Tensor) -> torch.Tensor:
         """`sum_c J_c^T R_c` for each of `residuals` `[tau, sample, output]`: `[tau, param]`."""
-        ...
 
 
 class DirectedOperator(Protocol):
@@ -43,7 +41,6 @@ class DirectedOperator(Protocol):
 
     def trace_gram(self, directions: torch.Tensor | None = None) -> torch.Tensor:
         """`sum_d (v_d J) (v_d J)^T`, `[sample, sample]`, of combinations v `[direction, output]`."""
-        ...
 
 
 class Jacobian(Operator, Protocol):
@@ -52,15 +49,12 @@ class Jacobian(Operator, Protocol):
     @property
     def outputs(self) -> torch.Tensor:
         """Outputs of the network at the point of linearisation, `[sample, output]`."""
-        ...
 
     def dense(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Entries of the parameters `start <= p < stop`: `[sample, output, stop - start]`."""
-        ...
 
     def projected(self, projection: Projection) -> torch.Tensor:
         """The entries of all layers, shortened by a projection: `[sample, output, column]`."""
-        ...
 
 
 def symmetric_matrix(

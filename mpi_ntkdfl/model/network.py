@@ -27,23 +27,17 @@ class FactoredForm(Protocol):
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The shape of one sample's part of each array, by the array's name, in their order."""
-        ...
 
     def arrays(
         self, params: torch.Tensor, inputs: torch.Tensor
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """The message's arrays `[sample, *shape]` at `params` `[P]`, and the outputs there."""
-        ...
 
     def inputs(self, arrays: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The raw inputs `[sample, *shape]`, which the message contains as well."""
-        ...
 
     def rebuild(
-        self,
-        params: torch.Tensor,
-        arrays: Mapping[str, torch.Tensor],
-        levels: Levels | None,
+        self, params: torch.Tensor, arrays: Mapping[str, torch.Tensor], levels: Levels | None
     ) -> Jacobian:
         """The Jacobian at `params` `[P]` of the samples from which `arrays` were computed.
 
@@ -52,7 +46,6 @@ class FactoredForm(Protocol):
             arrays: the arrays of one sender, or the stacked arrays of several senders.
             levels: the levels on which all inputs lie; None if they do not.
         """
-        ...
 
 
 class Network(Protocol):
@@ -61,56 +54,45 @@ class Network(Protocol):
     @property
     def layout(self) -> Layout:
         """Names and shapes of the parameters in the flat vector."""
-        ...
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample's input."""
-        ...
 
     @property
     def classes(self) -> int:
         """C, the number of outputs."""
-        ...
 
     @property
     def factored(self) -> FactoredForm | None:
         """The small exact message for Jacobians; None for a network that has none."""
-        ...
 
     @property
     def on_levels(self) -> bool:
         """Whether `functions` accepts inputs on levels, which are faster (model/levels.py)."""
-        ...
 
     def within(self, numbers: int) -> Network:
         """The same network, which holds about `numbers` numbers at most for the kernel of a client.
 
         Its outputs are the same. The last bits of its kernels may depend on `numbers`.
         """
-        ...
 
     @property
     def work(self) -> NetworkWork:
         """The amount of work of its computations, for planning."""
-        ...
 
     def describe(self) -> str:
         """A short description of the network, for people."""
-        ...
 
     @property
     def choices(self) -> Mapping[str, str]:
         """Ways of computing that the network has chosen, by name, for the log and the record."""
-        ...
 
     def initial(self, generator: np.random.Generator) -> np.ndarray:
         """Starting parameters `[P]` float64; they depend only on the numbers that `generator` draws."""
-        ...
 
     def outputs(self, params: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         """Outputs `[sample, output]` with `params` `[P]` at `inputs` `[sample, *shape]`."""
-        ...
 
     def functions(self, params: torch.Tensor, like: Inputs) -> Callable[[Inputs], torch.Tensor]:
         """A function that computes the outputs for several parameter vectors on the same inputs.
@@ -124,7 +106,6 @@ class Network(Protocol):
         Returns:
             A function from inputs `[sample, *shape]` to outputs `[network, sample, output]`.
         """
-        ...
 
     def loss_gradient(
         self,
@@ -143,11 +124,9 @@ class Network(Protocol):
             loss: the name of the loss.
             shares: weight of each sample's loss, `[sample]`; None for 1 / N.
         """
-        ...
 
     def jacobian(self, params: torch.Tensor, inputs: torch.Tensor) -> Jacobian:
         """The Jacobian at `params` `[P]` of `inputs` `[sample, *shape]`."""
-        ...
 
     def trainer(
         self,
@@ -166,11 +145,9 @@ class Network(Protocol):
             shifts: what is added to each client's outputs in its loss, `[output]`; empty for nothing.
             compiled: whether to take the compiled version, which must then be there.
         """
-        ...
 
     def compiled_training(self, device: torch.device, dtype: torch.dtype) -> Choice:
         """Whether its `trainer` has a compiled version that runs here, and which, or why not."""
-        ...
 
     def descend(
         self,
@@ -196,7 +173,6 @@ class Network(Protocol):
         Returns:
             The parameters after each of `taus`, `[tau, P]`.
         """
-        ...
 
     def memory(self, samples: int) -> int:
         """The most numbers that it holds for the kernel and the update of N = `samples` samples.
@@ -204,8 +180,6 @@ class Network(Protocol):
         They include the samples themselves and everything that the Jacobian needs, but no kernels,
         evolutions and candidate parameters.
         """
-        ...
 
     def training_memory(self, samples: int, batch: int, epochs: int) -> int:
         """How many numbers a `trainer` keeps from round to round for a client with `samples` samples."""
-        ...

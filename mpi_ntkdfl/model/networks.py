@@ -27,13 +27,7 @@ __all__ = ["FACTORIES", "NETWORKS", "build", "build_for", "check_inputs", "regis
 
 NETWORKS: Registry[type[NetworkKind]] = Registry(
     "network",
-    {
-        "mlp": Mlp,
-        "cnn": Cnn,
-        "resnet": Resnet,
-        "transformer": Transformer,
-        "plugin": Plugin,
-    },
+    {"mlp": Mlp, "cnn": Cnn, "resnet": Resnet, "transformer": Transformer, "plugin": Plugin},
     own="a network of your own needs {name: plugin, network: {name}} and --plugin FILE.py",
 )
 """All kinds of networks by name."""

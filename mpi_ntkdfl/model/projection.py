@@ -120,9 +120,7 @@ class Projection:
             yield from self._drawn(part, counts)
 
     def entries(
-        self,
-        dense: Callable[[int, int], torch.Tensor],
-        projected: Callable[[Part], torch.Tensor],
+        self, dense: Callable[[int, int], torch.Tensor], projected: Callable[[Part], torch.Tensor]
     ) -> torch.Tensor:
         """The entries of a Jacobian as they are sent, `[sample, output, column]`.
 

@@ -21,11 +21,9 @@ class Slope(Protocol):
 
     def add_to(self, array: torch.Tensor, keep: float, times: float) -> None:
         """`array = keep * array + times * gradient`, in place."""
-        ...
 
     def dense(self) -> torch.Tensor:
         """The gradient itself in the shape of the array; the caller may overwrite it."""
-        ...
 
 
 Layers = list[torch.Tensor]
@@ -44,7 +42,6 @@ class Rule(Protocol):
             layers: arrays `[client, ...]`; they may be padded with zeros, which must stay zeros.
             gradient: a function that returns the gradient of the batch at given arrays.
         """
-        ...
 
 
 class Trainer(Protocol):
@@ -56,7 +53,6 @@ class Trainer(Protocol):
 
     def descend(self, weights: torch.Tensor, orders: Orders, sgd: Sgd) -> torch.Tensor:
         """Takes the steps of a round by SGD; velocities start at zero."""
-        ...
 
     def follow(
         self, weights: torch.Tensor, orders: Orders, rule: Callable[[Pack], Rule]
@@ -69,7 +65,6 @@ class Trainer(Protocol):
             rule: makes the rule of a group of clients. Its argument is a function that turns an array
                 `[client, P]` of all clients into the arrays of the group's clients.
         """
-        ...
 
 
 @dataclass(frozen=True)

@@ -30,43 +30,34 @@ class NetworkWork(Protocol):
     @property
     def features(self) -> int:
         """Numbers of one sample's input; the kernel's largest eigenvalue grows with them."""
-        ...
 
     @property
     def layers(self) -> int:
         """About the number of layers with weights; the number of calls grows with it."""
-        ...
 
     @property
     def products(self) -> int:
         """Multiplications of a forward pass of one sample."""
-        ...
 
     @property
     def activations(self) -> int:
         """Numbers that a forward pass of one sample keeps, inputs and outputs included."""
-        ...
 
     @property
     def widest(self) -> int:
         """Numbers that the layer with the most outputs computes per sample."""
-        ...
 
     def kernel(self, samples: Count) -> Amount:
         """The trace-Gram of `samples` samples, with the signals or gradients that it needs."""
-        ...
 
     def projected(self, samples: Count, width: int) -> Amount:
         """The Jacobian of `samples` samples, projected to `width` numbers per layer and output."""
-        ...
 
     def update(self, samples: Count, taus: int) -> Amount:
         """Transposed products of `taus` residuals."""
-        ...
 
     def descent(self, samples: Count) -> Amount:
         """One step of full-batch gradient descent."""
-        ...
 
     def training(
         self, samples: Count, batch: int, epochs: int, gradients: int, by_entry: bool
@@ -80,4 +71,3 @@ class NetworkWork(Protocol):
             gradients: number of gradients per step.
             by_entry: whether the rule of descent needs the single entries of the gradient.
         """
-        ...

@@ -14,8 +14,9 @@
  * here, so that the compiler sees one file.
  *
  * Bits. The result does not depend on the width of the processor's vectors. Every sum over outputs,
- * samples or ranks is taken in the same order for every width, and the build forbids the compiler to
- * contract a product and a sum into one operation. This file, with all its parts, is compiled once per
+ * samples or ranks is taken in the same order for every width. Products of matrices use fused operations,
+ * which round once where a product and a sum would round twice, and so take half as many operations.
+ * Elsewhere the build forbids the compiler to fuse. This file, with all its parts, is compiled once per
  * instruction set and per type of number. All builds of one type agree in every bit.
  */
 
@@ -138,18 +139,17 @@ int64_t evolve_layout(void)
     return (int64_t)(sizeof(struct scheme) * 1000 + sizeof(struct problem));
 }
 
-/* Whether the processor has the instructions of a level of x86-64: 2, 3 or 4. */
+/* Whether the processor has the instructions of a level of x86-64: 3 or 4. */
 int evolve_runs(int level)
 {
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    const int two = __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
-    const int three = two && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+    const int three = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                       __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
     const int four = three && __builtin_cpu_supports("avx512f") &&
                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    return level <= 2 ? two : level == 3 ? three : four;
+    return level <= 3 ? three : four;
 #else
     (void)level;
     return 0;

@@ -20,7 +20,7 @@ from mpi_ntkdfl.runtime.builds import NOT_BUILT, Loaded, able
 FOLDER = Path(__file__).parent
 """The folder of the builds."""
 
-LEVELS = (4, 3, 2)
+LEVELS = (4, 3)
 """The levels of x86-64 for which there may be builds, the one with the widest vectors first."""
 
 _DONE, _NOT_FINITE, _COLLAPSED, _TOO_MANY = range(4)

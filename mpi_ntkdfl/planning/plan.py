@@ -7,6 +7,7 @@ real run must agree with them. A test compares both.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -190,6 +191,17 @@ def _at_server(first: FirstRound) -> _Collecting:
     return _Collecting(gathered, 1, 0, _working_set(first).one_client(gathered) + received)
 
 
+def _booked() -> tuple[np.ndarray, Callable[[int, dict[str, int], int], None]]:
+    """Empty traffic `[2, phase]`, and what books counts by phase of a kind so many times."""
+    traffic = np.zeros((2, len(TRAFFIC_PHASES)), dtype=np.int64)
+
+    def book(kind: int, counts: dict[str, int], times: int) -> None:
+        for phase, count in counts.items():
+            traffic[kind, TRAFFIC_PHASES.index(phase)] += count * times
+
+    return traffic, book
+
+
 def _traffic(first: FirstRound, later: bool = False) -> np.ndarray:
     """Protocol and MPI bytes of round 0, or of a `later` round, by phase, `[2, phase]`."""
     graph, rows, placement, needs = first.graph, first.rows, first.placement, first.needs
@@ -197,14 +209,9 @@ def _traffic(first: FirstRound, later: bool = False) -> np.ndarray:
     both = np.concatenate([graph.edges, graph.edges[:, ::-1]])
     targets = np.asarray(placement.owner(both[:, 0]))
     crossing = targets != np.asarray(placement.owner(both[:, 1]))
-    ghosts = len(np.unique(both[crossing, 1] * placement.ranks + targets[crossing]))
-    sources = np.bincount(both[crossing, 1], minlength=placement.clients)
-    traffic = np.zeros((2, len(TRAFFIC_PHASES)), dtype=np.int64)
-
-    def book(kind: int, counts: dict[str, int], times: int) -> None:
-        for phase, count in counts.items():
-            traffic[kind, TRAFFIC_PHASES.index(phase)] += count * times
-
+    pairs = np.unique(both[crossing, 1] * placement.ranks + targets[crossing])
+    ghosts, sources = len(pairs), np.bincount(both[crossing, 1], minlength=placement.clients)
+    traffic, book = _booked()
     for form in (*(first.vector(phase, later) for phase in needs.vectors), *needs.messages):
         book(0, form.by_phase(1, travelling=False), len(both))
         book(1, form.by_phase(1, travelling=True), ghosts)
@@ -216,7 +223,6 @@ def _traffic(first: FirstRound, later: bool = False) -> np.ndarray:
             book(1, {"weights": reduced_bytes(params, placement.ranks)}, placement.ranks)
     moved = rows
     if _keeps_samples(first):  # every rank receives them once, whole
-        pairs = np.unique(both[crossing, 1] * placement.ranks + targets[crossing])
         sources = np.bincount(pairs // placement.ranks, minlength=placement.clients)
         moved = first.sizes * (not later)
     held = later and needs.samples and not first.config.topology.dynamic and rows is first.sizes
@@ -231,14 +237,12 @@ def _server_traffic(first: FirstRound) -> np.ndarray:
     """Like `_traffic`, for methods whose participants send blocks to rank 0, which answers all."""
     config, sizes, placement, needs = first.config, first.rows, first.placement, first.needs
     asked = participants(config.clients, needs.participants, config.seed, round=0)
-    traffic = np.zeros((2, len(TRAFFIC_PHASES)), dtype=np.int64)
+    traffic, book = _booked()
     for form in first.blocks:
         for client in asked.tolist():
-            samples, away = int(sizes[client]), placement.owner(client) > 0
-            for phase, count in form.by_phase(samples, travelling=False).items():
-                traffic[0, TRAFFIC_PHASES.index(phase)] += count
-            for phase, count in form.by_phase(samples, travelling=True).items():
-                traffic[1, TRAFFIC_PHASES.index(phase)] += count * away
+            samples, away = int(sizes[client]), int(placement.owner(client) > 0)
+            book(0, form.by_phase(samples, travelling=False), 1)
+            book(1, form.by_phase(samples, travelling=True), away)
     params, form = first.network.layout.size, first.vector("weights")
     traffic[:, TRAFFIC_PHASES.index("weights")] = (
         form.by_phase(1, travelling=False)["weights"] * placement.clients,

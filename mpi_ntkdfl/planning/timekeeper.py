@@ -126,12 +126,7 @@ class Timekeeper:
         return participants(len(present), wanted, self._seed, number, able)
 
     def _tell(
-        self,
-        graph: Graph,
-        present: np.ndarray,
-        asked: Integers,
-        legs: list[Leg],
-        timing: Timing,
+        self, graph: Graph, present: np.ndarray, asked: Integers, legs: list[Leg], timing: Timing
     ) -> bool:
         """Tells the methods which clients take part and which messages are late.
 

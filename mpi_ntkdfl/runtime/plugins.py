@@ -127,10 +127,7 @@ def failure(error: BaseException, file: str | None = None) -> str:
 
 
 def load_installed(
-    group: str,
-    name: str,
-    entries: Container[str],
-    adopt: Callable[[str, Any], None] | None = None,
+    group: str, name: str, entries: Container[str], adopt: Callable[[str, Any], None] | None = None
 ) -> None:
     """Loads the entry point of an installed package, if there is one of that name.
 

@@ -96,9 +96,7 @@ def read_yaml(text: str, what: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except (
-        Exception
-    ) as error:  # PyYAML also raises errors of Python, such as KeyError for `!!bool x`
+    except Exception as error:  # also errors of Python, such as KeyError for `!!bool x`
         problem = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{what} is not valid YAML: {problem}") from error
 

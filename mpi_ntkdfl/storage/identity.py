@@ -71,9 +71,7 @@ def require_record_of(outputs: Outputs, checkpoint: Checkpoint) -> None:
     try:
         with reading(outputs.record) as file:
             record = run_of(file)
-    except (
-        Exception
-    ):  # for a damaged file h5py can raise almost any exception; the checkpoint is whole
+    except Exception:  # of any kind for a damaged file; the checkpoint is whole
         return
     require_one_run(outputs, record, checkpoint.run, checkpoint.path)
 

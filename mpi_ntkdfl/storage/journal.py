@@ -51,6 +51,7 @@ class Journal:
     def __init__(self, config: Config, federation: Federation, outputs: Outputs) -> None:
         """Prepares the journal; afterwards call `create` or `resume`."""
         self._config, self._federation, self._outputs = config, federation, outputs
+        self._config_text = config.to_yaml()
         self._world, self._clock = self._federation.world, self._federation.clock
         self._record = Record(outputs.record)
         self._saving = Saving(
@@ -89,7 +90,7 @@ class Journal:
             self._run = identity.new_run()
             attributes = {
                 "run": self._run,
-                "config": config.to_yaml(),
+                "config": self._config_text,
                 "seed": config.seed,
                 "data": contents["data"],
                 "contents": json.dumps(dict(contents)),
@@ -250,7 +251,7 @@ class Journal:
         arrays = {name: array.cpu().numpy() for name, array in {"params": weights, **state}.items()}
         layout = self._federation.network.layout
         with self._clock("record"):
-            self._saving.save(Header(self._config.to_yaml(), layout, done, self._run), arrays)
+            self._saving.save(Header(self._config_text, layout, done, self._run), arrays)
 
     def close(self) -> None:
         """Removes what only another round would need."""

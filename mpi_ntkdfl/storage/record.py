@@ -69,7 +69,6 @@ SCHEMA = 2
 _PHASES = {"traffic": TRAFFIC_PHASES, "time": PHASES}
 """The phases along the axis `phase` of datasets, by their group."""
 
-
 _CHECKED = {"fletcher32": True}
 """Options by which datasets have checksums; HDF5 verifies them whenever it reads."""
 
@@ -143,8 +142,8 @@ class Record:
 
     def __init__(self, path: Path) -> None:
         """Stores the path; `create` makes the file."""
-        self.path = path
-        self._growing = Growing(path)
+        self.path, self._growing = path, Growing(path)
+        self._metrics: list[Metric] = []  # of the file, once they were looked up
 
     def create(
         self,
@@ -182,11 +181,7 @@ class Record:
                 file.create_dataset("topology/nodes", data=list(names), dtype=h5py.string_dtype())
 
     def resume(
-        self,
-        done: int,
-        config: Config,
-        start: Mapping[str, str | int],
-        run: str = "",
+        self, done: int, config: Config, start: Mapping[str, str | int], run: str = ""
     ) -> None:
         """Removes the rounds after `done`, and adds the attributes of another start.
 
@@ -215,16 +210,16 @@ class Record:
                     _of(file, metric)[...] = np.nan
                 describe(_of(file, metric), metric)
                 _of(file, metric).resize(rows, axis=0)
-                if metric.of_clients and untested:
-                    _of(file, metric)[untested] = np.nan
+                # h5py does not fill several rows at once where they are longer than a chunk.
+                for row in untested if metric.of_clients else ():
+                    _of(file, metric)[row] = np.nan
                 if metric.by_rank:
                     _widen(file, metric, ranks)
             offsets = file["topology/offsets"]
             offsets.resize(done + 1, axis=0)
             file["topology/edges"].resize(int(offsets[done]), axis=0)
             file.attrs["config"] = config.to_yaml()
-            if run and "run" not in file.attrs:
-                file.attrs["run"] = run
+            file.attrs.setdefault("run", run)
             starts = [*json.loads(file.attrs["resumed"]), {"round": done, **start}]
             file.attrs["resumed"] = json.dumps(starts)
 
@@ -272,7 +267,8 @@ class Record:
             if round_record is not None:
                 _extend(file["topology/edges"], round_record.edges)
                 _extend(file["topology/offsets"], [len(file["topology/edges"])])
-            for metric in metrics_of(file):
+            self._metrics = self._metrics or metrics_of(file)
+            for metric in self._metrics:
                 if (round_record if metric.by_round else evaluation) is not None:
                     _append(_of(file, metric), rows.get(metric.name))
 

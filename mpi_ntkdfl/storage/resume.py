@@ -196,9 +196,7 @@ def _read_start(outputs: Outputs, checkpoint: Checkpoint, former: Config, config
     with _open_record(outputs) as file:
         read_all(file)
         planned = _require_one_run(outputs, checkpoint, former, file).rounds
-        if (
-            config.rounds == done != planned
-        ):  # this round may have no row, because it was not to be the last
+        if config.rounds == done != planned:  # the round may have no row: it was not to be the last
             raise InputError(
                 f"{done} rounds of {planned} are done already; rounds can only be changed to more than "
                 f"{done}"

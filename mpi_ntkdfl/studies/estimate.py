@@ -10,7 +10,8 @@ import numpy as np
 
 from mpi_ntkdfl.algorithms import METHODS
 from mpi_ntkdfl.analysis import tables
-from mpi_ntkdfl.config import Config, DirichletPartition
+from mpi_ntkdfl.config import Config
+from mpi_ntkdfl.config.sections import DirichletPartition
 from mpi_ntkdfl.data import sources
 from mpi_ntkdfl.data.source import Size
 from mpi_ntkdfl.model.networks import build_for

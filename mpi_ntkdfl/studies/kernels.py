@@ -6,7 +6,6 @@ computation.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,8 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl.analysis import drawing, style
-from mpi_ntkdfl.analysis.files import replacing, require_suffix
-from mpi_ntkdfl.analysis.panels import Axis, Panel, Series
+from mpi_ntkdfl.analysis.files import write_table
+from mpi_ntkdfl.analysis.panels import Axis, Panel, Series, over_seeds
 from mpi_ntkdfl.ntk.kernel import trace_kernel
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.studies.loaded import LoadedRun
@@ -200,19 +199,11 @@ def write_csv(path: Path, diagnosis: Diagnosis) -> None:
     Raises:
         InputError: if the file cannot be written.
     """
-    head = ["eigenvalue"]
+    head, columns = ["eigenvalue"], [range(1, len(diagnosis.spectra[0].values) + 1)]
     for each in diagnosis.spectra:
         head += [f"{each.when}: value", f"{each.when}: part of the labels"]
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(head)
-        for place in range(len(diagnosis.spectra[0].values)):
-            numbers = [
-                repr(float(each))
-                for s in diagnosis.spectra
-                for each in (s.values[place], s.labels[place])
-            ]
-            table.writerow([place + 1, *numbers])
+        columns += [each.values.tolist(), each.labels.tolist()]
+    write_table(path, head, zip(*columns, strict=True))
 
 
 def write_figure(path: Path, diagnosis: Diagnosis) -> None:
@@ -221,28 +212,26 @@ def write_figure(path: Path, diagnosis: Diagnosis) -> None:
     Raises:
         InputError: for another suffix than pdf, png, svg, or if the file cannot be written.
     """
-    require_suffix(path, "pdf", "png", "svg")
     drawing.save(path, lambda: _figure(panels(diagnosis)))
 
 
 def panels(diagnosis: Diagnosis) -> Sequence[Panel]:
     """The numbers of the figure."""
     across = Axis("eigenvalue", "number of the eigenvalue, largest first", log=True)
-    up = (
-        Axis("value", "eigenvalue", log=True),
-        Axis("labels", "part of the labels"),
-    )
-    made = []
-    for axis, name in zip(up, ("values", "labels"), strict=True):
-        lines = []
-        for each in diagnosis.spectra:
-            y = getattr(each, name)
-            none = np.full(len(y), np.nan)
-            one = np.ones(len(y), dtype=int)
-            place = np.arange(1, len(y) + 1)
-            lines.append(Series(each.when, "", place, y, none, one, one == 0))
-        made.append(Panel("", across, axis, tuple(lines)))
-    return made
+    up = (Axis("value", "eigenvalue", log=True), Axis("labels", "part of the labels"))
+    return [
+        Panel(
+            "",
+            across,
+            axis,
+            tuple(_line(each.when, getattr(each, name)) for each in diagnosis.spectra),
+        )
+        for axis, name in zip(up, ("values", "labels"), strict=True)
+    ]
+
+
+def _line(label: str, values: np.ndarray) -> Series:
+    return over_seeds(label, "", np.arange(1, len(values) + 1), values[None])
 
 
 def _figure(made: Sequence[Panel]) -> Figure:

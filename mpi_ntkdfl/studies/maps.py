@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import yaml
 
-from mpi_ntkdfl.analysis.panels import Axis, Panel, Series, over_seeds
+from mpi_ntkdfl.analysis.panels import Axis, Panel, Series, at_points, over_seeds
 from mpi_ntkdfl.assembly import Problem, prepare
 from mpi_ntkdfl.config import Config, parse
 from mpi_ntkdfl.environment.links import Floats, Links
@@ -50,17 +50,16 @@ def over_axes(results: Results, figure: Figure) -> list[Panel]:
 
 def _row(label: str, cells: Sequence[tuple[Variant, Cell | None]], name: str) -> Series:
     """One row of a map; NaN where no run is finished or none has the metric."""
-    ends = [cell.ends(name) if cell and cell.has(name) else np.array([np.nan]) for _, cell in cells]
-    return Series(
+    return at_points(
         label,
         "",
-        np.array(
-            [n if v.value is None else v.value for n, (v, _) in enumerate(cells)], dtype=float
-        ),
-        np.array([values.mean() for values in ends]),
-        np.array([values.std(ddof=1) if len(values) > 1 else np.nan for values in ends]),
-        np.array([len(values) for values in ends]),
-        np.full(len(cells), False),
+        [
+            (
+                n if variant.value is None else variant.value,
+                cell.ends(name) if cell and cell.has(name) else np.array([np.nan]),
+            )
+            for n, (variant, cell) in enumerate(cells)
+        ],
     )
 
 

@@ -15,9 +15,8 @@ from mpi_ntkdfl.analysis.compare import Spread, columns
 from mpi_ntkdfl.analysis.files import replacing, require_suffix
 from mpi_ntkdfl.metrics import BYTES, ROUNDS
 from mpi_ntkdfl.runtime.units import duration
-from mpi_ntkdfl.studies import draw, paired
+from mpi_ntkdfl.studies import draw, paired, published
 from mpi_ntkdfl.studies.collect import Results, core_seconds
-from mpi_ntkdfl.studies.definition import Published
 from mpi_ntkdfl.studies.report import COLUMNS, Report, numbers
 from mpi_ntkdfl.studies.series import Drawing
 
@@ -32,12 +31,14 @@ class _Figure:
     Attributes:
         title: a text for readers who cannot see the picture.
         picture: the svg element; only this text is not escaped.
+        differences: from published numbers, in words; empty if there are none.
         published: published numbers, or None.
         numbers: the numbers of the figure.
     """
 
     title: str
     picture: str
+    differences: str
     published: Table | None
     numbers: Table
 
@@ -141,12 +142,13 @@ def _shared_settings(results: Results) -> Table:
 
 
 def _figure(drawing: Drawing, prefix: str) -> _Figure:
-    published = drawing.figure.published
+    theirs = drawing.figure.published
     rows = [[_cell(row[name]) for name in COLUMNS] for row in numbers(drawing)]
     return _Figure(
         title=drawing.figure.title,
         picture=_inline(draw.svg(drawing), prefix),
-        published=_published(published) if published else None,
+        differences=published.differences(theirs, drawing.panels) if theirs else "",
+        published=published.table(theirs, drawing.panels) if theirs else None,
         numbers=("", COLUMNS, rows),
     )
 
@@ -157,16 +159,6 @@ def _inline(svg: str, prefix: str) -> str:
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r'\bid="', f'id="{prefix}', body)
     return re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", body)
-
-
-def _published(published: Published) -> Table:
-    rows = [
-        [line.panel, line.line, f"{x:g}", f"{y:.3f}"]
-        for line in published.lines
-        for x, y in zip(line.x, line.y, strict=True)
-    ]
-    caption = f"Published, at the paper's scale: {published.source}"
-    return caption, ("panel", "line", "x", "y"), rows
 
 
 def _outcomes(report: Report) -> Table:

@@ -7,14 +7,13 @@ the numbers themselves.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from mpi_ntkdfl.analysis.files import replacing
+from mpi_ntkdfl.analysis.files import write_table
 from mpi_ntkdfl.metrics import ACCURACY, ROUNDS
 from mpi_ntkdfl.studies.collect import Results
 
@@ -100,12 +99,12 @@ def paired(results: Results, axis: str) -> Paired:
         axis: name of the axis; its first variant is the reference.
     """
     study = results.study
-    place = [each.name for each in study.definition.axes].index(axis)
+    place = results.place(axis)
     order = [each.label for each in study.definition.axes[place].at(study.scale)]
     targets = study.definition.scale(study.scale).targets
     numbers: dict[tuple[str, object], dict[str, dict[str, float]]] = {}
     for cell in results.cells:
-        where = ", ".join(v.label for n, v in enumerate(cell.variants) if n != place)
+        where = cell.label_without([place])
         for finished in cell.finished:
             trace = finished.trace
             own = {_AT_END: float(trace.curves[ACCURACY.name][-1])}
@@ -188,10 +187,9 @@ def write_csv(path: Path, pairs: Paired) -> None:
     Raises:
         InputError: if the file cannot be written.
     """
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(COLUMNS)
-        for each in pairs.differences:
-            mean = float(np.mean(each.values)) if each.values else float("nan")
-            numbers = (mean, *each.interval, len(each.values))
-            table.writerow([each.where, each.number, each.variant, pairs.reference, *numbers])
+    rows = []
+    for each in pairs.differences:
+        mean = float(np.mean(each.values)) if each.values else float("nan")
+        numbers = (mean, *each.interval, len(each.values))
+        rows.append([each.where, each.number, each.variant, pairs.reference, *numbers])
+    write_table(path, COLUMNS, rows)

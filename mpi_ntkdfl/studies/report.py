@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mpi_ntkdfl.analysis import compare, compare_text
-from mpi_ntkdfl.analysis.files import replacing
+from mpi_ntkdfl.analysis.files import replacing, write_table
 from mpi_ntkdfl.runtime.errors import InputError
-from mpi_ntkdfl.studies import draw, maps, paired
+from mpi_ntkdfl.studies import draw, maps, paired, published
 from mpi_ntkdfl.studies.collect import Results, collect
-from mpi_ntkdfl.studies.definition import Figure
 from mpi_ntkdfl.studies.grid import Study
 from mpi_ntkdfl.studies.paired import Paired
 from mpi_ntkdfl.studies.series import Drawing, drawing
@@ -49,7 +46,7 @@ class Report:
         blocks = ["\n".join(head), compare_text.text(self.outcomes)]
         if self.pairs is not None:
             blocks.append(paired.text(self.pairs))
-        blocks += ["\n".join(published_text(d.figure)) for d in self.drawings if d.figure.published]
+        blocks += [published.text(d.figure, d.panels) for d in self.drawings if d.figure.published]
         blocks += ["\n".join(maps.order_text(d)) for d in self.drawings if d.figure.links]
         for notes in (self.results.missing_text(), self.results.other_code_text()):
             if notes:
@@ -109,11 +106,11 @@ def numbers(drawn: Drawing) -> list[dict[str, object]]:
 
     `sd` is empty for one seed. NaN and infinities are measured values.
     """
-    published = drawn.figure.published
+    theirs = drawn.figure.published
     rows: list[dict[str, object]] = []
     for panel in drawn.panels:
         for line in panel.lines:
-            source = published.source if line.published and published else "runs"
+            source = theirs.source if line.published and theirs else "runs"
             for x, mean, sd, seeds in zip(line.x, line.mean, line.sd, line.seeds, strict=True):
                 spread = float(sd) if seeds > 1 else ""
                 point = float(x), panel.y.name, float(mean), spread, int(seeds), source
@@ -128,17 +125,4 @@ def write_numbers(path: Path, drawn: Drawing) -> None:
     Raises:
         InputError: if the file cannot be written.
     """
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(numbers(drawn))
-
-
-def published_text(figure: Figure) -> Sequence[str]:
-    """Published numbers of a figure, one line each, and their source."""
-    assert figure.published is not None
-    lines = [f"published, at the paper's scale ({figure.published.source}): {figure.name}"]
-    for line in figure.published.lines:
-        points = "  ".join(f"{x:g}: {y:.3f}" for x, y in zip(line.x, line.y, strict=True))
-        lines.append(f"  {', '.join(part for part in (line.panel, line.line) if part)}: {points}")
-    return lines
+    write_table(path, COLUMNS, (list(row.values()) for row in numbers(drawn)))

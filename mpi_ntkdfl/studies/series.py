@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mpi_ntkdfl.analysis import plots
-from mpi_ntkdfl.analysis.panels import Axis, Panel, Series, no_point, over_seeds
+from mpi_ntkdfl.analysis.panels import Axis, Panel, Series, at_points, no_point, over_seeds
 from mpi_ntkdfl.metrics import ACCURACY, MEAN_TAU, METRICS, ROUNDS
 from mpi_ntkdfl.runtime.looks import LineStyle
 from mpi_ntkdfl.studies import maps, privacy, weights
 from mpi_ntkdfl.studies.collect import Cell, Results, by
 from mpi_ntkdfl.studies.definition import Figure
+from mpi_ntkdfl.studies.published import with_published
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def drawing(results: Results, figure: Figure) -> Drawing:
     else:
         panels = _over_axis(results, figure)
     if results.study.scale == "paper":
-        panels = [_with_published(panel, figure) for panel in panels]
+        panels = [with_published(panel, figure) for panel in panels]
     looks = plots.looks_of(cell.group() for cell in results.cells)
     return Drawing(figure, tuple(panels), looks)
 
@@ -104,7 +105,7 @@ def _over_axis(results: Results, figure: Figure) -> list[Panel]:
                 for kind, values in _at_the_end(cell, name).items():
                     line = ", ".join(part for part in (label, kind) if part), cell.method
                     points.setdefault(line, []).append((variant.value, values))
-            lines = tuple(_points(*line, several) for line, several in points.items())
+            lines = tuple(_ascending(*line, several) for line, several in points.items())
             y = _CHANGE if name is None else Axis.of(METRICS[name])
             panels.append(Panel(title, x, y, lines))
     return panels
@@ -128,19 +129,9 @@ def _at_the_end(cell: Cell, name: str | None) -> Mapping[str, np.ndarray]:
     return {"": ends}
 
 
-def _points(label: str, method: str, several: Sequence[tuple[float, np.ndarray]]) -> Series:
-    """A line with one point per value of an axis; points may have different numbers of seeds."""
-    ordered = sorted(several, key=lambda point: point[0])
-    with np.errstate(invalid="ignore"):  # infinities have no deviation: NaN
-        return Series(
-            label,
-            method,
-            np.array([x for x, _ in ordered]),
-            np.array([values.mean() for _, values in ordered]),
-            np.array([values.std(ddof=1) if len(values) > 1 else np.nan for _, values in ordered]),
-            np.array([len(values) for _, values in ordered]),
-            np.full(len(ordered), False),
-        )
+def _ascending(label: str, method: str, several: list[tuple[float, np.ndarray]]) -> Series:
+    """A line through the points in the order of their places."""
+    return at_points(label, method, sorted(several, key=lambda point: point[0]))
 
 
 def _sites(results: Results, figure: Figure) -> list[Panel]:
@@ -178,16 +169,7 @@ def _sites(results: Results, figure: Figure) -> list[Panel]:
 
 def _by_site(label: str, method: str, values: np.ndarray) -> Series:
     """Points at the sites 0, 1, ... from `values` `[seed, site]`; NaN if no seed has a number."""
-    seeds, sites = values.shape
-    return Series(
-        label,
-        method,
-        np.arange(sites, dtype=np.float64),
-        values.mean(axis=0),
-        values.std(axis=0, ddof=1) if seeds > 1 else np.full(sites, np.nan),
-        np.full(sites, seeds),
-        np.full(sites, False),
-    )
+    return over_seeds(label, method, np.arange(values.shape[1], dtype=np.float64), values)
 
 
 def _taus(cell: Cell) -> Panel:
@@ -227,33 +209,9 @@ def _privacy(results: Results) -> Panel:
         point = privacy.reconstructed(cell), cell.ends(ACCURACY.name)
         lines.setdefault((family, cell.method), []).append(point)
     x = Axis("psnr", "PSNR of reconstructed samples (dB)")
-    drawn = tuple(_points(*line, points) for line, points in lines.items())
+    drawn = tuple(_ascending(*line, points) for line, points in lines.items())
     return Panel("", x, Axis.of(ACCURACY), drawn)
 
 
 def _place(results: Results, axis: str | None) -> int | None:
     return None if axis is None else results.place(axis)
-
-
-# ---------------------------------------------------------------------------------------- published
-
-
-def _with_published(panel: Panel, figure: Figure) -> Panel:
-    if figure.published is None:
-        return panel
-    methods = {line.label: line.method for line in panel.lines}
-    added = [
-        Series(
-            line.line,
-            methods.get(line.line, ""),
-            np.array(line.x),
-            np.array(line.y),
-            np.full(len(line.x), np.nan),
-            np.zeros(len(line.x), dtype=int),
-            np.full(len(line.x), False),
-            published=True,
-        )
-        for line in figure.published.lines
-        if line.panel in (panel.title, panel.y.name)
-    ]
-    return replace(panel, lines=(*panel.lines, *added))

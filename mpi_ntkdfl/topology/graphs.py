@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from mpi_ntkdfl.config import (
+from mpi_ntkdfl.config.sections import (
     CompleteTopology,
     ErdosRenyiTopology,
     FileTopology,

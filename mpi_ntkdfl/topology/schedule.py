@@ -6,7 +6,7 @@ import logging
 
 import numpy as np
 
-from mpi_ntkdfl.config import Topology
+from mpi_ntkdfl.config.sections import Topology
 from mpi_ntkdfl.runtime import seeds
 from mpi_ntkdfl.runtime.errors import InputError
 from mpi_ntkdfl.topology.graphs import Graph, Integers, components, draw, fixed_shape, reseat

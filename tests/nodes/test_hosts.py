@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 
+import pytest
+
 from tests.conftest import ROOT
 
 WHERE = """
@@ -55,6 +57,7 @@ if world.rank == 0:
 """
 
 
+@pytest.mark.slow
 def test_a_large_array_crosses_the_network_once_per_host(hosts):
     """Two hosts receive it; MPI's own broadcast carries it to each of them more than once."""
     done = hosts.mpirun(4, "-c", BROADCAST)

@@ -183,9 +183,8 @@ def test_srun_without_pmi_is_refused_with_the_way_out(desk):
     assert done.stdout == ""
 
 
-@pytest.mark.timeout(600)
-def test_32_tasks(desk):
-    job = desk.submit("-o", "out", "--ntasks-per-node=32", "jobs/doctor.sbatch")
-    said = desk.finish(job, "out", limit=500)
-    assert "32 processes started, 32 ranks see each other" in said
-    assert re.search(r"^  \S+: 32 ranks \(0-31\); .*cores per rank", said, re.MULTILINE)
+def test_more_tasks_than_cores(desk):
+    job = desk.submit("-o", "out", "--ntasks-per-node=8", "jobs/doctor.sbatch")
+    said = desk.finish(job, "out")
+    assert "8 processes started, 8 ranks see each other" in said
+    assert re.search(r"^  \S+: 8 ranks \(0-7\); .*cores per rank", said, re.MULTILINE)

@@ -8,12 +8,7 @@ import numpy as np
 import torch
 
 from mpi_ntkdfl.comm.messages import Arrays
-from mpi_ntkdfl.federation.codecs.base import (
-    ArrayFormat,
-    CodecSettings,
-    RowCodec,
-    register_codec,
-)
+from mpi_ntkdfl.federation.codecs.base import ArrayFormat, CodecSettings, RowCodec, register_codec
 
 
 class _Half(RowCodec[CodecSettings]):

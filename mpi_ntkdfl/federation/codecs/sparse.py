@@ -7,12 +7,7 @@ import torch
 from pydantic import Field
 
 from mpi_ntkdfl.comm.messages import Arrays
-from mpi_ntkdfl.federation.codecs.base import (
-    ArrayFormat,
-    CodecSettings,
-    RowCodec,
-    register_codec,
-)
+from mpi_ntkdfl.federation.codecs.base import ArrayFormat, CodecSettings, RowCodec, register_codec
 from mpi_ntkdfl.runtime import seeds
 
 

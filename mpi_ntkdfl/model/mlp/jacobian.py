@@ -34,7 +34,6 @@ class LayerInputs(Protocol):
 
     def gram(self, rows: slice, columns: slice) -> torch.Tensor:
         """A block of `a a^T + 1`, where the 1 is for the bias; the caller may overwrite it."""
-        ...
 
 
 @dataclass(frozen=True)

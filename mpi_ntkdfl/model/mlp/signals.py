@@ -18,15 +18,12 @@ class Signals(Protocol):
 
     def trace_gram(self, rows: slice, columns: slice) -> torch.Tensor | int:
         """A block of `sum_c s_c s_c^T` `[sample, sample]`, or one number if all entries are equal."""
-        ...
 
     def contract(self, residuals: torch.Tensor) -> torch.Tensor:
         """`sum_c R_c s_c` for `residuals` `[tau, sample, output]`: `[tau, sample, fan_out]`."""
-        ...
 
     def dense(self) -> torch.Tensor:
         """All entries, `[sample, output, fan_out]`."""
-        ...
 
 
 @dataclass(frozen=True)

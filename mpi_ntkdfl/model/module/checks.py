@@ -50,10 +50,7 @@ class Facts:
 
 
 def examined(
-    make: Make,
-    shape: tuple[int, ...],
-    classes: int,
-    examples: torch.Tensor | None = None,
+    make: Make, shape: tuple[int, ...], classes: int, examples: torch.Tensor | None = None
 ) -> Facts:
     """Tries out the module that `make` makes.
 

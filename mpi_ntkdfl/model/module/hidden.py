@@ -103,11 +103,7 @@ def refuse_other_gradients(
 
 
 def _agree(
-    function: FlatModule,
-    params: torch.Tensor,
-    inputs: torch.Tensor,
-    done: Pass,
-    only: str | None,
+    function: FlatModule, params: torch.Tensor, inputs: torch.Tensor, done: Pass, only: str | None
 ) -> bool:
     """Whether the derivative along a random direction of one or all parameters is that of differences."""
     generator = seeds.generator(0, "a direction of parameters")

@@ -1,0 +1,100 @@
+"""Writes the studies of the paper's figures, with the authors' partitions, into the current folder.
+
+    python definitions.py
+    python -m mpi_ntkdfl study run convergence.yaml
+    python -m mpi_ntkdfl study report convergence.yaml --html figures.html
+
+The folder `partitions` must hold the authors' partitions, such as `fashion-mnist_300_dirichlet0.1_0.npz`.
+
+Each study is the one of the package at its paper scale, with the methods and variants that the paper
+shows, and one seed. NTK-DFL's integrator has a tolerance of 1e-3, and clients are tested in every tenth
+round; both save time.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PARTITION = "partitions/{data}_300_{shares}_0.npz"
+GIVEN = {"fashion-mnist": (0.1, 0.2, 0.4, 0.5), "mnist": (0.1, 0.5)}
+"""The values of alpha for which there are partitions of the authors; IID data have one as well."""
+
+MAIN = ("NTK-DFL", "DFedAvg", "D-PSGD")
+STUDIES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
+    "convergence": ("convergence", {"method": MAIN}),
+    "baselines": (
+        "convergence",
+        {"method": (*MAIN, "DFedAvgM", "DFedSAM", "DisPFL"), "shares": ("alpha 0.1",)},
+    ),
+    "heterogeneity": (
+        "heterogeneity",
+        {"method": MAIN[:2], "alpha": tuple(f"alpha 0.{a}" for a in range(1, 6))},
+    ),
+    "sparsity": ("sparsity", {"graph": tuple(f"regular {kappa}" for kappa in range(2, 8))}),
+    **{name: (name, {}) for name in ("dynamics", "starts", "averaging", "mnist")},
+    **{name: (name, {}) for name in ("late-rounds", "theory")},
+}
+"""By name: the study of the package, and the variants that are kept, by axis."""
+
+
+def partition(shares: dict[str, Any], data: str) -> dict[str, Any]:
+    """The authors' file for a partition, or the partition itself if they have none."""
+    alpha = shares.get("alpha")
+    if shares.get("kind") != "iid" and alpha not in GIVEN[data]:
+        return shares
+    name = "iid" if alpha is None else f"dirichlet{alpha}"
+    return {"kind": "file", "path": PARTITION.format(data=data, shares=name)}
+
+
+def reduced(name: str) -> dict[str, Any]:
+    """The definition of one of `STUDIES`."""
+    source, kept = STUDIES[name]
+    folder = resources.files("mpi_ntkdfl.studies") / "definitions"
+    study: dict[str, Any] = yaml.safe_load((folder / f"{source}.yaml").read_text(encoding="utf-8"))
+    paper = study["scales"]["paper"] | {
+        "seeds": 1,
+        "settings": {"evaluation": {"clients_every": 10}},
+    }
+    study["scales"] = {"paper": paper}
+    data = "mnist" if name == "mnist" else "fashion-mnist"
+    study["settings"] = {"partition": partition({"alpha": 0.1}, data)}
+    for place, axis in enumerate(study["axes"]):
+        axis["variants"] = [
+            variant
+            for variant in axis["variants"]
+            if variant.pop("only", "paper") == "paper"
+            and variant["label"] in kept.get(axis["name"], (variant["label"],))
+        ]
+        for variant in axis["variants"]:
+            settings = variant.setdefault("settings", {})
+            variant.pop("at", None)
+            if "partition" in settings:
+                settings["partition"] = partition(settings["partition"], data)
+            if place == 0:
+                algorithm = settings.setdefault("algorithm", {})
+                if algorithm.get("name", "ntk-dfl") == "ntk-dfl":
+                    algorithm["tolerance"] = 1e-3
+    labels = {variant["label"] for axis in study["axes"] for variant in axis["variants"]}
+    for figure in study["figures"]:
+        published = figure.get("published", {"lines": []})
+        published["lines"] = [
+            line
+            for line in published["lines"]
+            if line["line"].split(", ")[0] in labels and line["panel"] in labels | set(figure["y"])
+        ]
+        if source == "convergence":
+            figure["limits"] = [0.7, 0.87]
+    if name == "sparsity":
+        study["axes"][1]["log"] = False
+    return study
+
+
+if __name__ == "__main__":
+    for name in STUDIES:
+        Path(f"{name}.yaml").write_text(
+            yaml.safe_dump(reduced(name), sort_keys=False), encoding="utf-8"
+        )
