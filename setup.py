@@ -64,6 +64,7 @@ LIBRARIES = [
         for level in LEVELS
     ),
     *(library("model.mlp._training", "model/mlp/_training.c", level) for level in LEVELS),
+    *(library("model._symmetric", "model/_symmetric.c", level) for level in LEVELS),
     library("topology._shuffle", "topology/_shuffle.c", "any"),
     # One build for all levels: the functions in it name the instructions that they need.
     *([] if LEVELS == ("generic",) else [library("model._levels", "model/_levels.c", "x86_64")]),

@@ -224,6 +224,23 @@ def fused_attention(m, x):
     )
 
 
+def pictures_through_all(m, x):
+    """Convolutions, norms and pooling with parameters below all of them."""
+    here = functional.max_pool2d(torch.relu(m.norm(m.first(x))), 3, 2, 1)
+    here = m.rest(m.sparse(here) + functional.avg_pool2d(m.wide(here), 3, 2, 1))
+    return m.last(here.mean((2, 3)) * here[:, :, 0, -1])
+
+
+def products_of_places(m, x):
+    """Attention by products, functions of single entries, and data times data."""
+    x = m.norm(m.embed(x))
+    q, k, v = m.qkv(x).view(*x.shape[:2], 3, 2, 2).permute(2, 0, 3, 1, 4)
+    mixed = (q @ k.transpose(-1, -2) / 2).softmax(-1) @ v
+    x = x + mixed.transpose(1, 2).flatten(2)
+    gate = torch.sigmoid(m.gate(x)) * functional.silu(x) * x
+    return m.last(functional.gelu(gate - functional.elu(x)).mean(1, keepdim=True)[:, 0])
+
+
 def layer(**options) -> nn.Module:
     return nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, **options)
 
@@ -413,6 +430,18 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         ),
         PICTURE,
     ),
+    "convolutions, norms and pooling": (
+        lambda: Of(
+            pictures_through_all,
+            first=nn.Conv2d(2, 4, 3, padding=1),
+            norm=nn.GroupNorm(2, 4),
+            sparse=nn.Conv2d(4, 3, 1, 2),
+            wide=nn.Conv2d(4, 3, 3, padding=1),
+            rest=nn.Sequential(nn.GroupNorm(1, 3, affine=False), nn.Conv2d(3, 3, 2), nn.Tanh()),
+            last=nn.Linear(3, 3),
+        ),
+        (2, 9, 7),
+    ),
     # Norms and products entry by entry.
     "group norm": (
         lambda: with_norm(nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4)), 36),
@@ -438,6 +467,13 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "a single scale": (
         lambda: Of(
             lambda m, x: m.a(x * m.s) / m.s, a=nn.Linear(6, 3), s=nn.Parameter(torch.tensor(1.5))
+        ),
+        (6,),
+    ),
+    "functions of single entries": (
+        lambda: nn.Sequential(
+            *(nn.Linear(6, 5), nn.LeakyReLU(), nn.Softplus(), nn.Mish(), nn.Hardswish()),
+            *(nn.Hardtanh(), nn.Linear(5, 3)),
         ),
         (6,),
     ),
@@ -478,6 +514,17 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "attention": (
         lambda: Of(
             attention, mix=nn.MultiheadAttention(4, 2, **BATCH_FIRST), last=nn.Linear(16, 3)
+        ),
+        SERIES,
+    ),
+    "products of places": (
+        lambda: Of(
+            products_of_places,
+            embed=nn.Linear(4, 4),
+            norm=nn.LayerNorm(4),
+            qkv=nn.Linear(4, 12),
+            gate=nn.Linear(4, 4),
+            last=nn.Linear(4, 3),
         ),
         SERIES,
     ),

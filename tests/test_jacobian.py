@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mpi_ntkdfl.model import compiled_product
 from mpi_ntkdfl.model.jacobian import DenseJacobian, add_lower_product, mirror, symmetric_product
 from mpi_ntkdfl.model.losses import correct, loss_value
 from mpi_ntkdfl.model.mlp import MLP
@@ -111,6 +112,24 @@ def test_symmetric_product_is_the_product(n):
     total = torch.full_like(product, 7.0).tril()
     add_lower_product(total, a)
     torch.testing.assert_close(mirror(total), a @ a.T + 7)
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (8, 16), (37, 300), (64, 256), (129, 777)])
+def test_compiled_products_are_the_product_and_agree_in_every_bit(n, k):
+    if isinstance(compiled_product.find(), str):
+        pytest.skip(str(compiled_product.find()))
+    a, before = torch.randn(n, k + 3)[:, :k], torch.randn(n, n)
+    exact = (before.double() + a.double() @ a.double().T).tril()
+    results = []
+    for build in compiled_product.builds():
+        total = before.clone()
+        build.add_lower(total, a)
+        assert (total.tril() - exact).abs().max() <= 2e-6 * exact.abs().max()
+        results.append(total.tril())
+    assert all(torch.equal(result, results[0]) for result in results)
+    total = before.clone()
+    add_lower_product(total, a)
+    assert torch.equal(total.tril(), results[0])
 
 
 def test_layer_inputs_must_fit():

@@ -321,7 +321,7 @@ class ComputeSettings(Section):
     ] = affects("rounding", default=None)
     """Working memory of a rank in bytes, or text such as "2GB", beyond its clients' data and
     weights. Null: 256 MiB for messages, and what a kernel needs; a kernel of a network without a
-    factored form holds at most 512 MiB of gradients then.
+    factored form holds at most 1 GiB of gradients then.
     """
     batch: int | None = affects("rounding", default=None, ge=1, le=MOST_CLIENTS)
     """How many clients a rank evolves together. Null: one on a CPU, and as many as fit on a GPU.

@@ -17,6 +17,7 @@ from typing import Protocol
 
 import torch
 
+from mpi_ntkdfl.model.compiled_product import build_for
 from mpi_ntkdfl.model.params import aligned
 from mpi_ntkdfl.model.projection import Projection
 from mpi_ntkdfl.runtime.device import on_gpu
@@ -88,8 +89,13 @@ def add_lower_product(total: torch.Tensor, a: torch.Tensor) -> None:
     """Adds `a a^T` of `a [n, k]` to the lower triangle of `total [n, n]`; above it are other numbers.
 
     This is for long products, k much greater than n, of which several are added. `mirror` completes the
-    sum. The tiles have nearly equal heights, because a low tile takes as long as one of 64 rows.
+    sum. The compiled product serves where it can (`compiled_product`). Otherwise, the tiles have nearly
+    equal heights, because a low tile takes as long as one of 64 rows.
     """
+    build = build_for(total, a)
+    if build is not None:
+        build.add_lower(total, a)
+        return
     rows = len(a)
     tiles = 1 if on_gpu(a.device) else -(-rows // _TILE)
     for start, stop in pairwise(rows * tile // tiles for tile in range(tiles + 1)):

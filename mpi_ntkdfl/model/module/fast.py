@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -21,11 +21,13 @@ import torch
 from mpi_ntkdfl.model.jacobian import add_lower_product, mirror
 from mpi_ntkdfl.model.module.function import FlatModule, chunks
 from mpi_ntkdfl.model.module.plan import Pass, Plan
-from mpi_ntkdfl.model.module.uses import linear_inputs
+from mpi_ntkdfl.model.module.uses import Use, linear_inputs
 from mpi_ntkdfl.runtime.device import on_gpu
 
-_BATCH_NUMBERS = 2**24
-"""Most numbers of a batch on a CPU: 64 MiB in float32, enough to share the cost of the calls."""
+_BATCH = 160
+_BATCH_NUMBERS = 2**22, 2**24
+"""On a CPU, a batch has about so many pairs of a sample and an output, and so many numbers at least and
+at most. Larger ones leave the caches, and smaller ones do not share the cost of the calls."""
 
 _NARROW = 2048
 """Gradients with fewer columns share an array, because products of few columns are slow."""
@@ -101,15 +103,16 @@ def fast_numbers(plan: Plan, samples: int, outputs: int, room: int) -> int:
     at_once = int(turns(width, samples, outputs, room)[0])
     gradients = min(room, samples * at_once * width)
     per_sample = plan.activations + at_once * plan.signals
-    batch = min(max(min(room // 2, _BATCH_NUMBERS), per_sample), samples * per_sample)
+    batch = min(max(room // 2 // per_sample, 1), _most_at_once(at_once, per_sample), samples)
     squares = (1 + 2 * len(plan.linear)) * samples * samples
     # Signals are copied into one array per use, and convolutions have workspaces of their own.
-    return gradients + 2 * batch + squares
+    return gradients + 2 * batch * per_sample + squares
 
 
-def sum_of(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The sum of one or more tensors."""
-    return reduce(torch.add, tensors)
+def _most_at_once(outputs: int, per_sample: int) -> int:
+    """Number of samples of a batch on a CPU, which need so many numbers each."""
+    least, most = (max(numbers // per_sample, 1) for numbers in _BATCH_NUMBERS)
+    return min(max(_BATCH // outputs, least), most)
 
 
 class _Linear:
@@ -194,27 +197,43 @@ class FastGram:
         """Adds the products of a group's gradients to `total`, and signals to `linear`."""
         count = len(directions)
         columns, arrays = self._arrays(total, [count * piece.width for piece in group])
+        targets = {
+            piece.name: (piece, column) for piece, column in zip(group, columns, strict=True)
+        }
         signals: dict[str, list[torch.Tensor]] = {name: [] for name in linear}
         for rows, done in self._passes(batches):
-            consumers = done.consumers([*linear, *(piece.name for piece in group)])
-            uses = {
-                name: done.uses(name, each, self._plan.orders) for name, each in consumers.items()
-            }
-            places = sorted({use.place for each in uses.values() for use in each})
-            by_output = [done.signals(places, direction) for direction in directions]
-            at = dict(zip(places, zip(*by_output, strict=True), strict=True))
-            for name, part in linear.items():
-                (use,) = uses[name]
-                signals[name].append(torch.cat(at[use.place], 1))
-                part.set_inputs(rows, linear_inputs(use))
-            for piece, column in zip(group, columns, strict=True):
-                of_piece = uses[piece.name]
-                if len(of_piece) == 1 and piece.width == self._plan.multiplied[piece.name]:
-                    of_piece[0].write(at[of_piece[0].place], column[rows])
-                else:
-                    whole = sum_of(use.gradients(at[use.place]) for use in of_piece)
-                    entries = slice(count * piece.entries.start, count * piece.entries.stop)
-                    column[rows] = whole[:, entries]
+            uses = done.uses_of([*linear, *targets], self._plan.orders)
+            readers: dict[int, list[tuple[str, Use]]] = {}
+            for name, each in uses.items():
+                for use in each:
+                    readers.setdefault(use.place, []).append((name, use))
+            sums: dict[str, torch.Tensor] = {}
+            steps = done.gradients(sorted(readers), directions, self._plan.folded)
+            for place, gradients, known in steps:
+                for name, use in readers[place]:
+                    if name in linear:
+                        own = use.signals(gradients, count)
+                        signals[name].append(own.flatten(1).clone())
+                        linear[name].set_inputs(rows, linear_inputs(use))
+                        continue
+                    piece, column = targets[name]
+                    if len(uses[name]) == 1 and piece.width == self._plan.multiplied[name]:
+                        out = column[rows]
+                    else:
+                        out = column.new_empty(
+                            len(column[rows]), count * self._plan.multiplied[name]
+                        )
+                    if use.edge in known:
+                        out.copy_(known[use.edge])
+                    else:
+                        use.write(use.signals(gradients, count), out)
+                    if name in sums:
+                        sums[name] += out
+                    elif len(uses[name]) > 1 or piece.width < self._plan.multiplied[name]:
+                        sums[name] = out
+            for name, whole in sums.items():
+                piece, column = targets[name]
+                column[rows] = whole[:, count * piece.entries.start : count * piece.entries.stop]
         for array in arrays:
             add_lower_product(total, array)
         for name, part in linear.items():
@@ -244,10 +263,12 @@ class FastGram:
     def _batches(self, outputs: int) -> list[slice]:
         """Ranges of samples that pass together, for the signals of at most that many outputs."""
         per_sample = self._plan.activations + outputs * self._plan.signals
-        limit = self._room // 2
+        most = max(self._room // 2 // per_sample, 1)
         if not on_gpu(self._params.device):
-            limit = min(limit, _BATCH_NUMBERS)
-        return chunks(self._samples, max(limit // per_sample, 1))
+            most = min(most, _most_at_once(outputs, per_sample))
+        count = -(-self._samples // most)
+        cuts = [self._samples * number // count for number in range(count + 1)]
+        return [slice(*cut) for cut in pairwise(cuts)]
 
     def _passes(self, batches: Iterable[slice]) -> Iterator[tuple[slice, Pass]]:
         """The forward passes of all batches."""

@@ -23,8 +23,8 @@ from mpi_ntkdfl.model.params import Layout, aligned
 from mpi_ntkdfl.model.training import Data
 from mpi_ntkdfl.runtime.device import on_gpu
 
-ROOM = 2**27
-"""How many numbers of gradients a kernel holds: 512 MiB in float32. It is constant, because the rounding
+ROOM = 2**28
+"""How many numbers of gradients a kernel holds: 1 GiB in float32. It is constant, because the rounding
 of sums over ranges of samples depends on the lengths of the ranges."""
 
 _SHARE = 3 / 8

@@ -26,7 +26,7 @@ def jacobian(
             that sample.
         inputs: `[sample, *shape]`, on the module's device. The result has the type of the inputs; for
             integer inputs it has the type of the module's first parameter.
-        memory_limit: bytes of gradients to hold at once; None for 512 MiB in float32.
+        memory_limit: bytes of gradients to hold at once; None for 1 GiB in float32.
 
     Raises:
         InputError: if the module cannot be differentiated sample by sample; the message says why.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from mpi_ntkdfl.model.module.backward import Backward
+from mpi_ntkdfl.model.module.folded import Gradients, Known
 from mpi_ntkdfl.model.module.function import FlatModule
 from mpi_ntkdfl.model.module.graph import Consumer, Graph, Step
 from mpi_ntkdfl.model.module.uses import Order, Use, use_of
@@ -44,6 +46,24 @@ class Pass:
             (each.views, use.gradient, use.shape) for each, use in zip(consumers, uses, strict=True)
         }
         return uses if len(agree) == 1 else []
+
+    def uses_of(self, names: Iterable[str], orders: Mapping[int, Order]) -> dict[str, list[Use]]:
+        """The uses of each of the parameters `names`."""
+        consumers = self.consumers(names)
+        return {name: self.uses(name, each, orders) for name, each in consumers.items()}
+
+    def gradients(
+        self, places: Sequence[int], directions: torch.Tensor, folded: bool
+    ) -> Iterator[tuple[int, Gradients, Known]]:
+        """See `Backward.gradients`; one of `directions` after another if not `folded`."""
+        if folded:
+            yield from Backward(self.graph, self.samples, places).gradients(
+                self.outputs, directions
+            )
+            return
+        by_output = [self.signals(places, direction) for direction in directions]
+        for place, signals in zip(places, zip(*by_output, strict=True), strict=True):
+            yield place, list(signals), {}
 
     def signals(self, places: Sequence[int], weights: torch.Tensor) -> list[torch.Tensor]:
         """Gradients at the nodes `places` of the outputs times `weights`.
@@ -85,6 +105,7 @@ class Plan:
         classes: C.
         linear_entries: number of entries of the weights `linear`.
         rest_entries: number of entries of the parameters `rest`.
+        folded: whether gradients of several outputs pass together (`backward`).
     """
 
     steps: tuple[Step, ...]
@@ -99,6 +120,7 @@ class Plan:
     classes: int
     linear_entries: int
     rest_entries: int
+    folded: bool
 
     @property
     def pays(self) -> bool:
@@ -124,7 +146,7 @@ def planned(
     done = Pass(function, params, inputs)
     consumers = done.consumers(done.leaves)
     orders = _orders(done, sorted({each.place for some in consumers.values() for each in some}))
-    uses = {name: done.uses(name, some, orders) for name, some in consumers.items()}
+    uses = done.uses_of(consumers, orders)
     linear = {
         name: some[0].place for name, some in uses.items() if len(some) == 1 and some[0].linear
     }
@@ -152,6 +174,7 @@ def planned(
         classes=done.outputs.shape[1],
         linear_entries=sum(done.leaves[name].numel() for name in linear),
         rest_entries=sum(done.leaves[name].numel() for name in rest),
+        folded=all(map(callable, done.graph.nodes)),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from mpi_ntkdfl.model.module.fast import OtherGraph
@@ -35,20 +37,45 @@ def right_plan(
     """
     try:
         plan = planned(function, params, inputs, activations)
-        if not plan.pays:
-            return None, f"generic: there is no fast form for the use of {', '.join(plan.rest[:3])}"
+    except Exception as failure:  # torch may change what it keeps in its graph
+        return None, f"generic: {_failed(failure)}"
+    if not plan.pays:
+        return None, f"generic: there is no fast form for the use of {', '.join(plan.rest[:3])}"
+    reason = ""
+    for each in (plan, replace(plan, folded=False)) if plan.folded else (plan,):
+        reason = _wrong(function, params, inputs, gram, each, vectorised)
+        if not reason:
+            generic = f", generic for {', '.join(plan.rest[:3])}" if plan.rest else ""
+            single = "" if each.folded else ", one output at a time"
+            return each, f"fast{single}{generic}"
+    return None, f"generic: {reason}"
+
+
+def _wrong(
+    function: FlatModule,
+    params: torch.Tensor,
+    inputs: torch.Tensor,
+    gram: torch.Tensor,
+    plan: Plan,
+    vectorised: bool,
+) -> str:
+    """Why a plan may not serve; empty if it may."""
+    try:
         for samples in (len(inputs), -(-len(inputs) // 2)):
             part = gram[:samples, :samples]
             error = _error(function, params, inputs[:samples], part, plan, vectorised)
             if not error <= _TOLERANCE:
-                return None, f"generic: the fast form failed its check, its error was {error:.0e}"
+                return f"the fast form failed its check, its error was {error:.0e}"
     except OtherGraph:
-        return None, "generic: the operations depend on the number of samples"
-    except Exception as failure:  # torch may change what it keeps in its graph
-        reason = str(failure).strip().split("\n")[0]
-        return None, f"generic: the fast form failed ({type(failure).__name__}: {reason})"
-    generic = f", generic for {', '.join(plan.rest[:3])}" if plan.rest else ""
-    return plan, f"fast{generic}"
+        return "the operations depend on the number of samples"
+    except Exception as failure:
+        return _failed(failure)
+    return ""
+
+
+def _failed(failure: Exception) -> str:
+    reason = str(failure).strip().split("\n")[0]
+    return f"the fast form failed ({type(failure).__name__}: {reason})"
 
 
 def _error(

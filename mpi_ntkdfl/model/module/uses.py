@@ -1,9 +1,9 @@
 """Gradients of single samples for the operations in which networks use most of their parameters.
 
-A *signal* is the gradient of one output with respect to the result of an operation, for all samples of a
-batch at once. Each operation's function takes the signals of k outputs and returns the gradients of every
-sample, `[sample, k * entry]`, or the factors of batched matrix products that give them. Only inner
-products of gradients are needed. So the order of the entries is free, but it is the same for all samples.
+A *signal* is the gradient of an output with respect to the result of an operation. Each operation's
+function takes the signals of k outputs for B samples, `[B, k, T, ...]`. It returns the gradients of every
+sample, `[B, k * entry]`, or the factors of batched matrix products that give them. Only inner products
+of gradients are needed. So the order of the entries is free, but it is the same for all samples.
 
 An operation is recognised by the name of its node in autograd's graph and by which of its inputs the
 parameter is. A parameter that is used in any other way is left to the generic form.
@@ -19,6 +19,7 @@ from functools import partial
 
 import torch
 
+from mpi_ntkdfl.model.module.folded import Folded, Gradients, unfolded
 from mpi_ntkdfl.model.module.graph import Consumer, Graph, Node, Shape
 
 
@@ -44,11 +45,11 @@ class Order(Enum):
         return tensor.reshape(samples, -1, *tensor.shape[1:])
 
 
-Factors = list[tuple[torch.Tensor, torch.Tensor]]
-"""Gradients as products, whose results follow each other: `[sample, a, place]` and `[sample, place, b]`,
-by groups of channels if there are several."""
+Factors = tuple[torch.Tensor, torch.Tensor]
+"""Gradients as products of `[batch, a, place]` and `[batch, place, b]`. The results of each sample follow
+each other, by outputs or by groups of channels."""
 
-Gradient = Callable[["Use", Sequence[torch.Tensor]], torch.Tensor | Factors]
+Gradient = Callable[["Use", torch.Tensor], torch.Tensor | Factors]
 
 
 @dataclass(frozen=True)
@@ -58,40 +59,53 @@ class Use:
     Attributes:
         node: the node.
         place: the node's number in the graph.
+        edge: which of its inputs the parameter is.
         order: to which samples the entries of its output belong.
         samples: B.
         shape: shape of the parameter where it enters the node, after views.
+        output: shape of the output of the node.
         gradient: computes the gradients of single samples `[sample, k * entry]`, or their factors, from
-            k signals.
+            signals.
         linear: whether it is a product of `[sample, in]` with the parameter, at one place per sample.
     """
 
     node: Node
     place: int
+    edge: int
     order: Order
     samples: int
     shape: Shape
+    output: Shape
     gradient: Gradient
     linear: bool = False
 
-    def gradients(self, signals: Sequence[torch.Tensor]) -> torch.Tensor:
+    def signals(self, gradients: Gradients, count: int) -> torch.Tensor:
+        """The signals `[sample, k, T, ...]` from gradients at the output of the node."""
+        if isinstance(gradients, Folded):
+            if (gradients.axis, self.order) == (0, Order.FIRST):
+                return torch.unflatten(gradients.tensor, 0, (self.samples, count, -1))
+            if (gradients.axis, self.order) == (1, Order.SECOND):
+                return torch.unflatten(gradients.tensor, 1, (self.samples, count)).movedim(0, 2)
+        parts = unfolded(gradients, self.samples, count)
+        return torch.stack([self.ordered(part) for part in parts], 1)
+
+    def gradients(self, signals: torch.Tensor) -> torch.Tensor:
         """The gradients of single samples from the signals at `node`, `[sample, k * entry]`."""
-        out = signals[0].new_empty(self.samples, len(signals) * math.prod(self.shape))
+        out = signals.new_empty(self.samples, signals.shape[1] * math.prod(self.shape))
         self.write(signals, out)
         return out
 
-    def write(self, signals: Sequence[torch.Tensor], out: torch.Tensor) -> None:
+    def write(self, signals: torch.Tensor, out: torch.Tensor) -> None:
         """Computes `gradients` in `out` `[sample, k * entry]`; a product needs no copy then."""
         parts = self.gradient(self, signals)
         if isinstance(parts, torch.Tensor):
             out.copy_(parts)
             return
-        for (left, right), part in zip(parts, out.chunk(len(parts), 1), strict=True):
-            if len(left) == self.samples:
-                shape = len(left), left.shape[1], right.shape[2]
-                torch.bmm(left, right, out=part.view(shape))
-            else:
-                part.copy_(torch.bmm(left, right).view(self.samples, -1))
+        left, right = parts
+        if len(left) == self.samples or out.is_contiguous():
+            torch.bmm(left, right, out=out.view(len(left), left.shape[1], right.shape[2]))
+        else:
+            out.copy_(torch.bmm(left, right).view(self.samples, -1))
 
     def other_numbers(self, graph: Graph) -> int:
         """How many numbers the patches of one sample have, for a convolution."""
@@ -119,9 +133,11 @@ def use_of(
     use = Use(
         node=node,
         place=consumer.place,
+        edge=consumer.edge,
         order=order,
         samples=samples,
         shape=entering,
+        output=output,
         gradient=rule.gradient,
         linear=one_place and rule.gradient in (_linear_mm, _linear_addmm),
     )
@@ -138,21 +154,27 @@ def linear_inputs(use: Use) -> torch.Tensor:
 # ------------------------------------------------------------------------------------ matrix products
 
 
-def _linear(inputs: torch.Tensor, use: Use, signals: Sequence[torch.Tensor]) -> Factors:
-    """`sum_t a_t s_t^T` of inputs a `[sample, T, in]` and signals s `[sample, T, out]`."""
-    a = use.ordered(inputs).transpose(1, 2)
-    return [(a, use.ordered(signal)) for signal in signals]
+def _linear(inputs: torch.Tensor, use: Use, signals: torch.Tensor) -> Factors:
+    """`sum_t a_t s_t^T` of inputs a `[sample, T, in]` and signals s `[sample, k, T, out]`.
+
+    Long products need one of them in another order. The narrower one is copied.
+    """
+    a = use.ordered(inputs)
+    if a.shape[-1] < signals.shape[-1]:
+        repeated = a[:, None].expand(-1, signals.shape[1], -1, -1)
+        return repeated.flatten(0, 1).transpose(1, 2), signals.flatten(0, 1)
+    return a.transpose(1, 2), signals.transpose(1, 2).flatten(2)
 
 
-def _linear_addmm(use: Use, signals: Sequence[torch.Tensor]) -> Factors:
+def _linear_addmm(use: Use, signals: torch.Tensor) -> Factors:
     return _linear(use.node._saved_mat1, use, signals)
 
 
-def _linear_mm(use: Use, signals: Sequence[torch.Tensor]) -> Factors:
+def _linear_mm(use: Use, signals: torch.Tensor) -> Factors:
     return _linear(use.node._saved_self, use, signals)
 
 
-def _convolution(use: Use, signals: Sequence[torch.Tensor]) -> Factors:
+def _convolution(use: Use, signals: torch.Tensor) -> Factors:
     """As `_linear`, with the patches that the kernel sees; by groups of channels."""
     node, samples, groups = use.node, use.samples, use.node._saved_groups
     images, flat = node._saved_input, len(use.shape) == 3
@@ -164,14 +186,14 @@ def _convolution(use: Use, signals: Sequence[torch.Tensor]) -> Factors:
         images, kernel = images.unsqueeze(2), (1, *kernel)
         stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
     patches = _patches(images, kernel, dilation, padding, stride)
-    s = torch.stack([signal.flatten(2) for signal in signals], 1)
+    s = signals.flatten(4).squeeze(2)
     if groups == 1:
-        return [(s.flatten(1, 2), patches.transpose(1, 2))]
+        return s.flatten(1, 2), patches.transpose(1, 2)
     count, places = s.shape[1], s.shape[-1]
     s = s.view(samples, count, groups, -1, places).transpose(1, 2)
     s = s.reshape(samples * groups, -1, places)
     patches = patches.reshape(samples * groups, -1, places)
-    return [(s, patches.transpose(1, 2))]
+    return s, patches.transpose(1, 2)
 
 
 def _patches(
@@ -188,10 +210,10 @@ def _patches(
     return view.permute(0, 1, 4, 5, 2, 3).flatten(4).flatten(1, 3)
 
 
-def _embedding(use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
+def _embedding(use: Use, signals: torch.Tensor) -> torch.Tensor:
     """The signals of the places that read a row, added up per row."""
     node, samples, rows = use.node, use.samples, use.shape[0]
-    s = torch.stack([use.ordered(signal).flatten(1, -2) for signal in signals], 2)
+    s = signals.flatten(2, -2).transpose(1, 2)
     index = use.ordered(node._saved_indices.unsqueeze(-1)).reshape(samples, -1)
     if 0 <= node._saved_padding_idx < rows:
         s = s * (index != node._saved_padding_idx)[..., None, None]
@@ -203,13 +225,13 @@ def _embedding(use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
 # ------------------------------------------------------------------------------------ entry by entry
 
 
-def _reduced(use: Use, tensor: torch.Tensor) -> torch.Tensor:
-    """Adds up the entries of each sample that a broadcast parameter was copied to: `[sample, entry]`."""
-    own = use.ordered(tensor)
-    target = _target(use, tensor.dim())
+def _added(use: Use, signals: torch.Tensor) -> torch.Tensor:
+    """Adds up the entries of each sample that a broadcast parameter was copied to."""
+    target = _target(use, len(use.output))
     assert target is not None
-    axes = [axis for axis, size in enumerate(target, 1) if size == 1 and own.shape[axis] != 1]
-    return (own.sum(axes) if axes else own).flatten(1)
+    own = signals.shape[2:]
+    axes = [axis for axis, size in enumerate(target) if size == 1 and own[axis] != 1]
+    return (signals.sum([2 + axis for axis in axes]) if axes else signals).flatten(1)
 
 
 def _target(use: Use, dimensions: int) -> Shape | None:
@@ -223,29 +245,25 @@ def _target(use: Use, dimensions: int) -> Shape | None:
     return (padded[0], *padded[2:]) if axis else padded
 
 
-def _added(use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([_reduced(use, signal) for signal in signals], 1)
+def _times(factor: torch.Tensor, use: Use, signals: torch.Tensor) -> torch.Tensor:
+    return _added(use, signals * use.ordered(factor.expand(use.output)).unsqueeze(1))
 
 
-def _times(factor: torch.Tensor, use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([_reduced(use, signal * factor) for signal in signals], 1)
-
-
-def _times_saved(name: str, use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
+def _times_saved(name: str, use: Use, signals: torch.Tensor) -> torch.Tensor:
     return _times(getattr(use.node, name), use, signals)
 
 
-def _layer_norm(use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
+def _layer_norm(use: Use, signals: torch.Tensor) -> torch.Tensor:
     node = use.node
     return _times((node._saved_input - node._saved_result1) * node._saved_result2, use, signals)
 
 
-def _channels(use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Sums over the places of each channel, the axis 1."""
-    return torch.cat([signal.flatten(2).sum(2) for signal in signals], 1)
+def _channels(use: Use, signals: torch.Tensor) -> torch.Tensor:
+    """Sums over the places of each channel, the axis 1 of the output."""
+    return signals.flatten(4).sum(-1).flatten(1)
 
 
-def _group_norm(use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
+def _group_norm(use: Use, signals: torch.Tensor) -> torch.Tensor:
     node = use.node
     x = node._saved_input
     groups = x.reshape(use.samples, node._saved_group, -1)
@@ -253,7 +271,7 @@ def _group_norm(use: Use, signals: Sequence[torch.Tensor]) -> torch.Tensor:
         each.view(*groups.shape[:2], 1) for each in (node._saved_result1, node._saved_result2)
     )
     normal = ((groups - mean) * deviation).view(x.shape)
-    return _channels(use, [signal * normal for signal in signals])
+    return _channels(use, signals * normal[:, None, None])
 
 
 # ---------------------------------------------------------------------------------------------- rules
