@@ -103,10 +103,6 @@ def _unmasked(
     """The vector `[param]` of a masked message, 0 where nothing is kept, and its mask `[param]` bool."""
     values = message["vector"][0] if stream is None else stream.decode(message)
     bits = message["mask"][0]
-    mask = (bits[:, None] >> _shifts(bits)).bitwise_and_(1).flatten()[:params].bool()
+    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)  # the highest bit first
+    mask = (bits[:, None] >> shifts).bitwise_and_(1).flatten()[:params].bool()
     return values.new_zeros(params).masked_scatter_(mask, values), mask
-
-
-def _shifts(like: torch.Tensor) -> torch.Tensor:
-    """Positions of a byte's bits, the highest first, on the device of `like`."""
-    return torch.arange(7, -1, -1, dtype=torch.uint8, device=like.device)

@@ -251,11 +251,6 @@ def rounds_of(run: Run) -> tuple[int, int]:
         raise InputError(f"the record is damaged or none of this program: {error}") from error
 
 
-def _short(commit: str) -> str:
-    """The first digits of a commit, with the mark of changed files."""
-    return commit if commit.endswith("-dirty") else commit[:12]
-
-
 def summary(run: Run) -> str:
     """The configuration, the final numbers, traffic per round, and time by phase, as text.
 
@@ -273,14 +268,15 @@ def summary(run: Run) -> str:
 
 def _what_ran(run: Run) -> list[str]:
     a, config = run.attributes, run.config
-    hosts = len(set(json.loads(a["hosts"])))
+    hosts, commit = len(set(json.loads(a["hosts"]))), a["commit"]
+    commit = commit if commit.endswith("-dirty") else commit[:12]
     return [
         f"{config['algorithm']['name']} on {config['dataset']['name']}, {config['clients']} clients, "
         f"seed {config['seed']}",
         f"partition: {_section(config, 'partition')}",
         f"topology:  {_section(config, 'topology')}",
         f"{a['ranks']} ranks on {hosts} host(s), {a['device']}, torch {a['torch']}, {a['mpi']}",
-        f"mpi_ntkdfl {a['version']} ({_short(a['commit'])}), started {a['created']}",
+        f"mpi_ntkdfl {a['version']} ({commit}), started {a['created']}",
         *filter(None, (a.get("method_learned"), *tests_told(config))),
         *(f"{name}: {choice}" for name, choice in json.loads(a.get("choices", "{}")).items()),
         *_again(a),

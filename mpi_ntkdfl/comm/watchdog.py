@@ -81,12 +81,9 @@ class Meeting:
             resolved = [
                 str(each[4][0]) for each in socket.getaddrinfo(self.host, None, socket.AF_INET)
             ]
-        addresses = sorted(dict.fromkeys([*self.addresses, *resolved]), key=_is_loopback)
+        addresses = list(dict.fromkeys([*self.addresses, *resolved]))
+        addresses.sort(key=lambda address: address.startswith("127."))  # a loopback comes last
         return [(address, self.port) for address in addresses]
-
-
-def _is_loopback(address: str) -> bool:
-    return address.startswith("127.")
 
 
 class Watched(Protocol):
@@ -110,7 +107,8 @@ class _Progress:
         """Seconds without progress, and whether the main thread waits in a call of this folder."""
         frame = sys._current_frames().get(threading.main_thread().ident or 0)
         waits = frame is not None and frame.f_code.co_filename.startswith(_COMM)
-        position = (*_place(frame), _steps, done)
+        place = (frame.f_code, frame.f_lasti) if frame is not None else ()
+        position = (*place, _steps, done)
         now = time.monotonic()
         computed = time.clock_gettime(self._clock)
         busy = computed - self._computed > 0.01 * (now - self._looked)
@@ -119,10 +117,6 @@ class _Progress:
             self._since = now
         self._position, self._computed, self._looked = position, computed, now
         return now - self._since, waits
-
-
-def _place(frame: FrameType | None) -> tuple[object, ...]:
-    return (frame.f_code, frame.f_lasti) if frame is not None else ()
 
 
 def _debugged(frame: FrameType | None) -> bool:

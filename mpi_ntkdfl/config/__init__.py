@@ -264,7 +264,9 @@ def _explain_one(problem: Mapping[str, Any], merged: Mapping[str, Any]) -> str:
     message, given, hint = problem["msg"].removeprefix("Value error, "), problem["input"], ""
     match problem["type"]:
         case "extra_forbidden":
-            message, hint = "unknown key", _hint(where[-1], list(_keys(where[:-1], merged)))
+            key, keys = where[-1], list(_keys(where[:-1], merged))
+            meant = _CALLED[key] if _CALLED.get(key) in keys else key
+            message, hint = "unknown key", did_you_mean(meant, keys)
         case "union_tag_invalid":
             tags = str(problem["ctx"]["expected_tags"]).replace("'", "").split(", ")
             return f"{'.'.join(where)}.kind: {unknown('kind', problem['ctx']['tag'], tags)}"
@@ -292,11 +294,6 @@ _CALLED = {
     "num_rounds": "rounds",
 }
 """Names that other programs give to settings."""
-
-
-def _hint(key: str, keys: list[str]) -> str:
-    """The end of a message about an unknown key: the key that was probably meant, if there is one."""
-    return did_you_mean(_CALLED[key] if _CALLED.get(key) in keys else key, keys)
 
 
 def _needs_keys(selector: str, given: object) -> str:

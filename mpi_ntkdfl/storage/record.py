@@ -143,7 +143,6 @@ class Record:
     def __init__(self, path: Path) -> None:
         """Stores the path; `create` makes the file."""
         self.path, self._growing = path, Growing(path)
-        self._metrics: list[Metric] = []  # of the file, once they were looked up
 
     def create(
         self,
@@ -267,8 +266,7 @@ class Record:
             if round_record is not None:
                 _extend(file["topology/edges"], round_record.edges)
                 _extend(file["topology/offsets"], [len(file["topology/edges"])])
-            self._metrics = self._metrics or metrics_of(file)
-            for metric in self._metrics:
+            for metric in metrics_of(file):
                 if (round_record if metric.by_round else evaluation) is not None:
                     _append(_of(file, metric), rows.get(metric.name))
 

@@ -9,6 +9,7 @@ which some network file systems do not support, are not needed.
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -52,13 +53,8 @@ def remove(outputs: Outputs) -> None:
 def remove_leftovers(outputs: Outputs) -> None:
     """Removes temporary files of runs that were killed. The caller must hold the lock."""
     for file in outputs.files:
-        for left in file.parent.glob(f".{_literal(file.name)}.*{_TEMPORARY}"):
+        for left in file.parent.glob(f".{glob.escape(file.name)}.*{_TEMPORARY}"):
             _clear(left)
-
-
-def _literal(name: str) -> str:
-    """A pattern of `glob` that matches only `name`."""
-    return "".join(f"[{each}]" if each in "*?[" else each for each in name)
 
 
 @contextlib.contextmanager

@@ -61,9 +61,10 @@ class CodecChoice(Section):
                     f"remove {where}"
                 )
             if phase not in codec.serves:
+                able = ", ".join(name for name, each in CODECS.items() if phase in each.serves)
                 raise ValueError(
                     f"{where} needs a codec for {phase}, got {settings.name}, which is for "
-                    f"{' and '.join(codec.serves)}; take one of {', '.join(_serving(phase))}"
+                    f"{' and '.join(codec.serves)}; take one of {able}"
                 )
             given = settings.error_feedback
             if given and phase != "weights":
@@ -78,8 +79,3 @@ class CodecChoice(Section):
                     f"{where}: {settings.name} leaves entries out, and this method sends whole weights; "
                     f"set {way}"
                 )
-
-
-def _serving(phase: str) -> list[str]:
-    """Names of the codecs that serve a kind of message."""
-    return [name for name, codec in CODECS.items() if phase in codec.serves]

@@ -15,13 +15,17 @@ if TYPE_CHECKING:
     from mpi_ntkdfl.model.network import Network
 
 Scheme = Literal["kaiming", "torch"]
-"""How starting weights are drawn.
+"""How starting weights are drawn. `kaiming` is that of He et al. ("Delving deep into rectifiers", ICCV
+2015), normal weights; the NTK-DFL paper starts in this way."""
 
-- `kaiming`: weights of layers are normal with standard deviation sqrt(2 / fan_in) (He et al., "Delving
-  deep into rectifiers", ICCV 2015), and biases are zero. The NTK-DFL paper starts in this way.
-- `torch`: weights and biases are those with which torch makes its layers: uniform between
-  -1 / sqrt(fan_in) and 1 / sqrt(fan_in).
-"""
+
+class DrawnSettings(ModelSettings):
+    """Settings of networks whose starting weights are drawn by a scheme."""
+
+    scheme: Scheme = "kaiming"
+    """How starting weights are drawn. `kaiming`: weights with deviation sqrt(2 / fan_in) and zero biases.
+    `torch`: as torch makes its layers, uniformly between -1 / sqrt(fan_in) and 1 / sqrt(fan_in).
+    """
 
 
 class NetworkKind(ABC):

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from mpi_ntkdfl.config import ModelSettings
-from mpi_ntkdfl.model.kinds.base import NetworkKind, Scheme, require_pictures
+from mpi_ntkdfl.model.kinds.base import DrawnSettings, NetworkKind, require_pictures
 from mpi_ntkdfl.runtime.settings import a_list
 
 if TYPE_CHECKING:
     from mpi_ntkdfl.model.network import Network
 
 
-class CnnSettings(ModelSettings):
+class CnnSettings(DrawnSettings):
     """Convolutions with ReLU, each followed by max-pooling over 2 x 2 pixels, then linear layers.
 
     The convolutions keep the size of the pictures.
@@ -36,10 +35,6 @@ class CnnSettings(ModelSettings):
         a_list("[64]"),
     ] = (64,)
     """Widths of the linear layers before the last one."""
-    scheme: Scheme = "kaiming"
-    """How starting weights are drawn. `kaiming`: weights with deviation sqrt(2 / fan_in) and zero biases.
-    `torch`: as torch makes its layers, uniformly between -1 / sqrt(fan_in) and 1 / sqrt(fan_in).
-    """
 
     @field_validator("kernel")
     @classmethod

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from mpi_ntkdfl.config import ModelSettings
-from mpi_ntkdfl.model.kinds.base import NetworkKind, Scheme
+from mpi_ntkdfl.model.kinds.base import DrawnSettings, NetworkKind
 from mpi_ntkdfl.runtime.settings import a_list
 
 if TYPE_CHECKING:
     from mpi_ntkdfl.model.network import Network
 
 
-class MlpSettings(ModelSettings):
+class MlpSettings(DrawnSettings):
     """A multilayer perceptron with ReLU."""
 
     factored = True
@@ -27,10 +26,6 @@ class MlpSettings(ModelSettings):
         a_list("[100]"),
     ] = (100,)
     """Widths of the layers between features and outputs; [] is a linear model."""
-    scheme: Scheme = "kaiming"
-    """How starting weights are drawn. `kaiming`: weights with deviation sqrt(2 / fan_in) and zero biases.
-    `torch`: as torch makes its layers, uniformly between -1 / sqrt(fan_in) and 1 / sqrt(fan_in).
-    """
 
 
 class Mlp(NetworkKind):

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from mpi_ntkdfl.config import ModelSettings
-from mpi_ntkdfl.model.kinds.base import NetworkKind, Scheme, require_pictures
+from mpi_ntkdfl.model.kinds.base import DrawnSettings, NetworkKind, require_pictures
 
 if TYPE_CHECKING:
     from mpi_ntkdfl.model.network import Network
 
 
-class ResnetSettings(ModelSettings):
+class ResnetSettings(DrawnSettings):
     """The residual network for small pictures of He et al. ("Deep residual learning", CVPR 2016).
 
     It has three stages of blocks.
@@ -27,10 +26,6 @@ class ResnetSettings(ModelSettings):
     """Channels of the first stage; the other stages have twice and four times as many."""
     norm: Literal["group", "layer", "none"] = "group"
     """`group`: over groups of channels, at most 8. `layer`: over all channels. `none`: no norm."""
-    scheme: Scheme = "kaiming"
-    """How starting weights are drawn. `kaiming`: weights with deviation sqrt(2 / fan_in) and zero biases.
-    `torch`: as torch makes its layers, uniformly between -1 / sqrt(fan_in) and 1 / sqrt(fan_in).
-    """
 
     @field_validator("depth")
     @classmethod

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from mpi_ntkdfl.config import ModelSettings
-from mpi_ntkdfl.model.kinds.base import NetworkKind, Scheme, require_pictures
+from mpi_ntkdfl.model.kinds.base import DrawnSettings, NetworkKind, Scheme, require_pictures
 from mpi_ntkdfl.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from mpi_ntkdfl.model.network import Network
 
 
-class TransformerSettings(ModelSettings):
+class TransformerSettings(DrawnSettings):
     """A transformer (Vaswani et al., NeurIPS 2017) with the norm before each part.
 
     Samples with three axes are pictures, which are cut into patches (Dosovitskiy et al., ICLR 2021); the
@@ -36,9 +35,6 @@ class TransformerSettings(ModelSettings):
     patch: int = Field(default=4, ge=1, le=1024)
     """Side in pixels of the patches into which pictures are cut; it has no effect on tokens."""
     scheme: Scheme = "torch"
-    """How starting weights are drawn. `kaiming`: weights with deviation sqrt(2 / fan_in) and zero biases.
-    `torch`: as torch makes its layers, uniformly between -1 / sqrt(fan_in) and 1 / sqrt(fan_in).
-    """
 
     @model_validator(mode="after")
     def _whole_heads(self) -> TransformerSettings:
