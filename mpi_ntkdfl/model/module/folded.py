@@ -21,13 +21,11 @@ class Folded:
             entry of the block.
         axis: which one.
         own: whether nothing else needs the memory of `tensor`.
-        positive: whether the gradients are zero wherever that tensor is not positive.
     """
 
     tensor: torch.Tensor
     axis: int = 0
     own: bool = True
-    positive: bool = False
 
 
 Gradients = Folded | list[torch.Tensor]

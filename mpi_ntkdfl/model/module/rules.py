@@ -16,9 +16,6 @@ from mpi_ntkdfl.model.module.graph import Node, Shape
 Rule = Callable[["Step", Sequence[Folded]], "list[Folded | None] | None"]
 
 
-_RELU = "ReluBackward0"
-
-
 def _divisible(step: Step, gradients: Sequence[Folded], *shapes: Shape) -> bool:
     """Whether gradients are folded on the first axis, and can be for tensors of these shapes."""
     return gradients[0].axis == 0 and all(
@@ -32,8 +29,6 @@ def _entry_by_entry(step: Step, gradients: Sequence[Folded]) -> list[Folded | No
         return None
     own = sum(map(bool, step.sources)) == 1 and gradients[0].own
     tensor = gradients[0].tensor
-    if gradients[0].positive and step.node.name() == _RELU:
-        return [Folded(tensor, own=gradients[0].own)]
     if any(source and source[2] != step.shape for source in step.sources):
         return None
     derivatives = as_tuple(step.node(tensor.new_ones(()).expand(step.shape)))
@@ -232,11 +227,7 @@ def _max_pooled(step: Step, gradients: Sequence[Folded]) -> list[Folded | None] 
     node, source = step.node, step.sources[0]
     if source is None or len(step.shape) != 4 or not _divisible(step, gradients, step.shape):
         return None
-    tensor, places = gradients[0].tensor, node._saved_result1
-    before_relu = node.next_functions[0][0].name() == _RELU
-    if before_relu:  # whose derivative has fewer entries after the pooling
-        largest = node._saved_self.flatten(2).gather(2, places.flatten(2)).view(places.shape)
-        tensor = (step.folded_blocks(tensor) * step.blocks((largest > 0).to(tensor))).flatten(0, 2)
+    tensor = gradients[0].tensor
     gradient = torch.ops.aten.max_pool2d_with_indices_backward(
         tensor,
         tensor.new_empty(step.folded_shape(source[2])),  # only its shape matters
@@ -245,9 +236,9 @@ def _max_pooled(step: Step, gradients: Sequence[Folded]) -> list[Folded | None] 
         node._saved_padding,
         node._saved_dilation,
         node._saved_ceil_mode,
-        step.repeated(places),
+        step.repeated(node._saved_result1),
     )
-    return [Folded(gradient, positive=before_relu)]
+    return [Folded(gradient)]
 
 
 def _mean(step: Step, gradients: Sequence[Folded]) -> list[Folded | None] | None:
