@@ -20,7 +20,7 @@ VERSION = re.search(
 # The builds use fused operations, which x86-64 has from v3 on. At a start the widest is picked that the
 # processor runs.
 LEVELS = ("v3", "v4") if platform.machine() in ("x86_64", "AMD64") else ("generic",)
-KINDS = {"float32": (), "float64": (("EVOLVE_DOUBLE", "1"),)}
+KINDS = {"float32": (), "float64": (("REAL_DOUBLE", "1"),)}
 
 
 def library(
@@ -37,7 +37,10 @@ def library(
     return Extension(
         f"mpi_ntkdfl.{name}_{level}",
         [f"mpi_ntkdfl/{source}"],
-        depends=sorted(map(str, Path("mpi_ntkdfl", source).with_suffix("").glob("*.h"))),
+        depends=[
+            "mpi_ntkdfl/runtime/_vectors.h",
+            *sorted(map(str, Path("mpi_ntkdfl", source).with_suffix("").glob("*.h"))),
+        ],
         define_macros=list(macros),
         extra_compile_args=[
             "-std=c11",

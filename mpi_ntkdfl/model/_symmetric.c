@@ -11,42 +11,14 @@
  * columns. So all builds agree in every bit.
  */
 
-#include <stdint.h>
+#include "../runtime/_vectors.h"
+
 #include <string.h>
 
-#ifdef __FAST_MATH__
-#error "the order of floating-point operations must be kept: compile without -ffast-math"
-#endif
-
 /* A tile has ROWS rows and PANELS panels of columns, whose sums stay in registers. */
-#if defined(__AVX512F__)
-#include <immintrin.h>
-enum { LANES = 16, ROWS = 8, PANELS = 3 };
-#elif defined(__AVX2__)
-#include <immintrin.h>
-enum { LANES = 8, ROWS = 4, PANELS = 3 };
-#else
-enum { LANES = 4, ROWS = 4, PANELS = 3 };
-#endif
-enum { LENGTH = 256 };
-typedef float vector __attribute__((vector_size(4 * LANES), may_alias));
-typedef float loose __attribute__((vector_size(4 * LANES), may_alias, aligned(4)));
-typedef int32_t indices __attribute__((vector_size(4 * LANES)));
-
-#define INLINE static inline __attribute__((always_inline))
-
-INLINE vector fused(vector a, vector b, vector c)
-{
-#if defined(__AVX512F__)
-    return _mm512_fmadd_ps(a, b, c);
-#elif defined(__AVX2__)
-    return _mm256_fmadd_ps(a, b, c);
-#else
-    for (int i = 0; i < LANES; i++)
-        c[i] = __builtin_fmaf(a[i], b[i], c[i]);
-    return c;
-#endif
-}
+enum { ROWS = VECTOR_BYTES == 64 ? 8 : 4, PANELS = 3, LENGTH = 256 };
+typedef float loose __attribute__((vector_size(VECTOR_BYTES), may_alias, aligned(4)));
+typedef int32_t indices __attribute__((vector_size(VECTOR_BYTES)));
 
 static int64_t panels(int64_t rows)
 {
@@ -171,17 +143,4 @@ void symmetric_add(int64_t rows, int64_t columns, const float *a, int64_t a_stri
             }
         }
     }
-}
-
-/* Whether this processor runs the builds of a level; 0 is the generic one. */
-int symmetric_runs(int level)
-{
-#if defined(__x86_64__)
-    return level == 3 ? __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
-                      : __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
-                            && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
-                            && __builtin_cpu_supports("avx512cd");
-#else
-    return level == 0;
-#endif
 }

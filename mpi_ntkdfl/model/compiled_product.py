@@ -18,9 +18,6 @@ from mpi_ntkdfl.runtime.device import on_gpu
 FOLDER = Path(__file__).parent
 """The folder of the builds."""
 
-LEVELS = (4, 3)
-"""The levels of x86-64 for which there may be builds; lower ones have no fused operations."""
-
 _NUMBER, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
 
 
@@ -39,7 +36,7 @@ class Build(Loaded):
 def builds() -> list[Build]:
     """All builds that run on this processor, those with the widest vectors first."""
     return [
-        Build(*pair) for pair in able(FOLDER / "_symmetric", LEVELS, "symmetric_runs", _declare)
+        Build(*pair) for pair in able(FOLDER / "_symmetric", _declare)
     ]
 
 

@@ -139,23 +139,6 @@ int64_t evolve_layout(void)
     return (int64_t)(sizeof(struct scheme) * 1000 + sizeof(struct problem));
 }
 
-/* Whether the processor has the instructions of a level of x86-64: 3 or 4. */
-int evolve_runs(int level)
-{
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    const int three = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                      __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
-    const int four = three && __builtin_cpu_supports("avx512f") &&
-                     __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
-                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    return level <= 3 ? three : four;
-#else
-    (void)level;
-    return 0;
-#endif
-}
-
 /* Evolves one client and returns a status. All memory belongs to the caller. */
 int evolve_client(const struct scheme *scheme, struct problem *problem)
 {

@@ -20,9 +20,6 @@ from mpi_ntkdfl.runtime.builds import NOT_BUILT, Loaded, able
 FOLDER = Path(__file__).parent
 """The folder of the builds."""
 
-LEVELS = (4, 3)
-"""The levels of x86-64 for which there may be builds, the one with the widest vectors first."""
-
 _DONE, _NOT_FINITE, _COLLAPSED, _TOO_MANY = range(4)
 _STAGES, _ENDS, _POWERS = len(scheme.STAGES), scheme.ENDS, len(scheme.LEFT_SUM)
 
@@ -141,7 +138,7 @@ class Build(Loaded):
 def builds(dtype: torch.dtype) -> list[Build]:
     """All builds for a type of number that run on this processor, those with the widest vectors first."""
     stem = FOLDER / f"_evolve_{str(dtype).removeprefix('torch.')}"
-    return [Build(*pair) for pair in able(stem, LEVELS, "evolve_runs", _declare)]
+    return [Build(*pair) for pair in able(stem, _declare)]
 
 
 def _declare(library: ctypes.CDLL) -> bool:

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 NOT_BUILT = "it was not built: there was no C compiler when mpi_ntkdfl was installed"
+
+
+LEVELS = (4, 3)
+"""The levels of x86-64 for which there are builds, the widest first; lower ones have no fused operations."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +31,11 @@ class Loaded:
     library: ctypes.CDLL
 
 
-def able(
-    stem: Path, levels: Sequence[int], runs: str, declare: Callable[[ctypes.CDLL], bool]
-) -> list[tuple[str, ctypes.CDLL]]:
+def able(stem: Path, declare: Callable[[ctypes.CDLL], bool]) -> list[tuple[str, ctypes.CDLL]]:
     """All builds that run on this processor with their instruction sets, the widest vectors first.
 
     Args:
         stem: folder and beginning of the files' names.
-        levels: levels of x86-64 for which there may be builds, the widest first.
-        runs: name of the function in every build that says whether the processor can run a level.
         declare: declares the functions of a build, and says whether it belongs to this version of the
             package. It may raise `AttributeError` for a build that does not.
     """
@@ -43,7 +43,7 @@ def able(
     def load(level: str) -> ctypes.CDLL | None:
         try:
             library = ctypes.CDLL(f"{stem}_{level}.so")
-            return library if declare(library) else None
+            return library if declare(library) and library.build_runs else None
         except (OSError, AttributeError):
             return None
 
@@ -51,8 +51,8 @@ def able(
         library = load("generic")
         return [("generic", library)] if library else []
     # The narrowest build says what else the processor can run.
-    least = load(f"v{levels[-1]}")
+    least = load(f"v{LEVELS[-1]}")
     if least is None:
         return []
-    loaded = ((f"x86-64-v{level}", load(f"v{level}")) for level in levels if least[runs](level))
+    loaded = ((f"x86-64-v{level}", load(f"v{level}")) for level in LEVELS if least.build_runs(level))
     return [(name, library) for name, library in loaded if library]

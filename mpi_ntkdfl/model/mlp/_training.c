@@ -11,28 +11,13 @@
  * fused operations only. So all builds agree in every bit, and a client's bits depend on nothing else.
  */
 
+#include "../../runtime/_vectors.h"
+
 #include <stddef.h>
-#include <stdint.h>
 #include <string.h>
 
-#ifdef __FAST_MATH__
-#error "the order of floating-point operations must be kept: compile without -ffast-math"
-#endif
-
 /* Products keep ROWS x VECTORS vectors of the result in registers. */
-#if defined(__AVX512F__)
-#include <immintrin.h>
-enum { VECTOR_BYTES = 64, ROWS = 6, VECTORS = 4 };
-#elif defined(__AVX2__)
-#include <immintrin.h>
-enum { VECTOR_BYTES = 32, ROWS = 6, VECTORS = 2 };
-#else
-enum { VECTOR_BYTES = 16, ROWS = 6, VECTORS = 4 };
-#endif
-typedef float vector __attribute__((vector_size(VECTOR_BYTES), may_alias));
-enum { LANES = VECTOR_BYTES / sizeof(float) };
-
-#define INLINE static inline __attribute__((always_inline))
+enum { ROWS = 6, VECTORS = VECTOR_BYTES == 32 ? 2 : 4 };
 
 struct layer {
     int64_t inputs, width; /* inputs with padding; outputs without it */
@@ -59,19 +44,6 @@ struct round {
 };
 
 /* ------------------------------------------------------------------------- products of matrices */
-
-INLINE vector fused(vector a, vector b, vector c)
-{
-#if defined(__AVX512F__)
-    return _mm512_fmadd_ps(a, b, c);
-#elif defined(__AVX2__)
-    return _mm256_fmadd_ps(a, b, c);
-#else
-    for (int i = 0; i < LANES; i++)
-        c[i] = __builtin_fmaf(a[i], b[i], c[i]);
-    return c;
-#endif
-}
 
 /* A matrix whose entry (row, k) is at[row * down + k * right]. */
 struct factor {
@@ -338,19 +310,6 @@ static void step(struct round *r, const struct space *s, const int64_t *batch, i
 }
 
 /* ------------------------------------------------------------------------------------ the interface */
-
-/* Whether this processor runs the build for a level of x86-64; compiled for the narrowest one. */
-int training_runs(int level)
-{
-#if defined(__x86_64__)
-    return level == 3 ? __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
-                      : __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
-                            && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
-                            && __builtin_cpu_supports("avx512cd");
-#else
-    return level == 0;
-#endif
-}
 
 /* Tells compiled_training.py whether it has the same structures. */
 int64_t training_layout(void)

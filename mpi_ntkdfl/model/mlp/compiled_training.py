@@ -20,9 +20,6 @@ from mpi_ntkdfl.runtime.builds import NOT_BUILT, Loaded, able
 FOLDER = Path(__file__).parent
 """The folder of the builds."""
 
-LEVELS = (4, 3)
-"""The levels of x86-64 for which there may be builds; lower ones have no fused operations."""
-
 
 class _Layer(ctypes.Structure):
     """`struct layer` of `_training.c`."""
@@ -123,7 +120,7 @@ class Build(Loaded):
 
 def builds() -> list[Build]:
     """All builds that run on this processor, those with the widest vectors first."""
-    return [Build(*pair) for pair in able(FOLDER / "_training", LEVELS, "training_runs", _declare)]
+    return [Build(*pair) for pair in able(FOLDER / "_training", _declare)]
 
 
 def _declare(library: ctypes.CDLL) -> bool:

@@ -13,18 +13,9 @@
 
 #include <math.h>
 #include <stddef.h>
-#include <stdint.h>
 #include <string.h>
 
-#ifdef __FAST_MATH__
-#error "the order of floating-point operations must be kept: compile without -ffast-math"
-#endif
-
-#ifdef EVOLVE_DOUBLE
-typedef double real;
-#else
-typedef float real;
-#endif
+#include "../../runtime/_vectors.h"
 
 enum {
     TILE = 64,  /* samples per tile */
@@ -35,20 +26,12 @@ enum {
     POWERS = 5, /* theta^0 to theta^4, for the left sums */
 };
 
-/* Vectors as wide as the processor's. Products of matrices keep STRIP_ROWS x 2 of them in registers. */
-#if defined(__AVX512F__)
-enum { VECTOR_BYTES = 64, STRIP_ROWS = 10 };
-#elif defined(__AVX__)
-enum { VECTOR_BYTES = 32, STRIP_ROWS = 5 };
-#elif defined(__aarch64__)
-enum { VECTOR_BYTES = 16, STRIP_ROWS = 10 };
+/* Products of matrices keep STRIP_ROWS x 2 vectors in registers. */
+#if defined(__AVX512F__) || defined(__aarch64__)
+enum { STRIP_ROWS = 10 };
 #else
-enum { VECTOR_BYTES = 16, STRIP_ROWS = 5 };
+enum { STRIP_ROWS = 5 };
 #endif
-typedef real vector __attribute__((vector_size(VECTOR_BYTES), may_alias));
-enum { LANES = VECTOR_BYTES / sizeof(real) };
-
-#define INLINE static inline __attribute__((always_inline))
 
 /* Constants of the scheme; compiled.py fills them in from scheme.py, where they are explained. */
 struct scheme {

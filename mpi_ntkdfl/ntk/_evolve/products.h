@@ -5,33 +5,6 @@
 
 #include "layout.h"
 
-#if defined(__FMA__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
-
-/* sum + factor * right in every lane, with one rounding. A processor for which there are no intrinsics
- * below rounds twice; it has one build only, so no other build has to agree with it. */
-INLINE vector add_multiple(vector sum, real factor, vector right)
-{
-#if defined(__AVX512F__) && defined(EVOLVE_DOUBLE)
-    return (vector)_mm512_fmadd_pd(_mm512_set1_pd(factor), (__m512d)right, (__m512d)sum);
-#elif defined(__AVX512F__)
-    return (vector)_mm512_fmadd_ps(_mm512_set1_ps(factor), (__m512)right, (__m512)sum);
-#elif defined(__FMA__) && defined(EVOLVE_DOUBLE)
-    return (vector)_mm256_fmadd_pd(_mm256_set1_pd(factor), (__m256d)right, (__m256d)sum);
-#elif defined(__FMA__)
-    return (vector)_mm256_fmadd_ps(_mm256_set1_ps(factor), (__m256)right, (__m256)sum);
-#elif defined(__aarch64__) && defined(EVOLVE_DOUBLE)
-    return (vector)vfmaq_n_f64((float64x2_t)sum, (float64x2_t)right, factor);
-#elif defined(__aarch64__)
-    return (vector)vfmaq_n_f32((float32x4_t)sum, (float32x4_t)right, factor);
-#else
-    return sum + factor * right;
-#endif
-}
-
 /* Adds one strip of a product to out: rows x 2 vectors, whose sums stay in registers. */
 INLINE void strip(int rows, int depth, int width, const real *restrict a, int stride,
                   const real *restrict b, real *restrict out)
@@ -48,9 +21,9 @@ INLINE void strip(int rows, int depth, int width, const real *restrict a, int st
             __builtin_prefetch(row + 1 + TILE * TILE / LANES, 0, 2);
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++) {
-            const real factor = a[(size_t)r * (size_t)stride + (size_t)k];
-            sums[r][0] = add_multiple(sums[r][0], factor, left);
-            sums[r][1] = add_multiple(sums[r][1], factor, right);
+            const vector factor = a[(size_t)r * (size_t)stride + (size_t)k] - (vector){0};
+            sums[r][0] = fused(factor, left, sums[r][0]);
+            sums[r][1] = fused(factor, right, sums[r][1]);
         }
     }
     for (int r = 0; r < rows; r++) {

@@ -7,7 +7,7 @@
 
 /* The integer type of a number's size, the layout of a number, and log 2 = LOG2_HIGH + LOG2_LOW. LOG2_HIGH
  * has so few bits that its products with small integers are exact. */
-#ifdef EVOLVE_DOUBLE
+#ifdef REAL_DOUBLE
 typedef uint64_t bits;
 enum { MANTISSA = 52, BIAS = 1023, EXP_TERMS = 13 };
 #define LOG2_HIGH 0x1.62e42feep-1
