@@ -35,9 +35,7 @@ class Build(Loaded):
 
 def builds() -> list[Build]:
     """All builds that run on this processor, those with the widest vectors first."""
-    return [
-        Build(*pair) for pair in able(FOLDER / "_symmetric", _declare)
-    ]
+    return [Build(*pair) for pair in able(FOLDER / "_symmetric", _declare)]
 
 
 def _declare(library: ctypes.CDLL) -> bool:

@@ -57,6 +57,11 @@ class Jacobian(Operator, Protocol):
         """The entries of all layers, shortened by a projection: `[sample, output, column]`."""
 
 
+def even_parts(rows: int, parts: int) -> list[slice]:
+    """`rows` rows in consecutive ranges whose lengths differ by at most one."""
+    return [slice(*cut) for cut in pairwise(rows * part // parts for part in range(parts + 1))]
+
+
 def symmetric_matrix(
     samples: int, block: Callable[[slice, slice], torch.Tensor], like: torch.Tensor
 ) -> torch.Tensor:
@@ -74,9 +79,10 @@ def symmetric_matrix(
     # A GPU computes the whole matrix in less time than it takes to launch the kernels of all tiles.
     tiles = 1 if on_gpu(like.device) else max(samples // _TILE, 1)
     matrix = torch.empty(samples, samples, dtype=like.dtype, device=like.device)
-    for start, stop in pairwise(samples * tile // tiles for tile in range(tiles + 1)):
-        matrix[start:stop, :stop] = block(slice(start, stop), slice(stop))
-        matrix[:start, start:stop] = matrix[start:stop, :start].T
+    for tile in even_parts(samples, tiles):
+        start, stop = tile.start, tile.stop
+        matrix[tile, :stop] = block(tile, slice(stop))
+        matrix[:start, tile] = matrix[tile, :start].T
     return matrix
 
 
@@ -98,8 +104,8 @@ def add_lower_product(total: torch.Tensor, a: torch.Tensor) -> None:
         return
     rows = len(a)
     tiles = 1 if on_gpu(a.device) else -(-rows // _TILE)
-    for start, stop in pairwise(rows * tile // tiles for tile in range(tiles + 1)):
-        total[start:stop, :stop].addmm_(a[start:stop], a[:stop].T)
+    for tile in even_parts(rows, tiles):
+        total[tile, : tile.stop].addmm_(a[tile], a[: tile.stop].T)
 
 
 def mirror(lower: torch.Tensor) -> torch.Tensor:

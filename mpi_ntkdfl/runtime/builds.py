@@ -15,7 +15,7 @@ NOT_BUILT = "it was not built: there was no C compiler when mpi_ntkdfl was insta
 
 
 LEVELS = (4, 3)
-"""The levels of x86-64 for which there are builds, the widest first; lower ones have no fused operations."""
+"""The levels of x86-64 with builds, the widest first; lower ones have no fused operations."""
 
 
 @dataclass(frozen=True)
@@ -54,5 +54,7 @@ def able(stem: Path, declare: Callable[[ctypes.CDLL], bool]) -> list[tuple[str, 
     least = load(f"v{LEVELS[-1]}")
     if least is None:
         return []
-    loaded = ((f"x86-64-v{level}", load(f"v{level}")) for level in LEVELS if least.build_runs(level))
+    loaded = (
+        (f"x86-64-v{level}", load(f"v{level}")) for level in LEVELS if least.build_runs(level)
+    )
     return [(name, library) for name, library in loaded if library]

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
 
-from mpi_ntkdfl.model.jacobian import add_lower_product, mirror
+from mpi_ntkdfl.model.jacobian import add_lower_product, even_parts, mirror
 from mpi_ntkdfl.model.module.function import FlatModule, chunks
 from mpi_ntkdfl.model.module.plan import Pass, Plan
 from mpi_ntkdfl.model.module.uses import Use, linear_inputs
@@ -217,19 +216,17 @@ class FastGram:
                         linear[name].set_inputs(rows, linear_inputs(use))
                         continue
                     piece, column = targets[name]
-                    if len(uses[name]) == 1 and piece.width == self._plan.multiplied[name]:
-                        out = column[rows]
-                    else:
-                        out = column.new_empty(
-                            len(column[rows]), count * self._plan.multiplied[name]
-                        )
+                    width, out = self._plan.multiplied[name], column[rows]
+                    in_place = len(uses[name]) == 1 and piece.width == width
+                    if not in_place:
+                        out = column.new_empty(len(out), count * width)
                     if use.edge in known:
                         out.copy_(known[use.edge])
                     else:
                         use.write(use.signals(gradients, count), out)
                     if name in sums:
                         sums[name] += out
-                    elif len(uses[name]) > 1 or piece.width < self._plan.multiplied[name]:
+                    elif not in_place:
                         sums[name] = out
             for name, whole in sums.items():
                 piece, column = targets[name]
@@ -266,9 +263,7 @@ class FastGram:
         most = max(self._room // 2 // per_sample, 1)
         if not on_gpu(self._params.device):
             most = min(most, _most_at_once(outputs, per_sample))
-        count = -(-self._samples // most)
-        cuts = [self._samples * number // count for number in range(count + 1)]
-        return [slice(*cut) for cut in pairwise(cuts)]
+        return even_parts(self._samples, -(-self._samples // most))
 
     def _passes(self, batches: Iterable[slice]) -> Iterator[tuple[slice, Pass]]:
         """The forward passes of all batches."""

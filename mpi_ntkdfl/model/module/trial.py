@@ -62,8 +62,14 @@ def _wrong(
     """Why a plan may not serve; empty if it may."""
     try:
         for samples in (len(inputs), -(-len(inputs) // 2)):
-            part = gram[:samples, :samples]
-            error = _error(function, params, inputs[:samples], part, plan, vectorised)
+            part, some = gram[:samples, :samples], inputs[:samples]
+            limits = Limits(room=2**25, at_once=samples, vectorised=vectorised)
+            jacobian = ModuleJacobian(
+                function, params, some, plan.classes, limits, plan, strict=True
+            )
+            error = float(
+                (jacobian.trace_gram() - part).abs().max() / part.abs().max().clamp(min=1e-300)
+            )
             if not error <= _TOLERANCE:
                 return f"the fast form failed its check, its error was {error:.0e}"
     except OtherGraph:
@@ -76,21 +82,3 @@ def _wrong(
 def _failed(failure: Exception) -> str:
     reason = str(failure).strip().split("\n")[0]
     return f"the fast form failed ({type(failure).__name__}: {reason})"
-
-
-def _error(
-    function: FlatModule,
-    params: torch.Tensor,
-    inputs: torch.Tensor,
-    gram: torch.Tensor,
-    plan: Plan,
-    vectorised: bool,
-) -> float:
-    """The largest error of the kernel by the plan, relative to the largest entry of `gram`.
-
-    Raises:
-        OtherGraph: if a pass of these samples does not do what the trial did.
-    """
-    limits = Limits(room=2**25, at_once=len(inputs), vectorised=vectorised)
-    jacobian = ModuleJacobian(function, params, inputs, plan.classes, limits, plan, strict=True)
-    return float((jacobian.trace_gram() - gram).abs().max() / gram.abs().max().clamp(min=1e-300))
