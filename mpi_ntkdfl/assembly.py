@@ -261,7 +261,7 @@ def assemble(config: Config, world: World, problem: Problem | None) -> Assembly:
 
     stored, labels = _own_samples(world, placement, problem)
     levels, by_bytes = levels_of_inputs(config, world, network, scaling, stored, chosen)
-    choices = {"byte products": by_bytes, **network_choices(network, chosen)}
+    choices = {"byte products": by_bytes, **network_choices(network, chosen, dtype)}
     versions = agreed_versions(config, world, network, chosen, dtype)
     choices |= {name: f"{version}: {reason}" for name, (version, reason) in versions.items()}
     owned = placement.owned(world.rank)

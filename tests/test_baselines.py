@@ -221,18 +221,20 @@ def test_a_ratio_below_the_biases_is_refused():
         kept_entries(layout, 0.1)
 
 
-def test_first_masks_have_the_densities_and_differ():
-    federation, method, _ = start("dispfl", **SPARSE)
+@pytest.mark.parametrize(("first_masks", "different"), [("shared", 1), ("own", 4)])
+def test_first_masks_have_the_densities(first_masks, different):
+    federation, method, _ = start("dispfl", **SPARSE, first_masks=first_masks)
     sizes, kept = federation.network.layout.sizes, method.kept
     for mask in method.masks:
         counts = [int(piece.sum()) for piece in torch.split(mask, list(sizes))]
         assert counts == list(kept.values())
-    assert len({tuple(mask.tolist()) for mask in method.masks}) == 4
+    assert len({tuple(mask.tolist()) for mask in method.masks}) == different
 
 
-def test_dispfl_by_hand():
+@pytest.mark.parametrize("growth", ["random", "gradient"])
+def test_dispfl_by_hand(growth):
     number = 4
-    federation, method, weights = start("dispfl", **SPARSE)
+    federation, method, weights = start("dispfl", **SPARSE, first_masks="own", growth=growth)
     masks = method.masks.clone()
     with Exchange(federation, STAR, codings=method.codings) as exchange:
         found = method.round(weights, number, exchange).weights
@@ -243,8 +245,11 @@ def test_dispfl_by_hand():
     for client, mask in enumerate(masks.tolist()):
         own = federation.samples[client]
         rng = seeds.generator(0, "regrowth", client, number)
-        batch = rng.permutation(SIZES[client])[:2].copy()
-        slope = gradient(trained[client], own.inputs[batch], own.labels[batch], WIDTHS).abs()
+        if growth == "random":
+            wanted = rng.permutation(PARAMS)
+        else:
+            batch = rng.permutation(SIZES[client])[:2].copy()
+            wanted = gradient(trained[client], own.inputs[batch], own.labels[batch], WIDTHS).abs()
         for first, last in ((0, 30), (35, 50)):
             kept = [p for p in range(first, last) if mask[p]]
             if len(kept) == last - first:
@@ -253,17 +258,21 @@ def test_dispfl_by_hand():
             for p in sorted(kept, key=lambda p: abs(float(trained[client, p])))[:change]:
                 mask[p] = False
             free = [p for p in range(first, last) if not mask[p]]
-            for p in sorted(free, key=lambda p: -float(slope[p]))[:change]:
+            for p in sorted(free, key=lambda p: -float(wanted[p]))[:change]:
                 mask[p] = True
         wanted_masks.append(mask)
     assert method.masks.tolist() == wanted_masks
     assert method.masks.ne(masks).any(1).all(), "every client must change its mask"
+    added = 0
     for client, closed in enumerate(CLOSED):
         for p in range(PARAMS):
-            holders = [j for j in closed if wanted_masks[j][p]]
-            values = [float(trained[j, p] * masks[j, p]) for j in holders]
-            wanted = sum(values) / len(values) if wanted_masks[client][p] else 0.0
+            values = [float(trained[j, p]) for j in closed if masks[j, p]]
+            if not wanted_masks[client][p]:
+                values = []
+            added += bool(values) and not masks[client, p]
+            wanted = sum(values) / len(values) if values else 0.0
             assert math.isclose(found[client, p], wanted, rel_tol=1e-11, abs_tol=1e-14)
+    assert added, "an added entry must come from a neighbour"
     entries = sum(method.kept.values())
     assert federation.ledger.lap()[0, WEIGHTS] == 6 * (entries * 8 + -(-PARAMS // 8))
 

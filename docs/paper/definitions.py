@@ -9,6 +9,9 @@ The folder `partitions` must hold the authors' partitions, such as `fashion-mnis
 Each study is the one of the package at its paper scale, with the methods and variants that the paper
 shows, and one seed. NTK-DFL's integrator has a tolerance of 1e-3, and clients are tested in every tenth
 round; both save time.
+
+The studies whose names end in `-seeds` repeat the runs of methods that take less than ten minutes. They have
+three seeds, and every seed draws a partition of its own.
 """
 
 from __future__ import annotations
@@ -24,6 +27,9 @@ GIVEN = {"fashion-mnist": (0.1, 0.2, 0.4, 0.5), "mnist": (0.1, 0.5)}
 """The values of alpha for which there are partitions of the authors; IID data have one as well."""
 
 MAIN = ("NTK-DFL", "DFedAvg", "D-PSGD")
+QUICK = ("DFedAvg", "D-PSGD", "DFedAvgM", "DFedSAM")
+"""The methods whose runs take less than ten minutes on one core."""
+
 STUDIES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     "convergence": ("convergence", {"method": MAIN}),
     "baselines": (
@@ -52,6 +58,18 @@ STUDIES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
 }
 """By name: the study of the package, and the variants that are kept, by axis."""
 
+SEEDS = {
+    "baselines-seeds": "baselines",
+    "convergence-seeds": "convergence",
+    "heterogeneity-seeds": "heterogeneity",
+    "sparsity-seeds": "sparsity",
+    "dynamics-seeds": "dynamics",
+    "starts-seeds": "starts",
+    "mnist-seeds": "mnist",
+    "theory-seeds": "theory",
+}
+"""Studies of the quick methods with three seeds, and the studies whose runs they repeat."""
+
 
 def partition(shares: dict[str, Any], data: str) -> dict[str, Any]:
     """The authors' file for a partition, or the partition itself if they have none."""
@@ -62,30 +80,37 @@ def partition(shares: dict[str, Any], data: str) -> dict[str, Any]:
     return {"kind": "file", "path": PARTITION.format(data=data, shares=name)}
 
 
-def reduced(name: str) -> dict[str, Any]:
-    """The definition of one of `STUDIES`."""
+def reduced(name: str, seeds: int = 1) -> dict[str, Any]:
+    """The definition of one of `STUDIES`.
+
+    Args:
+        name: of the study.
+        seeds: number of seeds; one seed has the authors' partition, and several seeds draw their own.
+    """
     source, kept = STUDIES[name]
+    given = partition if seeds == 1 else lambda shares, data: shares
     folder = resources.files("mpi_ntkdfl.studies") / "definitions"
     study: dict[str, Any] = yaml.safe_load((folder / f"{source}.yaml").read_text(encoding="utf-8"))
     paper = study["scales"]["paper"] | {
-        "seeds": 1,
+        "seeds": seeds,
         "settings": {"evaluation": {"clients_every": 10}},
     }
     study["scales"] = {"paper": paper}
     data = "mnist" if name == "mnist" else "fashion-mnist"
-    study["settings"] = {"partition": partition({"alpha": 0.1}, data)}
+    study["settings"] = {"partition": given({"kind": "dirichlet", "alpha": 0.1}, data)}
     for place, axis in enumerate(study["axes"]):
         axis["variants"] = [
             variant
             for variant in axis["variants"]
             if variant.pop("only", "paper") == "paper"
             and variant["label"] in kept.get(axis["name"], (variant["label"],))
+            and (seeds == 1 or place or variant["label"] in QUICK)
         ]
         for variant in axis["variants"]:
             settings = variant.setdefault("settings", {})
             variant.pop("at", None)
             if "partition" in settings:
-                settings["partition"] = partition(settings["partition"], data)
+                settings["partition"] = given(settings["partition"], data)
             if place == 0:
                 algorithm = settings.setdefault("algorithm", {})
                 if algorithm.get("name", "ntk-dfl") == "ntk-dfl":
@@ -110,7 +135,8 @@ def reduced(name: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    for name in STUDIES:
-        Path(f"{name}.yaml").write_text(
-            yaml.safe_dump(reduced(name), sort_keys=False), encoding="utf-8"
-        )
+    studies = {name: reduced(name) for name in STUDIES}
+    studies |= {name: reduced(source, seeds=3) for name, source in SEEDS.items()}
+    for name, study in studies.items():
+        text = yaml.safe_dump(study, sort_keys=False)
+        Path(f"{name}.yaml").write_text(text, encoding="utf-8")

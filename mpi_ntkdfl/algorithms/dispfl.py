@@ -1,8 +1,8 @@
 """DisPFL (Dai et al., "DisPFL", ICML 2022): every client keeps a sparse model of its own.
 
-A client trains within its mask. It then drops its smallest weights and adds the same number of other
-weights, those with the largest gradients. It averages every entry that it keeps over those neighbours
-that keep this entry as well.
+A client trains within its mask. It then drops its smallest weights from the mask and adds the same
+number of others. It averages every entry of the new mask over those of its neighbourhood that have trained
+this entry. So an added entry starts from the neighbours' average, or from 0 if none of them has it.
 
 The models are personal: clients keep different weights. The record also has the average of all clients,
 in which missing entries count as zeros; DisPFL itself would not use such a model.
@@ -65,6 +65,10 @@ class DispflSettings(SendingSettings):
     """From this round on, no weights are exchanged for others. Set it to the number of rounds of
     the run.
     """
+    first_masks: Literal["shared", "own"] = "shared"
+    """Whether all clients start with one random mask or each with its own."""
+    growth: Literal["random", "gradient"] = "random"
+    """Which entries enter a mask: random ones, or those with the largest gradients of the own loss."""
 
     def exchanged(self, number: int) -> float:
         """Share of a layer's kept weights that round `number` exchanges for others."""
@@ -87,7 +91,7 @@ class MaskedRule:
 
 
 class Dispfl(TrainingMethod[DispflSettings]):
-    """Masked local training, a change of masks, then masked averaging."""
+    """Local training within masks, a change of masks, then masked averaging."""
 
     Settings = DispflSettings
     label = "DisPFL"
@@ -125,11 +129,11 @@ class Dispfl(TrainingMethod[DispflSettings]):
 
     def round(self, weights: torch.Tensor, number: int, exchange: Exchange) -> RoundResult:
         """One round; see the module's head for the steps."""
-        trained = self.train(weights * self.masks, number)
+        masks, trained = self.masks, self.train(weights * self.masks, number)
         with self.federation.clock("select"):
             rows = zip(self.federation.owned, trained, self.masks, strict=True)
             self.masks = torch.stack([self._next_mask(*row, number) for row in rows])
-        averages = masked_average(exchange, trained * self.masks, self.masks)
+        averages = masked_average(exchange, trained, masks, self.masks)
         return RoundResult(averages)
 
     def train(self, weights: torch.Tensor, number: int) -> torch.Tensor:
@@ -139,7 +143,8 @@ class Dispfl(TrainingMethod[DispflSettings]):
 
     def _first_mask(self, client: int) -> torch.Tensor:
         """A random mask `[param]` of the right density in every tensor."""
-        rng = seeds.generator(self.federation.seed, "masks", client)
+        drawn_by = client if self.settings.first_masks == "own" else 0
+        rng = seeds.generator(self.federation.seed, "masks", drawn_by)
         mask = torch.zeros(self.layout.size, dtype=torch.bool)
         for piece, count in zip(
             torch.split(mask, list(self.layout.sizes)), self.kept.values(), strict=True
@@ -150,26 +155,29 @@ class Dispfl(TrainingMethod[DispflSettings]):
     def _next_mask(
         self, client: int, weights: torch.Tensor, mask: torch.Tensor, number: int
     ) -> torch.Tensor:
-        """Drops the smallest weights `[param]` of each layer, and adds those of the largest gradients."""
+        """Drops the smallest weights `[param]` of each layer, and adds as many entries."""
         if not self.federation.sizes[client]:
             return mask
         mask, sizes = mask.clone(), list(self.layout.sizes)
-        slopes = self._gradient(client, weights, number).abs()
+        wanted = self._wanted(client, weights, number)
         share = self.settings.exchanged(number)
-        pieces = (torch.split(row, sizes) for row in (mask, weights, slopes))
-        for kept, values, slope, count in zip(*pieces, self.kept.values(), strict=True):
+        pieces = (torch.split(row, sizes) for row in (mask, weights, wanted))
+        for kept, values, want, count in zip(*pieces, self.kept.values(), strict=True):
             if count == len(kept):
                 continue
             change = math.ceil(share * count)
             sizes_kept = torch.where(kept, values.abs(), math.inf)
             kept[sizes_kept.topk(change, largest=False).indices] = False
-            kept[torch.where(kept, -1, slope).topk(change).indices] = True
+            kept[torch.where(kept, -1, want).topk(change).indices] = True
         return mask
 
-    def _gradient(self, client: int, weights: torch.Tensor, number: int) -> torch.Tensor:
-        """Gradient `[param]` of a random batch's loss at `weights`, also for entries outside the mask."""
+    def _wanted(self, client: int, weights: torch.Tensor, number: int) -> torch.Tensor:
+        """Numbers `[param]` of at least 0; the entries with the largest ones are added first."""
         f = self.federation
-        own, size = f.samples[client], int(f.sizes[client])
         rng = seeds.generator(f.seed, "regrowth", client, number)
+        if self.settings.growth == "random":
+            return torch.from_numpy(rng.permutation(self.layout.size)).to(f.device)
+        own, size = f.samples[client], int(f.sizes[client])
         batch = torch.from_numpy(rng.permutation(size)[: self.settings.batch]).to(f.device)
-        return f.network.loss_gradient(weights, own.inputs[batch], own.labels[batch], self.loss)
+        # The gradient of a random batch's loss, also for entries outside the mask.
+        return f.network.loss_gradient(weights, own.inputs[batch], own.labels[batch], self.loss).abs()

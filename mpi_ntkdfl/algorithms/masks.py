@@ -47,16 +47,21 @@ def masked_format(values: MessageFormat, params: int) -> MessageFormat:
     return MessageFormat({**values.fields, "mask": mask})
 
 
-def masked_average(exchange: Exchange, vectors: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Averages every entry of a client's mask over those of its closed neighbourhood that keep it.
+def masked_average(
+    exchange: Exchange, vectors: torch.Tensor, masks: torch.Tensor, kept: torch.Tensor
+) -> torch.Tensor:
+    """Averages entries over those of a client's closed neighbourhood that have them.
 
     Args:
         exchange: the round's messages.
         vectors: `[owned, param]`.
-        masks: which entries each client keeps, `[owned, param]` bool; the same number for all clients.
+        masks: which entries each client has and sends, `[owned, param]` bool; the same number for all
+            clients.
+        kept: which averages each client keeps, `[owned, param]` bool.
 
     Returns:
-        The averages of this rank's clients, `[owned, param]`; entries outside a client's own mask are 0.
+        The averages of this rank's clients, `[owned, param]`. Entries that a client does not keep, or
+        that nobody in its closed neighbourhood has, are 0.
     """
     f, heard, params = exchange.federation, exchange.heard("weights"), vectors.shape[1]
     values = torch.stack([vector[mask] for vector, mask in zip(vectors, masks, strict=True)])
@@ -83,7 +88,7 @@ def masked_average(exchange: Exchange, vectors: torch.Tensor, masks: torch.Tenso
                 vector, mask = unmasked[other]
                 total.add_(vector)
                 count.add_(mask)
-            averages[row] = torch.where(masks[row], total / count.clamp_(min=1), 0)
+            averages[row] = torch.where(kept[row], total / count.clamp_(min=1), 0)
     return averages
 
 

@@ -58,22 +58,35 @@ def find() -> Build | str:
     """
     if not any(FOLDER.glob("_symmetric_*.so")):
         return NOT_BUILT
-    usable = builds()
-    if not usable:
+    found = builds()
+    if not found:
         return f"no build in {FOLDER} is of this version and runs on this processor"
     a = torch.arange(37.0)[:, None].sin() * torch.arange(300.0).cos() + 0.1
     total = torch.ones(37, 37)
-    usable[0].add_lower(total, a)
+    found[0].add_lower(total, a)
     if not torch.allclose(total.tril(), (a @ a.T + 1).tril(), rtol=1e-4):
-        return f"the build for {usable[0].level} is wrong here"
-    return usable[0]
+        return f"the build for {found[0].level} is wrong here"
+    return found[0]
 
 
 def build_for(total: torch.Tensor, a: torch.Tensor) -> Build | None:
     """The build that can add `a a^T` to `total`, if there is one."""
-    if on_gpu(a.device) or {a.dtype, total.dtype} != {torch.float32}:
+    if a.dtype != total.dtype or a.stride(1) != 1 or total.stride(1) != 1:
         return None
-    if torch.get_num_threads() > 1 or a.stride(1) != 1 or total.stride(1) != 1:
-        return None
-    build = find()
+    build = usable(a.device, a.dtype)
     return None if isinstance(build, str) else build
+
+
+def usable(device: torch.device, dtype: torch.dtype) -> Build | str:
+    """The build for products of this type on this device, or the reason why there is none."""
+    if on_gpu(device) or dtype != torch.float32:
+        return "the compiled version is for float32 on CPUs"
+    if torch.get_num_threads() > 1:
+        return "the compiled version has one thread"
+    return find()
+
+
+def described(device: torch.device, dtype: torch.dtype) -> str:
+    """The version that serves, compiled or tensor, and its level or the reason."""
+    build = usable(device, dtype)
+    return f"tensor: {build}" if isinstance(build, str) else f"compiled: {build.level}"
