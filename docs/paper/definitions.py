@@ -27,7 +27,7 @@ GIVEN = {"fashion-mnist": (0.1, 0.2, 0.4, 0.5), "mnist": (0.1, 0.5)}
 """The values of alpha for which there are partitions of the authors; IID data have one as well."""
 
 MAIN = ("NTK-DFL", "DFedAvg", "D-PSGD")
-QUICK = ("DFedAvg", "D-PSGD", "DFedAvgM", "DFedSAM")
+QUICK = ("DFedAvg", "D-PSGD", "DFedAvgM", "DFedSAM", "DisPFL")
 """The methods whose runs take less than ten minutes on one core."""
 
 STUDIES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {

@@ -115,27 +115,35 @@ def _most_at_once(outputs: int, per_sample: int) -> int:
 
 
 class _Linear:
-    """A linear map at one place per sample: `(a a^T) * sum_c s_c s_c^T`."""
+    """A linear map at one place per sample: `(a a^T) * sum_c s_c s_c^T`.
+
+    Batches are copied into arrays for all samples. Kept one by one, they would lie between the blocks that
+    passes free, and the process would grow with every batch.
+    """
 
     def __init__(self, like: torch.Tensor, samples: int, with_bias: bool) -> None:
         """Starts the sum over outputs."""
-        self._signals = like.new_zeros(samples, samples)
-        self._inputs: dict[int, torch.Tensor] = {}
+        self._sum = like.new_zeros(samples, samples)
+        self._inputs = self._signals = like.new_empty(samples, 0)
         self._with_bias = with_bias
 
-    def set_inputs(self, rows: slice, inputs: torch.Tensor) -> None:
-        """Keeps the inputs `[row, in]` of a batch, which are the same for all outputs."""
-        self._inputs[rows.start] = inputs.detach()
+    def set(self, rows: slice, inputs: torch.Tensor, signals: torch.Tensor) -> None:
+        """Copies the inputs `[row, in]` of a batch, and the signals `[row, output * out]` of some outputs."""
+        if self._signals.shape[1] != signals.shape[1]:
+            self._signals = signals.new_empty(len(self._sum), signals.shape[1])
+        if self._inputs.shape[1] != inputs.shape[1]:
+            self._inputs = inputs.new_empty(len(self._sum), inputs.shape[1])
+        self._inputs[rows], self._signals[rows] = inputs, signals
 
-    def add_signals(self, signals: torch.Tensor) -> None:
-        """Adds the outputs' `signals` `[sample, output * out]` of all samples."""
-        add_lower_product(self._signals, signals)
+    def add_signals(self) -> None:
+        """Adds the products of the signals of all samples."""
+        add_lower_product(self._sum, self._signals)
 
     def add_to(self, total: torch.Tensor) -> None:
         """Adds this part of the kernel to the lower triangle of `total`."""
         gram = torch.full_like(total, float(self._with_bias))
-        add_lower_product(gram, torch.cat(list(self._inputs.values())))
-        total.addcmul_(gram, self._signals)
+        add_lower_product(gram, self._inputs)
+        total.addcmul_(gram, self._sum)
 
 
 class FastGram:
@@ -199,7 +207,6 @@ class FastGram:
         targets = {
             piece.name: (piece, column) for piece, column in zip(group, columns, strict=True)
         }
-        signals: dict[str, list[torch.Tensor]] = {name: [] for name in linear}
         for rows, done in self._passes(batches):
             uses = done.uses_of([*linear, *targets], self._plan.orders)
             readers: dict[int, list[tuple[str, Use]]] = {}
@@ -212,8 +219,7 @@ class FastGram:
                 for name, use in readers[place]:
                     if name in linear:
                         own = use.signals(gradients, count)
-                        signals[name].append(own.flatten(1).clone())
-                        linear[name].set_inputs(rows, linear_inputs(use))
+                        linear[name].set(rows, linear_inputs(use), own.flatten(1))
                         continue
                     piece, column = targets[name]
                     width, out = self._plan.multiplied[name], column[rows]
@@ -233,8 +239,8 @@ class FastGram:
                 column[rows] = whole[:, count * piece.entries.start : count * piece.entries.stop]
         for array in arrays:
             add_lower_product(total, array)
-        for name, part in linear.items():
-            part.add_signals(torch.cat(signals[name]))
+        for part in linear.values():
+            part.add_signals()
 
     def _arrays(
         self, like: torch.Tensor, widths: Sequence[int]
