@@ -180,4 +180,6 @@ class Dispfl(TrainingMethod[DispflSettings]):
         own, size = f.samples[client], int(f.sizes[client])
         batch = torch.from_numpy(rng.permutation(size)[: self.settings.batch]).to(f.device)
         # The gradient of a random batch's loss, also for entries outside the mask.
-        return f.network.loss_gradient(weights, own.inputs[batch], own.labels[batch], self.loss).abs()
+        return f.network.loss_gradient(
+            weights, own.inputs[batch], own.labels[batch], self.loss
+        ).abs()
