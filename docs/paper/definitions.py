@@ -10,8 +10,8 @@ Each study is the one of the package at its paper scale, with the methods and va
 shows, and one seed. NTK-DFL's integrator has a tolerance of 1e-3, and clients are tested in every tenth
 round; both save time.
 
-The studies whose names end in `-seeds` repeat the runs of methods that take less than ten minutes. They have
-three seeds, and every seed draws a partition of its own.
+The studies whose names end in `-seeds` repeat the runs of methods that take less than ten minutes. They
+have three seeds, and every seed draws a partition of its own.
 """
 
 from __future__ import annotations

@@ -13,9 +13,7 @@ from mpi_ntkdfl.runtime import allocator, device
 LOGGER = logging.getLogger(__name__)
 
 
-def network_choices(
-    network: Network, chosen: torch.device, dtype: torch.dtype
-) -> dict[str, str]:
+def network_choices(network: Network, chosen: torch.device, dtype: torch.dtype) -> dict[str, str]:
     """How the network computes. On CPUs, freed memory is kept for networks that choose something.
 
     Args:

@@ -117,8 +117,8 @@ def _most_at_once(outputs: int, per_sample: int) -> int:
 class _Linear:
     """A linear map at one place per sample: `(a a^T) * sum_c s_c s_c^T`.
 
-    Batches are copied into arrays for all samples. Kept one by one, they would lie between the blocks that
-    passes free, and the process would grow with every batch.
+    Batches are copied into arrays for all samples. Kept one by one, they would lie between the blocks
+    that passes free, and the process would grow with every batch.
     """
 
     def __init__(self, like: torch.Tensor, samples: int, with_bias: bool) -> None:
@@ -128,7 +128,7 @@ class _Linear:
         self._with_bias = with_bias
 
     def set(self, rows: slice, inputs: torch.Tensor, signals: torch.Tensor) -> None:
-        """Copies the inputs `[row, in]` of a batch, and the signals `[row, output * out]` of some outputs."""
+        """Copies a batch's inputs `[row, in]` and some outputs' signals `[row, output * out]`."""
         if self._signals.shape[1] != signals.shape[1]:
             self._signals = signals.new_empty(len(self._sum), signals.shape[1])
         if self._inputs.shape[1] != inputs.shape[1]:
