@@ -265,6 +265,7 @@ ctypes.CDLL(None).malloc_trim(0)
 Path("/proc/self/clear_refs").write_text("5")
 before = bytes_of("VmRSS")
 network.jacobian(params, inputs).trace_gram()
+network.jacobian(params, inputs).transposed_product(torch.randn(3, SAMPLES, 10))
 print((bytes_of("VmHWM") - before) / (4 * network.memory(SAMPLES)))
 """
 

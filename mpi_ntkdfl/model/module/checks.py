@@ -37,6 +37,7 @@ class Facts:
     Attributes:
         products: multiplications of a forward pass of one sample.
         activations: numbers that autograd keeps from a forward pass of one sample.
+        passing: numbers that one sample needs for a forward and a backward pass.
         vectorised: whether torch computes gradients of several samples together.
         plan: what the fast form of the kernel serves; None if it serves nothing.
         kernel: how the kernel is computed, for the record and the log.
@@ -44,6 +45,7 @@ class Facts:
 
     products: int
     activations: int
+    passing: int
     vectorised: bool
     plan: Plan | None
     kernel: str
@@ -77,12 +79,15 @@ def examined(
     inputs = inputs.double() if inputs.is_floating_point() else inputs
     _refuse_wrong_outputs(function, params, inputs, classes)
     _refuse_mixed_samples(function, params, inputs)
-    products, activations = _counted(function, params, inputs)
+    products, activations, largest = _counted(function, params, inputs)
     refuse_other_gradients(function, params, inputs)
     refuse_hidden_parameters(function, params, inputs)
     vectorised, gram = _right_form(function, params, inputs, classes)
     plan, kernel = right_plan(function, params, inputs, gram, activations, vectorised)
-    return Facts(products, activations, vectorised, plan, kernel)
+    # What is kept, its gradients, and copies of the largest array for convolutions. For the cnn, the
+    # resnet and the transformer of the presets this is 1.0, 1.0 and 1.2 times what was measured.
+    passing = 2 * activations + 4 * largest
+    return Facts(products, activations, passing, vectorised, plan, kernel)
 
 
 def refuse_by_name(module: torch.nn.Module) -> None:
@@ -202,8 +207,10 @@ def _refuse_mixed_samples(function: FlatModule, params: torch.Tensor, inputs: to
         )
 
 
-def _counted(function: FlatModule, params: torch.Tensor, inputs: torch.Tensor) -> tuple[int, int]:
-    """Multiplications of a forward pass of one sample, and the numbers that autograd keeps from it."""
+def _counted(
+    function: FlatModule, params: torch.Tensor, inputs: torch.Tensor
+) -> tuple[int, int, int]:
+    """Multiplications of a pass of one sample; numbers that autograd keeps, in all and in one array."""
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -219,7 +226,9 @@ def _counted(function: FlatModule, params: torch.Tensor, inputs: torch.Tensor) -
         outputs = function(point, inputs)
     kept.pop(point.untyped_storage().data_ptr(), None)
     activations = sum(kept.values()) + inputs.numel() + outputs.numel()
-    return counter.get_total_flops() // (2 * len(inputs)), -(-activations // len(inputs))
+    largest = max([*kept.values(), inputs.numel()])
+    products = counter.get_total_flops() // (2 * len(inputs))
+    return products, -(-activations // len(inputs)), -(-largest // len(inputs))
 
 
 def _right_form(

@@ -28,6 +28,9 @@ _BATCH_NUMBERS = 2**22, 2**24
 """On a CPU, a batch has about so many pairs of a sample and an output, and so many numbers at least and
 at most. Larger ones leave the caches, and smaller ones do not share the cost of the calls."""
 
+_LINE = 16
+"""Arrays start at multiples of so many numbers, which is a cache line of float32."""
+
 _NARROW = 2048
 """Gradients with fewer columns share an array, because products of few columns are slow."""
 
@@ -186,9 +189,14 @@ class FastGram:
         at_once = int(turns(width, samples, len(directions), self._room)[0])
         groups = pieces(dict(plan.multiplied), self._room // (samples * at_once))
         batches = self._batches(at_once)
+        # One buffer serves all passes. Arrays of single passes would leave gaps that others do not fill.
+        widest = max(sum(piece.width for piece in group) for group in groups)
+        longest = max(map(len, groups))
+        buffer = total.new_empty(samples * at_once * widest + _LINE * longest)
         for some in chunks(len(directions), at_once):
             for number, group in enumerate(groups):
-                self._add(total, directions[some], group, {} if number else linear, batches)
+                parts = {} if number else linear
+                self._add(total, directions[some], group, parts, batches, buffer)
         for part in linear.values():
             part.add_to(total)
         return mirror(total)
@@ -200,10 +208,14 @@ class FastGram:
         group: Sequence[Piece],
         linear: dict[str, _Linear],
         batches: Sequence[slice],
+        buffer: torch.Tensor,
     ) -> None:
-        """Adds the products of a group's gradients to `total`, and signals to `linear`."""
+        """Adds the products of a group's gradients to `total`, and signals to `linear`.
+
+        Gradients are in `buffer`.
+        """
         count = len(directions)
-        columns, arrays = self._arrays(total, [count * piece.width for piece in group])
+        columns, arrays = self._arrays(buffer, [count * piece.width for piece in group])
         targets = {
             piece.name: (piece, column) for piece, column in zip(group, columns, strict=True)
         }
@@ -243,23 +255,32 @@ class FastGram:
             part.add_signals()
 
     def _arrays(
-        self, like: torch.Tensor, widths: Sequence[int]
+        self, buffer: torch.Tensor, widths: Sequence[int]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Empty arrays for gradients.
+        """Arrays for gradients in `buffer`.
 
         Returns:
             An array `[sample, width]` for each of `widths`; and all arrays that are multiplied. Narrow
             arrays are columns of one of them.
         """
+        start = 0
+
+        def taken(width: int) -> torch.Tensor:
+            nonlocal start
+            size = self._samples * width
+            array = buffer[start : start + size].view(self._samples, width)
+            start += -(-size // _LINE) * _LINE
+            return array
+
         narrow = [width for width in widths if width < _NARROW]
-        shared = like.new_empty(self._samples, sum(narrow))
+        shared = taken(sum(narrow))
         parts = iter(torch.split(shared, narrow, 1))
         columns, wide = [], []
         for width in widths:
             if width < _NARROW:
                 columns.append(next(parts))
             else:
-                wide.append(like.new_empty(self._samples, width))
+                wide.append(taken(width))
                 columns.append(wide[-1])
         return columns, [shared, *wide] if narrow else wide
 
