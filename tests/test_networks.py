@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import platform
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
@@ -242,6 +246,39 @@ def test_little_memory_and_no_vectorising_change_nothing_but_rounding():
         residuals = torch.randn(1, 5, 3, dtype=torch.float64)
         close(part.transposed_product(residuals), whole.transposed_product(residuals))
     close(kernel(module, inputs, memory_limit=1), kernel(module, inputs))
+
+
+GROWTH = """
+import ctypes, re, torch
+from pathlib import Path
+from mpi_ntkdfl.config import parse
+from mpi_ntkdfl.model.networks import build
+
+def bytes_of(key):
+    return int(re.search(key + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+torch.set_num_threads(1)
+network = build(parse([{"model": {"name": "cnn"}}]).model, (1, 28, 28), 10)
+params, inputs = network.own_parameters().float(), torch.randn(SAMPLES, 1, 28, 28)
+network.jacobian(params, inputs[:8]).trace_gram()
+ctypes.CDLL(None).malloc_trim(0)
+Path("/proc/self/clear_refs").write_text("5")
+before = bytes_of("VmRSS")
+network.jacobian(params, inputs).trace_gram()
+network.jacobian(params, inputs).transposed_product(torch.randn(3, SAMPLES, 10))
+print((bytes_of("VmHWM") - before) / (4 * network.memory(SAMPLES)))
+"""
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or not os.access("/proc/self/clear_refs", os.W_OK),
+    reason="needs glibc and the peak of memory in /proc",
+)
+def test_a_process_grows_no_more_than_predicted():
+    """Small arrays that outlive a batch would lie between freed ones, and keep their memory."""
+    code = GROWTH.replace("SAMPLES", "600")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0.5 < float(done.stdout) < 1.3
 
 
 def test_every_rank_makes_the_module_for_itself():

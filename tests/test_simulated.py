@@ -136,6 +136,17 @@ def test_check_predicts_the_seconds_of_a_run(tmp_path, algorithm, waiting):
     assert (first.late > 0) == (waiting["kind"] == "deadline")
 
 
+def test_two_vectors_of_one_phase_travel_together_and_count_once():
+    links = {"links": {"latency": "100ms"}}
+    parts = []
+    for algorithm in (DFEDAVG, {"name": "k-gt", "epochs": 1}):
+        problem = prepare(settings(algorithm, links), 1)
+        parts.append(forecast(problem.first, problem.conditions, False).parts)
+    one, two = parts
+    assert one["latency"] == two["latency"] == pytest.approx(0.1)
+    assert two["sending"] == pytest.approx(2 * one["sending"])
+
+
 def test_check_says_where_the_time_goes():
     shown = answer("check", "--no-measure", *sets(environment__links__latency="250ms"))
     assert "simulated seconds of round 0, if all clients take part (barrier):" in shown

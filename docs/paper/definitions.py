@@ -10,8 +10,8 @@ Each study is the one of the package at its paper scale, with the methods and va
 shows, and one seed. NTK-DFL's integrator has a tolerance of 1e-3, and clients are tested in every tenth
 round; both save time.
 
-The studies whose names end in `-seeds` repeat the runs of methods that take less than ten minutes. They have
-three seeds, and every seed draws a partition of its own.
+The studies whose names end in `-seeds` repeat the runs of methods that take less than ten minutes. They
+have three seeds, and every seed draws a partition of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GIVEN = {"fashion-mnist": (0.1, 0.2, 0.4, 0.5), "mnist": (0.1, 0.5)}
 """The values of alpha for which there are partitions of the authors; IID data have one as well."""
 
 MAIN = ("NTK-DFL", "DFedAvg", "D-PSGD")
-QUICK = ("DFedAvg", "D-PSGD", "DFedAvgM", "DFedSAM")
+QUICK = ("DFedAvg", "D-PSGD", "DFedAvgM", "DFedSAM", "DisPFL")
 """The methods whose runs take less than ten minutes on one core."""
 
 STUDIES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {

@@ -143,7 +143,7 @@ class Needs:
         kept: function of a client's number of samples that returns how many bytes its rank keeps for
             the method from round to round, beside the weights; None for nothing.
         legs: the groups of messages that travel together, in the order in which they depend on each
-            other. If it is empty, there is one leg per entry of `vectors`, one for `messages` and one
+            other. If it is empty, there is one leg per phase in `vectors`, one for `messages` and one
             for `blocks`, and a client has done all its work before the first.
     """
 

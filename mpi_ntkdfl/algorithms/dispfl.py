@@ -1,8 +1,8 @@
 """DisPFL (Dai et al., "DisPFL", ICML 2022): every client keeps a sparse model of its own.
 
 A client trains within its mask. It then drops its smallest weights from the mask and adds the same
-number of others. It averages every entry of the new mask over those of its neighbourhood that have trained
-this entry. So an added entry starts from the neighbours' average, or from 0 if none of them has it.
+number of others. It averages every entry of the new mask over those of its neighbourhood that have
+trained this entry. So an added entry starts from the neighbours' average, or from 0 if none has it.
 
 The models are personal: clients keep different weights. The record also has the average of all clients,
 in which missing entries count as zeros; DisPFL itself would not use such a model.

@@ -1,8 +1,8 @@
 """K-GT (Liu et al., "Decentralized gradient tracking with local steps", arXiv 2301.01313).
 
 Every gradient of a local step is corrected by the difference between the neighbourhood's mean direction
-and the client's own, as measured in earlier rounds. Corrections start at zero. The equations follow a
-summary of the paper and were not compared with its text or its code.
+and the client's own, as measured in earlier rounds. Corrections start at zero. The equations are those
+of two published implementations; the paper's text was not at hand.
 """
 
 from __future__ import annotations

@@ -73,7 +73,9 @@ class RoundModel:
         if needs.legs:
             return needs.legs
         messages = _phases(needs.messages), _phases(self._blocks)
-        phases = [*((phase,) for phase in needs.vectors), *(each for each in messages if each)]
+        # Vectors of one phase are one leg, which has the bytes of all of them.
+        vectors = ((phase,) for phase in dict.fromkeys(needs.vectors))
+        phases = [*vectors, *(each for each in messages if each)]
         work = tuple(self._work(Graph(len(self.sizes), np.zeros((0, 2), np.int64))))
         return tuple(base.Leg(each, work if not place else ()) for place, each in enumerate(phases))
 

@@ -48,6 +48,7 @@ class Facts:
     Attributes:
         products: multiplications of a forward pass of one sample.
         activations: numbers that autograd keeps from a forward pass of one sample.
+        passing: numbers that one sample needs for a forward and a backward pass.
         vectorised: whether torch computes gradients of several samples together.
         plan: what the fast form of the kernel serves; None if it serves nothing.
         kernel: how the kernel is computed, for the record and the log.
@@ -55,6 +56,7 @@ class Facts:
 
     products: int
     activations: int
+    passing: int
     vectorised: bool
     plan: Plan | None
     kernel: str
@@ -94,12 +96,15 @@ def examined(
             inputs, many = (_chosen(outside(examples), count) for count in (SAMPLES, MANY))
         refuse_wrong_outputs(function, params, inputs, classes)
         refuse_mixed_samples(function, params, inputs, many)
-        products, activations = _counted(function, params, inputs)
+        products, activations, largest = _counted(function, params, inputs)
         refuse_other_gradients(function, params, inputs)
         refuse_hidden_parameters(function, params, inputs)
         vectorised, gram = _right_form(function, params, inputs, classes)
         plan, kernel = right_plan(function, params, inputs, gram, activations, vectorised)
-    return Facts(products, activations, vectorised, plan, kernel)
+    # What is kept, its gradients, and copies of the largest array for convolutions. For the cnn, the
+    # resnet and the transformer of the presets this is 1.0, 1.0 and 1.2 times what was measured.
+    passing = 2 * activations + 4 * largest
+    return Facts(products, activations, passing, vectorised, plan, kernel)
 
 
 def _chosen(examples: torch.Tensor, count: int) -> torch.Tensor:
@@ -203,8 +208,10 @@ def _refuse_other_randomness(first: FlatModule, second: FlatModule) -> None:
         raise refusal("its starting weights are not all finite", "initialise every parameter")
 
 
-def _counted(function: FlatModule, params: torch.Tensor, inputs: torch.Tensor) -> tuple[int, int]:
-    """Multiplications of a forward pass of one sample, and the numbers that autograd keeps from it."""
+def _counted(
+    function: FlatModule, params: torch.Tensor, inputs: torch.Tensor
+) -> tuple[int, int, int]:
+    """Multiplications of a pass of one sample; numbers that autograd keeps, in all and in one array."""
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -221,12 +228,13 @@ def _counted(function: FlatModule, params: torch.Tensor, inputs: torch.Tensor) -
             outputs = function(point, inputs)
         products = counter.get_total_flops() // 2
         kept.pop(point.untyped_storage().data_ptr(), None)
-        activations = sum(kept.values()) + inputs.numel() + outputs.numel()
+        numbers = [outputs.numel(), inputs.numel(), *kept.values()]
     except Exception:  # torch cannot count in a module that computes gradients in its forward pass
         graph = Pass(function, params, inputs).graph
-        activations = sum(graph.numel(place) for place in range(len(graph.steps))) + inputs.numel()
+        numbers = [0, inputs.numel(), *(graph.numel(place) for place in range(len(graph.steps)))]
         products = len(params) * len(inputs)
-    return products // len(inputs), -(-activations // len(inputs))
+    samples = len(inputs)
+    return products // samples, -(-sum(numbers) // samples), -(-max(numbers[1:]) // samples)
 
 
 def _right_form(

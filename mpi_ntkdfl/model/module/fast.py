@@ -28,6 +28,9 @@ _BATCH_NUMBERS = 2**22, 2**24
 """On a CPU, a batch has about so many pairs of a sample and an output, and so many numbers at least and
 at most. Larger ones leave the caches, and smaller ones do not share the cost of the calls."""
 
+_LINE = 16
+"""Arrays start at multiples of so many numbers, which is a cache line of float32."""
+
 _NARROW = 2048
 """Gradients with fewer columns share an array, because products of few columns are slow."""
 
@@ -115,27 +118,35 @@ def _most_at_once(outputs: int, per_sample: int) -> int:
 
 
 class _Linear:
-    """A linear map at one place per sample: `(a a^T) * sum_c s_c s_c^T`."""
+    """A linear map at one place per sample: `(a a^T) * sum_c s_c s_c^T`.
+
+    Batches are copied into arrays for all samples. Kept one by one, they would lie between the blocks
+    that passes free, and the process would grow with every batch.
+    """
 
     def __init__(self, like: torch.Tensor, samples: int, with_bias: bool) -> None:
         """Starts the sum over outputs."""
-        self._signals = like.new_zeros(samples, samples)
-        self._inputs: dict[int, torch.Tensor] = {}
+        self._sum = like.new_zeros(samples, samples)
+        self._inputs = self._signals = like.new_empty(samples, 0)
         self._with_bias = with_bias
 
-    def set_inputs(self, rows: slice, inputs: torch.Tensor) -> None:
-        """Keeps the inputs `[row, in]` of a batch, which are the same for all outputs."""
-        self._inputs[rows.start] = inputs.detach()
+    def set(self, rows: slice, inputs: torch.Tensor, signals: torch.Tensor) -> None:
+        """Copies a batch's inputs `[row, in]` and some outputs' signals `[row, output * out]`."""
+        if self._signals.shape[1] != signals.shape[1]:
+            self._signals = signals.new_empty(len(self._sum), signals.shape[1])
+        if self._inputs.shape[1] != inputs.shape[1]:
+            self._inputs = inputs.new_empty(len(self._sum), inputs.shape[1])
+        self._inputs[rows], self._signals[rows] = inputs, signals
 
-    def add_signals(self, signals: torch.Tensor) -> None:
-        """Adds the outputs' `signals` `[sample, output * out]` of all samples."""
-        add_lower_product(self._signals, signals)
+    def add_signals(self) -> None:
+        """Adds the products of the signals of all samples."""
+        add_lower_product(self._sum, self._signals)
 
     def add_to(self, total: torch.Tensor) -> None:
         """Adds this part of the kernel to the lower triangle of `total`."""
         gram = torch.full_like(total, float(self._with_bias))
-        add_lower_product(gram, torch.cat(list(self._inputs.values())))
-        total.addcmul_(gram, self._signals)
+        add_lower_product(gram, self._inputs)
+        total.addcmul_(gram, self._sum)
 
 
 class FastGram:
@@ -178,9 +189,14 @@ class FastGram:
         at_once = int(turns(width, samples, len(directions), self._room)[0])
         groups = pieces(dict(plan.multiplied), self._room // (samples * at_once))
         batches = self._batches(at_once)
+        # One buffer serves all passes. Arrays of single passes would leave gaps that others do not fill.
+        widest = max(sum(piece.width for piece in group) for group in groups)
+        longest = max(map(len, groups))
+        buffer = total.new_empty(samples * at_once * widest + _LINE * longest)
         for some in chunks(len(directions), at_once):
             for number, group in enumerate(groups):
-                self._add(total, directions[some], group, {} if number else linear, batches)
+                parts = {} if number else linear
+                self._add(total, directions[some], group, parts, batches, buffer)
         for part in linear.values():
             part.add_to(total)
         return mirror(total)
@@ -192,14 +208,17 @@ class FastGram:
         group: Sequence[Piece],
         linear: dict[str, _Linear],
         batches: Sequence[slice],
+        buffer: torch.Tensor,
     ) -> None:
-        """Adds the products of a group's gradients to `total`, and signals to `linear`."""
+        """Adds the products of a group's gradients to `total`, and signals to `linear`.
+
+        Gradients are in `buffer`.
+        """
         count = len(directions)
-        columns, arrays = self._arrays(total, [count * piece.width for piece in group])
+        columns, arrays = self._arrays(buffer, [count * piece.width for piece in group])
         targets = {
             piece.name: (piece, column) for piece, column in zip(group, columns, strict=True)
         }
-        signals: dict[str, list[torch.Tensor]] = {name: [] for name in linear}
         for rows, done in self._passes(batches):
             uses = done.uses_of([*linear, *targets], self._plan.orders)
             if not all(uses.values()):
@@ -214,8 +233,7 @@ class FastGram:
                 for name, use in readers[place]:
                     if name in linear:
                         own = use.signals(gradients, count)
-                        signals[name].append(own.flatten(1).clone())
-                        linear[name].set_inputs(rows, linear_inputs(use))
+                        linear[name].set(rows, linear_inputs(use), own.flatten(1))
                         continue
                     piece, column = targets[name]
                     width, out = self._plan.multiplied[name], column[rows]
@@ -235,27 +253,36 @@ class FastGram:
                 column[rows] = whole[:, count * piece.entries.start : count * piece.entries.stop]
         for array in arrays:
             add_lower_product(total, array)
-        for name, part in linear.items():
-            part.add_signals(torch.cat(signals[name]))
+        for part in linear.values():
+            part.add_signals()
 
     def _arrays(
-        self, like: torch.Tensor, widths: Sequence[int]
+        self, buffer: torch.Tensor, widths: Sequence[int]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Empty arrays for gradients.
+        """Arrays for gradients in `buffer`.
 
         Returns:
             An array `[sample, width]` for each of `widths`; and all arrays that are multiplied. Narrow
             arrays are columns of one of them.
         """
+        start = 0
+
+        def taken(width: int) -> torch.Tensor:
+            nonlocal start
+            size = self._samples * width
+            array = buffer[start : start + size].view(self._samples, width)
+            start += -(-size // _LINE) * _LINE
+            return array
+
         narrow = [width for width in widths if width < _NARROW]
-        shared = like.new_empty(self._samples, sum(narrow))
+        shared = taken(sum(narrow))
         parts = iter(torch.split(shared, narrow, 1))
         columns, wide = [], []
         for width in widths:
             if width < _NARROW:
                 columns.append(next(parts))
             else:
-                wide.append(like.new_empty(self._samples, width))
+                wide.append(taken(width))
                 columns.append(wide[-1])
         return columns, [shared, *wide] if narrow else wide
 

@@ -87,7 +87,7 @@ class ModuleNetwork:
         self._function = FlatModule(made(make, 0))
 
     def _limits_for(self, room: int) -> Limits:
-        at_once = max(min(room // (2 * self._facts.activations), _MOST_AT_ONCE), 1)
+        at_once = max(min(room // self._facts.passing, _MOST_AT_ONCE), 1)
         return Limits(room, at_once, self._facts.vectorised)
 
     def within(self, numbers: int) -> ModuleNetwork:
@@ -250,13 +250,14 @@ class ModuleNetwork:
         return torch.stack(wanted)
 
     def memory(self, samples: int) -> int:
-        """The samples twice, the gradients that are multiplied, and what is kept from passes."""
+        """The samples twice, factors, the gradients that are multiplied, and what is kept from passes."""
         plan, room = self._facts.plan, self._limits.room
-        passing = 2 * min(samples, self._limits.at_once) * self._facts.activations
+        passing = min(samples, self._limits.at_once) * self._facts.passing
         generic = min(max(room, 2 * self.layout.size), 2 * samples * self.layout.size) + passing
         fast = fast_numbers(plan, samples, self.classes, room) if plan else generic
         kernel = max(fast, generic) if plan is None or plan.rest else fast
-        return 2 * samples * math.prod(self.shape) + max(kernel, passing)
+        factors = sum(fan_in + self.classes * units for units, fan_in in self.work.linear)
+        return samples * (2 * math.prod(self.shape) + factors) + max(kernel, passing)
 
     def training_memory(self, samples: int, batch: int, epochs: int) -> int:
         """Nothing is kept from round to round."""
