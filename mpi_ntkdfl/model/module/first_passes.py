@@ -39,7 +39,8 @@ def tried(task: Callable[[], T], what: str) -> T:
         raise refusal(
             f"it fails on {what}: {reason_of(error)}",
             "it must take inputs of that shape and compute in the type and on the device of its "
-            "parameters (keep constant tensors as buffers, and make new ones with x.new_zeros)",
+            "parameters (x.to(weight.dtype) instead of x.float(); keep constant tensors as buffers, and "
+            "make new ones with x.new_zeros)",
         ) from error
 
 

@@ -7,7 +7,6 @@ transform of `torch.func` that has ended, and nobody can use them.
 
 from __future__ import annotations
 
-import pickle
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,8 +60,9 @@ def random_states(device: torch.device) -> tuple[Any, ...]:
     other = b""
     if device.type == "cuda":
         other = torch.cuda.get_rng_state(device).numpy().tobytes()
-    numbers = pickle.dumps(np.random.get_state())  # noqa: NPY002
-    return own, other, random.getstate(), numbers
+    numbers = np.random.get_state(legacy=False)  # noqa: NPY002
+    words = numbers["state"]["key"].tobytes(), numbers["state"]["pos"], numbers["has_gauss"]
+    return own, other, random.getstate(), words
 
 
 @contextmanager
