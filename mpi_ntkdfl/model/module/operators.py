@@ -32,12 +32,13 @@ def jacobian(
         InputError: if the module cannot be differentiated sample by sample; the message says why.
     """
     refuse_by_name(module)  # before the first pass, since a pass changes some of these modules
+    own = next((each.dtype for each in module.parameters()), inputs.dtype)
     with torch.no_grad():
-        outputs: object = module(inputs[:1])
+        outputs: object = module(inputs[:1].to(own) if inputs.is_floating_point() else inputs[:1])
     if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2:
         got = list(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
         raise InputError(f"the module must return outputs [sample, output], got {got}")
-    dtype = inputs.dtype if inputs.is_floating_point() else next(module.parameters()).dtype
+    dtype = inputs.dtype if inputs.is_floating_point() else own
     room = ROOM if memory_limit is None else max(memory_limit // dtype.itemsize, 1)
     shape = tuple(inputs.shape[1:])
     label = type(module).__name__
