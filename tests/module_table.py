@@ -61,6 +61,43 @@ class Cube(torch.autograd.Function):
         return 3 * x**2 * gradient
 
 
+class Largest(torch.autograd.Function):
+    """A function whose second output is an integer."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x.exp())
+        return x.exp(), x.argmax(1)
+
+    @staticmethod
+    def backward(ctx, gradient, _):
+        return gradient * ctx.saved_tensors[0]
+
+
+def energy(m, x):
+    with torch.enable_grad():
+        point = x.detach().requires_grad_()
+        (force,) = torch.autograd.grad(m.e(point).sum(), point, create_graph=True)
+    return force[:, :3]
+
+
+def careless_energy(m, x):
+    x.requires_grad_()
+    return torch.autograd.grad(m.e(x).sum(), x, create_graph=True)[0][:, :3]
+
+
+def lowered(m, x):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        here = m.a(x)
+    return m.b(here.to(x.dtype))
+
+
+def hooked_parameter() -> nn.Module:
+    module = nn.Linear(6, 3)
+    module.weight.register_hook(lambda gradient: gradient * 0.5)
+    return module
+
+
 def hidden(weight: torch.Tensor):
     """A function that reads a parameter which is not passed to it."""
 
@@ -558,6 +595,30 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: Of(lambda m, x: m.b(Cube.apply(m.a(x))), a=nn.Linear(6, 5), b=nn.Linear(5, 3)),
         (6,),
     ),
+    "a whole script": (
+        lambda: torch.jit.script(nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))),
+        (6,),
+    ),
+    "the gradient of an energy": (
+        lambda: Of(energy, e=nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1))),
+        (6,),
+    ),
+    "a function with an index": (
+        lambda: Of(
+            lambda m, x: m.b(Largest.apply(m.a(x))[0]), a=nn.Linear(6, 5), b=nn.Linear(5, 3)
+        ),
+        (6,),
+    ),
+    "parameters without entries": (
+        lambda: Of(
+            lambda m, x: m.a(x) + x @ m.down.T @ m.up.T,
+            unused=free(0),
+            a=nn.Linear(6, 3),
+            down=free(0, 6),
+            up=free(3, 0),
+        ),
+        (6,),
+    ),
     "stopped gradients": (
         lambda: Of(
             lambda m, x: m.b(m.a(x) * m.a(x).detach()), a=nn.Linear(6, 5), b=nn.Linear(5, 3)
@@ -624,6 +685,48 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
         lambda: head(nn.Embedding(5, 4, scale_grad_by_freq=True), 28),
         TOKENS,
         "derivatives are not right",
+    ),
+    "embedding with a largest norm": (
+        lambda: head(nn.Embedding(5, 4, max_norm=0.5), 28),
+        TOKENS,
+        "max_norm",
+    ),
+    "gradients under no_grad": (
+        lambda: Of(careless_energy, e=nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1))),
+        (6,),
+        "fails under torch.no_grad",
+    ),
+    "autocast": (
+        lambda: Of(lowered, a=nn.Linear(6, 5), b=nn.Linear(5, 3)),
+        (6,),
+        "compute in torch.bfloat16",
+    ),
+    "half precision inside": (
+        lambda: Of(
+            lambda m, x: m.b(m.a(x).half().to(x.dtype)), a=nn.Linear(6, 5), b=nn.Linear(5, 3)
+        ),
+        (6,),
+        "compute in torch.float16",
+    ),
+    "a hook on a gradient": (
+        hooked_parameter,
+        (6,),
+        "hook changes the gradient of parameter weight",
+    ),
+    "no gradient": (
+        lambda: Of(lambda m, x: m.a(x).detach(), a=nn.Linear(6, 3)),
+        (6,),
+        "no gradient of its outputs",
+    ),
+    "a dictionary": (
+        lambda: Of(lambda m, x: {"logits": m.a(x)}, a=nn.Linear(6, 3)),
+        (6,),
+        "got dict for one sample",
+    ),
+    "one number per sample": (
+        lambda: Of(lambda m, x: m.a(x).squeeze(), a=nn.Linear(6, 1)),
+        (6,),
+        r"the shape \[\] for one sample",
     ),
     "checkpoint": (
         lambda: checkpointed(False),

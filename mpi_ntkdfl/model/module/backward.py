@@ -41,18 +41,9 @@ class Backward:
             places: numbers of the nodes at whose outputs gradients are wanted.
         """
         self._graph, self._samples, self._places = graph, samples, frozenset(places)
-        readers: list[list[int]] = [[] for _ in graph.steps]
-        for place, step in enumerate(graph.steps):
-            for source in step.sources:
-                if source >= 0:
-                    readers[source].append(place)
-        needed, waiting = set(places), list(places)
-        while waiting:
-            new = [place for place in readers[waiting.pop()] if place not in needed]
-            needed.update(new)
-            waiting += new
+        readers, needed = graph.readers(), graph.above(places)
         self._needed = needed
-        missing = {place: len(readers[place]) for place in needed}
+        missing = {place: len(readers.get(place, ())) for place in needed}
         ready = [place for place in needed if not missing[place]]
         self._order: list[int] = []
         while ready:

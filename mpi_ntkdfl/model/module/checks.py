@@ -6,28 +6,39 @@ take part as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
+import numpy as np
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
+from mpi_ntkdfl.model.module.first_passes import (
+    SAMPLES,
+    TOLERANCE,
+    equal,
+    refuse_mixed_samples,
+    refuse_wrong_outputs,
+)
 from mpi_ntkdfl.model.module.function import FlatModule, Make, made
-from mpi_ntkdfl.model.module.hidden import refusal, refuse_hidden_parameters, refuse_other_gradients
+from mpi_ntkdfl.model.module.hidden import (
+    reason_of,
+    refusal,
+    refuse_hidden_parameters,
+    refuse_other_gradients,
+)
 from mpi_ntkdfl.model.module.jacobian import Limits, ModuleJacobian
-from mpi_ntkdfl.model.module.plan import Plan
+from mpi_ntkdfl.model.module.plan import Pass, Plan
 from mpi_ntkdfl.model.module.trial import right_plan
+from mpi_ntkdfl.model.module.unchanged import restored, same_random_states
+from mpi_ntkdfl.model.params import outside
 from mpi_ntkdfl.runtime import seeds
 
-SAMPLES, JITTER, TOLERANCE = 8, 0.1, 1e-9
-"""Number of samples of a trial; standard deviation of the noise on the parameters; relative error that is
-allowed for values that must be equal."""
-
-T = TypeVar("T")
+MANY, JITTER = 64, 0.1
+"""Number of samples of a batch whose samples must not see each other; standard deviation of the noise on
+the parameters."""
 
 
 @dataclass(frozen=True)
@@ -68,26 +79,53 @@ def examined(
     module = made(make, 0)
     refuse_by_name(module)
     function = FlatModule(module)
-    _refuse_other_randomness(function, FlatModule(made(make, 0)))
-    generator = seeds.generator(0, "trying out a module")
     own = function.flat()
-    params = own + JITTER * torch.from_numpy(generator.standard_normal(len(own))).to(own)
-    if examples is None or (len(examples) < 2 and examples.is_floating_point()):
-        random = torch.from_numpy(generator.standard_normal((SAMPLES, *shape)))
-        examples = random.to(own.device)
-    inputs = examples[:SAMPLES]
-    inputs = inputs.double() if inputs.is_floating_point() else inputs
-    _refuse_wrong_outputs(function, params, inputs, classes)
-    _refuse_mixed_samples(function, params, inputs)
-    products, activations, largest = _counted(function, params, inputs)
-    refuse_other_gradients(function, params, inputs)
-    refuse_hidden_parameters(function, params, inputs)
-    vectorised, gram = _right_form(function, params, inputs, classes)
-    plan, kernel = right_plan(function, params, inputs, gram, activations, vectorised)
+    with (
+        same_random_states(own.device),
+        restored(module),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
+        _refuse_other_randomness(function, FlatModule(made(make, 0)))
+        generator = seeds.generator(0, "trying out a module")
+        params = own + JITTER * torch.from_numpy(generator.standard_normal(len(own))).to(own)
+        if examples is None:
+            drawn = torch.from_numpy(generator.standard_normal((MANY, *shape))).to(own.device)
+            inputs, many = drawn[:SAMPLES], drawn
+        else:
+            inputs, many = (_chosen(outside(examples), count) for count in (SAMPLES, MANY))
+        refuse_wrong_outputs(function, params, inputs, classes)
+        refuse_mixed_samples(function, params, inputs, many)
+        products, activations, largest = _counted(function, params, inputs)
+        refuse_other_gradients(function, params, inputs)
+        refuse_hidden_parameters(function, params, inputs)
+        vectorised, gram = _right_form(function, params, inputs, classes)
+        plan, kernel = right_plan(function, params, inputs, gram, activations, vectorised)
     # What is kept, its gradients, and copies of the largest array for convolutions. For the cnn, the
     # resnet and the transformer of the presets this is 1.0, 1.0 and 1.2 times what was measured.
     passing = 2 * activations + 4 * largest
     return Facts(products, activations, passing, vectorised, plan, kernel)
+
+
+def _chosen(examples: torch.Tensor, count: int) -> torch.Tensor:
+    """Up to `count` samples for trials, in float64 unless they are integers.
+
+    They are spread over `examples`, whose first ones may be alike. A single sample of real numbers comes
+    with others in which each number is a little nearer to 0, so that it stays in its range.
+    """
+    if len(examples) == 1 and examples.is_floating_point():
+        generator = seeds.generator(0, "other samples")
+        factors = torch.from_numpy(generator.uniform(0.9, 1, (SAMPLES, *examples.shape[1:])))
+        factors[0] = 1
+        return examples.double() * factors.to(examples.device)
+    different = (examples != examples[0]).reshape(len(examples), -1).any(1).nonzero()[:, 0]
+    others = torch.arange(1, len(examples), device=examples.device)
+    if len(different) < len(others) / 2:
+        others = different if len(different) else others
+    rows = np.unique(np.linspace(0, len(others), min(count, len(others) + 1)).astype(int))
+    first = others.new_zeros(1)
+    chosen = examples[torch.cat([first, others])[torch.from_numpy(rows[rows <= len(others)])]]
+    return chosen.double() if chosen.is_floating_point() else chosen
 
 
 def refuse_by_name(module: torch.nn.Module) -> None:
@@ -105,6 +143,25 @@ def refuse_by_name(module: torch.nn.Module) -> None:
             )
         if parameter.is_complex():
             raise refusal(f"parameter {name} is complex", "use real parameters")
+        if parameter.is_meta:
+            raise refusal(
+                f"parameter {name} is on the device meta and has no values",
+                "use module.to_empty(device=...), and initialise or load its weights",
+            )
+        if parameter._backward_hooks:
+            raise refusal(
+                f"a hook changes the gradient of parameter {name}",
+                "remove it, and multiply the parameter by a mask in the forward pass instead",
+            )
+    for name, buffer in module.named_buffers():
+        if is_lazy(buffer):
+            raise refusal(f"buffer {name} has no shape yet", "give lazy modules their sizes")
+    if len({parameter.device for parameter in parameters.values()}) > 1:
+        raise refusal("its parameters are on several devices", "move the module to one device")
+    if isinstance(module, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
+        raise refusal(
+            f"{type(module).__name__} hands its parameters to copies", "use its attribute module"
+        )
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise refusal("no parameter requires a gradient", "leave some of them to be trained")
     for name, part in module.named_modules():
@@ -114,6 +171,11 @@ def refuse_by_name(module: torch.nn.Module) -> None:
                 f"{what} normalises over the batch, so that samples depend on each other",
                 "use GroupNorm, LayerNorm, RMSNorm or InstanceNorm, or return the module in "
                 "evaluation mode with running statistics",
+            )
+        if getattr(part, "max_norm", None) is not None:
+            raise refusal(
+                f"{what} shortens rows of its weight in every pass (max_norm)",
+                "leave max_norm out, and divide rows by their norms in the forward pass",
             )
         if part.training and _drops(part):
             raise refusal(
@@ -137,74 +199,13 @@ def _refuse_other_randomness(first: FlatModule, second: FlatModule) -> None:
     like = own[:0].double()
     constants = zip(first.constants(like).values(), second.constants(like).values(), strict=False)
     same = first.layout.shapes == second.layout.shapes and torch.equal(own, other)
-    if not (same and all(torch.equal(a, b) for a, b in constants)):
+    if not (same and all(equal(a, b) for a, b in constants)):
         raise refusal(
             "its factory gives other weights or buffers when it is called again with the same seed",
             "draw them from torch's own generator only (no other random numbers, no time)",
         )
     if not bool(torch.isfinite(own).all()):
         raise refusal("its starting weights are not all finite", "initialise every parameter")
-
-
-def _tried(task: Callable[[], T], what: str) -> T:
-    try:
-        return task()
-    except Exception as error:  # whatever the user's code raises
-        reason = str(error).strip().split("\n")[0]
-        raise refusal(
-            f"it fails on {what}: {type(error).__name__}: {reason}",
-            "it must take inputs of that shape and compute in the type and on the device of its "
-            "parameters (keep constant tensors as buffers)",
-        ) from error
-
-
-def _refuse_wrong_outputs(
-    function: FlatModule, params: torch.Tensor, inputs: torch.Tensor, classes: int
-) -> None:
-    """Refuses modules whose outputs have a wrong form or are random, and modules that a pass changes."""
-    before = {name: each.clone() for name, each in function.constants(params).items()}
-    what = f"{inputs.dtype} inputs of shape {list(inputs.shape)}".replace("torch.", "")
-    outputs: object = _tried(lambda: function(params, inputs), what)
-    wanted = f"outputs of shape {[len(inputs), classes]}"
-    if not isinstance(outputs, torch.Tensor):
-        raise refusal(f"it returns {type(outputs).__name__}", f"return a tensor, {wanted}")
-    if tuple(outputs.shape) != (len(inputs), classes):
-        raise refusal(f"it returns the shape {list(outputs.shape)}", f"return {wanted}")
-    if outputs.dtype != params.dtype:
-        raise refusal(
-            f"it returns {outputs.dtype} where its parameters are {params.dtype}",
-            "compute in the type of the parameters",
-        )
-    if not bool(torch.isfinite(outputs).all()):
-        raise refusal(
-            "its outputs are not finite near its starting weights",
-            "look for divisions and logarithms",
-        )
-    if not torch.equal(outputs, function(params, inputs)):
-        raise refusal("two passes give different outputs", "leave out what is random or remembers")
-    if any(not torch.equal(old, function.constants(params)[name]) for name, old in before.items()):
-        raise refusal("a pass changes its buffers", "return the module in evaluation mode")
-
-
-def _refuse_mixed_samples(function: FlatModule, params: torch.Tensor, inputs: torch.Tensor) -> None:
-    """Refuses modules in which the outputs of a sample depend on other samples.
-
-    The first sample is replaced, and the outputs of the others must stay the same. The last sample is
-    also passed one by one, and must have the same outputs.
-    """
-    changed = inputs.clone()
-    for other in inputs[1:]:
-        if not torch.equal(other, inputs[0]):
-            changed[0] = other
-    with torch.no_grad():
-        outputs, others = function(params, inputs), function(params, changed)
-        single = _tried(lambda: function(params, inputs[-1:]), "a single sample")
-    differences = torch.cat([others[1:] - outputs[1:], single - outputs[-1:]]).abs()
-    if not bool(differences.max() <= TOLERANCE * outputs.abs().max()):
-        raise refusal(
-            "a sample's outputs depend on the other samples of the batch",
-            "each sample must be treated by itself; the batch is the first axis of inputs and outputs",
-        )
 
 
 def _counted(
@@ -219,16 +220,21 @@ def _counted(
         return tensor
 
     point = params.detach().requires_grad_()
-    with (
-        FlopCounterMode(display=False) as counter,
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-    ):
-        outputs = function(point, inputs)
-    kept.pop(point.untyped_storage().data_ptr(), None)
-    activations = sum(kept.values()) + inputs.numel() + outputs.numel()
-    largest = max([*kept.values(), inputs.numel()])
-    products = counter.get_total_flops() // (2 * len(inputs))
-    return products, -(-activations // len(inputs)), -(-largest // len(inputs))
+    try:
+        with (
+            FlopCounterMode(display=False) as counter,
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        ):
+            outputs = function(point, inputs)
+        products = counter.get_total_flops() // 2
+        kept.pop(point.untyped_storage().data_ptr(), None)
+        numbers = [outputs.numel(), inputs.numel(), *kept.values()]
+    except Exception:  # torch cannot count in a module that computes gradients in its forward pass
+        graph = Pass(function, params, inputs).graph
+        numbers = [0, inputs.numel(), *(graph.numel(place) for place in range(len(graph.steps)))]
+        products = len(params) * len(inputs)
+    samples = len(inputs)
+    return products // samples, -(-sum(numbers) // samples), -(-max(numbers[1:]) // samples)
 
 
 def _right_form(
@@ -248,7 +254,7 @@ def _right_form(
             gram = jacobian.trace_gram()
             error = _disagreement(jacobian, gram, classes)
         except Exception as failure:  # the module fails, or torch has no vectorisation rule for it
-            reasons.append(f"{type(failure).__name__}: {str(failure).strip().splitlines()[0]}")
+            reasons.append(reason_of(failure))
             continue
         if error <= TOLERANCE:
             return vectorised, gram
@@ -256,7 +262,7 @@ def _right_form(
     raise refusal(
         "its derivatives are not right or cannot be computed (vectorised: "
         f"{reasons[0]}; one sample at a time: {reasons[1]})",
-        "look for custom backward passes, detached parameters and changes in place",
+        "look for custom backward passes, hooks on gradients, detached values and changes in place",
     )
 
 

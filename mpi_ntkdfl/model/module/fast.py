@@ -221,6 +221,8 @@ class FastGram:
         }
         for rows, done in self._passes(batches):
             uses = done.uses_of([*linear, *targets], self._plan.orders)
+            if not all(uses.values()):
+                raise OtherGraph
             readers: dict[int, list[tuple[str, Use]]] = {}
             for name, each in uses.items():
                 for use in each:
@@ -296,6 +298,8 @@ class FastGram:
         """The forward passes of all batches."""
         for rows in batches:
             done = Pass(self._function, self._params, self._inputs[rows])
-            if not self._plan.serves(done.graph, done.samples):
+            if not (
+                self._plan.serves(done.graph, done.samples) and done.ordered(self._plan.orders)
+            ):
                 raise OtherGraph
             yield rows, done

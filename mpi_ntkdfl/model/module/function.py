@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mpi_ntkdfl.model.module.unchanged import restored
 from mpi_ntkdfl.model.params import Layout
 
 Make = Callable[[], torch.nn.Module]
@@ -54,11 +55,11 @@ def _registered(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) ->
 class FlatModule:
     """A module's outputs as a function of a flat parameter vector and inputs.
 
-    Parameters that require no gradient, and buffers, are constants. They are converted to the type and
-    device of the vector.
+    Parameters that require no gradient, and buffers, are constants. They are copied in the type and on
+    the device of the vector. What a pass writes into other attributes of the module is undone after it.
 
     Attributes:
-        module: the module; its own parameters are never changed.
+        module: the module; its own parameters and buffers are never changed.
         layout: names and shapes of the parameters that require a gradient, and the rest of the module's
             state_dict.
     """
@@ -73,20 +74,30 @@ class FlatModule:
         frozen = {name: p for name, p in parameters.items() if not p.requires_grad}
         self._constants: dict[str, torch.Tensor] = {**frozen, **dict(module.named_buffers())}
         self._cast: dict[tuple[torch.dtype, torch.device], dict[str, torch.Tensor]] = {}
-        self._names = _registered(module, {**trained, **self._constants})
+        # Torch replaces the tensors of a script only where the script is a part of another module.
+        scripted = isinstance(module, torch.jit.ScriptModule)
+        self._called = torch.nn.Sequential(module) if scripted else module
+        self._names = _registered(self._called, {**trained, **self._constants})
 
     def flat(self) -> torch.Tensor:
         """The module's own parameters, `[P]` float64."""
         pieces = [p.detach().double().reshape(-1) for p in self._trained.values()]
         return torch.cat(pieces)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the module's first parameter that requires a gradient."""
+        return next(iter(self._trained.values())).dtype
+
     def constants(self, like: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Buffers and frozen parameters in the type and on the device of `like`."""
+        """Copies of buffers and frozen parameters in the type and on the device of `like`."""
         key = like.dtype, like.device
         if key not in self._cast:
             with torch.inference_mode(False):
                 self._cast[key] = {
-                    name: tensor.detach().to(like if tensor.is_floating_point() else like.device)
+                    name: tensor.detach().to(
+                        like if tensor.is_floating_point() else like.device, copy=True
+                    )
                     for name, tensor in self._constants.items()
                 }
         return self._cast[key]
@@ -95,18 +106,34 @@ class FlatModule:
         self, tensors: Mapping[str, torch.Tensor], like: torch.Tensor, inputs: torch.Tensor
     ) -> torch.Tensor:
         """Outputs `[sample, output]` with parameters by name; `like` has the same type and device."""
+        with restored(self.module):
+            return self._pass(tensors, like, inputs)
+
+    def twice(
+        self, params: torch.Tensor, inputs: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The outputs of two passes, of which the second one sees what the first one left."""
+        tensors = self.layout.unflatten(params)
+        with restored(self.module):
+            return self._pass(tensors, params, inputs), self._pass(tensors, params, inputs)
+
+    def _pass(
+        self, tensors: Mapping[str, torch.Tensor], like: torch.Tensor, inputs: torch.Tensor
+    ) -> torch.Tensor:
         values = {**self.constants(like), **tensors}
         state = {name: values[own] for name, own in self._names.items()}
         # Ties are resolved here. Torch would replace a tensor twice in a module that is registered
         # under two names, and then not restore it.
         outputs: torch.Tensor = torch.func.functional_call(
-            self.module, state, (inputs,), tie_weights=False
+            self._called, state, (inputs.detach(),), tie_weights=False
         )
         return outputs
 
     @contextmanager
     def holding(self, params: torch.Tensor) -> Iterator[dict[str, torch.nn.Parameter]]:
         """Within the context, the module itself holds `params` `[P]`, in their type.
+
+        Its attributes are unchanged afterwards.
 
         Yields:
             The module's parameters by name.
@@ -117,7 +144,8 @@ class FlatModule:
         try:
             for name, tensor in tensors.items():
                 tensor.data = values[name]
-            yield self._trained
+            with restored(self.module):
+                yield self._trained
         finally:
             for name, tensor in tensors.items():
                 tensor.data = before[name]

@@ -8,7 +8,7 @@ formulas (`_saved_NAME`). What is not recognised here is left to the generic for
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,36 @@ _VIEWS = frozenset(
     for number in range(3)
 )
 """Operations that only rearrange all entries of a tensor."""
+
+_STAYING = _VIEWS | frozenset(
+    f"{name}Backward{number}"
+    for name in (
+        *("Add", "Sub", "Rsub", "Mul", "Div", "Neg", "Abs", "Pow", "Exp", "Log", "Sqrt", "Rsqrt"),
+        *(
+            "Reciprocal",
+            "Sin",
+            "Cos",
+            "Erf",
+            "Clamp",
+            "ClampMin",
+            "ClampMax",
+            "Where",
+            "MaskedFill",
+        ),
+        *("Relu", "LeakyRelu", "PreluKernel", "Elu", "Gelu", "Silu", "Mish", "Softplus", "Tanh"),
+        *("Sigmoid", "LogSigmoid", "Hardswish", "Hardsigmoid", "Hardtanh", "Threshold"),
+        *("Expand", "Clone", "Alias", "ToCopy", "Cat", "Stack", "Unbind", "Split", "UnsafeSplit"),
+        *("SplitWithSizes", "Select", "Slice", "ConstantPadNd", "Repeat"),
+        *("Sum", "Mean", "Var", "VarMean", "Std", "Softmax", "LogSoftmax", "Convolution"),
+        *("NativeLayerNorm", "NativeGroupNorm", "NativeBatchNorm", "FusedRmsNorm"),
+        *("MaxPool2DWithIndices", "AvgPool2D", "AdaptiveAvgPool2D"),
+    )
+    for number in range(4)
+)
+"""Operations whose entries belong to the same samples in every pass, whatever the values are."""
+
+_FIRST_AXIS = ("BmmBackward0", "ScaledDotProductFlashAttentionForCpuBackward0")
+"""Operations that treat the entries of the first axis by themselves."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +125,9 @@ class Graph:
     """
 
     def __init__(self, outputs: torch.Tensor) -> None:
-        """Walks the graph backwards from `outputs`."""
-        self.nodes: list[Node] = [outputs.grad_fn]
-        places: dict[Node, int] = {outputs.grad_fn: 0}
+        """Walks the graph backwards from `outputs`; it is empty if they have no gradient."""
+        self.nodes: list[Node] = [] if outputs.grad_fn is None else [outputs.grad_fn]
+        places: dict[Node, int] = dict.fromkeys(self.nodes, 0)
         sources: list[tuple[int, ...]] = []
         for node in self.nodes:  # which grows
             for source, _ in node.next_functions:
@@ -124,15 +154,54 @@ class Graph:
         """Where the gradient with respect to the output of node `place` arrives."""
         return GradientEdge(self.nodes[place], 0)
 
+    def above(self, places: Iterable[int]) -> set[int]:
+        """The nodes `places`, and all nodes between them and the outputs."""
+        readers = self.readers()
+        found = set(places)
+        waiting = list(found)
+        while waiting:
+            new = {reader for reader, _ in readers.get(waiting.pop(), ())} - found
+            found |= new
+            waiting += new
+        return found
+
+    def staying(self, places: Iterable[int], samples: int) -> bool:
+        """Whether no operation above `places` can move entries from sample to sample by their values.
+
+        Args:
+            places: numbers of nodes.
+            samples: number of samples of the pass.
+        """
+        above = self.above(places)
+        return all(
+            self._stays(place, edge, samples)
+            for place in above
+            for edge, source in enumerate(self.steps[place].sources)
+            if source in above
+        )
+
+    def _stays(self, place: int, edge: int, samples: int) -> bool:
+        operation, shape = self.steps[place].operation, self.shape(place)
+        if operation in ("MmBackward0", "AddmmBackward0"):
+            return edge < len(self.steps[place].sources) - 1  # the second factor's rows are mixed
+        if operation in _FIRST_AXIS:
+            return bool(shape) and shape[0] % samples == 0
+        return operation in _STAYING
+
+    def readers(self) -> dict[int, list[tuple[int, int]]]:
+        """For each node, the nodes that read its output, and by which of their inputs."""
+        readers: dict[int, list[tuple[int, int]]] = {}
+        for place, step in enumerate(self.steps):
+            for edge, source in enumerate(step.sources):
+                readers.setdefault(source, []).append((place, edge))
+        return readers
+
     def consumers(self, leaves: Mapping[str, torch.Tensor]) -> dict[str, list[Consumer]]:
         """Every node that reads each of `leaves`, tensors that require a gradient.
 
         A tensor that no output depends on has none.
         """
-        readers: dict[int, list[tuple[int, int]]] = {}
-        for place, step in enumerate(self.steps):
-            for edge, source in enumerate(step.sources):
-                readers.setdefault(source, []).append((place, edge))
+        readers = self.readers()
         uses: dict[str, list[Consumer]] = {}
         for name, leaf in leaves.items():
             place = self._places.get(get_gradient_edge(leaf).node, -2)

@@ -23,6 +23,13 @@ def refusal(what: str, way_out: str) -> InputError:
     return InputError(f"the module cannot be a network: {what}; {way_out}")
 
 
+def reason_of(error: Exception) -> str:
+    """The first sentence of another library's error, which may be a page."""
+    lines = str(error).strip().splitlines() or [""]
+    text = lines[0].split(". ")[0]
+    return f"{type(error).__name__}: {text if len(text) <= 160 else text[:157] + '...'}"
+
+
 def refuse_hidden_parameters(
     function: FlatModule, params: torch.Tensor, inputs: torch.Tensor
 ) -> None:

@@ -21,6 +21,7 @@ from mpi_ntkdfl.model.jacobian import add_lower_product, mirror
 from mpi_ntkdfl.model.module.fast import FastGram, OtherGraph, Piece, pieces
 from mpi_ntkdfl.model.module.function import FlatModule, chunks, vectorised
 from mpi_ntkdfl.model.module.plan import Plan
+from mpi_ntkdfl.model.module.unchanged import restored
 from mpi_ntkdfl.model.params import aligned, outside
 from mpi_ntkdfl.model.projection import Part, Projection
 
@@ -84,7 +85,8 @@ class ModuleJacobian:
         """Outputs of the module, `[sample, output]`."""
         with torch.inference_mode(False), torch.no_grad():
             parts = chunks(self._samples, self._limits.at_once)
-            return torch.cat([self._function(self._params, self._inputs[rows]) for rows in parts])
+            found = [self._function(self._params, self._inputs[rows]) for rows in parts]
+            return torch.cat(found).detach()  # a module may turn gradients on for itself
 
     def trace_gram(self, directions: torch.Tensor | None = None) -> torch.Tensor:
         """`sum_c J_c J_c^T`, `[sample, sample]`.
@@ -96,7 +98,7 @@ class ModuleJacobian:
             directions: `[direction, output]`: the sum is over these combinations of outputs. None for the
                 outputs themselves.
         """
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), restored(self._function.module):
             if directions is None:
                 directions = torch.eye(self._classes).to(self._params)
             directions = outside(directions)
@@ -128,7 +130,8 @@ class ModuleJacobian:
         total = self._params.new_zeros(self._samples, self._samples)
         # One half is for the gradients to be multiplied, the other for those that are being computed.
         half = self._limits.room // 2
-        groups = pieces({name: sizes[name] for name in names}, half // self._samples)
+        wanted = {name: sizes[name] for name in names if sizes[name]}
+        groups = pieces(wanted, half // self._samples) if wanted else []
         for direction in directions:
             for group in groups:
                 add_lower_product(total, self._columns(direction, group, sizes))
@@ -154,12 +157,18 @@ class ModuleJacobian:
 
         This takes one vector-Jacobian product per tau.
         """
-        with torch.inference_mode(False), torch.enable_grad():
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            restored(self._function.module),
+        ):
             residuals = outside(residuals)
             total = self._params.new_zeros(len(residuals), len(self._params))
             for rows in chunks(self._samples, self._limits.at_once):
                 point = self._params.detach().requires_grad_()
                 outputs = self._function(point, self._inputs[rows])
+                if not outputs.requires_grad:  # these samples do not reach any parameter
+                    continue
                 for row, each in zip(total, residuals[:, rows], strict=True):
                     (gradient,) = torch.autograd.grad(outputs, point, each, retain_graph=True)
                     row.add_(gradient)
@@ -204,7 +213,11 @@ class ModuleJacobian:
             rows: the range of samples.
             names: the parameters.
         """
-        with torch.inference_mode(False), torch.enable_grad():
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            restored(self._function.module),
+        ):
             tensors = self._function.layout.unflatten(self._params.detach())
             differentiated = {name: tensors.pop(name) for name in names}
             inputs = self._inputs[rows]
@@ -233,6 +246,8 @@ class ModuleJacobian:
         """The gradient for one sample `x` `[*shape]`, by autograd."""
         points = {name: each.detach().requires_grad_() for name, each in differentiated.items()}
         outputs = self._function.with_tensors({**others, **points}, self._params, x[None])
+        if not outputs.requires_grad:  # this sample does not reach any of these parameters
+            return self._params.new_zeros(sum(point.numel() for point in points.values()))
         gradients = torch.autograd.grad(
             outputs[0] @ direction, list(points.values()), allow_unused=True, materialize_grads=True
         )

@@ -10,8 +10,12 @@ import torch
 from mpi_ntkdfl.model.module.backward import Backward
 from mpi_ntkdfl.model.module.folded import Gradients, Known
 from mpi_ntkdfl.model.module.function import FlatModule
-from mpi_ntkdfl.model.module.graph import Consumer, Graph, Step
+from mpi_ntkdfl.model.module.graph import Consumer, Graph, Shape, Step
 from mpi_ntkdfl.model.module.uses import Order, Use, use_of
+from mpi_ntkdfl.runtime import seeds
+
+_SAME = 1e-3
+"""Largest relative error of gradients that are equal but for rounding, or very different."""
 
 
 class Pass:
@@ -87,6 +91,27 @@ class Pass:
             for place, signal in zip(places, found, strict=True)
         ]
 
+    def ordered(self, orders: Mapping[int, Order]) -> bool:
+        """Whether the outputs of nodes belong to samples by `orders` in this pass as well.
+
+        A module may move entries from sample to sample by their values and back, for example to sort
+        samples by their expert. If each sample's outputs get a weight of their own, all its gradients
+        must get this weight. Where no operation can move entries in this way, no pass is needed.
+        """
+        if self.graph.staying(orders, self.samples):
+            return True
+        generator = seeds.generator(0, "weights of samples")
+        weights = torch.from_numpy(generator.uniform(1, 2, self.samples)).to(self.outputs)
+        places, even = list(orders), _uneven(self.outputs)
+        pairs = zip(
+            self.signals(places, even), self.signals(places, weights[:, None] * even), strict=True
+        )
+        for order, pair in zip(orders.values(), pairs, strict=True):
+            one, other = (order.by_sample(signal, self.samples).flatten(1) for signal in pair)
+            if not bool((other - weights[:, None] * one).abs().max() <= _SAME * one.abs().max()):
+                return False
+        return True
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -144,8 +169,10 @@ def planned(
 ) -> Plan:
     """Finds the uses of parameters in a pass of `inputs` `[sample, *shape]` at `params` `[P]`."""
     done = Pass(function, params, inputs)
-    consumers = done.consumers(done.leaves)
-    orders = _orders(done, sorted({each.place for some in consumers.values() for each in some}))
+    consumers = done.consumers(name for name, each in done.leaves.items() if each.numel())
+    places = sorted({each.place for some in consumers.values() for each in some})
+    fewer = [Pass(function, params, inputs[:-1])] if len(inputs) > 2 else []
+    orders = _orders([done, *fewer], places)
     uses = done.uses_of(consumers, orders)
     linear = {
         name: some[0].place for name, some in uses.items() if len(some) == 1 and some[0].linear
@@ -158,7 +185,7 @@ def planned(
     apart = {*linear, *biases.values()}
     multiplied = [name for name, some in uses.items() if some and name not in apart]
     rest = tuple(name for name, some in consumers.items() if some and not uses[name])
-    places = {use.place for some in uses.values() for use in some}
+    used = {use.place for some in uses.values() for use in some}
     return Plan(
         steps=done.graph.steps,
         samples=done.samples,
@@ -167,7 +194,7 @@ def planned(
         biases=tuple(biases.values()),
         multiplied={name: done.leaves[name].numel() for name in multiplied},
         rest=rest,
-        signals=sum(done.graph.numel(place) for place in places) // done.samples
+        signals=sum(done.graph.numel(place) for place in used) // done.samples
         + max((done.leaves[name].numel() for name in multiplied), default=0),
         activations=activations
         + max((use.other_numbers(done.graph) for some in uses.values() for use in some), default=0),
@@ -178,13 +205,25 @@ def planned(
     )
 
 
-def _orders(done: Pass, places: Sequence[int]) -> dict[int, Order]:
-    """How the outputs of nodes are ordered, seen from where the gradients of each sample arrive."""
-    candidates = {
-        place: [order for order in Order if order.fits(done.graph.shape(place), done.samples)]
-        for place in places
-    }
-    weights = torch.linspace(1, 2, done.outputs.shape[1]).to(done.outputs)
+def _orders(passes: Sequence[Pass], places: Sequence[int]) -> dict[int, Order]:
+    """How the outputs of nodes are ordered, seen from where the gradients of each sample arrive.
+
+    Gradients that are zero may leave several orders possible, such as those of all tokens but the first
+    one. Another number of samples may decide then. Otherwise the node is left out.
+    """
+    possible: dict[int, list[Order]] = {}
+    for done in passes:
+        undecided = [place for place in places if len(possible.get(place, list(Order))) > 1]
+        if undecided and len(done.graph.steps) == len(passes[0].graph.steps):
+            for place, found in _candidates(done, undecided).items():
+                possible[place] = [each for each in possible.get(place, found) if each in found]
+    return {place: found[0] for place, found in possible.items() if len(found) == 1}
+
+
+def _candidates(done: Pass, places: Sequence[int]) -> dict[int, list[Order]]:
+    """The orders that agree with the gradients of each sample."""
+    candidates = {place: _possible(done.graph.shape(place), done.samples) for place in places}
+    weights = _uneven(done.outputs)
     for sample in range(done.samples):
         only = torch.zeros_like(done.outputs)
         only[sample] = weights
@@ -194,7 +233,22 @@ def _orders(done: Pass, places: Sequence[int]) -> dict[int, Order]:
                 for order in candidates[place]
                 if _belongs(order.by_sample(signal, done.samples), sample)
             ]
-    return {place: orders[0] for place, orders in candidates.items() if orders}
+    return candidates
+
+
+def _possible(shape: Shape, samples: int) -> list[Order]:
+    """The orders that an output of this shape can have, without those that mean the same."""
+    found = [order for order in Order if order.fits(shape, samples)]
+    if samples == 1:
+        return found[:1]
+    if Order.FIRST in found and shape[0] == samples:
+        found.remove(Order.LAST)
+    return found
+
+
+def _uneven(outputs: torch.Tensor) -> torch.Tensor:
+    """Different weights for the outputs, `[output]`."""
+    return torch.linspace(1, 2, outputs.shape[1]).to(outputs)
 
 
 def _belongs(signal: torch.Tensor, sample: int) -> bool:

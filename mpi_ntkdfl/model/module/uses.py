@@ -32,6 +32,8 @@ class Order(Enum):
 
     def fits(self, shape: Shape, samples: int) -> bool:
         """Whether an array of this shape can be in this order."""
+        if 0 in shape:
+            return False
         if self is Order.SECOND:
             return len(shape) > 2 and shape[1] == samples
         return len(shape) > 1 and shape[0] % samples == 0
