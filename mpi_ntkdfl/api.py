@@ -95,6 +95,10 @@ def run(
     from mpi_ntkdfl import simulation
     from mpi_ntkdfl.comm.world import SoloWorld
 
+    if not isinstance(config, Config):
+        raise InputError(
+            f"a run needs a configuration, got {config!r:.80}; make one with load_config(...)"
+        )
     if overwrite and resume:
         raise InputError("overwrite and resume cannot be used together; choose one of them")
     mode: simulation.Mode = "overwrite" if overwrite else "resume" if resume else "new"

@@ -122,5 +122,7 @@ def test_a_run_replaces_nothing_unless_told_and_leaves_the_threads_alone(record)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
+    with pytest.raises(nd.InputError, match="got 'quickstart'; make one with load_config"):
+        nd.run("quickstart", record.path.with_name("b.h5"))
     with pytest.raises(nd.InputError, match="cannot be used together"):
         nd.run(record.config, record.path, overwrite=True, resume=True)

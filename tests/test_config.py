@@ -171,6 +171,8 @@ def test_keys_of_the_former_kind_are_unknown_to_the_new_one():
         ("algorithm.tau=3", "algorithm.tau: unknown key, got 3; did you mean 'taus'?"),
         ("dataset.rot=x", "dataset.rot: unknown key, got 'x'; did you mean 'root'?"),
         ("compute.thread=2", "compute.thread: unknown key, got 2; did you mean 'threads'?"),
+        ("topology.p=0.1", "topology.p: unknown key, got 0.1; there are: degree, dynamic, kind"),
+        ("topology.Deg=3", "topology.Deg: unknown key, got 3; did you mean 'degree'?"),
         ("topology.kind=rings", "unknown kind 'rings'; did you mean 'ring'? there are: "),
         ("dataset.name=fashionmnist", "did you mean 'fashion-mnist'? there are: "),
         ("dataset.name=[digits]", "dataset: unknown data set ['digits']"),

@@ -96,6 +96,8 @@ def test_command(record, tmp_path):
 def test_refused(record, tmp_path, monkeypatch):
     assert "clients are 0 to 3 in this run, got 4" in complaint("kernel", record, "--client", 4)
     assert "no checkpoint at" in complaint("kernel", tmp_path / "no.h5")
+    plugin = complaint("kernel", record, "--plugin", tmp_path / "no.py")
+    assert "no.py cannot be read" in plugin
     assert "must end in one of .pdf" in complaint("kernel", record, "-o", tmp_path / "k.txt")
     monkeypatch.setattr("mpi_ntkdfl.data.dataset.Dataset.fingerprint", lambda self: "other")
     assert "is not the one that" in complaint("kernel", record)

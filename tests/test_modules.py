@@ -132,6 +132,15 @@ def test_any_amount_of_memory_gives_the_same_kernel():
         close(operator.trace_gram(), wanted, 1e-10)
 
 
+def test_a_kernel_has_the_type_of_the_inputs():
+    module, inputs = made(*MODULES["group norm"])
+    single = module.to(torch.float32)
+    kernel = nd.kernel(single, inputs)
+    assert kernel.dtype == inputs.dtype == torch.float64
+    assert {each.dtype for each in single.parameters()} == {torch.float32}
+    close(kernel, oracle.kernel(entries(module.double(), inputs)), 1e-10)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_other_modules_are_refused_with_the_way_out(name):
     factory, shape, message = REFUSED[name]

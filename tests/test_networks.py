@@ -506,7 +506,10 @@ def test_an_exported_state_dict_is_complete_and_starts_another_run(tmp_path):
     ("words", "message"),
     [
         (["model.network=smal-pictures"], "did you mean 'small-pictures'.*register_network"),
-        (["model.network=small-pictures", "model.hidden=[3]"], "model.hidden: unknown key"),
+        (
+            ["model.network=small-pictures", "model.hidden=[3]"],
+            r"model.hidden: unknown key, got \[3\]; there are: init, name, network, options, weights",
+        ),
         (["model.network=small-pictures", "model.name=mpl"], "did you mean 'mlp'"),
         ([], "model.network: Field required"),
     ],

@@ -293,6 +293,10 @@ def test_nothing_to_draw(tmp_path):
     record = write(tmp_path / "a.h5", accuracy=(np.nan,) * 3)
     found = complaint("plot", record, "-o", tmp_path / "a.pdf", "--y", "client-accuracy")
     assert "no client-accuracy to draw" in found
+    record = write(tmp_path / "b.h5")
+    found = complaint("plot", record, "-o", tmp_path / "a.pdf", "--x", "simulated")
+    assert "no simulated to draw in" in found
+    assert "another --x" in found
     assert not (tmp_path / "a.pdf").exists()
 
 

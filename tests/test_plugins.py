@@ -271,6 +271,7 @@ def test_commands_take_plugins(tables, plugin):
     told = runner.invoke(cli, ["check", "--plugin", str(plugin), *sets(), "--no-measure"])
     assert told.exit_code == 0, told.exception
     assert "shrink on mine: 4 clients with 15 to 15 samples" in told.output
+    assert "without the steps of the method" in told.output
     words = ["submit", *("--plugin", str(plugin)), *sets(), *("--ranks", "2", "--time", "1:00:00")]
     script = runner.invoke(cli, words)
     assert f"--plugin {plugin}" in script.output

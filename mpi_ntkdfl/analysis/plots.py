@@ -154,7 +154,10 @@ def _refuse(groups: Sequence[Group], request: Request) -> None:
             f"--label is needed once for each of {len(groups)} configurations ({configurations}), got "
             f"{len(request.labels)}"
         )
-    y = _find(request.y, _metrics(groups), "y")
+    metrics = _metrics(groups)
+    y = _find(request.y, metrics, "y")
+    for name in request.x:
+        _find(name, metrics, "x")
     if request.target is not None and "mark" not in y.places:
         raise InputError(f"--target is an accuracy and cannot be marked in a figure of {request.y}")
     if (
@@ -170,10 +173,13 @@ def _refuse(groups: Sequence[Group], request: Request) -> None:
         raise InputError(
             f"--ylim needs LOW below HIGH, got {request.ylim[0]:g} {request.ylim[1]:g}"
         )
-    for group in groups:
-        if not np.isfinite(group.values(y.name)).all(axis=0).any():
-            files = ", ".join(trace.name for trace in group.traces)
-            raise InputError(f"no {request.y} to draw in {files}; leave out or choose another --y")
+    for axis, name in (("y", y.name), *(("x", name) for name in request.x)):
+        for group in groups:
+            if not np.isfinite(group.values(name)).all(axis=0).any():
+                files = ", ".join(trace.name for trace in group.traces)
+                raise InputError(
+                    f"no {name} to draw in {files}; leave out or choose another --{axis}"
+                )
 
 
 def looks_of(groups: Iterable[Group]) -> dict[str, LineStyle]:

@@ -111,10 +111,14 @@ def _plan_text(
 def _seconds_text(
     settings: config.Config, problem: Problem, by_phase: dict[str, float], speed: str
 ) -> str:
+    from mpi_ntkdfl.algorithms.base import Method
+
     cores = len(usable_cores())
     lines = [f"seconds per round, predicted for CPUs without other work ({speed}):"]
     lines += [f"  {phase:12}{seconds:>10.3f} s" for phase, seconds in by_phase.items()]
     lines.append(f"  {'total':12}{sum(by_phase.values()):>10.3f} s")
+    if problem.first.method.work.__func__ is Method.work.__func__:  # type: ignore[attr-defined]
+        lines.append("  without the steps of the method, which does not count them (Method.work)")
     threads = problem.placement.ranks * settings.compute.threads
     if threads > cores:
         lines.append(f"  {threads} threads share {cores} cores; on more hosts it is faster")

@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from mpi_ntkdfl.cli.groups import examples
-from mpi_ntkdfl.cli.options import ACCURACY_RANGE, RECORD, RECORDS, Range, warn
+from mpi_ntkdfl.cli.options import ACCURACY_RANGE, PLUGIN, RECORD, RECORDS, Range, warn
 from mpi_ntkdfl.cli.targets import OVERWRITE, TARGET, figure
 from mpi_ntkdfl.metrics import ACCURACY, Place, at
+from mpi_ntkdfl.runtime import plugins
 from mpi_ntkdfl.storage.outputs import Outputs
 
 
@@ -218,9 +219,15 @@ def export(record: Path, client: int | None, average: bool, target: Path) -> Non
 )
 @figure("Draw the spectra.")
 @click.option("--csv", "table", type=TARGET, help="Write eigenvalues and labels as CSV.")
+@PLUGIN
 @OVERWRITE
 def kernel(
-    record: Path, client: int, neighbourhood: bool, figure: Path | None, table: Path | None
+    record: Path,
+    client: int,
+    neighbourhood: bool,
+    figure: Path | None,
+    table: Path | None,
+    plugin_files: tuple[str, ...],
 ) -> None:
     """Print the spectrum of a client's neural tangent kernel, and how it changed.
 
@@ -230,6 +237,7 @@ def kernel(
     from mpi_ntkdfl.studies import kernels
     from mpi_ntkdfl.studies.loaded import load
 
+    plugins.load(plugin_files)
     diagnosis = kernels.diagnose(load(Outputs.at(record)), client, neighbourhood)
     click.echo(kernels.text(diagnosis))
     if table is not None:

@@ -266,7 +266,8 @@ def _explain_one(problem: Mapping[str, Any], merged: Mapping[str, Any]) -> str:
         case "extra_forbidden":
             key, keys = where[-1], list(_keys(where[:-1], merged))
             meant = _CALLED[key] if _CALLED.get(key) in keys else key
-            message, hint = "unknown key", did_you_mean(meant, keys)
+            message = "unknown key"
+            hint = did_you_mean(meant, keys) or f"; there are: {', '.join(sorted(keys))}"
         case "union_tag_invalid":
             tags = str(problem["ctx"]["expected_tags"]).replace("'", "").split(", ")
             return f"{'.'.join(where)}.kind: {unknown('kind', problem['ctx']['tag'], tags)}"

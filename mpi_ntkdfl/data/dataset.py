@@ -190,7 +190,7 @@ def _check_part(
         if not finite.all():
             raise InputError(
                 f"{where}: values must be finite, got NaN or infinity in {part} sample "
-                f"{start + int(np.argmin(finite))}; get the file again"
+                f"{start + int(np.argmin(finite))}; leave the sample out, or get the file again"
             )
 
 

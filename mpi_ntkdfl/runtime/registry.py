@@ -102,7 +102,11 @@ def did_you_mean(name: object, names: Iterable[str]) -> str:
     """The end of a message about a misspelt name: `; did you mean 'ring'?`, or nothing."""
     import difflib  # a misspelt name is rare
 
-    closest = difflib.get_close_matches(str(name), list(names), n=1)
+    names = list(names)
+    word, lower = str(name).lower(), {each.lower(): each for each in names}
+    closest = [lower[each] for each in difflib.get_close_matches(word, list(lower), n=1)]
+    begun = [each for each in names if len(word) > 2 and each.lower().startswith(word)]
+    closest = sorted(begun, key=len)[:1] or closest
     return f"; did you mean {closest[0]!r}?" if closest else ""
 
 

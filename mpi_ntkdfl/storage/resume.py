@@ -108,8 +108,9 @@ class Start:
         for what, differs in differing.items():
             if differs:
                 raise InputError(
-                    f"cannot go on: {what} is not the recorded one; have files changed, or the versions "
-                    "of numpy and networkx, which draw partitions and graphs?"
+                    f"cannot go on: {what} is not the recorded one; take the files and the versions of "
+                    "numpy and networkx (which draw partitions and graphs) with which it was started, "
+                    "or give --overwrite or another -o to start again"
                 )
         for name in ("regions", "trace"):
             former, now = (each.get(name) for each in (self.contents, contents))

@@ -41,9 +41,9 @@ class PluginSettings(ModelSettings):
     @classmethod
     def _registered(cls, network: str) -> str:
         if network not in FACTORIES:
-            hint = "register it with register_network, in a file named by --plugin"
-            names = unknown(FACTORIES.kind, network, FACTORIES) if FACTORIES else "there are none"
-            raise ValueError(f"no network of that name is registered: {names}; {hint}")
+            hint = "give the file that calls register_network by --plugin FILE.py"
+            known = unknown(FACTORIES.kind, network, FACTORIES) if FACTORIES else ""
+            raise ValueError(f"{known or 'no network is registered'}; {hint}")
         return network
 
 
