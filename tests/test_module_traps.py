@@ -18,7 +18,7 @@ from mpi_ntkdfl.model.module.jacobian import Limits, ModuleJacobian
 from mpi_ntkdfl.model.module.plan import planned
 from mpi_ntkdfl.runtime.errors import InputError
 from tests import oracle
-from tests.module_table import Of, free
+from tests.module_table import MODULES, Of, free
 from tests.test_modules import close, entries
 
 
@@ -147,6 +147,16 @@ def test_a_single_sample_stays_in_its_range():
 def test_a_buffer_may_hold_nan():
     module = Of(lambda m, x: m.a(x), a=nn.Linear(6, 3), seen=torch.full((2,), torch.nan))
     agree(module.double(), normal(9, 6))
+
+
+def test_a_module_that_differentiates_is_evaluated_in_inference_mode():
+    """As rounds do."""
+    module, inputs = MODULES["the gradient of an energy"][0]().double(), normal(9, 6)
+    network = ModuleNetwork(lambda: module, (6,), 3, "energy")
+    wanted = module(inputs).detach()
+    with torch.inference_mode():
+        params, given = network.own_parameters()[None].clone(), inputs.clone()
+        close(network.functions(params, given)(given)[0].clone(), wanted, 1e-12)
 
 
 # ------------------------------------------------------------------------- what passes leave in a module

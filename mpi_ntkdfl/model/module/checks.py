@@ -50,6 +50,7 @@ class Facts:
         activations: numbers that autograd keeps from a forward pass of one sample.
         passing: numbers that one sample needs for a forward and a backward pass.
         vectorised: whether torch computes gradients of several samples together.
+        differentiates: whether the forward pass computes gradients itself.
         plan: what the fast form of the kernel serves; None if it serves nothing.
         kernel: how the kernel is computed, for the record and the log.
     """
@@ -58,6 +59,7 @@ class Facts:
     activations: int
     passing: int
     vectorised: bool
+    differentiates: bool
     plan: Plan | None
     kernel: str
 
@@ -101,10 +103,12 @@ def examined(
         refuse_hidden_parameters(function, params, inputs)
         vectorised, gram = _right_form(function, params, inputs, classes)
         plan, kernel = right_plan(function, params, inputs, gram, activations, vectorised)
+        with torch.no_grad():
+            differentiates = function(params, inputs).requires_grad
     # What is kept, its gradients, and copies of the largest array for convolutions. For the cnn, the
     # resnet and the transformer of the presets this is 1.0, 1.0 and 1.2 times what was measured.
     passing = 2 * activations + 4 * largest
-    return Facts(products, activations, passing, vectorised, plan, kernel)
+    return Facts(products, activations, passing, vectorised, differentiates, plan, kernel)
 
 
 def _chosen(examples: torch.Tensor, count: int) -> torch.Tensor:

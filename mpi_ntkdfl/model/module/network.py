@@ -19,7 +19,7 @@ from mpi_ntkdfl.model.module.function import FlatModule, Make, chunks, made
 from mpi_ntkdfl.model.module.jacobian import Limits, ModuleJacobian
 from mpi_ntkdfl.model.module.training import ModuleTrainer
 from mpi_ntkdfl.model.module.work import ModuleWork
-from mpi_ntkdfl.model.params import Layout, aligned
+from mpi_ntkdfl.model.params import Layout, aligned, outside
 from mpi_ntkdfl.model.training import Data
 from mpi_ntkdfl.runtime.device import on_gpu
 
@@ -170,12 +170,19 @@ class ModuleNetwork:
             with torch.no_grad():
                 return torch.stack(
                     [
-                        torch.cat([self._function(row, inputs[some]) for some in parts])
+                        torch.cat([self._evaluated(row, inputs[some]) for some in parts])
                         for row in rows
                     ]
                 )
 
         return outputs
+
+    def _evaluated(self, params: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        """Outputs without gradients. In inference mode a module could not compute gradients itself."""
+        if not self._facts.differentiates:
+            return self._function(params, inputs)
+        with torch.inference_mode(False), torch.no_grad():
+            return self._function(outside(params), outside(inputs)).detach()
 
     def loss_gradient(
         self,
