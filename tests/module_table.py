@@ -691,6 +691,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
         TOKENS,
         "max_norm",
     ),
+    "sparse gradients": (
+        lambda: head(nn.Embedding(5, 4, sparse=True), 28),
+        TOKENS,
+        "Embedding '0' gives sparse gradients",
+    ),
     "gradients under no_grad": (
         lambda: Of(careless_energy, e=nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1))),
         (6,),

@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.nn.utils import prune
 
 import mpi_ntkdfl as nd
+from mpi_ntkdfl.model.module import ModuleNetwork
 from mpi_ntkdfl.model.module.function import FlatModule
 from mpi_ntkdfl.model.module.jacobian import Limits, ModuleJacobian
 from mpi_ntkdfl.model.module.plan import planned
@@ -112,6 +113,10 @@ def test_samples_may_miss_all_parameters():
     close(operator.trace_gram(), 3 * oracle.kernel(wanted), 1e-10)
     product = operator.transposed_product(torch.ones(1, 9, 3).double())
     close(product[0], wanted.sum((0, 1)), 1e-10)
+    network = ModuleNetwork(lambda: module, (6,), 3, "branches")
+    missing, params = inputs[reached == 0], network.own_parameters()
+    labels = torch.zeros(len(missing), dtype=torch.int64)
+    assert not network.loss_gradient(params, missing, labels, "cross-entropy").any()
 
 
 def test_equal_samples_do_not_hide_that_samples_see_each_other():

@@ -110,5 +110,7 @@ def loss_gradient(
         inputs, labels = outside(inputs), outside(labels)
         losses = sample_losses(outputs(point, inputs), labels, loss)
         value = losses.mean() if shares is None else torch.dot(losses, outside(shares))
+        if not value.requires_grad:  # none of these samples reaches a parameter
+            return torch.zeros_like(params)
         (gradient,) = torch.autograd.grad(value, point)
         return gradient

@@ -177,6 +177,8 @@ def refuse_by_name(module: torch.nn.Module) -> None:
                 f"{what} shortens rows of its weight in every pass (max_norm)",
                 "leave max_norm out, and divide rows by their norms in the forward pass",
             )
+        if isinstance(part, torch.nn.Embedding | torch.nn.EmbeddingBag) and part.sparse:
+            raise refusal(f"{what} gives sparse gradients", "leave sparse=True out")
         if part.training and _drops(part):
             raise refusal(
                 f"{what} draws random numbers in every pass",
