@@ -112,7 +112,6 @@ def _seconds_text(
     settings: config.Config, problem: Problem, by_phase: dict[str, float], speed: str
 ) -> str:
     from mpi_ntkdfl.algorithms.base import Method
-    from mpi_ntkdfl.model.module.network import ModuleNetwork
 
     cores = len(usable_cores())
     lines = [f"seconds per round, predicted for CPUs without other work ({speed}):"]
@@ -120,7 +119,7 @@ def _seconds_text(
     lines.append(f"  {'total':12}{sum(by_phase.values()):>10.3f} s")
     if problem.first.method.work.__func__ is Method.work.__func__:  # type: ignore[attr-defined]
         lines.append("  without the steps of the method, which does not count them (Method.work)")
-    if isinstance(problem.network, ModuleNetwork):
+    if "kernel" in problem.network.choices:  # a module of torch
         lines.append("  small layers and batches of a module of torch may take ten times as long")
     threads = problem.placement.ranks * settings.compute.threads
     if threads > cores:
