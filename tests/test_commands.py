@@ -65,6 +65,12 @@ def test_misspelt_commands(line, hint):
     assert f"did you mean {hint!r}?" in complaint(*line.split())
 
 
+@pytest.mark.parametrize(("network", "said"), [("mlp", False), ("cnn", True)])
+def test_the_plan_says_for_which_networks_seconds_are_a_lower_bound(network, said):
+    words = ("--set", f"model.name={network}", "--set", "clients=6", "--no-measure")
+    assert ("may take ten times as long" in answer("check", "quickstart", *words)) is said
+
+
 def test_a_misspelt_study():
     assert "did you mean 'convergence'? there are: ahead, aids" in complaint(
         "study", "plan", "convergance"

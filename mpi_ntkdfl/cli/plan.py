@@ -119,6 +119,8 @@ def _seconds_text(
     lines.append(f"  {'total':12}{sum(by_phase.values()):>10.3f} s")
     if problem.first.method.work.__func__ is Method.work.__func__:  # type: ignore[attr-defined]
         lines.append("  without the steps of the method, which does not count them (Method.work)")
+    if "kernel" in problem.network.choices:  # a module of torch
+        lines.append("  small layers and batches of a module of torch may take ten times as long")
     threads = problem.placement.ranks * settings.compute.threads
     if threads > cores:
         lines.append(f"  {threads} threads share {cores} cores; on more hosts it is faster")
