@@ -831,6 +831,16 @@ def test_the_last_task_names_the_next_command_and_the_plan_shows_begun_runs(tmp_
 # ------------------------------------------------------------------------------------ seed by seed
 
 
+def test_a_single_variant_is_not_compared(tmp_path):
+    axes = yaml.safe_load(TINY)["axes"]
+    axes[0]["variants"] = axes[0]["variants"][:1]
+    study = expanded(tmp_path, tiny(tmp_path, axes=axes, compared=axes[0]["name"]), seeds=1)
+    work(study)
+    made = report.make(study)
+    assert made.pairs is None
+    assert report.write(made)
+
+
 def test_differences_and_ranks_by_hand():
     """Student's t for two differences has one degree of freedom: t = 12.7062."""
     each = paired.Difference("", "accuracy at the end", "b", (0.01, 0.03), 2)

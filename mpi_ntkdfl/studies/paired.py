@@ -91,16 +91,21 @@ class Paired:
     ranks: Ranks | None
 
 
-def paired(results: Results, axis: str) -> Paired:
+def paired(results: Results, axis: str) -> Paired | None:
     """Compares the variants of an axis.
 
     Args:
         results: the finished runs.
         axis: name of the axis; its first variant is the reference.
+
+    Returns:
+        The comparison; None if the axis has only one variant.
     """
     study = results.study
     place = results.place(axis)
     order = [each.label for each in study.definition.axes[place].at(study.scale)]
+    if len(order) == 1:
+        return None
     targets = study.definition.scale(study.scale).targets
     numbers: dict[tuple[str, object], dict[str, dict[str, float]]] = {}
     for cell in results.cells:
