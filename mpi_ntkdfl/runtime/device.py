@@ -48,6 +48,11 @@ def on_gpu(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def random_state(device: torch.device) -> bytes:
+    """The state of a GPU's random generator; empty for a CPU, which has torch's own generator."""
+    return torch.cuda.get_rng_state(device).numpy().tobytes() if on_gpu(device) else b""
+
+
 def use(device: torch.device, threads: int) -> None:
     """Sets this process up to compute on `device`.
 

@@ -11,7 +11,9 @@ from tests.conftest import ROOT
 WHERE = """
 from mpi_ntkdfl.comm.mpi import open_world
 world = open_world()
-print(*world.comm.gather((world.hosts[world.rank], world.local_rank)) or (), sep="; ", flush=True)
+found = world.comm.gather((world.hosts[world.rank], world.local_rank))
+if found is not None:  # on one rank, because launchers mix the lines of several
+    print(*found, sep="; ", flush=True)
 """
 
 

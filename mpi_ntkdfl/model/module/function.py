@@ -124,8 +124,10 @@ class FlatModule:
         state = {name: values[own] for name, own in self._names.items()}
         # Ties are resolved here. Torch would replace a tensor twice in a module that is registered
         # under two names, and then not restore it.
+        # A module may turn gradients on for its inputs, which must not reach the caller's tensor.
+        own = inputs if inputs.requires_grad else inputs.detach()
         outputs: torch.Tensor = torch.func.functional_call(
-            self._called, state, (inputs.detach(),), tie_weights=False
+            self._called, state, (own,), tie_weights=False
         )
         return outputs
 

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from mpi_ntkdfl.runtime.device import on_gpu, random_state
+
 _STANDARD = frozenset(vars(torch.nn.Module())) - {"training", "_parameters", "_buffers", "_modules"}
 """Attributes of every module which passes do not change."""
 
@@ -57,19 +59,16 @@ def _kept(value: Any) -> tuple[Any, Any]:
 def random_states(device: torch.device) -> tuple[Any, ...]:
     """The states of all random generators that a module could draw from, for comparison."""
     own = torch.get_rng_state().numpy().tobytes()
-    other = b""
-    if device.type == "cuda":
-        other = torch.cuda.get_rng_state(device).numpy().tobytes()
     numbers = np.random.get_state(legacy=False)  # noqa: NPY002
     words = numbers["state"]["key"].tobytes(), numbers["state"]["pos"], numbers["has_gauss"]
-    return own, other, random.getstate(), words
+    return own, random_state(device), random.getstate(), words
 
 
 @contextmanager
 def same_random_states(device: torch.device) -> Iterator[None]:
     """After the context, all random generators have the states that they had before."""
     plain, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002
-    devices = [device] if device.type == "cuda" else []
+    devices = [device] if on_gpu(device) else []
     try:
         with torch.random.fork_rng(devices):
             yield
