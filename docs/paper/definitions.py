@@ -58,17 +58,11 @@ STUDIES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
 }
 """By name: the study of the package, and the variants that are kept, by axis."""
 
-SEEDS = {
-    "baselines-seeds": "baselines",
-    "convergence-seeds": "convergence",
-    "heterogeneity-seeds": "heterogeneity",
-    "sparsity-seeds": "sparsity",
-    "dynamics-seeds": "dynamics",
-    "starts-seeds": "starts",
-    "mnist-seeds": "mnist",
-    "theory-seeds": "theory",
-}
-"""Studies of the quick methods with three seeds, and the studies whose runs they repeat."""
+REPEATED = (
+    *("baselines", "convergence", "heterogeneity", "sparsity"),
+    *("dynamics", "starts", "mnist", "theory"),
+)
+"""The studies whose runs of quick methods are repeated with three seeds."""
 
 
 def partition(shares: dict[str, Any], data: str) -> dict[str, Any]:
@@ -136,7 +130,7 @@ def reduced(name: str, seeds: int = 1) -> dict[str, Any]:
 
 if __name__ == "__main__":
     studies = {name: reduced(name) for name in STUDIES}
-    studies |= {name: reduced(source, seeds=3) for name, source in SEEDS.items()}
+    studies |= {f"{name}-seeds": reduced(name, seeds=3) for name in REPEATED}
     for name, study in studies.items():
         text = yaml.safe_dump(study, sort_keys=False)
         Path(f"{name}.yaml").write_text(text, encoding="utf-8")

@@ -41,7 +41,7 @@ class Backward:
             places: numbers of the nodes at whose outputs gradients are wanted.
         """
         self._graph, self._samples, self._places = graph, samples, frozenset(places)
-        readers, needed = graph.readers(), graph.above(places)
+        readers, needed = graph.readers, graph.above(places)
         self._needed = needed
         missing = {place: len(readers.get(place, ())) for place in needed}
         ready = [place for place in needed if not missing[place]]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -156,7 +157,7 @@ class Graph:
 
     def above(self, places: Iterable[int]) -> set[int]:
         """The nodes `places`, and all nodes between them and the outputs."""
-        readers = self.readers()
+        readers = self.readers
         found = set(places)
         waiting = list(found)
         while waiting:
@@ -188,6 +189,7 @@ class Graph:
             return bool(shape) and shape[0] % samples == 0
         return operation in _STAYING
 
+    @cached_property
     def readers(self) -> dict[int, list[tuple[int, int]]]:
         """For each node, the nodes that read its output, and by which of their inputs."""
         readers: dict[int, list[tuple[int, int]]] = {}
@@ -201,7 +203,7 @@ class Graph:
 
         A tensor that no output depends on has none.
         """
-        readers = self.readers()
+        readers = self.readers
         uses: dict[str, list[Consumer]] = {}
         for name, leaf in leaves.items():
             place = self._places.get(get_gradient_edge(leaf).node, -2)

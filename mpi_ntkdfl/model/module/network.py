@@ -263,8 +263,7 @@ class ModuleNetwork:
         generic = min(max(room, 2 * self.layout.size), 2 * samples * self.layout.size) + passing
         fast = fast_numbers(plan, samples, self.classes, room) if plan else generic
         kernel = max(fast, generic) if plan is None or plan.rest else fast
-        factors = sum(fan_in + self.classes * units for units, fan_in in self.work.linear)
-        return samples * (2 * math.prod(self.shape) + factors) + max(kernel, passing)
+        return samples * (2 * math.prod(self.shape) + self.work.factors) + max(kernel, passing)
 
     def training_memory(self, samples: int, batch: int, epochs: int) -> int:
         """Nothing is kept from round to round."""

@@ -39,6 +39,11 @@ class ModuleWork:
     linear: tuple[tuple[int, int], ...]
 
     @property
+    def factors(self) -> int:
+        """Numbers of one sample that the linear maps of the fast form multiply: inputs and signals."""
+        return sum(fan_in + self.classes * units for units, fan_in in self.linear)
+
+    @property
     def widest(self) -> int:
         """All activations, which is an upper bound."""
         return self.activations
@@ -66,9 +71,8 @@ class ModuleWork:
         backward = self.classes * (1 + groups) / 2
         passes = 2.0 * self.products * samples * (forward + backward + self.classes)
         entries = self.classes * self.multiplied
-        factors = sum(fan_in + self.classes * units for units, fan_in in self.linear)
         moved = 3 * self.activations * (forward + backward) + 2 * entries
-        return Amount(passes + (entries + factors) * samples**2, 1.0 * moved * samples)
+        return Amount(passes + (entries + self.factors) * samples**2, 1.0 * moved * samples)
 
     def projected(self, samples: Count, width: int) -> Amount:
         """One gradient per output, and its products with the matrices."""
